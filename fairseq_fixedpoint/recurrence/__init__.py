@@ -1,0 +1,15 @@
+"""The mathematics: cells, the fixed-point iteration, the exact recurrence. Imports torch alone."""
+
+from fairseq_fixedpoint.recurrence.cells import CELLS, NONLINEARITIES
+from fairseq_fixedpoint.recurrence.dropout import check_probability, dropout_mask
+from fairseq_fixedpoint.recurrence.iteration import Solution
+from fairseq_fixedpoint.recurrence.stack import FixedPointRNN
+
+__all__ = [
+    "CELLS",
+    "NONLINEARITIES",
+    "FixedPointRNN",
+    "Solution",
+    "check_probability",
+    "dropout_mask",
+]

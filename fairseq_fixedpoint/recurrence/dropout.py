@@ -1,0 +1,29 @@
+"""Dropout masks, drawn once a forward pass and shared by all its iterations.
+
+A mask of its own for every iteration would make the iterates those of different models.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def dropout_mask(x: Tensor, p: float, variational: bool, features: int | None = None) -> Tensor:
+    """A scaled keep mask: 0 with probability `p`, else `1 / (1 - p)`; ``(T, B, features)``.
+
+    Args:
+        x: a block ``(T, B, D)``, whose length, batch, type and device the mask takes.
+        features: width of what is masked; D if None.
+        variational: one mask a sequence, shape ``(1, B, D)``, after Gal and Ghahramani (2016);
+            otherwise one a position, ``(T, B, D)``.
+    """
+    length, batch, width = x.shape
+    shape = (1 if variational else length, batch, features or width)
+    return F.dropout(x.new_ones(shape), p)
+
+
+def check_probability(name: str, p: float) -> None:
+    """Raises ValueError unless `p` can be a dropout probability."""
+    if not 0 <= p < 1:
+        raise ValueError(f"{name} must be at least 0 and less than 1, not {p}.")

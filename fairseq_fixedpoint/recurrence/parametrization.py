@@ -1,0 +1,69 @@
+"""Constraints on the recurrent matrix, which decide how fast the iteration converges.
+
+The Elman iteration with tanh contracts at least as fast as the recurrent spectral norm: after k
+iterations the error is at most `norm^k` times the first. Both constraints are registered through
+``torch.nn.utils.parametrize``, so a checkpoint holds the unconstrained parameter.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, parametrize
+
+
+class SpectralBound(nn.Module):
+    """`W min(1, bound / |W|_2)`: leaves a matrix within the bound as it is, scales others down.
+
+    PyTorch's ``parametrizations.spectral_norm`` sets the norm to 1 whatever the matrix; a bound
+    must not enlarge a small one. The norm is estimated by power iteration, one step a training
+    pass from the last estimate, as there.
+    """
+
+    def __init__(self, weight: Tensor, bound: float):
+        super().__init__()
+        self.bound = bound
+        self.register_buffer("left", F.normalize(torch.randn_like(weight[:, 0]), dim=0))
+        self.register_buffer("right", F.normalize(torch.randn_like(weight[0]), dim=0))
+        with torch.no_grad():
+            self._power_iteration(weight, steps=15)
+
+    def _power_iteration(self, weight: Tensor, steps: int) -> None:
+        for _ in range(steps):
+            self.left = F.normalize(weight @ self.right, dim=0)
+            self.right = F.normalize(weight.t() @ self.left, dim=0)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        if self.training:
+            with torch.no_grad():
+                self._power_iteration(weight, steps=1)
+        norm = torch.dot(self.left, weight @ self.right)
+        return weight * (self.bound / norm).clamp(max=1)
+
+
+def constrain(
+    recurrence: nn.RNNBase, spectral_bound: float | None = None, orthogonal: bool = False
+) -> None:
+    """Constrains the recurrent matrix of a one-layer PyTorch recurrence, in place.
+
+    Args:
+        spectral_bound: largest spectral norm allowed, or None.
+        orthogonal: orthonormal columns (``parametrizations.orthogonal``); of a gated cell's
+            stacked ``(G*H, H)`` matrix, so that no gate's matrix exceeds norm 1.
+
+    Raises:
+        ValueError: for both at once, or a bound that is not positive.
+    """
+    if orthogonal and spectral_bound is not None:
+        raise ValueError(
+            "an orthogonal recurrent matrix has spectral norm 1 already: "
+            "choose either orthogonal or spectral_bound."
+        )
+    if orthogonal:
+        parametrizations.orthogonal(recurrence, "weight_hh_l0")
+    if spectral_bound is not None:
+        if spectral_bound <= 0:
+            raise ValueError(f"spectral_bound must be positive, not {spectral_bound}.")
+        bound = SpectralBound(recurrence.weight_hh_l0.detach(), spectral_bound)
+        parametrize.register_parametrization(recurrence, "weight_hh_l0", bound)

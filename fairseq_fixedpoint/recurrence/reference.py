@@ -1,0 +1,67 @@
+"""The recurrence read straight from its equations: slow, and what the fast path is held to.
+
+Nothing here is shared with `cells.py` or `iteration.py` beyond the weights, and autograd
+differentiates it, so agreement with the fast path is evidence for both directions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fairseq_fixedpoint.recurrence.cells import GRU, LSTM, hidden
+from fairseq_fixedpoint.recurrence.iteration import Layer
+
+
+def cell_step(layer: Layer, x: Tensor, state: Tensor) -> Tensor:
+    """One step `f(x_t, h_{t-1})`: ``(B, D)`` and ``(B, P*H)`` to ``(B, P*H)``."""
+    input_gates = F.linear(x, layer.weight_ih, layer.bias_ih)
+    recurrent_gates = F.linear(hidden(state, layer.cell), layer.weight_hh, layer.bias_hh)
+    if isinstance(layer.cell, LSTM):
+        c = state.chunk(2, dim=-1)[1]
+        i, f, g, o = (input_gates + recurrent_gates).chunk(4, dim=-1)
+        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+        return torch.cat([o.sigmoid() * c.tanh(), c], dim=-1)
+    if isinstance(layer.cell, GRU):
+        x_r, x_z, x_n = input_gates.chunk(3, dim=-1)
+        h_r, h_z, h_n = recurrent_gates.chunk(3, dim=-1)
+        r, z = (x_r + h_r).sigmoid(), (x_z + h_z).sigmoid()
+        return (1 - z) * (x_n + r * h_n).tanh() + z * state
+    activation = torch.tanh if layer.cell.nonlinearity == "tanh" else torch.relu
+    return activation(input_gates + recurrent_gates)
+
+
+def sequential(layers: Sequence[Layer], x: Tensor, resets: Tensor | None = None) -> Tensor:
+    """The ordinary RNN from `h_init`, step by step: ``(T, B, D)`` to the top's ``(T, B, H)``.
+
+    `resets` is bool ``(T, B)``; dropout masks are one a position or one a sequence.
+    """
+    states = [layer.initial.expand(x.size(1), -1) for layer in layers]
+    outputs = []
+    for t in range(x.size(0)):
+        below = x[t]
+        for number, layer in enumerate(layers):
+            state = states[number]
+            if resets is not None:
+                state = torch.where(resets[t].unsqueeze(-1), layer.initial, state)
+            if layer.input_mask is not None:
+                below = below * layer.input_mask.expand(x.size(0), -1, -1)[t]
+            states[number] = cell_step(layer, below, state)
+            below = hidden(states[number], layer.cell)
+        outputs.append(below)
+    return torch.stack(outputs)
+
+
+def window_by_window(
+    layers: Sequence[Layer], x: Tensor, iterations: int, resets: Tensor | None = None
+) -> Tensor:
+    """Contract 1 as written: at each t, the ordinary RNN over the last `min(K, t)` inputs."""
+    outputs = []
+    for end in range(1, x.size(0) + 1):
+        window = slice(max(0, end - iterations), end)
+        window_resets = None if resets is None else resets[window]
+        outputs.append(sequential(layers, x[window], window_resets)[-1])
+    return torch.stack(outputs)

@@ -1,0 +1,202 @@
+"""The module: a stack of recurrent layers, evaluated by iteration, exactly, or token by token."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fairseq_fixedpoint.recurrence.cells import hidden, make_cell
+from fairseq_fixedpoint.recurrence.dropout import check_probability, dropout_mask
+from fairseq_fixedpoint.recurrence.exact import exact
+from fairseq_fixedpoint.recurrence.iteration import Layer, Solution, fixed_point, sweep
+from fairseq_fixedpoint.recurrence.parametrization import constrain
+
+
+class FixedPointRNN(nn.Module):
+    """An Elman RNN, GRU or LSTM whose states come from K parallel iterations.
+
+    The parameters are those of PyTorch's own modules, one a layer, whatever the evaluation:
+    ``iterations >= 1`` iterates (a Markov model of that order), ``iterations = 0`` runs the exact
+    recurrence, :meth:`step` takes one token at a time and agrees with either.
+
+    Args:
+        input_size: D.
+        hidden_size: H.
+        num_layers: L.
+        cell: ``elman``, ``gru`` or ``lstm``.
+        nonlinearity: ``tanh`` or ``relu``, for the Elman cell.
+        dropout: between layers.
+        variational_dropout: one dropout mask a sequence instead of one a position.
+        weight_dropout: on the recurrent matrices, drawn once a forward pass, as in AWD-LSTM
+            (Merity, Keskar and Socher, 2018).
+        learned_initial_state: make `h_init` a parameter instead of zeros.
+        spectral_bound: largest spectral norm of a recurrent matrix, or None.
+        orthogonal: keep the recurrent matrices orthogonal.
+
+    Raises:
+        ValueError: for an unknown cell or a value out of range.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        *,
+        cell: str = "elman",
+        nonlinearity: str = "tanh",
+        dropout: float = 0.0,
+        variational_dropout: bool = False,
+        weight_dropout: float = 0.0,
+        learned_initial_state: bool = False,
+        spectral_bound: float | None = None,
+        orthogonal: bool = False,
+    ):
+        super().__init__()
+        for name, size in (
+            ("input_size", input_size),
+            ("hidden_size", hidden_size),
+            ("num_layers", num_layers),
+        ):
+            if size < 1:
+                raise ValueError(f"{name} must be at least 1, not {size}.")
+        check_probability("dropout", dropout)
+        check_probability("weight_dropout", weight_dropout)
+        self.cell = make_cell(cell, nonlinearity)
+        self.dropout = dropout
+        self.variational_dropout = variational_dropout
+        self.weight_dropout = weight_dropout
+        self.layers = nn.ModuleList(
+            self.cell.recurrence(input_size if number == 0 else hidden_size, hidden_size)
+            for number in range(num_layers)
+        )
+        for recurrence in self.layers:
+            constrain(recurrence, spectral_bound, orthogonal)
+        initial = torch.zeros(num_layers, self.cell.parts * hidden_size)  # (L, P*H)
+        if learned_initial_state:
+            self.initial_state = nn.Parameter(initial)
+        else:
+            self.register_buffer("initial_state", initial, persistent=False)
+
+    def effective_layers(self, x: Tensor | None = None) -> list[Layer]:
+        """The layers of one forward pass: parametrised, with weight dropout and masks drawn.
+
+        Args:
+            x: the block's input ``(T, B, D)``, for the shape of the masks; no masks if None.
+        """
+        layers = []
+        for number, recurrence in enumerate(self.layers):
+            weight_hh = recurrence.weight_hh_l0
+            if self.training and self.weight_dropout > 0:
+                weight_hh = F.dropout(weight_hh, self.weight_dropout)
+            mask = None
+            if x is not None and number > 0 and self.training and self.dropout > 0:
+                features = recurrence.input_size
+                mask = dropout_mask(x, self.dropout, self.variational_dropout, features)
+            layers.append(
+                Layer(
+                    cell=self.cell,
+                    weight_ih=recurrence.weight_ih_l0,
+                    weight_hh=weight_hh,
+                    bias_ih=recurrence.bias_ih_l0,
+                    bias_hh=recurrence.bias_hh_l0,
+                    initial=self.initial_state[number],
+                    input_mask=mask,
+                )
+            )
+        return layers
+
+    def forward(
+        self,
+        x: Tensor,
+        iterations: int,
+        *,
+        resets: Tensor | None = None,
+        padding_mask: Tensor | None = None,
+        orders: Collection[int] = (),
+        residuals: bool = False,
+        gradient_iterations: int | None = None,
+        checkpoint_iterations: bool = False,
+        initial_state: Tensor | None = None,
+    ) -> Solution:
+        """Evaluates a block.
+
+        Args:
+            x: inputs, ``(T, B, D)``.
+            iterations: K; 0 for the exact recurrence.
+            resets, padding_mask, orders, residuals, gradient_iterations, checkpoint_iterations:
+                see :func:`~fairseq_fixedpoint.recurrence.iteration.fixed_point`; the last four
+                are for K >= 1 only.
+            initial_state: a carried state, ``(L, B, P*H)``, for the exact recurrence only: the
+                iteration's window would otherwise be longer than K.
+
+        Raises:
+            ValueError: for K < 0, or an argument that the chosen evaluation cannot honour.
+        """
+        if iterations < 0:
+            raise ValueError(f"iterations must be 0 (exact) or more, not {iterations}.")
+        layers = self.effective_layers(x)
+        if iterations == 0:
+            if orders or residuals or gradient_iterations is not None or checkpoint_iterations:
+                raise ValueError(
+                    "the exact recurrence (iterations=0) has no iterates: orders, residuals, "
+                    "gradient_iterations and checkpoint_iterations need iterations >= 1."
+                )
+            return exact(
+                self.layers,
+                layers,
+                x,
+                initial_state=initial_state,
+                resets=resets,
+                padding_mask=padding_mask,
+            )
+        if initial_state is not None:
+            raise ValueError(
+                "a state can be carried into the exact recurrence (iterations=0) only: "
+                f"with iterations={iterations} give {iterations - 1} tokens of left context."
+            )
+        return fixed_point(
+            layers,
+            x,
+            iterations,
+            resets=resets,
+            padding_mask=padding_mask,
+            orders=orders,
+            residuals=residuals,
+            gradient_iterations=gradient_iterations,
+            checkpoint_iterations=checkpoint_iterations,
+        )
+
+    def initial_cache(self, batch_size: int, iterations: int) -> Tensor:
+        """The state before any token, ``(L, K + 1, B, P*H)``; row k is `H^(k)`, all `h_init`."""
+        rows = iterations + 1 if iterations else 1
+        return self.initial_state[:, None, None].expand(-1, rows, batch_size, -1).contiguous()
+
+    def step(self, x: Tensor, cache: Tensor, resets: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Takes one token: all K iterates of the new position in one batched step.
+
+        Args:
+            x: the token's input, ``(B, D)``.
+            cache: from :meth:`initial_cache` or the last step, ``(L, K + 1, B, P*H)``; one row
+                for the exact recurrence. Beam search reorders its third dimension.
+            resets: bool ``(B,)``; True where the window starts anew at this token.
+
+        Returns:
+            The top layer's `h` at iteration K, ``(B, H)``, and the new cache.
+        """
+        layers = self.effective_layers()
+        is_exact = cache.size(1) == 1
+        if is_exact:  # sweep's last row precedes nothing, so repeat the only one there is
+            cache = cache.expand(-1, 2, -1, -1)
+        rows = cache.size(1) - 1
+        if resets is not None:
+            resets = resets.expand(rows, -1)
+        projected = layers[0].project(x).expand(rows, -1, -1)  # (K, B, G*H)
+        states = torch.stack(
+            sweep(layers, projected, [layer.contiguous() for layer in cache], resets)
+        )
+        output = hidden(states[-1, -1], self.cell)
+        return output, states[:, 1:] if is_exact else states

@@ -1,0 +1,362 @@
+"""Contracts 1 to 3: what an iterate is, when it is exact, and that its gradient is exact."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fairseq_fixedpoint.recurrence import FixedPointRNN
+from fairseq_fixedpoint.recurrence.reference import sequential, window_by_window
+
+EXACT = {"rtol": 0, "atol": 1e-10}
+KINDS = [("elman", "tanh"), ("elman", "relu"), ("gru", "tanh"), ("lstm", "tanh")]
+
+kinds = st.sampled_from(KINDS)
+seeds = st.integers(0, 2**32 - 1)
+
+
+def make(kind, seed=0, layers=2, input_size=3, hidden_size=4, **options) -> FixedPointRNN:
+    """A small float64 model; a learned initial state gets random values."""
+    torch.manual_seed(seed)
+    cell, nonlinearity = kind
+    model = FixedPointRNN(
+        input_size, hidden_size, layers, cell=cell, nonlinearity=nonlinearity, **options
+    ).double()
+    if isinstance(model.initial_state, torch.nn.Parameter):
+        torch.nn.init.uniform_(model.initial_state, -1, 1)
+    return model
+
+
+def block(length, batch=2, size=3) -> torch.Tensor:
+    return torch.randn(length, batch, size, dtype=torch.float64)
+
+
+@given(
+    kind=kinds,
+    layers=st.integers(1, 3),
+    iterations=st.integers(1, 9),
+    length=st.integers(1, 9),
+    learned=st.booleans(),
+    with_resets=st.booleans(),
+    seed=seeds,
+)
+@settings(max_examples=60, deadline=None)
+def test_iterate_is_the_rnn_over_the_last_tokens(
+    kind, layers, iterations, length, learned, with_resets, seed
+):
+    """Contract 1, for every order k <= K of one pass."""
+    model = make(kind, seed, layers, learned_initial_state=learned)
+    x = block(length)
+    resets = torch.rand(length, 2) < 0.3 if with_resets else None
+    orders = range(1, iterations + 1)
+    solution = model(x, iterations, resets=resets, orders=orders)
+    for k in orders:
+        expected = window_by_window(model.effective_layers(), x, k, resets)
+        torch.testing.assert_close(solution.iterates[k], expected, **EXACT)
+    torch.testing.assert_close(solution.output, solution.iterates[iterations], rtol=0, atol=0)
+
+
+@given(kind=kinds, layers=st.integers(1, 3), length=st.integers(1, 8), seed=seeds)
+@settings(max_examples=40, deadline=None)
+def test_enough_iterations_give_pytorchs_own_rnn(kind, layers, length, seed):
+    """Contract 2 against torch.nn.RNN, GRU and LSTM with copied weights."""
+    model = make(kind, seed, layers)
+    cell, nonlinearity = kind
+    options = {"nonlinearity": nonlinearity} if cell == "elman" else {}
+    theirs = {"elman": torch.nn.RNN, "gru": torch.nn.GRU, "lstm": torch.nn.LSTM}[cell](
+        3, 4, layers, **options
+    ).double()
+    with torch.no_grad():
+        for number, layer in enumerate(model.layers):
+            for name, weight in layer.named_parameters():
+                getattr(theirs, name.replace("l0", f"l{number}")).copy_(weight)
+    x = block(length)
+    expected = theirs(x)[0]
+    torch.testing.assert_close(model(x, length).output, expected, **EXACT)
+    torch.testing.assert_close(model(x, length + 3).output, expected, **EXACT)
+    torch.testing.assert_close(model(x, 0).output, expected, **EXACT)
+
+
+@given(kind=kinds, layers=st.integers(1, 3), k=st.integers(1, 6), seed=seeds)
+@settings(max_examples=30, deadline=None)
+def test_first_k_positions_are_exact_after_k_iterations(kind, layers, k, seed):
+    """Contract 2, second half."""
+    model = make(kind, seed, layers)
+    x = block(8)
+    expected = sequential(model.effective_layers(), x)
+    torch.testing.assert_close(model(x, k).output[:k], expected[:k], **EXACT)
+
+
+def test_a_token_more_than_k_back_changes_nothing():
+    model = make(("lstm", "tanh"), layers=3)
+    x = block(9)
+    changed = x.clone()
+    changed[2] += 10
+    before, after = model(x, 4).output, model(changed, 4).output
+    assert torch.equal(before[:2], after[:2])
+    assert torch.equal(before[6:], after[6:])
+    assert not torch.allclose(before[2:6], after[2:6])
+
+
+def gradients(output: torch.Tensor, tensors: list) -> list:
+    torch.manual_seed(7)
+    loss = (output * torch.randn_like(output)).sum()
+    return torch.autograd.grad(loss, tensors, allow_unused=True, materialize_grads=True)
+
+
+@given(
+    kind=kinds,
+    layers=st.integers(1, 3),
+    iterations=st.integers(1, 6),
+    learned=st.booleans(),
+    with_resets=st.booleans(),
+    checkpointed=st.booleans(),
+    seed=seeds,
+)
+@settings(max_examples=60, deadline=None)
+def test_gradient_is_that_of_the_order_k_model(
+    kind, layers, iterations, learned, with_resets, checkpointed, seed
+):
+    """Contract 3: against autograd through the window-by-window reference."""
+    model = make(kind, seed, layers, learned_initial_state=learned)
+    x = block(7).requires_grad_()
+    resets = torch.rand(7, 2) < 0.3 if with_resets else None
+    tensors = [x, *model.parameters()]
+    expected = gradients(window_by_window(model.effective_layers(), x, iterations, resets), tensors)
+    found = gradients(
+        model(x, iterations, resets=resets, checkpoint_iterations=checkpointed).output, tensors
+    )
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids="-".join)
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_gradcheck(kind, checkpointed):
+    model = make(kind, learned_initial_state=True)
+    names = [name for name, _ in model.named_parameters()]
+    resets = torch.tensor([[False, False], [False, True], [True, False], [False, False]])
+
+    def run(x, *weights):
+        solution = torch.func.functional_call(
+            model,
+            dict(zip(names, weights, strict=True)),
+            (x, 3),
+            {
+                "resets": resets,
+                "orders": [1, 2],
+                "residuals": True,
+                "checkpoint_iterations": checkpointed,
+            },
+        )
+        return *solution.iterates.values(), solution.squared_residuals
+
+    weights = [parameter.detach().requires_grad_() for parameter in model.parameters()]
+    assert torch.autograd.gradcheck(run, (block(4).requires_grad_(), *weights))
+
+
+@pytest.mark.parametrize("kind", KINDS, ids="-".join)
+def test_truncated_gradient_stops_at_the_iterate_it_names(kind):
+    """The last n iterations from a constant H^(K-n) have the same gradient."""
+    model = make(kind, layers=2)
+    x = block(6)
+    weights = list(model.parameters())
+    full = gradients(model(x, 5).output, weights)
+    assert all(
+        torch.allclose(a, b)
+        for a, b in zip(
+            gradients(model(x, 5, gradient_iterations=5).output, weights), full, strict=True
+        )
+    )
+    one = gradients(model(x, 5, gradient_iterations=1).output, weights)
+    # With H^(4) constant, iteration 5 is one application of the cells to known states.
+    from fairseq_fixedpoint.recurrence.iteration import sweep
+
+    layers = model.effective_layers()
+    with torch.no_grad():
+        states = [None, None]
+        for _ in range(4):
+            states = sweep(layers, layers[0].project(x), states, None)
+    top = sweep(layers, layers[0].project(x), states, None)[-1][1:]
+    expected = gradients(top[..., :4], weights)
+    for ours, theirs in zip(one, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, **EXACT)
+    assert not all(torch.allclose(a, b) for a, b in zip(one, full, strict=True))
+
+
+@pytest.mark.parametrize("iterations", [0, 1, 3])
+@pytest.mark.parametrize("kind", KINDS, ids="-".join)
+def test_padding_on_either_side_changes_no_state(kind, iterations):
+    model = make(kind, layers=2, learned_initial_state=True)
+    lengths = [5, 2, 7]
+    sequences = [block(length, batch=1) for length in lengths]
+    for left in (False, True):
+        x = torch.full((7, 3, 3), 1e3, dtype=torch.float64)
+        padding = torch.ones(7, 3, dtype=torch.bool)
+        for b, (length, sequence) in enumerate(zip(lengths, sequences, strict=True)):
+            where = slice(7 - length, 7) if left else slice(0, length)
+            x[where, b] = sequence[:, 0]
+            padding[where, b] = False
+        output = model(x, iterations, padding_mask=padding).output
+        assert torch.equal(output[padding], torch.zeros_like(output[padding]))
+        for b, sequence in enumerate(sequences):
+            alone = model(sequence, iterations).output[:, 0]
+            torch.testing.assert_close(output[:, b][~padding[:, b]], alone, **EXACT)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids="-".join)
+def test_exact_restarts_equal_the_sequential_reference(kind):
+    model = make(kind, layers=3, learned_initial_state=True)
+    x = block(12, batch=4).requires_grad_()
+    resets = torch.rand(12, 4) < 0.3
+    tensors = [x, *model.parameters()]
+    found = model(x, 0, resets=resets).output
+    expected = sequential(model.effective_layers(), x, resets)
+    torch.testing.assert_close(found, expected, **EXACT)
+    for a, b in zip(gradients(found, tensors), gradients(expected, tensors), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids="-".join)
+def test_carried_state_continues_the_exact_recurrence(kind):
+    model = make(kind, layers=2)
+    x = block(9)
+    whole = model(x, 0)
+    first = model(x[:4], 0)
+    second = model(x[4:], 0, initial_state=first.final_state)
+    torch.testing.assert_close(second.output, whole.output[4:], **EXACT)
+    torch.testing.assert_close(second.final_state, whole.final_state, **EXACT)
+    resets = torch.zeros(5, 2, dtype=torch.bool)
+    resets[2, 0] = True
+    continued = model(x[4:], 0, initial_state=first.final_state, resets=resets)
+    anew = model(x[6:], 0)
+    for found, carried, restarted in (
+        (continued.output[-1], whole.output[-1], anew.output[-1]),
+        (continued.final_state[-1], whole.final_state[-1], anew.final_state[-1]),
+    ):
+        torch.testing.assert_close(found[1], carried[1], **EXACT)
+        torch.testing.assert_close(found[0], restarted[0], **EXACT)
+
+
+@given(
+    kind=kinds,
+    layers=st.integers(1, 3),
+    iterations=st.integers(0, 5),
+    with_resets=st.booleans(),
+    seed=seeds,
+)
+@settings(max_examples=40, deadline=None)
+def test_one_token_steps_equal_the_block(kind, layers, iterations, with_resets, seed):
+    model = make(kind, seed, layers, learned_initial_state=True)
+    x = block(7)
+    resets = torch.rand(7, 2) < 0.3 if with_resets else None
+    expected = model(x, iterations, resets=resets).output
+    cache = model.initial_cache(2, iterations)
+    for t in range(7):
+        output, cache = model.step(x[t], cache, None if resets is None else resets[t])
+        torch.testing.assert_close(output, expected[t], **EXACT)
+        order = torch.tensor([1, 0])  # as a beam search would: the cache follows its sequences
+        cache, x = cache.index_select(2, order), x[:, order]
+        expected = expected[:, order]
+        resets = None if resets is None else resets[:, order]
+
+
+def test_residuals_measure_the_change_of_every_layer():
+    model = make(("gru", "tanh"), layers=2)
+    x = block(6)
+    padding = torch.zeros(6, 2, dtype=torch.bool)
+    padding[4:, 1] = True
+    found = model(x, 4, residuals=True, padding_mask=padding).residuals
+    bottom = FixedPointRNN(3, 4, 1, cell="gru").double()
+    bottom.layers[0] = model.layers[0]
+    total = torch.zeros(4, dtype=torch.float64)
+    for stack in (model, bottom):
+        outputs = [torch.zeros(6, 2, 4, dtype=torch.float64)]
+        outputs += [stack(x, k).output for k in range(1, 5)]
+        for k in range(4):
+            change = (outputs[k + 1] - outputs[k])[~padding]
+            total[k] += change.square().mean() / 2
+    torch.testing.assert_close(found, total.sqrt(), **EXACT)
+
+
+def test_residual_vanishes_once_every_position_is_exact():
+    residuals = make(("elman", "tanh"))(block(3), 6, residuals=True).residuals
+    assert residuals[:3].min() > 0
+    assert torch.equal(residuals[3:], torch.zeros(3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("variational", [False, True])
+def test_one_mask_and_one_recurrent_matrix_serve_all_iterations(variational):
+    """With dropout drawn, K >= T still equals the sequential run of the very same layers."""
+    model = make(
+        ("lstm", "tanh"), layers=3, dropout=0.5, weight_dropout=0.3, variational_dropout=variational
+    ).train()
+    x = block(5)
+    torch.manual_seed(11)
+    drawn = model.effective_layers(x)
+    torch.manual_seed(11)
+    output = model(x, 8).output
+    torch.manual_seed(11)
+    torch.testing.assert_close(model(x, 0).output, output, **EXACT)
+    assert any((layer.weight_hh == 0).any() for layer in drawn)
+    assert drawn[1].input_mask.shape == (1 if variational else 5, 2, 4)
+    torch.testing.assert_close(output, sequential(drawn, x), **EXACT)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids="-".join)
+def test_spectral_bound_holds_and_leaves_small_matrices_alone(kind):
+    wide = make(kind, hidden_size=16, spectral_bound=0.5)
+    for _ in range(200):
+        wide.train()(block(2), 2)
+    bounded = wide.layers[0].weight_hh_l0
+    assert torch.linalg.matrix_norm(bounded, 2) <= 0.5 * (1 + 1e-6)
+    loose = make(kind, hidden_size=16, spectral_bound=100.0)
+    original = loose.layers[0].parametrizations.weight_hh_l0.original
+    assert torch.equal(loose.layers[0].weight_hh_l0, original)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids="-".join)
+def test_orthogonal_matrices_and_exact_mode_agree(kind):
+    model = make(kind, layers=1, orthogonal=True)
+    weight = model.layers[0].weight_hh_l0
+    # PyTorch keeps a fixed base of the parametrisation, made here in float32.
+    identity = torch.eye(4, dtype=torch.float64)
+    torch.testing.assert_close(weight.t() @ weight, identity, rtol=0, atol=1e-6)
+    x = block(5)
+    torch.testing.assert_close(model(x, 0).output, model(x, 5).output, **EXACT)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"cell": "mgu"}, "unknown cell 'mgu'"),
+        ({"nonlinearity": "gelu"}, "unknown nonlinearity 'gelu'"),
+        ({"cell": "gru", "nonlinearity": "relu"}, "needs the cell 'elman'"),
+        ({"hidden_size": 0}, "hidden_size must be at least 1"),
+        ({"dropout": 1.0}, "dropout must be"),
+        ({"weight_dropout": -0.1}, "weight_dropout must be"),
+        ({"spectral_bound": 0.0}, "spectral_bound must be positive"),
+        ({"spectral_bound": 0.5, "orthogonal": True}, "choose either"),
+    ],
+)
+def test_bad_construction_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        FixedPointRNN(**{"input_size": 3, "hidden_size": 4, **options})
+
+
+@pytest.mark.parametrize(
+    ("iterations", "options", "message"),
+    [
+        (-1, {}, "must be 0"),
+        (3, {"orders": [4]}, "must all lie in 1..3"),
+        (3, {"gradient_iterations": 4}, "must lie in 1..3"),
+        (0, {"residuals": True}, "has no iterates"),
+        (3, {"initial_state": torch.zeros(2, 2, 4)}, "2 tokens of left context"),
+    ],
+)
+def test_bad_calls_are_refused(iterations, options, message):
+    model = FixedPointRNN(3, 4, 2)
+    with pytest.raises(ValueError, match=message):
+        model(torch.zeros(5, 2, 3), iterations, **options)
