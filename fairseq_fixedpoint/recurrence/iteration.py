@@ -150,8 +150,8 @@ class _Advance(torch.autograd.Function):
 
 
 def _rows(states: Tensor) -> Tensor:
-    """``(N, B, S)`` to ``(N * B, S)``, a view."""
-    return states.view(-1, states.size(-1))
+    """``(N, B, S)`` to ``(N * B, S)``; a view of contiguous states."""
+    return states.reshape(-1, states.size(-1))
 
 
 def _before(previous: Tensor | None, initial: Tensor, resets: Tensor | None) -> Tensor:

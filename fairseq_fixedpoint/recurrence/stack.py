@@ -89,7 +89,8 @@ class FixedPointRNN(nn.Module):
         """
         layers = []
         for number, recurrence in enumerate(self.layers):
-            weight_hh = recurrence.weight_hh_l0
+            with torch.autocast(self.initial_state.device.type, enabled=False):
+                weight_hh = recurrence.weight_hh_l0  # a parametrisation needs full precision
             if self.training and self.weight_dropout > 0:
                 weight_hh = F.dropout(weight_hh, self.weight_dropout)
             mask = None

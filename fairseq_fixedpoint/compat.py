@@ -1,0 +1,233 @@
+"""Run-time mends that let fairseq run on current PyTorch and numpy.
+
+:func:`apply` makes them all and is called when the plugin is imported, which `--user-dir` does
+before fairseq reads a checkpoint or builds a data set. Each mend is skipped where it is not needed,
+and making it twice is the same as making it once.
+
+**Reading checkpoints** (:func:`mend_checkpoint_loading`). A checkpoint of fairseq is a pickle, and
+a pickle can run any code. PyTorch 2.6 therefore made `torch.load` refuse every class that it does
+not know, among them the few that fairseq stores, so resuming and evaluating fail. The protection
+stays on here: those few classes are allowed, and only while fairseq reads a checkpoint or, on
+several processes, receives one from the process that read it. The second is needed on fairseq's
+main branch too. There, reading a file needs no mend: it passes `weights_only=False`, which runs
+what the file says, and nothing here changes that.
+
+The same wrapper turns what goes wrong in reading into one :class:`CheckpointError` that names the
+file, the trouble and the remedy.
+
+**`np.compat.long`** (:func:`mend_numpy_long`). numpy 2 has dropped `np.compat`; fairseq still uses
+this one name of it, for blocks that end at the end of a sentence (`--sample-break-mode eos`).
+"""
+
+import argparse
+import collections
+import functools
+import os
+import re
+import types
+import typing
+from contextlib import AbstractContextManager, nullcontext
+
+import numpy
+import torch
+
+__all__ = [
+    "CheckpointError",
+    "apply",
+    "mend_checkpoint_loading",
+    "mend_numpy_long",
+    "stored_classes",
+]
+
+
+# checkpoint_last.pt and checkpoint_best.pt are separate files, so there often is another one.
+_REMEDY = "Make it again, or name another checkpoint (--path, or --restore-file with fairseq-train)"
+
+
+class CheckpointError(RuntimeError):
+    """A file cannot be read as a checkpoint of fairseq; the message says why and what to do."""
+
+
+def apply() -> None:
+    """Make every mend that this environment needs."""
+    mend_numpy_long()
+    mend_checkpoint_loading()
+
+
+def mend_numpy_long(module: types.ModuleType = numpy) -> bool:
+    """Give numpy back the one name of `np.compat` that fairseq uses, if it is missing.
+
+    Args:
+        module: numpy, or what stands for it in a test.
+
+    Returns:
+        Whether anything was missing.
+    """
+    # vars() instead of getattr: a module's own __getattr__ may answer an old name with a warning.
+    compat = vars(module).get("compat")
+    if hasattr(compat, "long"):
+        return False
+    if compat is None:
+        compat = types.SimpleNamespace()
+        module.compat = compat
+    # What numpy had here on Python 3.
+    compat.long = int
+    return True
+
+
+def stored_classes() -> list:
+    """The classes that fairseq's checkpoints hold and `torch.load` does not know.
+
+    Found by reading checkpoints of fairseq's optimizers and schedulers, of `fairseq-train` and of
+    `fairseq-hydra-train`, and by resuming on two processes:
+
+    - a file holds `argparse.Namespace`, where a model, task or criterion without a dataclass has
+      its options from the command line;
+    - what is sent to the other processes holds the configuration as an object of omegaconf, made
+      of the other classes below, and placeholders for the tensors.
+
+    Returns:
+        Classes, or pairs of a class and the name it has in a pickle, for
+        `torch.serialization.safe_globals`.
+    """
+    from fairseq.distributed import utils as distributed_utils
+    from omegaconf import DictConfig, ListConfig
+    from omegaconf.base import ContainerMetadata, Metadata
+    from omegaconf.nodes import AnyNode
+
+    classes = [
+        argparse.Namespace,
+        AnyNode,
+        ContainerMetadata,
+        DictConfig,
+        ListConfig,
+        Metadata,
+        collections.defaultdict,
+        dict,
+        int,
+        list,
+        # Before Python 3.11 this is no class and does not know its name.
+        (typing.Any, "typing.Any"),
+    ]
+    placeholder = getattr(distributed_utils, "_TensorPlaceholder", None)
+    if placeholder is not None:
+        classes.append(placeholder)
+    return classes
+
+
+def mend_checkpoint_loading() -> bool:
+    """Let fairseq read its checkpoints under the protection of `torch.load`, with clear errors.
+
+    Replaces `fairseq.checkpoint_utils.load_checkpoint_to_cpu`, through which the trainer and
+    `load_model_ensemble` read files, and `fairseq.distributed.utils._broadcast_object_slow`,
+    through which the trainer hands a checkpoint to the other processes. fairseq looks both up in
+    their modules at each call, so the replacements are what it uses everywhere.
+
+    Returns:
+        Whether anything was replaced: False if this was done before.
+    """
+    from fairseq import checkpoint_utils
+    from fairseq.distributed import utils as distributed_utils
+
+    load = checkpoint_utils.load_checkpoint_to_cpu
+    if getattr(load, "mended_by", None) == __name__:
+        return False
+
+    @functools.wraps(load)
+    def load_checkpoint_to_cpu(path, *args, **kwargs):
+        try:
+            with _stored_classes_allowed():
+                return load(path, *args, **kwargs)
+        except (FileNotFoundError, IsADirectoryError, PermissionError, MemoryError):
+            raise  # these say what they are; reading an archive cut short is an OSError too
+        except Exception as error:
+            trouble = _trouble_with(path, error)
+            if trouble is None:
+                raise
+            raise CheckpointError(trouble) from error
+
+    load_checkpoint_to_cpu.mended_by = __name__
+    checkpoint_utils.load_checkpoint_to_cpu = load_checkpoint_to_cpu
+
+    if _protection_is_default():
+        broadcast = distributed_utils._broadcast_object_slow
+
+        @functools.wraps(broadcast)
+        def broadcast_object_slow(*args, **kwargs):
+            with _stored_classes_allowed():
+                return broadcast(*args, **kwargs)
+
+        distributed_utils._broadcast_object_slow = broadcast_object_slow
+    return True
+
+
+def _protection_is_default() -> bool:
+    """Whether `torch.load` refuses classes it does not know unless told otherwise."""
+    numbers = re.match(r"(\d+)\.(\d+)", torch.__version__)
+    return numbers is not None and (int(numbers[1]), int(numbers[2])) >= (2, 6)
+
+
+def _stored_classes_allowed() -> AbstractContextManager:
+    """A context in which `torch.load` knows the classes that fairseq stores."""
+    if not _protection_is_default():
+        return nullcontext()
+    return torch.serialization.safe_globals(stored_classes())
+
+
+def _trouble_with(path: str, error: Exception) -> str | None:
+    """Why the file at `path` is no checkpoint that fairseq can read, or None if it is one.
+
+    Called after reading has failed, so it may take as long as reading does.
+
+    Args:
+        path: the file.
+        error: what reading it raised.
+    """
+    from fairseq.file_io import PathManager
+
+    refused = _refused_class(error)
+    if refused is not None:
+        return (
+            f"The checkpoint {path} holds {refused}, which fairseq does not store in checkpoints, "
+            "so it was not loaded: loading it could run code that the file brings. Use a "
+            "checkpoint that you trust; if you trust this one and know the class, allow it with "
+            "torch.serialization.add_safe_globals in the code of your --user-dir."
+        )
+    local_path = PathManager.get_local_path(path)
+    size = os.path.getsize(local_path)
+    if size == 0:
+        return f"The checkpoint {path} is empty (0 bytes). {_REMEDY}."
+    try:
+        # Where the protection is not PyTorch's default, fairseq has just read the file without it.
+        with _stored_classes_allowed():
+            state = torch.load(
+                local_path, map_location="cpu", weights_only=_protection_is_default()
+            )
+    except Exception as reading_error:
+        if _refused_class(reading_error) is not None:
+            return None  # fairseq came further than this with it, so the trouble is another one
+        with open(local_path, "rb") as file:
+            begins_as_archive = file.read(4) == b"PK\x03\x04"  # PyTorch writes zip archives
+        if begins_as_archive:
+            return (
+                f"The checkpoint {path} is damaged: it begins as a file of PyTorch, but its {size} "
+                "bytes cannot be read to the end, as after a copy or a save that was cut off. "
+                f"{_REMEDY}."
+            )
+        return (
+            f"The file {path} is not a checkpoint: it was not written by PyTorch, or it is damaged "
+            f"from its beginning. {_REMEDY}."
+        )
+    if not isinstance(state, dict) or "model" not in state or not {"args", "cfg"} & state.keys():
+        return (
+            f"The file {path} is not a checkpoint of fairseq: it can be read, but does not hold a "
+            "model with its configuration (the entries 'model' and 'cfg' or 'args'). Name a file "
+            "that fairseq-train wrote."
+        )
+    return None
+
+
+def _refused_class(error: Exception) -> str | None:
+    """The name of the class or function that `torch.load` refused, if that is what `error` says."""
+    found = re.search(r"GLOBAL (\S+) was not an allowed|unsupported GLOBAL (\S+)", str(error))
+    return next(filter(None, found.groups())) if found else None

@@ -1,0 +1,231 @@
+"""`fixedpoint_cross_entropy`: cross-entropy of the order-K model, and of lower orders if wanted."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Optional
+
+import torch
+import torch.nn.functional as F
+from fairseq import utils
+from fairseq.criterions import FairseqCriterion, register_criterion
+from fairseq.dataclass import FairseqDataclass
+from fairseq.logging import metrics
+from fairseq.tasks import FairseqTask
+from omegaconf import II
+from torch import Tensor
+
+
+@dataclass
+class FixedPointCrossEntropyConfig(FairseqDataclass):
+    """Options of `fixedpoint_cross_entropy`."""
+
+    loss_iterations: Optional[str] = field(
+        default=None,
+        metadata={
+            "help": "comma-separated iterations whose cross-entropies are averaged, e.g. 1,2,4,8: "
+            "one model for several K (default: --iterations alone)"
+        },
+    )
+    log_z_penalty: float = field(
+        default=0.0,
+        metadata={
+            "help": "weight of the mean of (log Z)^2, so that scoring may skip the normaliser"
+        },
+    )
+    residual_penalty: float = field(
+        default=0.0,
+        metadata={"help": "weight of the mean squared residual of the last iteration"},
+    )
+    sentence_avg: bool = II("optimization.sentence_avg")
+    ddp_backend: str = II("distributed_training.ddp_backend")
+
+
+@register_criterion("fixedpoint_cross_entropy", dataclass=FixedPointCrossEntropyConfig)
+class FixedPointCrossEntropy(FairseqCriterion):
+    """Cross-entropy in nats over the positions whose target is not padding.
+
+    Positions of left context have a padding target: they reach the recurrence, but neither the
+    output layer nor the loss.
+
+    Args:
+        task: the fairseq task.
+        loss_iterations: comma-separated orders averaged in the loss; None for K alone.
+        log_z_penalty: weight of the mean of `log Z` squared, at iteration K.
+        residual_penalty: weight of the mean of `(H^(K) - H^(K-1))^2`.
+        sentence_avg: normalise gradients by sentences instead of tokens.
+        ddp_backend: fairseq's, to refuse one that cannot work.
+
+    Raises:
+        ValueError: for an option that cannot be honoured.
+    """
+
+    def __init__(
+        self,
+        task: FairseqTask,
+        loss_iterations: str | None,
+        log_z_penalty: float,
+        residual_penalty: float,
+        sentence_avg: bool,
+        ddp_backend: str,
+    ):
+        super().__init__(task)
+        for name, penalty in (
+            ("--log-z-penalty", log_z_penalty),
+            ("--residual-penalty", residual_penalty),
+        ):
+            if not 0 <= penalty < math.inf:
+                raise ValueError(f"{name} must be 0 or a positive number, not {penalty}.")
+        self.orders = _orders(loss_iterations)
+        self.log_z_penalty = log_z_penalty
+        self.residual_penalty = residual_penalty
+        self.sentence_avg = sentence_avg
+        self.ddp_backend = ddp_backend
+
+    def forward(self, model, sample, reduce=True):
+        """The summed loss, the sample size that gradients are divided by, and what is logged.
+
+        Raises:
+            ValueError: if the model cannot give what the options ask for.
+            FloatingPointError: if the loss is not finite.
+        """
+        decoder = model.decoder
+        orders = self._orders_of(decoder)
+        net_output = model(
+            **sample["net_input"],
+            features_only=True,
+            orders=[k for k in orders if k != decoder.iterations],
+            residuals=decoder.iterations > 0,
+        )
+        features, extra = net_output
+        target = model.get_targets(sample, net_output)  # (B, T)
+        counted = target.ne(self.padding_idx).view(-1).nonzero().squeeze(1)  # (M,)
+        target = target.view(-1)[counted]
+        ntokens = target.numel()
+        sample_size = sample["nsentences"] if self.sentence_avg else ntokens
+
+        nll, log_z = self._nll(decoder, _take(features, counted), target)
+        losses = [
+            nll
+            if k == decoder.iterations
+            else self._nll(decoder, _take(extra["iterates"][k], counted), target)[0]
+            for k in orders
+        ]
+        loss = torch.stack(losses).mean()
+        logging_output = {
+            "nll_loss": nll.detach(),
+            "ntokens": ntokens,
+            "nsentences": sample["nsentences"],
+            "sample_size": sample_size,
+        }
+        if log_z is not None:
+            logging_output["log_z"] = log_z.detach().sum()
+            if model.training and self.log_z_penalty > 0:
+                loss = loss + self.log_z_penalty * log_z.square().sum()
+        squared_residuals = extra["squared_residuals"]
+        if squared_residuals is not None:
+            if model.training and self.residual_penalty > 0:
+                loss = loss + self.residual_penalty * squared_residuals[-1] * ntokens
+            for k, value in enumerate(squared_residuals.detach().unbind(), start=1):
+                logging_output[f"squared_residual_{k}"] = value * ntokens
+        logging_output["loss"] = loss.detach()
+        self._check_finite(loss, model)
+        return loss, sample_size, logging_output
+
+    def _orders_of(self, decoder) -> list[int]:
+        """Which iterates this pass is scored at, K last."""
+        if decoder.adaptive_softmax is not None:
+            if self.log_z_penalty > 0:
+                raise ValueError(
+                    "--log-z-penalty needs the full softmax: an adaptive softmax has no single "
+                    "normaliser. Drop --adaptive-softmax-cutoff or the penalty."
+                )
+            if (
+                decoder.training
+                and self.ddp_backend in {"c10d", "pytorch_ddp"}
+                and (torch.distributed.is_initialized())
+            ):
+                raise ValueError(
+                    "an adaptive softmax leaves clusters unused in some batches, which "
+                    f"--ddp-backend {self.ddp_backend} cannot handle: use --ddp-backend legacy_ddp."
+                )
+        if self.residual_penalty > 0 and decoder.training and decoder.iterations == 0:
+            raise ValueError("--residual-penalty needs --iterations of at least 1: 0 has none.")
+        if self.orders is None or (decoder.iterations == 0 and not decoder.training):
+            return [decoder.iterations]
+        if decoder.training:
+            if self.orders[-1] != decoder.iterations:
+                raise ValueError(
+                    "--loss-iterations must end with --iterations "
+                    f"({decoder.iterations}), the order the model is evaluated at, "
+                    f"not with {self.orders[-1]}."
+                )
+            return self.orders
+        lower = [k for k in self.orders if k < decoder.iterations]
+        return [*lower, decoder.iterations]  # evaluated at another K than it was trained for
+
+    def _nll(self, decoder, features: Tensor, target: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Summed negative log-likelihood, and `log Z` ``(M,)`` where the softmax is a full one."""
+        if decoder.adaptive_softmax is not None:
+            outputs, targets = decoder.adaptive_softmax(features, target)
+            return sum(
+                F.cross_entropy(output.float(), part, reduction="sum")
+                for output, part in zip(outputs, targets, strict=True)
+                if part is not None
+            ), None
+        logits = decoder.output_layer(features)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # (M, V)
+        log_z = logits.logsumexp(-1)
+        return (log_z - logits.gather(1, target.unsqueeze(1)).squeeze(1)).sum(), log_z
+
+    def _check_finite(self, loss: Tensor, model) -> None:
+        # In training on a GPU fairseq itself checks the gradients before each update (and lowers
+        # the loss scale under fp16); asking here would wait for the device at every step.
+        if (loss.is_cuda and model.training) or torch.isfinite(loss):
+            return
+        doing = "training" if model.training else "validation"
+        raise FloatingPointError(
+            f"the loss became {loss.item()} in {doing}, and no checkpoint has been written since: "
+            "lower --lr, set or lower --clip-norm, or resume from the last checkpoint."
+        )
+
+    @classmethod
+    def reduce_metrics(cls, logging_outputs) -> None:
+        """Averages over workers: losses in bits a token, residuals, `log Z` in nats."""
+        total = {
+            key: sum(log.get(key, 0) for log in logging_outputs)
+            for key in dict.fromkeys(key for log in logging_outputs for key in log)
+        }
+        ntokens, sample_size = utils.item(total["ntokens"]), utils.item(total["sample_size"])
+        metrics.log_scalar("loss", total["loss"] / sample_size / math.log(2), sample_size, round=3)
+        metrics.log_scalar("nll_loss", total["nll_loss"] / ntokens / math.log(2), ntokens, round=3)
+        metrics.log_derived("ppl", lambda meters: utils.get_perplexity(meters["nll_loss"].avg))
+        if "log_z" in total:
+            metrics.log_scalar("log_z", total["log_z"] / ntokens, ntokens, round=3)
+        for key, value in total.items():
+            if key.startswith("squared_residual_"):
+                residual = (torch.as_tensor(value) / ntokens).sqrt()
+                metrics.log_scalar(key.removeprefix("squared_"), residual, ntokens, round=4)
+
+    @staticmethod
+    def logging_outputs_can_be_summed() -> bool:
+        """They are sums."""
+        return True
+
+
+def _take(features: Tensor, counted: Tensor) -> Tensor:
+    """Features ``(B, T, C)`` at the counted positions, ``(M, C)``."""
+    return features.reshape(-1, features.size(-1)).index_select(0, counted)
+
+
+def _orders(text: str | None) -> list[int] | None:
+    if text is None:
+        return None
+    try:
+        orders = sorted({int(item) for item in str(text).split(",")})
+    except ValueError:
+        orders = [0]
+    if orders[0] < 1:
+        raise ValueError(
+            f"--loss-iterations takes comma-separated integers of at least 1, not {text!r}."
+        )
+    return orders

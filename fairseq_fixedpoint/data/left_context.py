@@ -1,0 +1,101 @@
+"""Blocks that see the tokens before them, so that block size does not change the function."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from fairseq.data import FairseqDataset, MonolingualDataset
+from torch import Tensor
+
+
+class LeftContextDataset(FairseqDataset):
+    """Prepends to every block the tokens that precede it in the stream; their loss is not counted.
+
+    A block's source already starts with the token before its first target. With K-1 more, the
+    window of K tokens is complete at every counted position.
+
+    fairseq's ``LMContextWindowDataset`` does this for evaluation by carrying tokens from one batch
+    to the next, which holds for a single worker reading in order. Here a block finds its own
+    context, so blocks can be shuffled for training, and read by any number of workers.
+
+    Args:
+        dataset: consecutive blocks of one stream, e.g. break mode `none`.
+        context: tokens to prepend, 0 if blocks stand alone; blocks at the start of the stream
+            have fewer before them.
+        pad: padding index of the targets.
+    """
+
+    def __init__(self, dataset: MonolingualDataset, context: int, pad: int):
+        super().__init__()
+        self.dataset = dataset
+        self.context = context
+        self.pad = pad
+        self.sizes = dataset.sizes.astype(np.int64) + context  # what a block brings to a batch
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict:
+        item = self.dataset[index]
+        context = self._before(index, item["source"])
+        uncounted = item["target"].new_full((len(context),), self.pad)
+        return {
+            "id": item["id"],
+            "source": torch.cat([context, item["source"]]),
+            "target": torch.cat([uncounted, item["target"]]),
+            "start": len(context),
+        }
+
+    def _before(self, index: int, source: Tensor) -> Tensor:
+        """Up to `context` tokens before block `index`, from the sources of earlier blocks."""
+        pieces, missing = [], self.context
+        while missing > 0 and index > 0:
+            index -= 1
+            piece = self.dataset[index]["source"][-missing:]
+            pieces.insert(0, piece)
+            missing -= len(piece)
+        return torch.cat(pieces) if pieces else source[:0]
+
+    def collater(self, samples: list[dict]) -> dict:
+        """As MonolingualDataset's, `ntokens` being those counted; `start_indices` says where."""
+        if not samples:
+            return {}
+        batch = self.dataset.collater(samples)
+        batch["start_indices"] = [sample["start"] for sample in samples]
+        batch["ntokens"] -= sum(batch["start_indices"])
+        return batch
+
+    def batch_by_size(
+        self,
+        indices: np.ndarray,
+        max_tokens: int | None = None,
+        max_sentences: int | None = None,
+        required_batch_size_multiple: int = 1,
+    ) -> list[np.ndarray]:
+        """fairseq's batches, and the last one, which it drops if smaller than the multiple.
+
+        Without it `fairseq-validate`, whose multiple is 8 unless told otherwise, would report the
+        loss of a part of the text.
+        """
+        batches = super().batch_by_size(
+            indices, max_tokens, max_sentences, required_batch_size_multiple
+        )
+        dropped = indices[sum(len(batch) for batch in batches) :]
+        return [*batches, dropped] if len(dropped) else batches
+
+    def ordered_indices(self) -> np.ndarray:
+        return self.dataset.ordered_indices()
+
+    def num_tokens(self, index: int) -> int:
+        return self.sizes[index]
+
+    def num_tokens_vec(self, indices: np.ndarray) -> np.ndarray:
+        return self.sizes[indices]
+
+    def size(self, index: int) -> int:
+        return self.sizes[index]
+
+    @property
+    def can_reuse_epoch_itr_across_epochs(self) -> bool:
+        """Each epoch shuffles blocks into new batches, instead of the same ones reordered."""
+        return False

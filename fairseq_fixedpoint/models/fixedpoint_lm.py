@@ -1,0 +1,450 @@
+"""`fixedpoint_lm`: a recurrent language model whose states come from K parallel iterations.
+
+Names are those of fairseq's `lstm_lm` wherever the meaning is the same.
+"""
+
+import hashlib
+import logging
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import Optional
+
+import torch
+import torch.nn.functional as F
+from fairseq import utils
+from fairseq.data import Dictionary
+from fairseq.dataclass import ChoiceEnum, FairseqDataclass
+from fairseq.models import (
+    FairseqIncrementalDecoder,
+    FairseqLanguageModel,
+    register_model,
+    register_model_architecture,
+)
+from fairseq.models.lstm import Embedding, Linear
+from fairseq.modules import AdaptiveSoftmax
+from torch import Tensor
+
+from fairseq_fixedpoint.recurrence import (
+    CELLS,
+    NONLINEARITIES,
+    FixedPointRNN,
+    check_probability,
+    dropout_mask,
+)
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class FixedPointLanguageModelConfig(FairseqDataclass):
+    """Options of `fixedpoint_lm`."""
+
+    iterations: int = field(
+        default=5,
+        metadata={
+            "help": "K, the number of parallel iterations: a model of the last K tokens; "
+            "0 runs the exact recurrence with the same parameters"
+        },
+    )
+    cell: ChoiceEnum(CELLS) = field(default="elman", metadata={"help": "recurrent cell"})
+    nonlinearity: ChoiceEnum(NONLINEARITIES) = field(
+        default="tanh", metadata={"help": "of the Elman cell"}
+    )
+    decoder_embed_dim: int = field(default=512, metadata={"help": "width of the embeddings"})
+    decoder_hidden_size: Optional[int] = field(
+        default=None, metadata={"help": "width of the layers (default: --decoder-embed-dim)"}
+    )
+    decoder_layers: int = field(default=1, metadata={"help": "number of layers"})
+    decoder_out_embed_dim: Optional[int] = field(
+        default=None,
+        metadata={
+            "help": "width of the output embeddings (default: --decoder-embed-dim if they are "
+            "shared, else --decoder-hidden-size)"
+        },
+    )
+    share_decoder_input_output_embed: bool = field(
+        default=False, metadata={"help": "share input and output embeddings"}
+    )
+    dropout: float = field(
+        default=0.1, metadata={"help": "dropout of embeddings, layers and output"}
+    )
+    decoder_dropout_in: Optional[float] = field(
+        default=None, metadata={"help": "dropout of the embeddings (default: --dropout)"}
+    )
+    decoder_dropout_out: Optional[float] = field(
+        default=None, metadata={"help": "dropout of every layer's output (default: --dropout)"}
+    )
+    variational_dropout: bool = field(
+        default=False, metadata={"help": "one dropout mask a sequence instead of one a token"}
+    )
+    weight_dropout: float = field(
+        default=0.0, metadata={"help": "dropout of the recurrent matrices, as in AWD-LSTM"}
+    )
+    learned_initial_state: bool = field(
+        default=False, metadata={"help": "learn the state before the first token"}
+    )
+    spectral_bound: Optional[float] = field(
+        default=None, metadata={"help": "largest spectral norm of the recurrent matrices"}
+    )
+    orthogonal: bool = field(
+        default=False, metadata={"help": "keep the recurrent matrices orthogonal"}
+    )
+    gradient_iterations: Optional[int] = field(
+        default=None,
+        metadata={"help": "back-propagate through the last N iterations only (default: all)"},
+    )
+    checkpoint_iterations: bool = field(
+        default=False,
+        metadata={"help": "recompute iterates in the backward pass: less memory, same gradient"},
+    )
+    adaptive_softmax_cutoff: Optional[str] = field(
+        default=None,
+        metadata={
+            "help": "comma-separated cutoffs of an adaptive softmax (default: a full softmax)"
+        },
+    )
+    adaptive_softmax_factor: float = field(
+        default=4.0, metadata={"help": "how much narrower each cluster is than the one before"}
+    )
+
+
+@register_model("fixedpoint_lm", dataclass=FixedPointLanguageModelConfig)
+class FixedPointLanguageModel(FairseqLanguageModel):
+    """A language model on :class:`FixedPointDecoder`; see there."""
+
+    @classmethod
+    def build_model(cls, cfg: FixedPointLanguageModelConfig, task) -> "FixedPointLanguageModel":
+        """Builds the model.
+
+        Raises:
+            ValueError: naming the option that is out of range.
+        """
+        if cfg.share_decoder_input_output_embed and (
+            task.source_dictionary != task.target_dictionary
+        ):
+            raise ValueError(
+                "--share-decoder-input-output-embed needs one dictionary for input and output: "
+                "drop --output-dictionary-size."
+            )
+        reset_at_eos = getattr(task, "reset_at_eos", False)  # other tasks have no such option
+        return cls(
+            FixedPointDecoder(cfg, task.source_dictionary, task.target_dictionary, reset_at_eos)
+        )
+
+    def load_state_dict(self, state_dict, strict=True, model_cfg=None, args=None):
+        """Loads a checkpoint, refusing one that was trained with another dictionary."""
+        self.decoder.check_dictionary(state_dict)
+        return super().load_state_dict(state_dict, strict, model_cfg, args)
+
+
+class FixedPointDecoder(FairseqIncrementalDecoder):
+    """Embeddings, the fixed-point recurrence and an output layer.
+
+    Args:
+        cfg: the model's options.
+        dictionary: of the input.
+        output_dictionary: of the output.
+        reset_at_eos: whether every window ends at its sentence's start: at `</s>` the recurrence
+            starts from `h_init`, so a packed stream scores each sentence as it would alone.
+
+    Raises:
+        ValueError: naming the option that is out of range.
+    """
+
+    def __init__(
+        self,
+        cfg: FixedPointLanguageModelConfig,
+        dictionary: Dictionary,
+        output_dictionary: Dictionary,
+        reset_at_eos: bool = False,
+    ):
+        super().__init__(dictionary)
+        if cfg.iterations < 0:
+            raise ValueError(
+                f"--iterations must be 0 (the exact recurrence) or more, not {cfg.iterations}."
+            )
+        if cfg.gradient_iterations is not None and not (
+            1 <= cfg.gradient_iterations <= cfg.iterations
+        ):
+            raise ValueError(
+                f"--gradient-iterations must lie in 1..{cfg.iterations} (--iterations), "
+                f"not {cfg.gradient_iterations}."
+            )
+        self.iterations = cfg.iterations
+        self.gradient_iterations = cfg.gradient_iterations
+        self.checkpoint_iterations = cfg.checkpoint_iterations
+        self.reset_at_eos = reset_at_eos
+        self.padding_idx = dictionary.pad()
+        self.dropout_in = _or_default(cfg.decoder_dropout_in, cfg.dropout)
+        self.dropout_out = _or_default(cfg.decoder_dropout_out, cfg.dropout)
+        self.variational_dropout = cfg.variational_dropout
+        check_probability("--decoder-dropout-in (or --dropout)", self.dropout_in)
+        hidden_size = _or_default(cfg.decoder_hidden_size, cfg.decoder_embed_dim)
+        shared = cfg.share_decoder_input_output_embed
+        output_size = _or_default(
+            cfg.decoder_out_embed_dim, cfg.decoder_embed_dim if shared else hidden_size
+        )
+
+        self.embed_tokens = Embedding(len(dictionary), cfg.decoder_embed_dim, self.padding_idx)
+        self.rnn = FixedPointRNN(
+            cfg.decoder_embed_dim,
+            hidden_size,
+            cfg.decoder_layers,
+            cell=str(cfg.cell),
+            nonlinearity=str(cfg.nonlinearity),
+            dropout=self.dropout_out,
+            variational_dropout=cfg.variational_dropout,
+            weight_dropout=cfg.weight_dropout,
+            learned_initial_state=cfg.learned_initial_state,
+            spectral_bound=cfg.spectral_bound,
+            orthogonal=cfg.orthogonal,
+        )
+        self.additional_fc = None
+        if output_size != hidden_size:
+            self.additional_fc = Linear(hidden_size, output_size)
+        self.adaptive_softmax = None
+        self.fc_out = None
+        if cfg.adaptive_softmax_cutoff is not None:
+            if shared:
+                raise ValueError(
+                    "--share-decoder-input-output-embed cannot be combined with "
+                    "--adaptive-softmax-cutoff: choose one of them."
+                )
+            self.adaptive_softmax = AdaptiveSoftmax(
+                len(output_dictionary),
+                output_size,
+                _cutoffs(cfg.adaptive_softmax_cutoff, len(output_dictionary)),
+                dropout=0.0,  # of the features, which forward() has dropped already
+                factor=cfg.adaptive_softmax_factor,
+            )
+        elif not shared:
+            self.fc_out = Linear(output_size, len(output_dictionary))
+        elif output_size != cfg.decoder_embed_dim:
+            raise ValueError(
+                "--share-decoder-input-output-embed needs --decoder-out-embed-dim "
+                f"({output_size}) to equal --decoder-embed-dim ({cfg.decoder_embed_dim})."
+            )
+        self.register_buffer("dictionary_fingerprint", _fingerprint(dictionary))
+
+    def forward(
+        self,
+        prev_output_tokens: Tensor,
+        encoder_out: None = None,
+        incremental_state: dict | None = None,
+        src_lengths: Tensor | None = None,
+        features_only: bool = False,
+        orders: Collection[int] = (),
+        residuals: bool = False,
+        carried_state: dict | None = None,
+    ) -> tuple[Tensor, dict]:
+        """Logits for the token after each position, or features for the output layer.
+
+        Args:
+            prev_output_tokens: ``(B, T)``, each token's predecessor; padding on either side.
+            encoder_out: unused, a language model has no encoder.
+            incremental_state: one token at a time, from fairseq's cache: the first call takes the
+                whole prefix, each later one the last token of `prev_output_tokens`.
+            src_lengths: unused, padding says it.
+            features_only: leave the output layer out.
+            orders: iterates k < K wanted besides; `extra["iterates"]` holds their features.
+            residuals: whether `extra["squared_residuals"]` is wanted.
+            carried_state: a dictionary that lives from block to block of a stream, read and
+                updated; for the exact recurrence only.
+
+        Returns:
+            Logits ``(B, T, V)`` (features ``(B, T, C)`` with an adaptive softmax), or
+            ``(B, 1, ...)`` for an incremental step; and a dictionary.
+        """
+        features, extra = self.extract_features(
+            prev_output_tokens,
+            incremental_state=incremental_state,
+            orders=orders,
+            residuals=residuals,
+            carried_state=carried_state,
+        )
+        return (features if features_only else self.output_layer(features)), extra
+
+    def extract_features(
+        self,
+        prev_output_tokens: Tensor,
+        encoder_out: None = None,
+        incremental_state: dict | None = None,
+        orders: Collection[int] = (),
+        residuals: bool = False,
+        carried_state: dict | None = None,
+    ) -> tuple[Tensor, dict]:
+        """Input of the output layer, ``(B, T, C)``; arguments as in :meth:`forward`."""
+        if incremental_state is not None:
+            return self._step(prev_output_tokens, incremental_state), {"attn": [None]}
+        tokens = prev_output_tokens.t()  # (T, B)
+        x = self._dropped(self.embed_tokens(tokens), self.dropout_in)  # (T, B, D)
+        options = {}
+        if self.iterations > 0:
+            options = {
+                "orders": orders,
+                "residuals": residuals,
+                "gradient_iterations": self.gradient_iterations,
+                "checkpoint_iterations": self.checkpoint_iterations,
+            }
+        elif carried_state is not None:
+            options = {"initial_state": _continued(carried_state, x.size(1))}
+        padding_mask = tokens.eq(self.padding_idx)  # (T, B)
+        solution = self.rnn(
+            x,
+            self.iterations,
+            resets=self._resets(tokens),
+            padding_mask=padding_mask if padding_mask.any() else None,
+            **options,
+        )
+        if carried_state is not None and self.iterations == 0:
+            carried_state["state"] = solution.final_state.detach()
+        mask = None
+        if self.training and self.dropout_out > 0:  # one mask for all iterates
+            mask = dropout_mask(solution.output, self.dropout_out, self.variational_dropout)
+        extra = {
+            "attn": [None],
+            "iterates": {k: self._features(solution.iterates[k], mask) for k in orders},
+            "squared_residuals": solution.squared_residuals,
+        }
+        return self._features(solution.output, mask), extra
+
+    def output_layer(self, features: Tensor) -> Tensor:
+        """Logits ``(..., V)``; the features themselves with an adaptive softmax, as in fairseq."""
+        if self.adaptive_softmax is not None:
+            return features
+        if self.fc_out is None:
+            return F.linear(features, self.embed_tokens.weight)
+        return self.fc_out(features)
+
+    def max_positions(self) -> int:
+        """A recurrence has no limit."""
+        return int(1e9)
+
+    def reorder_incremental_state(self, incremental_state: dict, new_order: Tensor) -> None:
+        """Lets the cached iterates follow their hypotheses, ``new_order`` ``(B',)``."""
+        saved = self.get_incremental_state(incremental_state, "iterates")
+        if saved is not None:
+            saved = {"cache": saved["cache"].index_select(2, new_order)}
+            self.set_incremental_state(incremental_state, "iterates", saved)
+
+    def check_dictionary(self, state_dict: dict) -> None:
+        """Raises ValueError if a checkpoint's dictionary is not this decoder's."""
+        theirs = state_dict.get("decoder.dictionary_fingerprint")
+        if theirs is not None and not torch.equal(theirs.cpu(), self.dictionary_fingerprint.cpu()):
+            rows = state_dict["decoder.embed_tokens.weight"].size(0)
+            raise ValueError(
+                "the checkpoint was trained with another dictionary "
+                f"({rows} entries) than this data's dict.txt ({len(self.dictionary)} entries): "
+                "evaluate it on data that was prepared with its own dictionary "
+                "(fairseq-preprocess --srcdict)."
+            )
+
+    def _step(self, tokens: Tensor, incremental_state: dict) -> Tensor:
+        """One cached step a new token, ``(B, 1, C)``."""
+        saved = self.get_incremental_state(incremental_state, "iterates")
+        new = 1
+        if saved is not None:
+            cache = saved["cache"]
+        else:
+            # A window of K tokens is all that iterate K can see.
+            new = min(tokens.size(1), self.iterations or tokens.size(1))
+            cache = self.rnn.initial_cache(tokens.size(0), self.iterations)
+        after_padding = F.pad(tokens[:, :-1].eq(self.padding_idx), (1, 0))
+        resets = after_padding & tokens.ne(self.padding_idx)
+        if self.reset_at_eos:
+            resets = resets | tokens.eq(self.dictionary.eos())
+        x = self.embed_tokens(tokens[:, -new:])  # (B, new, D)
+        for position in range(-new, 0):
+            output, cache = self.rnn.step(x[:, position], cache, resets[:, position])
+        self.set_incremental_state(incremental_state, "iterates", {"cache": cache})
+        return self._features(output.unsqueeze(0), None)
+
+    def _resets(self, tokens: Tensor) -> Tensor | None:
+        return tokens.eq(self.dictionary.eos()) if self.reset_at_eos else None
+
+    def _features(self, output: Tensor, mask: Tensor | None) -> Tensor:
+        """``(T, B, H)`` to ``(B, T, C)``."""
+        if mask is not None:
+            output = output * mask
+        if self.additional_fc is not None:
+            output = self.additional_fc(output)
+        return output.transpose(0, 1)
+
+    def _dropped(self, x: Tensor, p: float) -> Tensor:
+        if not self.training or p == 0:
+            return x
+        return x * dropout_mask(x, p, self.variational_dropout)
+
+
+def _or_default(value, default):
+    return default if value is None else value
+
+
+def _continued(carried_state: dict, batch_size: int) -> Tensor | None:
+    """The state a stream left behind; streams end from the last row on, so rows may be fewer."""
+    state = carried_state.get("state")
+    return state[:, :batch_size] if state is not None and state.size(1) >= batch_size else None
+
+
+def _cutoffs(text: str, vocabulary_size: int) -> list[int]:
+    try:
+        cutoffs = [int(item) for item in text.split(",")]
+    except ValueError:
+        raise ValueError(
+            f"--adaptive-softmax-cutoff takes comma-separated integers, not {text!r}."
+        ) from None
+    if cutoffs != sorted(set(cutoffs)) or cutoffs[0] < 1 or cutoffs[-1] >= vocabulary_size:
+        raise ValueError(
+            f"--adaptive-softmax-cutoff {text} must increase and stay between 1 and the "
+            f"dictionary's size, {vocabulary_size}."
+        )
+    return cutoffs
+
+
+def _fingerprint(dictionary: Dictionary) -> Tensor:
+    """A hash of the symbols in order, as 8 bytes that travel in the checkpoint."""
+    symbols = "\n".join(dictionary.symbols).encode()
+    return torch.tensor(list(hashlib.sha256(symbols).digest()[:8]), dtype=torch.uint8)
+
+
+def _architecture(name: str, **defaults):
+    """Registers an architecture: defaults that options given by the user override."""
+
+    @register_model_architecture("fixedpoint_lm", name)
+    def set_defaults(args):
+        for option, value in defaults.items():
+            setattr(args, option, utils.safe_getattr(args, option, value))
+
+    return set_defaults
+
+
+# "Medium" size of Zaremba, Sutskever and Vinyals (2014): 650 units.
+_architecture(
+    "fixedpoint_lm_ptb",
+    decoder_embed_dim=650,
+    dropout=0.5,
+    share_decoder_input_output_embed=True,
+)
+# The same width over a vocabulary three times as large, whose full softmax would be most of the
+# work: an adaptive one.
+_architecture(
+    "fixedpoint_lm_wikitext2",
+    decoder_embed_dim=650,
+    dropout=0.4,
+    adaptive_softmax_cutoff="4000,12000",
+    adaptive_softmax_factor=2.0,
+)
+# For a CPU.
+_architecture(
+    "fixedpoint_lm_wikitext2_small",
+    decoder_embed_dim=256,
+    dropout=0.2,
+    adaptive_softmax_cutoff="4000,12000",
+    adaptive_softmax_factor=2.0,
+)
+_architecture(
+    "fixedpoint_lm_ptb_small",
+    decoder_embed_dim=256,
+    dropout=0.3,
+    share_decoder_input_output_embed=True,
+)

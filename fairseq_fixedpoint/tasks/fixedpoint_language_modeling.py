@@ -1,0 +1,208 @@
+"""`fixedpoint_language_modeling`: fairseq's `language_modeling` with blocks that keep the function.
+
+The order-K model predicts from the last K tokens. A block cut off from what precedes it would
+compute lower orders at its first positions, so blocks carry K-1 tokens of left context whose loss
+is not counted: training, validation and evaluation then see one function whatever the block size.
+The exact recurrence (`--iterations 0`) is trained on contiguous streams instead, its state carried
+from block to block.
+"""
+
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from fairseq import utils
+from fairseq.data import FairseqDataset
+from fairseq.tasks import register_task
+from fairseq.tasks.language_modeling import LanguageModelingConfig, LanguageModelingTask
+
+from fairseq_fixedpoint.data import ContiguousStreamsDataset, LeftContextDataset
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class FixedPointLanguageModelingConfig(LanguageModelingConfig):
+    """Options of `fixedpoint_language_modeling`."""
+
+    reset_at_eos: bool = field(
+        default=False,
+        metadata={
+            "help": "end every window at its sentence's start, so that a packed stream equals "
+            "sentence-by-sentence scoring"
+        },
+    )
+    bf16_products: bool = field(
+        default=False,
+        metadata={
+            "help": "matrix products of training in bfloat16, weights and updates in float32; "
+            "validation and evaluation stay in float32"
+        },
+    )
+
+
+@register_task("fixedpoint_language_modeling", dataclass=FixedPointLanguageModelingConfig)
+class FixedPointLanguageModelingTask(LanguageModelingTask):
+    """Language modelling whose blocks see what the model's window needs."""
+
+    def __init__(self, args, dictionary, output_dictionary=None, targets=None):
+        super().__init__(args, dictionary, output_dictionary, targets)
+        self.reset_at_eos = args.reset_at_eos
+        self.iterations: int | None = None  # K of the model built or loaded last
+        self._carried = {"train": {}, "valid": {}}
+
+    @classmethod
+    def setup_task(cls, args, **kwargs):
+        """Loads the dictionary.
+
+        Raises:
+            FileNotFoundError: if the data folder has no dict.txt.
+            ValueError: for options that this task cannot honour.
+        """
+        if args.data:
+            dictionary = os.path.join(utils.split_paths(args.data)[0], "dict.txt")
+            if not os.path.exists(dictionary):
+                raise FileNotFoundError(
+                    f"{dictionary} does not exist: give the folder that fairseq-preprocess "
+                    "--only-source wrote."
+                )
+        for option in ("self_target", "past_target", "add_bos_token"):
+            if getattr(args, option, False):
+                raise ValueError(
+                    f"--{option.replace('_', '-')} does not fit a left-to-right model of a "
+                    "stream: drop it, or use --task language_modeling."
+                )
+        return super().setup_task(args, **kwargs)
+
+    def build_model(self, args, from_checkpoint=False):
+        """Builds the model and learns from it how much left context blocks need."""
+        model = super().build_model(args, from_checkpoint)
+        self.iterations = getattr(model.decoder, "iterations", None)
+        return model
+
+    def load_dataset(self, split: str, epoch: int = 1, combine: bool = False, **kwargs) -> None:
+        """Loads a split as consecutive blocks.
+
+        Raises:
+            ValueError: for an empty split or a block size below 1.
+            FileNotFoundError: if the split is not there.
+        """
+        if self.args.tokens_per_sample < 1:
+            raise ValueError(
+                f"--tokens-per-sample leaves {self.args.tokens_per_sample} tokens a block: "
+                "fairseq-eval-lm takes --context-window off it, so make it larger than that."
+            )
+        paths = utils.split_paths(self.args.data)
+        binary = os.path.join(paths[(epoch - 1) % len(paths)], f"{split}.bin")
+        if os.path.exists(binary) and os.path.getsize(binary) == 0:
+            raise ValueError(
+                f"the {split} set {binary} is empty: check the text given to fairseq-preprocess."
+            )
+        super().load_dataset(split, epoch=epoch, combine=combine, **kwargs)
+
+    def get_batch_iterator(
+        self,
+        dataset: FairseqDataset,
+        max_tokens: int | None = None,
+        max_sentences: int | None = None,
+        num_shards: int = 1,
+        shard_id: int = 0,
+        **kwargs,
+    ):
+        """Batches of blocks with left context, or of contiguous streams for `--iterations 0`."""
+        if self._carries_state and dataset in self.datasets.values():
+            rows = max_sentences or max(1, (max_tokens or 0) // self.args.tokens_per_sample)
+            streams = ContiguousStreamsDataset(
+                dataset, rows * num_shards, rows * shard_id, rows * (shard_id + 1)
+            )
+            iterator = super().get_batch_iterator(
+                streams, max_tokens=max_tokens, max_sentences=max_sentences, **kwargs
+            )
+            iterator.disable_shuffling = True
+            return iterator
+        return super().get_batch_iterator(
+            self._with_context(dataset),
+            max_tokens=max_tokens,
+            max_sentences=max_sentences,
+            num_shards=num_shards,
+            shard_id=shard_id,
+            **kwargs,
+        )
+
+    @property
+    def _carries_state(self) -> bool:
+        return self.iterations == 0 and self._is_stream
+
+    @property
+    def _is_stream(self) -> bool:
+        return str(self.args.sample_break_mode) in {"none", "None"}
+
+    def _with_context(self, dataset: FairseqDataset, context: int = 0) -> FairseqDataset:
+        """Adds left context: K-1 tokens, or `context` if that is more; blocks of whole sentences
+        stand alone."""
+        if dataset not in self.datasets.values():
+            return dataset  # text to generate from, or a data set made elsewhere
+        needed = max(context, (self.iterations or 1) - 1) if self._is_stream else 0
+        return LeftContextDataset(dataset, needed, self.dictionary.pad())
+
+    def eval_lm_dataloader(
+        self,
+        dataset: FairseqDataset,
+        max_tokens: int | None = 36000,
+        batch_size: int | None = None,
+        max_positions: int | None = None,
+        num_shards: int = 1,
+        shard_id: int = 0,
+        num_workers: int = 1,
+        data_buffer_size: int = 10,
+        context_window: int = 0,
+    ) -> Iterator[dict]:
+        """Batches for `fairseq-eval-lm`; K-1 tokens of context need not be asked for.
+
+        Raises:
+            ValueError: if a part of the text, or all of it, would not be evaluated.
+        """
+        if self._carries_state and context_window == 0:
+            logger.warning(
+                "the exact recurrence starts every block from its initial state: "
+                "give --context-window to let it see more."
+            )
+        iterator = super(LanguageModelingTask, self).get_batch_iterator(
+            self._with_context(dataset, context_window),
+            max_tokens=max_tokens,
+            max_sentences=batch_size,
+            max_positions=max_positions,
+            ignore_invalid_inputs=True,
+            num_shards=num_shards,
+            shard_id=shard_id,
+            num_workers=num_workers,
+            data_buffer_size=data_buffer_size,
+        )
+        left_out = len(dataset) - sum(len(batch) for batch in iterator.frozen_batches)
+        if left_out:
+            raise ValueError(
+                f"{left_out} of {len(dataset)} blocks are longer than the {max_positions} tokens "
+                "that the model takes and would be left out, so the perplexity would be another "
+                "text's (and 1 if nothing is left): give a smaller --tokens-per-sample."
+            )
+        return iterator.next_epoch_itr(shuffle=False)
+
+    def train_step(self, sample, model, criterion, optimizer, update_num, ignore_grad=False):
+        """One training step, the state of a stream carried from the step before."""
+        sample = self._carrying(sample, self._carried["train"])
+        device = sample["target"].device.type
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=self.args.bf16_products):
+            return super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)
+
+    def valid_step(self, sample, model, criterion):
+        """One validation step; its streams are not those of training."""
+        return super().valid_step(self._carrying(sample, self._carried["valid"]), model, criterion)
+
+    def _carrying(self, sample: dict, carried: dict) -> dict:
+        if "continues" not in sample:
+            return sample
+        if not sample["continues"]:
+            carried.clear()
+        return {**sample, "net_input": {**sample["net_input"], "carried_state": carried}}

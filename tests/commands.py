@@ -1,0 +1,58 @@
+"""fairseq's commands, called in this process: what they parse, and what they return."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from unittest import mock
+
+PLUGIN = Path(__file__).parents[1] / "fairseq_fixedpoint"
+TASK = ("--user-dir", PLUGIN, "--task", "fixedpoint_language_modeling", "--cpu")
+TRAINING = (
+    *TASK, "--arch", "fixedpoint_lm", "--criterion", "fixedpoint_cross_entropy",
+    "--decoder-embed-dim", 16, "--optimizer", "adam", "--lr", 0.01, "--batch-size", 4,
+    "--required-batch-size-multiple", 1, "--tokens-per-sample", 20, "--num-workers", 0,
+    "--no-progress-bar", "--seed", 1,
+)  # fmt: skip
+
+
+def preprocess(*arguments) -> None:
+    """fairseq-preprocess --only-source."""
+    from fairseq_cli import preprocess
+
+    _run(preprocess.cli_main, "--only-source", "--workers", 1, *arguments)
+
+
+def train(data: Path, save_dir: Path, *arguments) -> None:
+    """fairseq-train with small settings; `arguments` come last and win."""
+    from fairseq_cli import train
+
+    _run(train.cli_main, data, "--save-dir", save_dir, *TRAINING, *arguments)
+
+
+def validate(data: Path, checkpoint: Path, *arguments) -> dict:
+    """The statistics that fairseq-validate prints."""
+    from fairseq.logging.progress_bar import SimpleProgressBar
+    from fairseq_cli import validate
+
+    with mock.patch.object(SimpleProgressBar, "print") as printed:
+        _run(validate.cli_main, data, "--path", checkpoint, *TASK, "--no-progress-bar", *arguments)
+    return printed.call_args.args[0]
+
+
+def evaluate(data: Path, checkpoint: Path, *arguments, task=TASK) -> float:
+    """The perplexity that fairseq-eval-lm finds."""
+    from fairseq import options
+    from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+    from fairseq_cli import eval_lm
+
+    def run() -> float:
+        args = options.parse_args_and_arch(options.get_eval_lm_parser())
+        return float(eval_lm.main(convert_namespace_to_omegaconf(args))["perplexity"])
+
+    return _run(run, data, "--path", checkpoint, *task, "--no-progress-bar", *arguments)
+
+
+def _run(command, *arguments):
+    with mock.patch.object(sys, "argv", ["fairseq", *map(str, arguments)]):
+        return command()

@@ -1,0 +1,291 @@
+"""The mends of fairseq_fixedpoint.compat: each is needed or skipped, narrow, and made once."""
+
+import argparse
+import inspect
+import os
+import subprocess
+import sys
+import types
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from fairseq import checkpoint_utils
+from fairseq.data import TokenBlockDataset
+from fairseq.distributed import utils as distributed_utils
+from omegaconf import DictConfig
+
+from fairseq_fixedpoint import compat
+from fairseq_fixedpoint.compat import CheckpointError
+
+needs_protection = pytest.mark.skipif(
+    not compat._protection_is_default(), reason="this torch loads any pickle by default"
+)
+
+
+def fairseq_reads_unprotected() -> bool:
+    """Whether this fairseq passes weights_only=False itself (its main branch does)."""
+    original = inspect.unwrap(checkpoint_utils.load_checkpoint_to_cpu)
+    return "weights_only=False" in inspect.getsource(original)
+
+
+@pytest.fixture(autouse=True)
+def mended():
+    compat.apply()
+
+
+@pytest.fixture
+def unmended(monkeypatch):
+    """fairseq as it was before the mends, for one test."""
+    for module, name in (
+        (checkpoint_utils, "load_checkpoint_to_cpu"),
+        (distributed_utils, "_broadcast_object_slow"),
+    ):
+        monkeypatch.setattr(module, name, inspect.unwrap(getattr(module, name)))
+
+
+def checkpoint_state(**entries) -> dict:
+    """What fairseq stores for a model that has no dataclass, with `entries` added."""
+    model = argparse.Namespace(_name="lstm_lm", arch="lstm_lm", decoder_layers=1, dropout=0.1)
+    state = {
+        "args": None,
+        "cfg": {
+            "_name": None,
+            "common": {"seed": 1, "log_format": None, "user_dir": "plugin"},
+            "optimization": {"lr": [0.5, 0.25], "max_epoch": 2, "sentence_avg": False},
+            "model": model,
+            "task": argparse.Namespace(_name="language_modeling", data="data"),
+        },
+        "model": {"decoder.weight": torch.arange(6.0).reshape(2, 3)},
+        "criterion": None,
+        "optimizer_history": [
+            {
+                "criterion_name": "CrossEntropyCriterion",
+                "optimizer_name": "FairseqAdam",
+                "lr_scheduler_state": {"best": None},
+                "num_updates": 3,
+            }
+        ],
+        "task_state": {},
+        "extra_state": {"train_iterator": {"epoch": 2}, "metrics": {}},
+        "last_optimizer_state": {"state": {0: {"exp_avg": torch.ones(2, 3)}}, "param_groups": []},
+    }
+    return {**state, **entries}
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    torch.save(checkpoint_state(), path)
+    return path
+
+
+class Malicious:
+    """Pickled as the call that its loading would make."""
+
+    def __init__(self, call, *arguments):
+        self.call = call, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+# --- np.compat.long
+
+
+def test_numpy_long_is_restored_and_works():
+    assert np.compat.long is int
+    sizes = np.array([3, 4, 2])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", DeprecationWarning)
+        blocks = TokenBlockDataset(
+            torch.arange(9).split(sizes.tolist()), sizes, 2, pad=1, eos=2, break_mode="eos"
+        )
+    assert [len(block) for block in blocks] == [3, 4, 2]
+
+
+def test_numpy_long_is_restored_once_and_only_if_missing():
+    numpy_2 = types.ModuleType("numpy")
+    assert compat.mend_numpy_long(numpy_2)
+    restored = numpy_2.compat
+    assert not compat.mend_numpy_long(numpy_2)
+    assert numpy_2.compat is restored
+    assert np.zeros(1, dtype=restored.long).dtype == np.dtype(int)
+
+    numpy_1 = types.ModuleType("numpy")
+    numpy_1.compat = types.SimpleNamespace(long="its own")
+    assert not compat.mend_numpy_long(numpy_1)
+    assert numpy_1.compat.long == "its own"
+
+
+# --- reading checkpoints
+
+
+def test_checkpoint_of_fairseq_is_read(checkpoint):
+    state = checkpoint_utils.load_checkpoint_to_cpu(str(checkpoint), {"dropout": 0.3})
+    assert state["cfg"].model.dropout == 0.3
+    assert state["cfg"].optimization.lr == [0.5, 0.25]
+    assert torch.equal(state["model"]["decoder.weight"], torch.arange(6.0).reshape(2, 3))
+
+
+@needs_protection
+def test_reading_needs_the_mend(checkpoint, unmended):
+    if fairseq_reads_unprotected():
+        pytest.skip("this fairseq reads checkpoints without the protection")
+    with pytest.raises(Exception, match=r"argparse\.Namespace"):
+        checkpoint_utils.load_checkpoint_to_cpu(str(checkpoint))
+
+
+@needs_protection
+def test_classes_are_allowed_only_while_fairseq_reads(checkpoint):
+    before = torch.serialization.get_safe_globals()
+    checkpoint_utils.load_checkpoint_to_cpu(str(checkpoint))
+    assert torch.serialization.get_safe_globals() == before
+    with pytest.raises(Exception, match=r"argparse\.Namespace"):
+        torch.load(checkpoint)
+
+
+def test_mend_is_made_once(unmended):
+    assert compat.mend_checkpoint_loading()
+    load = checkpoint_utils.load_checkpoint_to_cpu
+    broadcast = distributed_utils._broadcast_object_slow
+    assert not compat.mend_checkpoint_loading()
+    assert checkpoint_utils.load_checkpoint_to_cpu is load
+    assert distributed_utils._broadcast_object_slow is broadcast
+
+
+def test_old_torch_needs_no_allowance(unmended, monkeypatch):
+    monkeypatch.setattr(torch, "__version__", "2.5.1")
+    broadcast = distributed_utils._broadcast_object_slow
+    compat.mend_checkpoint_loading()
+    assert distributed_utils._broadcast_object_slow is broadcast
+    if hasattr(torch.serialization, "get_safe_globals"):
+        before = torch.serialization.get_safe_globals()
+        with compat._stored_classes_allowed():
+            assert torch.serialization.get_safe_globals() == before
+
+
+# --- files that are no checkpoint
+
+
+@needs_protection
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+@pytest.mark.parametrize("call", [os.mkdir, os.system, eval], ids=lambda call: call.__name__)
+def test_malicious_checkpoint_is_refused_and_does_not_run(tmp_path, call, zipped):
+    if fairseq_reads_unprotected():
+        pytest.skip("this fairseq reads checkpoints without the protection")
+    trace = tmp_path / "trace"
+    argument = {
+        os.mkdir: str(trace),
+        os.system: f"mkdir {trace}",
+        eval: f"__import__('os').mkdir({str(trace)!r})",
+    }[call]
+    path = tmp_path / "checkpoint.pt"
+    state = checkpoint_state(extra_state=Malicious(call, argument))
+    torch.save(state, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(CheckpointError, match=rf"checkpoint\.pt.*{call.__name__}.*trust"):
+        checkpoint_utils.load_checkpoint_to_cpu(str(path))
+    assert not trace.exists()
+    with pytest.raises(CheckpointError):
+        checkpoint_utils.load_model_ensemble([str(path)])
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize("kept", [0.02, 0.5, 0.99])
+def test_truncated_checkpoint_is_named(checkpoint, kept):
+    content = checkpoint.read_bytes()
+    checkpoint.write_bytes(content[: int(len(content) * kept)])
+    with pytest.raises(CheckpointError, match=r"checkpoint\.pt is damaged.*name another"):
+        checkpoint_utils.load_checkpoint_to_cpu(str(checkpoint))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "is empty"),
+        (b"the cat sat on the mat\n" * 20, "is not a checkpoint"),
+        (b"\x80\x02}q\x00X\x05\x00", "is not a checkpoint"),
+        (bytes(range(256)) * 8, "is not a checkpoint"),
+        (b"PK\x03\x04" + b"\0" * 400, "is damaged"),
+    ],
+    ids=["empty", "text", "cut pickle", "noise", "zip header alone"],
+)
+def test_wrong_file_is_named(tmp_path, content, said):
+    path = tmp_path / "file.pt"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=rf"file\.pt {said}.*name another"):
+        checkpoint_utils.load_checkpoint_to_cpu(str(path))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [torch.ones(3), {"decoder.weight": torch.ones(3)}, [1, 2], {"cfg": {"task": None}}],
+    ids=["tensor", "parameters alone", "list", "configuration alone"],
+)
+def test_other_file_of_torch_is_named(tmp_path, content):
+    path = tmp_path / "other.pt"
+    torch.save(content, path)
+    with pytest.raises(CheckpointError, match=r"other\.pt is not a checkpoint of fairseq"):
+        checkpoint_utils.load_checkpoint_to_cpu(str(path))
+
+
+def test_missing_file_and_folder_stay_what_they_are(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        checkpoint_utils.load_checkpoint_to_cpu(str(tmp_path / "none.pt"))
+    with pytest.raises(IsADirectoryError):
+        checkpoint_utils.load_checkpoint_to_cpu(str(tmp_path))
+
+
+def test_other_errors_pass_unchanged(checkpoint):
+    class Unwanted(Exception):
+        pass
+
+    class Overrides(dict):
+        def items(self):
+            raise Unwanted
+
+    with pytest.raises(Unwanted):
+        checkpoint_utils.load_checkpoint_to_cpu(str(checkpoint), Overrides(dropout=0.1))
+
+
+# --- several processes
+
+
+BROADCAST = """
+import sys
+import torch
+from fairseq import checkpoint_utils
+from fairseq.distributed import utils
+from fairseq_fixedpoint import compat
+
+rank, rendezvous, path = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+compat.apply()
+torch.distributed.init_process_group("gloo", f"file://{rendezvous}", world_size=2, rank=rank)
+group = torch.distributed.group.WORLD
+state = None
+if rank == 0:
+    state = checkpoint_utils.load_checkpoint_to_cpu(path)
+state = utils.broadcast_object(state, src_rank=0, group=group)
+print(type(state["cfg"]).__name__, state["cfg"].model.dropout, state["cfg"].optimization.lr)
+print(state["model"]["decoder.weight"].tolist())
+"""
+
+
+def test_checkpoint_reaches_the_other_process(checkpoint, tmp_path):
+    """What the trainer does when it resumes on several processes."""
+    command = [sys.executable, "-c", BROADCAST]
+    workers = [
+        subprocess.Popen(
+            [*command, str(rank), str(tmp_path / "rendezvous"), str(checkpoint)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    outputs = [worker.communicate(timeout=120)[0] for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0], "\n".join(outputs)
+    for output in outputs:
+        assert f"{DictConfig.__name__} 0.1 [0.5, 0.25]" in output
+        assert "[[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]" in output

@@ -1,0 +1,154 @@
+"""The criterion: what it sums, what it penalises, what it logs and what it refuses."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from fairseq.logging import metrics
+
+from fairseq_fixedpoint.criterions.fixedpoint_cross_entropy import FixedPointCrossEntropy
+from tests.test_model import build, random_tokens
+
+EXACT = {"rtol": 0, "atol": 1e-10}
+
+
+def criterion(**options) -> FixedPointCrossEntropy:
+    task = SimpleNamespace(target_dictionary=build().decoder.dictionary)
+    defaults = {
+        "loss_iterations": None,
+        "log_z_penalty": 0.0,
+        "residual_penalty": 0.0,
+        "sentence_avg": False,
+        "ddp_backend": "pytorch_ddp",
+    }
+    return FixedPointCrossEntropy(task, **{**defaults, **options})
+
+
+def sample_of(tokens: torch.Tensor, context: int = 2) -> dict:
+    """A batch whose first targets are uncounted left context, and whose last row is padded."""
+    source, target = tokens[:, :-1].clone(), tokens[:, 1:].clone()
+    target[:, :context] = 1
+    source[-1, -2:] = target[-1, -2:] = 1
+    return {"net_input": {"src_tokens": source}, "target": target, "nsentences": len(tokens)}
+
+
+def expected_nll(model, sample, iterations) -> torch.Tensor:
+    """Sum of -log p over counted targets, from the probabilities of the order-K model."""
+    alone = build(iterations=iterations)
+    alone.load_state_dict(model.state_dict())
+    scores = alone(**sample["net_input"])[0].log_softmax(-1)
+    counted = sample["target"].ne(1)
+    picked = scores.gather(2, sample["target"].unsqueeze(-1)).squeeze(-1)
+    return -(picked * counted).sum()
+
+
+@pytest.mark.parametrize("iterations", [0, 1, 3])
+def test_loss_is_the_negative_log_likelihood_of_counted_targets(iterations):
+    model, sample = build(iterations=iterations), sample_of(random_tokens())
+    loss, sample_size, log = criterion()(model, sample)
+    torch.testing.assert_close(loss, expected_nll(model, sample, iterations), **EXACT)
+    assert sample_size == log["ntokens"] == 3 * 6 - 2
+    assert criterion(sentence_avg=True)(model, sample)[1] == 3
+
+
+def test_adaptive_softmax_gives_the_same_sum():
+    model, sample = build(adaptive_softmax_cutoff="10,25"), sample_of(random_tokens())
+    loss, _, log = criterion()(model, sample)
+    scores = model.get_normalized_probs(model(**sample["net_input"]), log_probs=True)
+    picked = scores.gather(2, sample["target"].unsqueeze(-1)).squeeze(-1)
+    expected = -(picked * sample["target"].ne(1)).sum()
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=0)
+    assert "log_z" not in log
+
+
+def test_several_orders_are_averaged():
+    model, sample = build(iterations=4), sample_of(random_tokens())
+    model.train()
+    model.decoder.dropout_in = model.decoder.dropout_out = 0
+    loss, _, log = criterion(loss_iterations="1,2,4")(model, sample)
+    terms = [expected_nll(model, sample, k) for k in (1, 2, 4)]
+    torch.testing.assert_close(loss, torch.stack(terms).mean(), **EXACT)
+    torch.testing.assert_close(log["nll_loss"], terms[-1], **EXACT)
+
+
+def test_penalties_count_in_training_and_leave_validation_alone():
+    model, sample = build(), sample_of(random_tokens())
+    plain = criterion()(model, sample)[0]
+    penalised = criterion(log_z_penalty=0.3, residual_penalty=0.7)
+    torch.testing.assert_close(penalised(model, sample)[0], plain, **EXACT)
+    model.train()
+    model.decoder.dropout_in = model.decoder.dropout_out = 0
+    loss, sample_size, log = penalised(model, sample)
+    counted = sample["target"].ne(1)
+    log_z = model(**sample["net_input"])[0].logsumexp(-1)[counted]
+    residual = log["squared_residual_3"]
+    expected = plain + 0.3 * log_z.square().sum() + 0.7 * residual
+    torch.testing.assert_close(loss, expected, **EXACT)
+    torch.testing.assert_close(log["log_z"], log_z.sum(), **EXACT)
+    extra = model(**sample["net_input"], residuals=True)[1]
+    torch.testing.assert_close(residual, extra["squared_residuals"][-1] * sample_size, **EXACT)
+    loss.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_metrics_are_averages_over_workers():
+    logs = [
+        {"loss": 20.0, "nll_loss": 18.0, "ntokens": 10, "sample_size": 10, "log_z": 5.0,
+         "squared_residual_1": 40.0},
+        {"loss": 10.0, "nll_loss": 12.0, "ntokens": 5, "sample_size": 5, "log_z": 10.0,
+         "squared_residual_1": 20.0},
+    ]  # fmt: skip
+    with metrics.aggregate("test", new_root=True) as meters:
+        FixedPointCrossEntropy.reduce_metrics(logs)
+    values = meters.get_smoothed_values()
+    assert values["loss"] == pytest.approx(2 / math.log(2), abs=1e-3)
+    assert values["nll_loss"] == pytest.approx(2 / math.log(2), abs=1e-3)
+    assert values["ppl"] == pytest.approx(math.exp(2), abs=1e-2)
+    assert values["log_z"] == pytest.approx(1)
+    assert values["residual_1"] == pytest.approx(2)
+
+
+def test_every_weight_has_a_gradient_at_one_iteration():
+    """Data-parallel training waits for every parameter, also one that K=1 does not use."""
+    model = build(iterations=1, decoder_layers=2)
+    criterion()(model, sample_of(random_tokens()))[0].backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_loss_that_is_not_finite_stops_with_a_remedy(training):
+    model = build().train(training)
+    model.decoder.fc_out.weight.data.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match=r"the loss became nan .* lower --lr"):
+        criterion()(model, sample_of(random_tokens()))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"loss_iterations": "1,x"}, "--loss-iterations takes comma-separated integers"),
+        ({"loss_iterations": "0,3"}, "--loss-iterations takes comma-separated integers"),
+        ({"log_z_penalty": -1.0}, "--log-z-penalty must be 0 or a positive"),
+        ({"residual_penalty": math.inf}, "--residual-penalty must be 0 or a positive"),
+    ],
+)
+def test_bad_options_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        criterion(**options)
+
+
+@pytest.mark.parametrize(
+    ("model_options", "options", "message"),
+    [
+        ({"iterations": 3}, {"loss_iterations": "1,4"}, "must end with --iterations"),
+        ({"iterations": 0}, {"residual_penalty": 0.1}, "--residual-penalty needs"),
+        ({"adaptive_softmax_cutoff": "9"}, {"log_z_penalty": 0.1}, "needs the full softmax"),
+    ],
+)
+def test_options_the_model_cannot_honour_are_refused(model_options, options, message):
+    model = build(**model_options).train()
+    with pytest.raises(ValueError, match=message):
+        criterion(**options)(model, sample_of(random_tokens()))

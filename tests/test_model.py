@@ -1,0 +1,184 @@
+"""The fairseq model: one function, evaluated block by block, exactly or token by token."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from fairseq.data import Dictionary
+
+from fairseq_fixedpoint.models.fixedpoint_lm import (
+    FixedPointLanguageModel,
+    FixedPointLanguageModelConfig,
+)
+
+EXACT = {"rtol": 0, "atol": 1e-10}
+CELLS = ["elman", "gru", "lstm"]
+
+
+def dictionary(words: int = 40) -> Dictionary:
+    found = Dictionary()
+    for number in range(words):
+        found.add_symbol(f"w{number}")
+    return found
+
+
+def build(words: int = 40, reset_at_eos: bool = False, seed: int = 0, **options):
+    """A small float64 model in evaluation mode."""
+    torch.manual_seed(seed)
+    task = SimpleNamespace(
+        source_dictionary=dictionary(words),
+        target_dictionary=dictionary(words),
+        reset_at_eos=reset_at_eos,
+    )
+    cfg = FixedPointLanguageModelConfig(**{"decoder_embed_dim": 8, "iterations": 3, **options})
+    return FixedPointLanguageModel.build_model(cfg, task).double().eval()
+
+
+def random_tokens(batch: int = 3, length: int = 9) -> torch.Tensor:
+    return torch.randint(4, 44, (batch, length))
+
+
+def log_probs(model, tokens, **options):
+    """In float64, which fairseq's own `get_normalized_probs` gives only an adaptive softmax."""
+    net_output = model(tokens, **options)
+    if model.decoder.adaptive_softmax is not None:
+        return model.get_normalized_probs(net_output, log_probs=True)
+    return net_output[0].log_softmax(-1)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("layers", [1, 2, 3])
+@pytest.mark.parametrize("iterations", [0, 1, 4])
+@pytest.mark.parametrize("reset_at_eos", [False, True])
+def test_cached_steps_equal_the_block(cell, layers, iterations, reset_at_eos):
+    """As fairseq's generator calls: the whole prefix each time, the order changed in between."""
+    model = build(
+        cell=cell,
+        decoder_layers=layers,
+        iterations=iterations,
+        learned_initial_state=True,
+        reset_at_eos=reset_at_eos,
+    )
+    torch.nn.init.uniform_(model.decoder.rnn.initial_state)
+    tokens = random_tokens()
+    tokens[0, 4] = tokens[2, 6] = model.decoder.dictionary.eos()
+    tokens[1, :3] = model.decoder.dictionary.pad()  # a shorter prefix, padded on the left
+    for first in (1, 5):  # a prefix of one token, and of several
+        state, order = {}, torch.tensor([2, 0, 0])
+        prefixes = tokens
+        for length in range(first, tokens.size(1) + 1):
+            step = log_probs(model, prefixes[:, :length], incremental_state=state)
+            block = log_probs(model, prefixes[:, :length])[:, -1:]
+            real = prefixes[:, length - 1].ne(model.decoder.padding_idx)
+            torch.testing.assert_close(step[real], block[real], **EXACT)
+            model.decoder.reorder_incremental_state_scripting(state, order)
+            prefixes = prefixes[order]
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cutoff", [None, "10,25"])
+def test_one_checkpoint_serves_the_iteration_and_the_exact_recurrence(cell, cutoff):
+    options = {"cell": cell, "decoder_layers": 2, "adaptive_softmax_cutoff": cutoff}
+    iterated, exact = build(iterations=9, **options), build(iterations=0, seed=1, **options)
+    assert not torch.allclose(
+        iterated.decoder.embed_tokens.weight, exact.decoder.embed_tokens.weight
+    )
+    exact.load_state_dict(iterated.state_dict())
+    tokens = random_tokens()
+    found = log_probs(iterated, tokens)
+    torch.testing.assert_close(found, log_probs(exact, tokens), **EXACT)
+    torch.testing.assert_close(found.exp().sum(-1), torch.ones(3, 9, dtype=torch.float64), **EXACT)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_token_more_than_k_back_changes_no_probability(cell):
+    model = build(cell=cell, decoder_layers=2, iterations=4)
+    tokens = random_tokens()
+    changed = tokens.clone()
+    changed[:, 2] = 4 + (tokens[:, 2] - 3) % 40
+    before, after = log_probs(model, tokens), log_probs(model, changed)
+    assert torch.equal(before[:, 6:], after[:, 6:])
+    assert not torch.isclose(before[:, 2:6], after[:, 2:6]).all(-1).any()
+
+
+@pytest.mark.parametrize("iterations", [0, 1, 3, 12])
+@pytest.mark.parametrize("cell", CELLS)
+def test_reset_at_eos_scores_a_packed_stream_sentence_by_sentence(cell, iterations):
+    model = build(cell=cell, decoder_layers=2, iterations=iterations, reset_at_eos=True)
+    eos = model.decoder.dictionary.eos()
+    sentences = [torch.cat([torch.tensor([eos]), random_tokens(1, n)[0]]) for n in (3, 1, 6, 0, 2)]
+    packed = log_probs(model, torch.cat(sentences).unsqueeze(0))[0]
+    alone = torch.cat([log_probs(model, s.unsqueeze(0))[0] for s in sentences])
+    torch.testing.assert_close(packed, alone, **EXACT)
+    without = build(cell=cell, decoder_layers=2, iterations=iterations)
+    packed_without = log_probs(without, torch.cat(sentences).unsqueeze(0))[0]
+    assert torch.allclose(packed_without, packed) == (iterations == 1)
+
+
+def test_right_padding_changes_nothing_before_it():
+    model = build()
+    tokens = random_tokens()
+    padded = torch.nn.functional.pad(tokens, (0, 4), value=model.decoder.padding_idx)
+    torch.testing.assert_close(log_probs(model, padded)[:, :9], log_probs(model, tokens), **EXACT)
+
+
+def test_lower_orders_are_the_models_of_lower_orders():
+    model = build(iterations=5)
+    tokens = random_tokens()
+    _, extra = model(tokens, features_only=True, orders=[1, 3], residuals=True)
+    for k, features in extra["iterates"].items():
+        expected = build(iterations=k)(tokens)[0]
+        torch.testing.assert_close(model.decoder.output_layer(features), expected, **EXACT)
+    assert extra["squared_residuals"].shape == (5,)
+
+
+def test_dropout_draws_one_mask_for_all_iterates():
+    model = build(iterations=12, dropout=0.5, decoder_layers=2).train()
+    tokens = random_tokens()
+    features, extra = model(tokens, features_only=True, orders=[9])
+    torch.testing.assert_close(features, extra["iterates"][9], **EXACT)  # both are exact here
+    assert (features == 0).double().mean() > 0.3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"iterations": -1}, "--iterations must be 0"),
+        ({"gradient_iterations": 4}, "--gradient-iterations must lie in 1..3"),
+        ({"dropout": 1.5}, "--decoder-dropout-in"),
+        ({"decoder_dropout_out": -1.0}, "dropout must be"),
+        ({"cell": "mgu"}, "unknown cell 'mgu'"),
+        ({"adaptive_softmax_cutoff": "ten"}, "comma-separated integers"),
+        ({"adaptive_softmax_cutoff": "20,10"}, "must increase"),
+        ({"adaptive_softmax_cutoff": "10,4000"}, "dictionary's size, 44"),
+        (
+            {"adaptive_softmax_cutoff": "10", "share_decoder_input_output_embed": True},
+            "choose one",
+        ),
+        (
+            {"decoder_out_embed_dim": 5, "share_decoder_input_output_embed": True},
+            "to equal --decoder-embed-dim",
+        ),
+    ],
+)
+def test_bad_options_are_refused_by_name(options, message):
+    with pytest.raises(ValueError, match=message):
+        build(**options)
+
+
+def test_another_dictionary_is_refused():
+    trained = build()
+    with pytest.raises(ValueError, match=r"another dictionary \(44 entries\).*\(46 entries\)"):
+        build(words=42).load_state_dict(trained.state_dict())
+    renamed = build()
+    renamed.decoder.dictionary.symbols[10] = "other"
+    with pytest.raises(ValueError, match="another dictionary"):
+        FixedPointLanguageModel.build_model(
+            FixedPointLanguageModelConfig(decoder_embed_dim=8),
+            SimpleNamespace(
+                source_dictionary=renamed.decoder.dictionary,
+                target_dictionary=renamed.decoder.dictionary,
+            ),
+        ).load_state_dict(trained.state_dict())
