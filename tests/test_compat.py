@@ -139,9 +139,9 @@ def test_reading_needs_the_mend(checkpoint, unmended):
 
 @needs_protection
 def test_classes_are_allowed_only_while_fairseq_reads(checkpoint):
-    before = torch.serialization.get_safe_globals()
+    before = set(torch.serialization.get_safe_globals())
     checkpoint_utils.load_checkpoint_to_cpu(str(checkpoint))
-    assert torch.serialization.get_safe_globals() == before
+    assert set(torch.serialization.get_safe_globals()) == before
     with pytest.raises(Exception, match=r"argparse\.Namespace"):
         torch.load(checkpoint)
 
@@ -161,9 +161,9 @@ def test_old_torch_needs_no_allowance(unmended, monkeypatch):
     compat.mend_checkpoint_loading()
     assert distributed_utils._broadcast_object_slow is broadcast
     if hasattr(torch.serialization, "get_safe_globals"):
-        before = torch.serialization.get_safe_globals()
+        before = set(torch.serialization.get_safe_globals())
         with compat._stored_classes_allowed():
-            assert torch.serialization.get_safe_globals() == before
+            assert set(torch.serialization.get_safe_globals()) == before
 
 
 # --- files that are no checkpoint

@@ -318,6 +318,17 @@ def test_spectral_bound_holds_and_leaves_small_matrices_alone(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS, ids="-".join)
+def test_both_evaluations_of_a_training_pass_bound_the_norm_once(kind):
+    """Another power iteration would bound it by another estimate."""
+    models = [make(kind, hidden_size=8, spectral_bound=0.3).train() for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    for model in models:  # a jump after which the estimate is off
+        model.layers[0].parametrizations.weight_hh_l0.original.data[0] *= 5
+    x = block(5)
+    torch.testing.assert_close(models[0](x, 0).output, models[1](x, 5).output, **EXACT)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids="-".join)
 def test_orthogonal_matrices_and_exact_mode_agree(kind):
     model = make(kind, layers=1, orthogonal=True)
     weight = model.layers[0].weight_hh_l0

@@ -438,13 +438,13 @@ _architecture(
 _architecture(
     "fixedpoint_lm_wikitext2_small",
     decoder_embed_dim=256,
-    dropout=0.2,
+    dropout=0.4,
     adaptive_softmax_cutoff="4000,12000",
     adaptive_softmax_factor=2.0,
 )
 _architecture(
     "fixedpoint_lm_ptb_small",
     decoder_embed_dim=256,
-    dropout=0.3,
+    dropout=0.5,
     share_decoder_input_output_embed=True,
 )

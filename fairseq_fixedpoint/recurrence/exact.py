@@ -84,11 +84,17 @@ def _call(recurrence: nn.RNNBase, layer: Layer, x, state: Tensor):
     """Calls PyTorch's module with the layer's effective weights; state in and out ``(B, P*H)``."""
     parts = tuple(part.contiguous().unsqueeze(0) for part in state.chunk(layer.cell.parts, dim=-1))
     start = parts[0] if len(parts) == 1 else parts
-    if layer.weight_hh is recurrence.weight_hh_l0:
+    own = dict(recurrence.named_parameters())
+    if own.get("weight_hh_l0") is layer.weight_hh:
         output, final = recurrence(x, start)
-    else:  # weight dropout or a parametrisation: other values than the module's own parameter
-        effective = {"weight_hh_l0": layer.weight_hh}
-        output, final = functional_call(recurrence, effective, (x, start))
+    else:  # after weight dropout or a parametrisation, which must not be computed a second time
+        with torch.device("meta"):
+            blank = layer.cell.recurrence(recurrence.input_size, recurrence.hidden_size)
+        effective = {
+            f"{name}_l0": getattr(layer, name)
+            for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        }
+        output, final = functional_call(blank, effective, (x, start))
     if isinstance(output, PackedSequence):
         output = output.data
     final = final if isinstance(final, tuple) else (final,)

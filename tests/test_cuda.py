@@ -1,0 +1,57 @@
+"""The same contracts on a GPU, in float64 where exact and in half precision against float32."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fairseq_fixedpoint.recurrence import FixedPointRNN
+from fairseq_fixedpoint.recurrence.reference import window_by_window
+from tests.commands import evaluate, train
+from tests.test_recurrence import EXACT, KINDS, block, gradients, make
+
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids="-".join)
+@pytest.mark.parametrize("iterations", [0, 1, 4])
+def test_states_and_gradients_equal_the_reference(kind, iterations):
+    model = make(kind, layers=2, learned_initial_state=True).cuda()
+    x = block(9).cuda().requires_grad_()
+    resets = torch.rand(9, 2, device="cuda") < 0.3
+    tensors = [x, *model.parameters()]
+    found = model(x, iterations, resets=resets).output
+    expected = window_by_window(model.effective_layers(), x, iterations or 9, resets)
+    torch.testing.assert_close(found, expected, **EXACT)
+    for ours, theirs in zip(gradients(found, tensors), gradients(expected, tensors), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("kind", KINDS, ids="-".join)
+def test_half_precision_errs_no_more_than_the_exact_recurrence_does(kind, dtype):
+    """The tolerance is PyTorch's own error in the same type, on the same weights."""
+    torch.manual_seed(0)
+    cell, nonlinearity = kind
+    model = FixedPointRNN(64, 64, cell=cell, nonlinearity=nonlinearity).cuda()
+    x = torch.randn(32, 8, 64, device="cuda")
+    expected = model(x, 32).output
+    half = FixedPointRNN(64, 64, cell=cell, nonlinearity=nonlinearity).cuda()
+    half.load_state_dict(model.state_dict())
+    half = half.to(dtype)
+    ours = (half(x.to(dtype), 32).output - expected).abs().max()
+    theirs = (half(x.to(dtype), 0).output - expected).abs().max()
+    assert ours <= 2 * theirs + torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("precision", ["--fp16", "--bf16", "--amp", "--bf16-products"])
+def test_training_in_lower_precision_learns(data, tmp_path, precision, monkeypatch):
+    from tests import commands
+
+    on_gpu = tuple(item for item in commands.TRAINING if item != "--cpu")
+    monkeypatch.setattr(commands, "TRAINING", on_gpu)
+    train(data, tmp_path, "--iterations", 4, "--max-epoch", 2, precision)
+    assert evaluate(data, tmp_path / "checkpoint_last.pt", "--tokens-per-sample", 64) < 30
