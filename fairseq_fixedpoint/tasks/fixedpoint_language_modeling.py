@@ -169,7 +169,7 @@ class FixedPointLanguageModelingTask(LanguageModelingTask):
                 "the exact recurrence starts every block from its initial state: "
                 "give --context-window to let it see more."
             )
-        iterator = super(LanguageModelingTask, self).get_batch_iterator(
+        iterator = super().get_batch_iterator(
             self._with_context(dataset, context_window),
             max_tokens=max_tokens,
             max_sentences=batch_size,

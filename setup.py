@@ -1,0 +1,60 @@
+"""Build definition of the fairseq_fixedpoint plugin."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+
+
+def read(name: str) -> str:
+    """The text of a file next to this one, or nothing when it is left out of a source archive."""
+    path = HERE / name
+    return path.read_text(encoding="utf-8") if path.exists() else ""
+
+
+# Read as text: importing the package would need torch, which a build does not have.
+VERSION = re.search(r'^__version__ = "(.+)"$', read("fairseq_fixedpoint/__init__.py"), re.M)[1]
+
+# fairseq itself is an extra and not a requirement: the distributions `fairseq` and `fairseq-fixed`
+# both install the import package `fairseq`, so requiring either would write over the other one in
+# the environment of somebody who already has it.
+EXTRAS = {
+    "fairseq": [
+        "fairseq-fixed>=0.12.3.1,<0.13",
+        "hydra-core>=1.3,<1.4",
+        "omegaconf>=2.3,<2.4",
+        "sacrebleu>=2,<3",
+    ],
+    "kenlm": ["kenlm>=0.2"],
+    "demo": ["matplotlib>=3.5"],
+    "test": [
+        "hypothesis>=6",
+        "pytest>=7.4",
+        "pytest-xdist>=3",
+        "ruff>=0.6",
+        "tensorboardX>=2.5",
+    ],
+}
+
+setup(
+    name="fairseq_fixedpoint",
+    version=VERSION,
+    description="Fixed-point recurrent language models for fairseq (after Wang and Ragni, 2021)",
+    long_description=read("README.md"),
+    long_description_content_type="text/markdown",
+    author="The fairseq_fixedpoint authors",
+    license="MIT",
+    python_requires=">=3.10",
+    packages=find_packages(include=["fairseq_fixedpoint", "fairseq_fixedpoint.*"]),
+    package_data={"fairseq_fixedpoint": ["config/**/*.yaml"]},
+    install_requires=["numpy>=1.21.3", "torch>=2.0"],
+    extras_require=EXTRAS,
+    classifiers=[
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+    zip_safe=False,
+)
