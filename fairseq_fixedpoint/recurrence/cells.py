@@ -20,6 +20,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+aten = torch.ops.aten
+
 CELLS = ("elman", "gru", "lstm")
 NONLINEARITIES = ("tanh", "relu")
 
@@ -100,13 +102,15 @@ class Cell:
         state: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Gradients of :meth:`forward` for `x`, `previous`, `weight` and `bias`.
+        grad_previous: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Writes the gradient for `previous`, and returns those for `x`, `weight` and `bias`.
 
         Args:
             grad: gradient of the states `forward` returned, ``(N, P*H)``.
-            state: the states `forward` returned, ``(N, P*H)``.
             x, previous, weight, bias: what `forward` received (`x` only if :attr:`keeps_input`).
+            state: the states `forward` returned, ``(N, P*H)``.
+            grad_previous: of the shape of `previous`, written.
         """
         raise NotImplementedError
 
@@ -129,13 +133,12 @@ class Elman(Cell):
         else:
             out.relu_()
 
-    def backward(self, grad, x, previous, state, weight, bias):
+    def backward(self, grad, x, previous, state, weight, bias, grad_previous):
         if self.nonlinearity == "tanh":
-            d = torch.ops.aten.tanh_backward(grad, state)
+            d = aten.tanh_backward(grad, state)
         else:
-            d = torch.ops.aten.threshold_backward(grad, state, 0)
-        d_previous, d_weight = _recurrent_gradients(d, previous, weight)
-        return d, d_previous, d_weight, None
+            d = aten.threshold_backward(grad, state, 0)
+        return d, _recurrent_gradients(d, previous, weight, grad_previous), None
 
 
 @dataclass(frozen=True)
@@ -166,7 +169,7 @@ class GRU(Cell):
         _, z, n, _ = self._gates(x, previous, weight, bias)
         torch.lerp(n, previous.expand_as(n), z, out=out)
 
-    def backward(self, grad, x, previous, state, weight, bias):
+    def backward(self, grad, x, previous, state, weight, bias, grad_previous):
         r, z, n, q = self._gates(x, previous, weight, bias)
         d_n = grad * (1 - z) * (1 - n * n)
         d_z = grad * (previous - n) * z * (1 - z)
@@ -174,9 +177,9 @@ class GRU(Cell):
         d_q = d_n * r
         d_x = torch.cat([d_r, d_z, d_n], dim=1)  # (N, 3H)
         d_recurrent = torch.cat([d_r, d_z, d_q], dim=1)  # (N, 3H)
-        d_previous, d_weight = _recurrent_gradients(d_recurrent, previous, weight)
-        d_previous += _rows_of(grad * z, previous)
-        return d_x, d_previous, d_weight, d_q.sum(0)
+        d_weight = _recurrent_gradients(d_recurrent, previous, weight, grad_previous)
+        grad_previous += _rows_of(grad * z, previous)
+        return d_x, d_weight, d_q.sum(0)
 
 
 @dataclass(frozen=True)
@@ -195,34 +198,34 @@ class LSTM(Cell):
         gates[:, : 2 * size].sigmoid_()
         gates[:, 2 * size : 3 * size].tanh_()
         gates[:, 3 * size :].sigmoid_()
-        return gates.chunk(4, dim=1)  # (N, H) each
+        return gates
 
     def forward(self, x, previous, weight, bias, out):
         h, c = previous.chunk(2, dim=1)
-        i, f, g, o = self._gates(x, h, weight)
+        i, f, g, o = self._gates(x, h, weight).chunk(4, dim=1)  # (N, H) each
         h_out, c_out = out.chunk(2, dim=1)
         torch.mul(f, c, out=c_out)
         c_out.addcmul_(i, g)
         torch.tanh(c_out, out=h_out)
         h_out.mul_(o)
 
-    def backward(self, grad, x, previous, state, weight, bias):
+    def backward(self, grad, x, previous, state, weight, bias, grad_previous):
         h, c = previous.chunk(2, dim=1)
-        i, f, g, o = self._gates(x, h, weight)
+        gates = self._gates(x, h, weight)
+        i, f, g, o = gates.chunk(4, dim=1)  # (N, H) each
         grad_h, grad_c = grad.chunk(2, dim=1)
         tanh_c = state[:, h.size(1) :].tanh()
-        d_c = torch.addcmul(grad_c, grad_h * o, 1 - tanh_c * tanh_c)
-        d_x = torch.cat(
-            [
-                d_c * g * i * (1 - i),
-                d_c * c * f * (1 - f),
-                d_c * i * (1 - g * g),
-                grad_h * tanh_c * o * (1 - o),
-            ],
-            dim=1,
-        )  # (N, 4H)
-        d_h, d_weight = _recurrent_gradients(d_x, h, weight)
-        return d_x, torch.cat([d_h, _rows_of(d_c * f, c)], dim=1), d_weight, None
+        d_c = aten.tanh_backward(grad_h * o, tanh_c).add_(grad_c)
+        d_x = torch.empty_like(gates)  # (N, 4H)
+        d_i, d_f, d_g, d_o = d_x.chunk(4, dim=1)
+        aten.sigmoid_backward(d_c * g, i, grad_input=d_i)
+        aten.sigmoid_backward(d_c * c, f, grad_input=d_f)
+        aten.tanh_backward(d_c * i, g, grad_input=d_g)
+        aten.sigmoid_backward(grad_h * tanh_c, o, grad_input=d_o)
+        grad_h_before, grad_c_before = grad_previous.chunk(2, dim=1)
+        d_weight = _recurrent_gradients(d_x, h, weight, grad_h_before)
+        grad_c_before.copy_(_rows_of(d_c * f, c))
+        return d_x, d_weight, None
 
 
 def _preactivation(x: Tensor, h: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
@@ -237,7 +240,8 @@ def _rows_of(grad: Tensor, like: Tensor) -> Tensor:
     return grad if grad.size(0) == like.size(0) else grad.sum(0, keepdim=True)
 
 
-def _recurrent_gradients(d: Tensor, h: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of `h W^T` for `h` and `W`, given the gradient `d` ``(N, G*H)`` of the product."""
+def _recurrent_gradients(d: Tensor, h: Tensor, weight: Tensor, grad_h: Tensor) -> Tensor:
+    """From the gradient `d` ``(N, G*H)`` of `h W^T`: writes that of `h`, returns that of `W`."""
     d = _rows_of(d, h)
-    return d @ weight, d.t() @ h
+    torch.mm(d, weight, out=grad_h)
+    return d.t() @ h

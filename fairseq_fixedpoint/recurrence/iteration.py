@@ -126,26 +126,28 @@ class _Advance(torch.autograd.Function):
     def backward(ctx, grad_state):
         x, previous, initial, weight, bias, resets, state = ctx.saved_tensors
         grad_state = grad_state.contiguous()
-        grad_x, grad_before, grad_weight, grad_bias = ctx.cell.backward(
+        grad_previous = torch.empty_like(initial.unsqueeze(0) if previous is None else state)
+        grad_x, grad_weight, grad_bias = ctx.cell.backward(
             _rows(grad_state[1:]),
             None if x is None else x.reshape(-1, x.size(-1)),
             _before(previous, initial, resets),
             _rows(state[1:]),
             weight,
             bias,
+            grad_previous if previous is None else _rows(grad_previous[:-1]),
         )
         grad_x = grad_x.view(state.size(0) - 1, state.size(1), -1)
         grad_initial = grad_state[0].sum(0) if ctx.needs_input_grad[3] else None
         if previous is None:
             if grad_initial is not None:
-                grad_initial += grad_before[0]
+                grad_initial += grad_previous[0]
             return None, grad_x, None, grad_initial, grad_weight, grad_bias, None
-        grad_before = grad_before.view_as(state[1:])
+        grad_previous[-1] = 0  # the last row precedes nothing
         if resets is not None:
+            reset_rows = resets.unsqueeze(-1)
             if grad_initial is not None:
-                grad_initial += (grad_before * resets.unsqueeze(-1)).sum((0, 1))
-            grad_before = grad_before.masked_fill(resets.unsqueeze(-1), 0)
-        grad_previous = F.pad(grad_before, (0, 0, 0, 0, 0, 1))  # the last row precedes nothing
+                grad_initial += (grad_previous[:-1] * reset_rows).sum((0, 1))
+            grad_previous[:-1].masked_fill_(reset_rows, 0)
         return None, grad_x, grad_previous, grad_initial, grad_weight, grad_bias, None
 
 
