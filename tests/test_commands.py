@@ -154,7 +154,8 @@ def test_two_processes_train_one_model(data, tmp_path, iterations):
     processes = [
         subprocess.Popen(
             [sys.executable, "-m", "fairseq_cli.train", str(data), "--save-dir", str(tmp_path),
-             *map(str, TRAINING), "--iterations", str(iterations), "--max-epoch", "1",
+             *map(str, TRAINING), "--iterations", str(iterations), "--max-epoch", "8",
+             "--batch-size", "20",  # more streams than the valid set has blocks
              "--distributed-world-size", "2", "--distributed-rank", str(rank),
              "--distributed-init-method", f"tcp://127.0.0.1:{port}", "--distributed-no-spawn",
              "--distributed-backend", "gloo", "--ddp-backend", "legacy_ddp"],
@@ -229,7 +230,9 @@ def test_a_run_whose_loss_diverges_writes_no_checkpoint(data, tmp_path):
     ("arguments", "message"),
     [
         (("--iterations", -1), "--iterations must be 0"),
-        (("--gradient-iterations", 9), "--gradient-iterations must lie in"),
+        (("--gradient-iterations", 0), "--gradient-iterations must be at least 1"),
+        (("--loss-iterations", "1,9"), "--loss-iterations must end with"),
+        (("--iterations", 0, "--max-tokens", 10), "--max-tokens 10 is less than one block"),
         (("--self-target",), "--self-target does not fit"),
     ],
 )

@@ -144,7 +144,8 @@ def test_bad_options_are_refused(options, message):
     ("model_options", "options", "message"),
     [
         ({"iterations": 3}, {"loss_iterations": "1,4"}, "must end with --iterations"),
-        ({"iterations": 0}, {"residual_penalty": 0.1}, "--residual-penalty needs"),
+        ({"iterations": 0}, {"residual_penalty": 0.1}, "--residual-penalty and"),
+        ({"iterations": 0}, {"loss_iterations": "1"}, "--loss-iterations need"),
         ({"adaptive_softmax_cutoff": "9"}, {"log_z_penalty": 0.1}, "needs the full softmax"),
     ],
 )

@@ -146,7 +146,9 @@ def test_dropout_draws_one_mask_for_all_iterates():
     ("options", "message"),
     [
         ({"iterations": -1}, "--iterations must be 0"),
-        ({"gradient_iterations": 4}, "--gradient-iterations must lie in 1..3"),
+        ({"gradient_iterations": 0}, "--gradient-iterations must be at least 1"),
+        ({"decoder_layers": 0}, "--decoder-layers must be at least 1"),
+        ({"adaptive_softmax_factor": 0.0}, "--adaptive-softmax-factor must be at least 1"),
         ({"dropout": 1.5}, "--decoder-dropout-in"),
         ({"decoder_dropout_out": -1.0}, "dropout must be"),
         ({"cell": "mgu"}, "unknown cell 'mgu'"),
@@ -166,6 +168,48 @@ def test_dropout_draws_one_mask_for_all_iterates():
 def test_bad_options_are_refused_by_name(options, message):
     with pytest.raises(ValueError, match=message):
         build(**options)
+
+
+@pytest.mark.parametrize("iterations", [0, 2])
+def test_a_checkpoint_trained_with_a_truncated_gradient_serves_any_order(iterations):
+    trained = build(iterations=5, gradient_iterations=3)
+    other = build(iterations=iterations, gradient_iterations=3)
+    other.load_state_dict(trained.state_dict())
+    tokens = random_tokens()
+    expected = build(iterations=iterations)
+    expected.load_state_dict(trained.state_dict())
+    torch.testing.assert_close(log_probs(other, tokens), log_probs(expected, tokens), **EXACT)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("iterations", [0, 3])
+def test_what_a_step_returns_may_be_changed_in_place(cell, iterations):
+    """As fairseq's generator does with the temperature; with an adaptive softmax too."""
+    model = build(cell=cell, iterations=iterations, adaptive_softmax_cutoff="10")
+    tokens, state = random_tokens(), {}
+    expected = model(tokens, features_only=True)[0]
+    for length in range(1, tokens.size(1) + 1):
+        found = model(tokens[:, :length], incremental_state=state, features_only=True)[0]
+        torch.testing.assert_close(found[:, 0], expected[:, length - 1], **EXACT)
+        found.div_(2)
+
+
+def test_averaged_checkpoints_keep_their_dictionary():
+    """fairseq's averaging sums copies and divides, integers with //."""
+    state = build().state_dict()
+    average = {
+        name: (value * 20) // 20 if value.dtype == torch.int64 else value
+        for name, value in state.items()
+    }
+    build(seed=1).load_state_dict(average)
+
+
+def test_another_treatment_of_sentence_boundaries_is_told(caplog):
+    trained = build(reset_at_eos=True)
+    build(reset_at_eos=True).load_state_dict(trained.state_dict())
+    assert not caplog.text
+    build().load_state_dict(trained.state_dict())
+    assert "was trained with --reset-at-eos" in caplog.text
 
 
 def test_another_dictionary_is_refused():

@@ -158,6 +158,20 @@ def test_gradcheck(kind, checkpointed):
 
 
 @pytest.mark.parametrize("kind", KINDS, ids="-".join)
+def test_truncated_gradient_still_reaches_the_left_boundary(kind):
+    """A sentence alone trains h_init as it does in a packed stream, where a reset precedes it."""
+    model = make(kind, layers=2, learned_initial_state=True)
+    x = block(4, batch=1)
+    alone = gradients(model(x, 4, gradient_iterations=2).output, list(model.parameters()))
+    resets = torch.zeros(7, 1, dtype=torch.bool)
+    resets[3] = True
+    packed = model(torch.cat([block(3, batch=1), x]), 4, resets=resets, gradient_iterations=2)
+    packed = gradients(packed.output[3:], list(model.parameters()))
+    for ours, theirs in zip(alone, packed, strict=True):
+        torch.testing.assert_close(ours, theirs, **EXACT)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids="-".join)
 def test_truncated_gradient_stops_at_the_iterate_it_names(kind):
     """The last n iterations from a constant H^(K-n) have the same gradient."""
     model = make(kind, layers=2)
@@ -326,6 +340,14 @@ def test_both_evaluations_of_a_training_pass_bound_the_norm_once(kind):
         model.layers[0].parametrizations.weight_hh_l0.original.data[0] *= 5
     x = block(5)
     torch.testing.assert_close(models[0](x, 0).output, models[1](x, 5).output, **EXACT)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids="-".join)
+def test_orthogonal_matrices_need_full_precision(kind):
+    model = make(kind, orthogonal=True)
+    for lower in (model.half, model.bfloat16):
+        with pytest.raises(ValueError, match="--bf16-products"):
+            lower()
 
 
 @pytest.mark.parametrize("kind", KINDS, ids="-".join)

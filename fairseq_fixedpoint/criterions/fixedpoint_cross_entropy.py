@@ -131,37 +131,38 @@ class FixedPointCrossEntropy(FairseqCriterion):
         self._check_finite(loss, model)
         return loss, sample_size, logging_output
 
-    def _orders_of(self, decoder) -> list[int]:
-        """Which iterates this pass is scored at, K last."""
+    def check_training(self, decoder) -> None:
+        """Raises ValueError for options that a model in training cannot honour."""
         if decoder.adaptive_softmax is not None:
             if self.log_z_penalty > 0:
                 raise ValueError(
                     "--log-z-penalty needs the full softmax: an adaptive softmax has no single "
                     "normaliser. Drop --adaptive-softmax-cutoff or the penalty."
                 )
-            if (
-                decoder.training
-                and self.ddp_backend in {"c10d", "pytorch_ddp"}
-                and (torch.distributed.is_initialized())
-            ):
+            if torch.distributed.is_initialized() and self.ddp_backend in {"c10d", "pytorch_ddp"}:
                 raise ValueError(
                     "an adaptive softmax leaves clusters unused in some batches, which "
                     f"--ddp-backend {self.ddp_backend} cannot handle: use --ddp-backend legacy_ddp."
                 )
-        if self.residual_penalty > 0 and decoder.training and decoder.iterations == 0:
-            raise ValueError("--residual-penalty needs --iterations of at least 1: 0 has none.")
-        if self.orders is None or (decoder.iterations == 0 and not decoder.training):
-            return [decoder.iterations]
+        if decoder.iterations == 0 and (self.residual_penalty > 0 or self.orders is not None):
+            raise ValueError(
+                "--residual-penalty and --loss-iterations need --iterations of at least 1: the "
+                "exact recurrence (0) has no iterates. Drop them."
+            )
+        if self.orders is not None and self.orders[-1] != decoder.iterations:
+            raise ValueError(
+                f"--loss-iterations must end with --iterations ({decoder.iterations}), the order "
+                f"the model is evaluated at, not with {self.orders[-1]}."
+            )
+
+    def _orders_of(self, decoder) -> list[int]:
+        """Which iterates this pass is scored at, K last."""
         if decoder.training:
-            if self.orders[-1] != decoder.iterations:
-                raise ValueError(
-                    "--loss-iterations must end with --iterations "
-                    f"({decoder.iterations}), the order the model is evaluated at, "
-                    f"not with {self.orders[-1]}."
-                )
-            return self.orders
+            self.check_training(decoder)  # other tasks than ours have not asked
+        if self.orders is None or decoder.iterations == 0:
+            return [decoder.iterations]
         lower = [k for k in self.orders if k < decoder.iterations]
-        return [*lower, decoder.iterations]  # evaluated at another K than it was trained for
+        return [*lower, decoder.iterations]  # K may differ from training's when evaluating
 
     def _nll(self, decoder, features: Tensor, target: Tensor) -> tuple[Tensor, Tensor | None]:
         """Summed negative log-likelihood, and `log Z` ``(M,)`` where the softmax is a full one."""
@@ -184,8 +185,9 @@ class FixedPointCrossEntropy(FairseqCriterion):
             return
         doing = "training" if model.training else "validation"
         raise FloatingPointError(
-            f"the loss became {loss.item()} in {doing}, and no checkpoint has been written since: "
-            "lower --lr, set or lower --clip-norm, or resume from the last checkpoint."
+            f"the loss became {loss.item()} in {doing}; the checkpoints are as they were, and "
+            "fairseq may add a crash.pt to look into: lower --lr, set or lower --clip-norm, or "
+            "resume from the last checkpoint."
         )
 
     @classmethod

@@ -9,13 +9,13 @@ from fairseq.data import BaseWrapperDataset, MonolingualDataset
 class ContiguousStreamsDataset(BaseWrapperDataset):
     """Batches whose row b continues row b of the batch before.
 
-    N blocks are cut into `rows` streams of equal length n, n rounded up; batch j holds the j-th
-    block of every stream that has one. Every block is used once. Streams that are shorter are the
-    last rows, so a batch may have fewer rows than the one before but never other ones.
+    N blocks are cut into `rows` streams whose lengths differ by one at most; batch j holds the j-th
+    block of every stream that has one. Every block is used once. The shorter streams are the last
+    rows, so the last batch may have fewer rows than the one before but never other ones.
 
     Args:
         dataset: consecutive blocks of one text.
-        rows: streams in all processes together.
+        rows: streams in all processes together, at most N.
         first, last: the rows of this process, ``first <= row < last``.
     """
 
@@ -23,18 +23,20 @@ class ContiguousStreamsDataset(BaseWrapperDataset):
         self, dataset: MonolingualDataset, rows: int, first: int = 0, last: int | None = None
     ):
         super().__init__(dataset)
-        self.length = -(-len(dataset) // rows)
+        shorter, longer = divmod(len(dataset), rows)  # blocks a stream, and how many have one more
+        numbers = np.arange(rows + 1)
+        self.starts = numbers * shorter + np.minimum(numbers, longer)  # (rows + 1,)
         self.rows = range(first, rows if last is None else last)
 
     def batches(self) -> list[list[int]]:
-        """Block numbers batch by batch; a batch is empty where this process has no stream left."""
+        """Block numbers batch by batch; the last is empty if no stream of this process has it."""
         return [
             [
-                row * self.length + position
+                int(self.starts[row]) + position
                 for row in self.rows
-                if row * self.length + position < len(self.dataset)
+                if self.starts[row] + position < self.starts[row + 1]
             ]
-            for position in range(self.length)
+            for position in range(int(np.diff(self.starts).max()))
         ]
 
     def batch_by_size(
@@ -58,5 +60,5 @@ class ContiguousStreamsDataset(BaseWrapperDataset):
         """As MonolingualDataset's; `continues` says whether the batch goes on with its streams."""
         batch = self.dataset.collater(samples)
         if samples:
-            batch["continues"] = samples[0]["id"] % self.length > 0
+            batch["continues"] = samples[0]["id"] not in self.starts
         return batch

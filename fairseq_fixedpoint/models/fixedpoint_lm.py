@@ -133,7 +133,7 @@ class FixedPointLanguageModel(FairseqLanguageModel):
 
     def load_state_dict(self, state_dict, strict=True, model_cfg=None, args=None):
         """Loads a checkpoint, refusing one that was trained with another dictionary."""
-        self.decoder.check_dictionary(state_dict)
+        self.decoder.check_checkpoint(state_dict)
         return super().load_state_dict(state_dict, strict, model_cfg, args)
 
 
@@ -163,15 +163,20 @@ class FixedPointDecoder(FairseqIncrementalDecoder):
             raise ValueError(
                 f"--iterations must be 0 (the exact recurrence) or more, not {cfg.iterations}."
             )
-        if cfg.gradient_iterations is not None and not (
-            1 <= cfg.gradient_iterations <= cfg.iterations
+        for option, value in (
+            ("--decoder-embed-dim", cfg.decoder_embed_dim),
+            ("--decoder-hidden-size", cfg.decoder_hidden_size),
+            ("--decoder-out-embed-dim", cfg.decoder_out_embed_dim),
+            ("--decoder-layers", cfg.decoder_layers),
+            ("--gradient-iterations", cfg.gradient_iterations),
+            ("--adaptive-softmax-factor", cfg.adaptive_softmax_factor),
         ):
-            raise ValueError(
-                f"--gradient-iterations must lie in 1..{cfg.iterations} (--iterations), "
-                f"not {cfg.gradient_iterations}."
-            )
+            if value is not None and value < 1:
+                raise ValueError(f"{option} must be at least 1, not {value}.")
         self.iterations = cfg.iterations
-        self.gradient_iterations = cfg.gradient_iterations
+        self.gradient_iterations = None
+        if cfg.gradient_iterations is not None:  # the last N of fewer than N are all
+            self.gradient_iterations = min(cfg.gradient_iterations, cfg.iterations)
         self.checkpoint_iterations = cfg.checkpoint_iterations
         self.reset_at_eos = reset_at_eos
         self.padding_idx = dictionary.pad()
@@ -225,6 +230,7 @@ class FixedPointDecoder(FairseqIncrementalDecoder):
                 f"({output_size}) to equal --decoder-embed-dim ({cfg.decoder_embed_dim})."
             )
         self.register_buffer("dictionary_fingerprint", _fingerprint(dictionary))
+        self.register_buffer("resets_at_eos", torch.tensor(int(reset_at_eos)))
 
     def forward(
         self,
@@ -327,8 +333,22 @@ class FixedPointDecoder(FairseqIncrementalDecoder):
             saved = {"cache": saved["cache"].index_select(2, new_order)}
             self.set_incremental_state(incremental_state, "iterates", saved)
 
-    def check_dictionary(self, state_dict: dict) -> None:
-        """Raises ValueError if a checkpoint's dictionary is not this decoder's."""
+    def check_checkpoint(self, state_dict: dict) -> None:
+        """Holds a checkpoint to what its weights do not show.
+
+        Warns if sentence boundaries are treated otherwise than in its training.
+
+        Raises:
+            ValueError: if it was trained with another dictionary.
+        """
+        resets_at_eos = state_dict.get("decoder.resets_at_eos")
+        if resets_at_eos is not None and bool(resets_at_eos) != self.reset_at_eos:
+            trained = "with" if resets_at_eos else "without"
+            logger.warning(
+                f"the checkpoint was trained {trained} --reset-at-eos, and is now used the other "
+                "way: its probabilities at the start of sentences will differ."
+            )
+            state_dict["decoder.resets_at_eos"] = self.resets_at_eos.clone()
         theirs = state_dict.get("decoder.dictionary_fingerprint")
         if theirs is not None and not torch.equal(theirs.cpu(), self.dictionary_fingerprint.cpu()):
             rows = state_dict["decoder.embed_tokens.weight"].size(0)
@@ -357,7 +377,8 @@ class FixedPointDecoder(FairseqIncrementalDecoder):
         for position in range(-new, 0):
             output, cache = self.rnn.step(x[:, position], cache, resets[:, position])
         self.set_incremental_state(incremental_state, "iterates", {"cache": cache})
-        return self._features(output.unsqueeze(0), None)
+        # A copy: the generator divides by its temperature in place, and `output` may be the cache.
+        return self._features(output.unsqueeze(0).clone(), None)
 
     def _resets(self, tokens: Tensor) -> Tensor | None:
         return tokens.eq(self.dictionary.eos()) if self.reset_at_eos else None
@@ -404,7 +425,8 @@ def _cutoffs(text: str, vocabulary_size: int) -> list[int]:
 def _fingerprint(dictionary: Dictionary) -> Tensor:
     """A hash of the symbols in order, as 8 bytes that travel in the checkpoint."""
     symbols = "\n".join(dictionary.symbols).encode()
-    return torch.tensor(list(hashlib.sha256(symbols).digest()[:8]), dtype=torch.uint8)
+    # Wide integers, so that averaging checkpoints by summing and dividing leaves them as they are.
+    return torch.tensor(list(hashlib.sha256(symbols).digest()[:8]), dtype=torch.int64)
 
 
 def _architecture(name: str, **defaults):

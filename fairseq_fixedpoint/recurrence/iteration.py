@@ -86,8 +86,8 @@ class Solution:
         iterates: top layer's `h` at each order asked for, ``{k: (T, B, H)}``.
         squared_residuals: mean over layers, units and real positions of `(H^(k) - H^(k-1))^2`,
             ``(K,)``, if asked for.
-        final_state: the exact recurrence's state after the last input, ``(L, B, P*H)``; None for
-            an iteration, whose window ends K tokens back whatever came before.
+        final_state: the exact recurrence's state after the last position, padding or not,
+            ``(L, B, P*H)``; None for an iteration, whose window ends K tokens back.
     """
 
     output: Tensor
@@ -148,6 +148,9 @@ class _Advance(torch.autograd.Function):
             if grad_initial is not None:
                 grad_initial += (grad_previous[:-1] * reset_rows).sum((0, 1))
             grad_previous[:-1].masked_fill_(reset_rows, 0)
+        if grad_initial is not None and not ctx.needs_input_grad[2]:
+            # A truncated gradient ends here, but the left boundary is h_init at every k.
+            grad_initial += grad_previous[0].sum(0)
         return None, grad_x, grad_previous, grad_initial, grad_weight, grad_bias, None
 
 

@@ -69,6 +69,7 @@ class FixedPointRNN(nn.Module):
         self.dropout = dropout
         self.variational_dropout = variational_dropout
         self.weight_dropout = weight_dropout
+        self.orthogonal = orthogonal
         self.layers = nn.ModuleList(
             self.cell.recurrence(input_size if number == 0 else hidden_size, hidden_size)
             for number in range(num_layers)
@@ -80,6 +81,15 @@ class FixedPointRNN(nn.Module):
             self.initial_state = nn.Parameter(initial)
         else:
             self.register_buffer("initial_state", initial, persistent=False)
+
+    def _apply(self, fn, recurse=True):
+        # Module.half() and its like come here; PyTorch orthogonalises in full precision only.
+        if self.orthogonal and fn(torch.zeros(1)).dtype in (torch.float16, torch.bfloat16):
+            raise ValueError(
+                "an orthogonal recurrent matrix needs float32 parameters: train with --amp or "
+                "--bf16-products instead of --fp16 or --bf16, or drop --orthogonal."
+            )
+        return super()._apply(fn, recurse)
 
     def effective_layers(self, x: Tensor | None = None) -> list[Layer]:
         """The layers of one forward pass: parametrised, with weight dropout and masks drawn.

@@ -18,6 +18,7 @@ from fairseq.data import FairseqDataset
 from fairseq.tasks import register_task
 from fairseq.tasks.language_modeling import LanguageModelingConfig, LanguageModelingTask
 
+from fairseq_fixedpoint.criterions.fixedpoint_cross_entropy import FixedPointCrossEntropy
 from fairseq_fixedpoint.data import ContiguousStreamsDataset, LeftContextDataset
 
 logger = logging.getLogger(__name__)
@@ -51,6 +52,7 @@ class FixedPointLanguageModelingTask(LanguageModelingTask):
         super().__init__(args, dictionary, output_dictionary, targets)
         self.reset_at_eos = args.reset_at_eos
         self.iterations: int | None = None  # K of the model built or loaded last
+        self._in_training = None  # the decoder of a model that was built, not loaded
         self._carried = {"train": {}, "valid": {}}
 
     @classmethod
@@ -80,7 +82,15 @@ class FixedPointLanguageModelingTask(LanguageModelingTask):
         """Builds the model and learns from it how much left context blocks need."""
         model = super().build_model(args, from_checkpoint)
         self.iterations = getattr(model.decoder, "iterations", None)
+        self._in_training = None if from_checkpoint else model.decoder
         return model
+
+    def build_criterion(self, cfg):
+        """Builds the criterion, refusing options that the model to be trained cannot honour."""
+        criterion = super().build_criterion(cfg)
+        if self._in_training is not None and isinstance(criterion, FixedPointCrossEntropy):
+            criterion.check_training(self._in_training)
+        return criterion
 
     def load_dataset(self, split: str, epoch: int = 1, combine: bool = False, **kwargs) -> None:
         """Loads a split as consecutive blocks.
@@ -91,8 +101,9 @@ class FixedPointLanguageModelingTask(LanguageModelingTask):
         """
         if self.args.tokens_per_sample < 1:
             raise ValueError(
-                f"--tokens-per-sample leaves {self.args.tokens_per_sample} tokens a block: "
-                "fairseq-eval-lm takes --context-window off it, so make it larger than that."
+                f"--tokens-per-sample leaves {self.args.tokens_per_sample} tokens a block: make it "
+                "at least 1, and with fairseq-eval-lm larger than --context-window, which is "
+                "taken off it."
             )
         paths = utils.split_paths(self.args.data)
         binary = os.path.join(paths[(epoch - 1) % len(paths)], f"{split}.bin")
@@ -113,7 +124,7 @@ class FixedPointLanguageModelingTask(LanguageModelingTask):
     ):
         """Batches of blocks with left context, or of contiguous streams for `--iterations 0`."""
         if self._carries_state and dataset in self.datasets.values():
-            rows = max_sentences or max(1, (max_tokens or 0) // self.args.tokens_per_sample)
+            rows = self._stream_rows(len(dataset), max_tokens, max_sentences, num_shards)
             streams = ContiguousStreamsDataset(
                 dataset, rows * num_shards, rows * shard_id, rows * (shard_id + 1)
             )
@@ -130,6 +141,28 @@ class FixedPointLanguageModelingTask(LanguageModelingTask):
             shard_id=shard_id,
             **kwargs,
         )
+
+    def _stream_rows(
+        self, blocks: int, max_tokens: int | None, max_sentences: int | None, processes: int
+    ) -> int:
+        """Streams of each process: what the batch size allows, as far as the blocks go."""
+        size = self.args.tokens_per_sample
+        if max_tokens is not None and max_tokens < size:
+            raise ValueError(
+                f"--max-tokens {max_tokens} is less than one block of --tokens-per-sample {size}: "
+                "raise the one or lower the other."
+            )
+        if blocks < processes:
+            raise ValueError(
+                f"{blocks} blocks of --tokens-per-sample {size} are too few for {processes} "
+                "processes, each of which needs a stream: use fewer, or smaller blocks."
+            )
+        limits = [blocks // processes]
+        if max_sentences is not None:
+            limits.append(max_sentences)
+        if max_tokens is not None:
+            limits.append(max_tokens // size)
+        return min(limits)
 
     @property
     def _carries_state(self) -> bool:
