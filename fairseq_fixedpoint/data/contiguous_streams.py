@@ -51,6 +51,7 @@ class ContiguousStreamsDataset(BaseWrapperDataset):
 
     @property
     def can_reuse_epoch_itr_across_epochs(self) -> bool:
+        """A new iterator each epoch: its streams depend on the number of processes."""
         return False
 
     def ordered_indices(self) -> np.ndarray:
