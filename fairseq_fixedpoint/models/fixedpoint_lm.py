@@ -322,6 +322,10 @@ class FixedPointDecoder(FairseqIncrementalDecoder):
             return F.linear(features, self.embed_tokens.weight)
         return self.fc_out(features)
 
+    def output_features(self, h: Tensor) -> Tensor:
+        """From the top layer's `h` ``(..., H)`` to the input of the output layer, ``(..., C)``."""
+        return h if self.additional_fc is None else self.additional_fc(h)
+
     def max_positions(self) -> int:
         """A recurrence has no limit."""
         return int(1e9)
@@ -387,9 +391,7 @@ class FixedPointDecoder(FairseqIncrementalDecoder):
         """``(T, B, H)`` to ``(B, T, C)``."""
         if mask is not None:
             output = output * mask
-        if self.additional_fc is not None:
-            output = self.additional_fc(output)
-        return output.transpose(0, 1)
+        return self.output_features(output).transpose(0, 1)
 
     def _dropped(self, x: Tensor, p: float) -> Tensor:
         if not self.training or p == 0:

@@ -1,0 +1,135 @@
+"""Log-probabilities of a few wanted words a context, without ever holding all logits.
+
+What a set of sequences wants is a list of pairs (context, next word), far fewer than contexts
+times vocabulary. A pair's logit is one dot product; only the normaliser `log Z` of its context
+needs the whole vocabulary, and it is computed once a context, block by block.
+
+An adaptive softmax (Grave et al., 2017, "Efficient softmax approximation for GPUs") normalises a
+tail cluster only for the contexts that want a word of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Block of logits: its four passes (product, maximum, exponential, sum) find it in the cache, and
+# the product is large enough for full speed.
+CONTEXTS_AT_ONCE = 2048
+WORDS_AT_ONCE = 1024
+PAIRS_AT_ONCE = 16384
+
+
+@dataclass(frozen=True)
+class OutputWords:
+    """An output layer's rows: logits are ``features @ weight.T + bias``.
+
+    Attributes:
+        weight: ``(V, C)``.
+        bias: ``(V,)``, or None.
+        dtype: of the products that make the normaliser; logits of wanted words and everything
+            that is summed stay in the weight's own.
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+    dtype: torch.dtype | None = None
+
+    def logits(self, features: Tensor, context: Tensor, word: Tensor) -> Tensor:
+        """Logit of each pair, ``(Q,)``, from features ``(N, C)`` and indices ``(Q,)``."""
+        found = []
+        for rows in _blocks(context.numel(), PAIRS_AT_ONCE):
+            x, w = features.index_select(0, context[rows]), self.weight.index_select(0, word[rows])
+            found.append(torch.linalg.vecdot(x, w))
+        logits = torch.cat(found) if found else features.new_empty(0)
+        return logits if self.bias is None else logits + self.bias.index_select(0, word)
+
+    def log_normalizer(self, features: Tensor) -> Tensor:
+        """`log Z` of each context: features ``(N, C)`` to ``(N,)``."""
+        dtype = self.dtype or features.dtype
+        weight = self.weight.to(dtype)
+        bias = None if self.bias is None else self.bias.to(dtype)
+        found = []
+        for rows in _blocks(features.size(0), CONTEXTS_AT_ONCE):
+            x = features[rows].to(dtype)
+            largest = features.new_full((x.size(0),), -torch.inf)
+            total = features.new_zeros(x.size(0))
+            for words in _blocks(weight.size(0), WORDS_AT_ONCE):
+                logits = F.linear(x, weight[words], None if bias is None else bias[words])
+                logits = logits.to(features.dtype)  # (n, v)
+                before, largest = largest, torch.maximum(largest, logits.amax(1))
+                summed = logits.sub_(largest.unsqueeze(1)).exp_().sum(1)
+                total = total * (before - largest).exp_() + summed
+            found.append(largest + total.log_())
+        return torch.cat(found) if found else features.new_empty(0)
+
+
+@dataclass(frozen=True)
+class Softmax:
+    """The softmax over all words; `normalized=False` takes `log Z` to be 0."""
+
+    words: OutputWords
+    normalized: bool = True
+
+    def log_probabilities(self, features: Tensor, context: Tensor, word: Tensor) -> Tensor:
+        """Natural-log probability of each pair.
+
+        Args:
+            features: of each distinct context, ``(N, C)``.
+            context, word: the wanted pairs, ``(Q,)`` each.
+
+        Returns:
+            ``(Q,)``.
+        """
+        logits = self.words.logits(features, context, word)
+        if not self.normalized:
+            return logits
+        return logits - self.words.log_normalizer(features).index_select(0, context)
+
+
+@dataclass(frozen=True)
+class Tail:
+    """A cluster of an adaptive softmax.
+
+    Attributes:
+        first: its first word.
+        projection: of the features to the cluster's own width, ``(C', C)``.
+        words: its words, on that width.
+    """
+
+    first: int
+    projection: Tensor
+    words: OutputWords
+
+
+@dataclass(frozen=True)
+class AdaptiveSoftmax:
+    """A softmax in clusters; the rows of `head` are the first words, then one for each tail."""
+
+    head: OutputWords
+    tails: Sequence[Tail]
+
+    def log_probabilities(self, features: Tensor, context: Tensor, word: Tensor) -> Tensor:
+        """As :meth:`Softmax.log_probabilities`."""
+        shortlist = self.head.weight.size(0) - len(self.tails)
+        firsts = torch.tensor([tail.first for tail in self.tails], device=word.device)
+        cluster = torch.bucketize(word, firsts, right=True)  # (Q,), 0 is the head
+        in_head = torch.where(cluster == 0, word, shortlist + cluster - 1)
+        found = Softmax(self.head).log_probabilities(features, context, in_head)
+        for number, tail in enumerate(self.tails, start=1):
+            pairs = (cluster == number).nonzero().squeeze(1)
+            contexts, which = torch.unique(context[pairs], return_inverse=True)
+            projected = F.linear(features.index_select(0, contexts), tail.projection)
+            softmax = Softmax(tail.words)
+            found[pairs] += softmax.log_probabilities(projected, which, word[pairs] - tail.first)
+        return found
+
+
+def _blocks(size: int, step: int):
+    """Slices of at most `step` that cover ``range(size)``."""
+    for begin in range(0, size, step):
+        yield slice(begin, min(begin + step, size))
