@@ -26,7 +26,8 @@ import os
 import re
 import types
 import typing
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import numpy
 import torch
@@ -36,6 +37,7 @@ __all__ = [
     "apply",
     "mend_checkpoint_loading",
     "mend_numpy_long",
+    "reading",
     "stored_classes",
 ]
 
@@ -159,6 +161,29 @@ def mend_checkpoint_loading() -> bool:
 
         distributed_utils._broadcast_object_slow = broadcast_object_slow
     return True
+
+
+@contextmanager
+def reading(trusted: bool) -> Iterator[None]:
+    """Decides for the calls inside whether `torch.load` may meet classes it does not know.
+
+    Through PyTorch's own switches, since fairseq's calls leave the choice to the default or, on its
+    main branch, make it themselves.
+
+    Args:
+        trusted: load whatever the file holds, running the code that it asks for; else only tensors,
+            plain values and the classes that fairseq stores.
+    """
+    switch = f"TORCH_FORCE_{'NO_' if trusted else ''}WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(switch)
+    os.environ[switch] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[switch]
+        else:
+            os.environ[switch] = before
 
 
 def _protection_is_default() -> bool:

@@ -1,0 +1,1 @@
+"""Scoring text, and rescoring lists of hypotheses, with a trained model."""

@@ -1,0 +1,91 @@
+"""Language models from fairseq's checkpoints, read without running code from them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from fairseq import checkpoint_utils, tasks, utils
+from fairseq.data import Dictionary
+from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+from fairseq.models import FairseqLanguageModel
+
+from fairseq_fixedpoint import compat
+from fairseq_fixedpoint.models.fixedpoint_lm import FixedPointDecoder
+from fairseq_fixedpoint.rescoring.errors import RescoringError
+
+
+def load_language_model(
+    path: str | Path,
+    data: str | Path | None = None,
+    *,
+    iterations: int | None = None,
+    device: torch.device | str = "cpu",
+    trust_checkpoint: bool = False,
+) -> tuple[FairseqLanguageModel, Dictionary]:
+    """A language model ready to evaluate, and its dictionary.
+
+    Args:
+        path: a checkpoint of `fairseq-train`.
+        data: folder with the dict.txt it was trained with; the checkpoint's own if not given.
+        iterations: K in place of the checkpoint's; for `fixedpoint_lm` only. 0 is the exact
+            recurrence.
+        device: where to put it.
+        trust_checkpoint: read classes that fairseq does not store, too, which can run code.
+
+    Raises:
+        RescoringError: if the file, the dictionary or the kind of model is wrong.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise RescoringError(f"{path} is not there: --model takes a checkpoint of fairseq-train.")
+    try:
+        with compat.reading(trusted=trust_checkpoint):
+            state = checkpoint_utils.load_checkpoint_to_cpu(str(path))
+    except compat.CheckpointError as error:
+        raise RescoringError(f"{error} (--trust-checkpoint loads it all the same.)") from error
+    if state.get("args") is not None:
+        cfg = convert_namespace_to_omegaconf(state["args"])
+    else:
+        cfg = state["cfg"]
+    folder = _dictionary_folder(path, cfg.task.get("data"), data)
+    cfg.task.data = folder
+    try:
+        task = tasks.setup_task(cfg.task, from_checkpoint=True)
+        models, _, _ = checkpoint_utils.load_model_ensemble_and_task(
+            [str(path)], task=task, state=state
+        )
+    except (ValueError, RuntimeError) as error:  # our own check, and PyTorch's of sizes
+        raise RescoringError(
+            f"{path} does not go with the dictionary {folder}/dict.txt, or not with this version "
+            f"of its model: {error}"
+        ) from error
+    model = models[0].eval().to(device)
+    if not isinstance(model, FairseqLanguageModel):
+        raise RescoringError(
+            f"{path} holds a {type(model).__name__}, which is no language model: name one that was "
+            "trained with a language modeling task."
+        )
+    if iterations is not None:
+        if not isinstance(model.decoder, FixedPointDecoder):
+            raise RescoringError(
+                f"--iterations is for fixedpoint_lm, and {path} holds a {type(model).__name__}."
+            )
+        if iterations < 0:
+            raise RescoringError(f"--iterations must be 0 (exact) or more, not {iterations}.")
+        model.decoder.iterations = iterations
+    return model, task.target_dictionary
+
+
+def _dictionary_folder(path: Path, trained_with: str | None, data: str | Path | None) -> str:
+    if data is not None:
+        folder, origin = str(data), "--data"
+    else:
+        folder = utils.split_paths(trained_with)[0] if trained_with else "."
+        origin = f"where {path} was trained"
+    if not Path(folder, "dict.txt").is_file():
+        raise RescoringError(
+            f"{folder}/dict.txt ({origin}) is not there: give --data the folder that "
+            "fairseq-preprocess wrote for the model."
+        )
+    return folder

@@ -1,0 +1,199 @@
+"""Probabilities of plain text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fairseq_fixedpoint.models.fixedpoint_lm import FixedPointDecoder
+from fairseq_fixedpoint.rescoring.checkpoints import load_language_model
+from fairseq_fixedpoint.rescoring.errors import RescoringError
+from fairseq_fixedpoint.rescoring.text import Splitter, TextEncoder
+from fairseq_fixedpoint.rescoring.token_scorers import ModelScorer, TokenScorer, WindowScorer
+
+# Of one call of the token scorer: what bounds the memory. More tokens share more windows.
+TOKENS_AT_ONCE = 65536
+
+
+@dataclass(frozen=True, slots=True)
+class LineScore:
+    """What a model says of a line.
+
+    Attributes:
+        tokens: the model's tokens, `</s>` last; unknown ones as they were in the text.
+        log_probabilities: natural logarithm of each, ``(n,)``, penalties of unknown tokens counted.
+        unknown: how many tokens the model does not know.
+    """
+
+    tokens: list[str]
+    log_probabilities: np.ndarray
+    unknown: int
+
+    @property
+    def log_probability(self) -> float:
+        """Of the whole line, natural logarithm."""
+        return float(self.log_probabilities.sum(dtype=np.float64))
+
+    @property
+    def perplexity(self) -> float:
+        """Per token, `</s>` counted."""
+        return perplexity(self.log_probability, len(self.tokens))
+
+
+def perplexity(log_probability: float, tokens: int) -> float:
+    """From a natural-log probability; infinite where a float cannot hold it."""
+    try:
+        return math.exp(-log_probability / tokens)
+    except OverflowError:
+        return math.inf
+
+
+class Scorer:
+    """Scores lines of text with a language model, each as a sentence of its own.
+
+    Args:
+        tokens: the model.
+        encoder: how text becomes its tokens.
+        unknown_penalty: subtracted from the log-probability of each unknown token.
+        previous_context: how many of the last tokens of the text before a line, its `</s>`
+            included, the model sees; 0 starts every line from `</s>` alone.
+
+    Raises:
+        RescoringError: for a penalty or a context out of range.
+    """
+
+    def __init__(
+        self,
+        tokens: TokenScorer,
+        encoder: TextEncoder,
+        unknown_penalty: float = 0.0,
+        previous_context: int = 0,
+    ):
+        if not math.isfinite(unknown_penalty):
+            raise RescoringError(f"--unknown-penalty must be a number, not {unknown_penalty}.")
+        if previous_context < 0:
+            raise RescoringError(
+                f"--previous-context must be 0 or more tokens, not {previous_context}."
+            )
+        self.tokens = tokens
+        self.encoder = encoder
+        self.unknown_penalty = unknown_penalty
+        self.previous_context = previous_context
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        path: str | Path,
+        data: str | Path | None = None,
+        *,
+        iterations: int | None = None,
+        device: torch.device | str = "cpu",
+        bf16: bool = False,
+        normalized: bool = True,
+        tokenizer: Splitter | None = None,
+        bpe: Splitter | None = None,
+        lowercase: bool = False,
+        unknown_penalty: float = 0.0,
+        previous_context: int | None = 0,
+        trust_checkpoint: bool = False,
+    ) -> Scorer:
+        """A scorer from a checkpoint of `fairseq-train`, of any language model.
+
+        Args:
+            path, data, iterations, device, trust_checkpoint: see
+                :func:`~fairseq_fixedpoint.rescoring.checkpoints.load_language_model`.
+            bf16: matrix products in bfloat16; for `fixedpoint_lm` only.
+            normalized: False takes every normaliser to be 1; for `fixedpoint_lm` only.
+            tokenizer, bpe, lowercase: see
+                :class:`~fairseq_fixedpoint.rescoring.text.TextEncoder`.
+            unknown_penalty: see the class.
+            previous_context: see the class; None for the model's order, which is all it can use.
+
+        Raises:
+            RescoringError: if the file is wrong, or the model cannot do what is asked.
+        """
+        model, dictionary = load_language_model(
+            path, data, iterations=iterations, device=device, trust_checkpoint=trust_checkpoint
+        )
+        if isinstance(model.decoder, FixedPointDecoder):
+            tokens = WindowScorer(model.decoder, bf16, normalized)
+            if previous_context != 0 and model.decoder.reset_at_eos:
+                raise RescoringError(
+                    f"--previous-context means nothing to {path}: it was trained with "
+                    "--reset-at-eos, so a sentence starts anew. Drop the one or train without "
+                    "the other."
+                )
+        else:
+            if bf16 or not normalized:
+                option = "--bf16" if bf16 else "--unnormalized"
+                raise RescoringError(
+                    f"{option} is for fixedpoint_lm, and {path} holds a {type(model).__name__}."
+                )
+            tokens = ModelScorer(model)
+        if previous_context is None and tokens.order is None:
+            raise RescoringError(
+                f"{path} has no limit of context, so --previous-context needs a number of tokens."
+            )
+        return cls(
+            tokens,
+            TextEncoder(dictionary, tokenizer, bpe, lowercase),
+            unknown_penalty,
+            tokens.order if previous_context is None else previous_context,
+        )
+
+    def score(
+        self, lines: Sequence[str], previous: Sequence[str | None] | None = None
+    ) -> list[LineScore]:
+        """Scores a batch of lines; the larger it is, the more they share.
+
+        Args:
+            lines: the text; a line may be empty, which leaves `</s>`.
+            previous: the text before each line, or None where there is none. Used as
+                `previous_context` says.
+
+        Returns:
+            One score a line, in order.
+        """
+        scores: list[LineScore] = []
+        previous = previous if previous is not None else [None] * len(lines)
+        for batch in self._batches(zip(lines, previous, strict=True)):
+            symbols, sequences, first = zip(*batch, strict=True)
+            found = self.tokens.log_probabilities(sequences, first)
+            scores += map(self._line_score, symbols, sequences, first, found)
+        return scores
+
+    def _batches(self, lines) -> Iterator[list[tuple[list[str], list[int], int]]]:
+        """Symbols, token sequence and first scored position of each line, so many at once."""
+        batch, size = [], 0
+        for line, previous in lines:
+            symbols = self.encoder.symbols(line)
+            context = self._context(previous)
+            eos = self.encoder.dictionary.eos()
+            sequence = [*context, *self.encoder.indices(symbols), eos]
+            if batch and size + len(sequence) > TOKENS_AT_ONCE:
+                yield batch
+                batch, size = [], 0
+            batch.append((symbols, sequence, len(context)))
+            size += len(sequence)
+        if batch:
+            yield batch
+
+    def _context(self, previous: str | None) -> list[int]:
+        """What a line is preceded by: `</s>` at least."""
+        eos = self.encoder.dictionary.eos()
+        if previous is None or self.previous_context < 2:
+            return [eos]
+        before = self.encoder.indices(self.encoder.symbols(previous))
+        return [eos, *before, eos][-self.previous_context :]
+
+    def _line_score(self, symbols, sequence, first, found: np.ndarray) -> LineScore:
+        is_unknown = np.array(sequence[first:]) == self.encoder.dictionary.unk()
+        if self.unknown_penalty:
+            found = found - self.unknown_penalty * is_unknown
+        tokens = [*symbols, self.encoder.dictionary[self.encoder.dictionary.eos()]]
+        return LineScore(tokens, found, int(is_unknown.sum()))

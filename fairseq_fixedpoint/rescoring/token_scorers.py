@@ -1,0 +1,187 @@
+"""Log-probabilities of token sequences: over shared windows, or through any language model.
+
+Both answer the same call, so whatever stands on them does not know which it has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
+from typing import Protocol
+
+import numpy as np
+import torch
+from fairseq.models import FairseqLanguageModel
+from torch import Tensor
+
+from fairseq_fixedpoint.models.fixedpoint_lm import FixedPointDecoder
+from fairseq_fixedpoint.rescoring.errors import RescoringError
+from fairseq_fixedpoint.softmax import AdaptiveSoftmax, OutputWords, Softmax, Tail
+from fairseq_fixedpoint.windows import SharedWindows, context_states, distinct_windows
+
+# Of one forward pass of a model without windows, whose logits are all held at once.
+TOKENS_AT_ONCE = 2048
+
+
+class TokenScorer(Protocol):
+    """Scores token sequences.
+
+    Attributes:
+        order: how many tokens of context the model can use; None for no limit.
+    """
+
+    order: int | None
+
+    def log_probabilities(
+        self, sequences: Sequence[Sequence[int]], first: Sequence[int]
+    ) -> list[np.ndarray]:
+        """Natural-log probability of each token from `first` on, given all before it.
+
+        Args:
+            sequences: token indices; at least two each.
+            first: for each sequence, the position of the first token that is scored, at least 1.
+
+        Returns:
+            One array a sequence, float32 or the model's own precision.
+        """
+        ...
+
+
+class WindowScorer:
+    """A fixed-point model over the shared windows of all the sequences of a call.
+
+    Args:
+        decoder: the model's; with ``iterations = 0`` the windows are a prefix tree.
+        bf16: matrix products in bfloat16, but for the logits of the wanted words.
+        normalized: whether to compute `log Z`; without it, it is taken to be 0.
+
+    Raises:
+        RescoringError: for `normalized=False` with an adaptive softmax, which has no one `Z`.
+    """
+
+    def __init__(self, decoder: FixedPointDecoder, bf16: bool = False, normalized: bool = True):
+        self.decoder = decoder
+        self.order = decoder.iterations or None
+        self.bf16 = bf16
+        self.softmax = _softmax_of(decoder, torch.bfloat16 if bf16 else None, normalized)
+
+    @torch.inference_mode()
+    def log_probabilities(
+        self, sequences: Sequence[Sequence[int]], first: Sequence[int]
+    ) -> list[np.ndarray]:
+        """As :meth:`TokenScorer.log_probabilities`."""
+        if not sequences:
+            return []
+        scored = [len(s) - f for s, f in zip(sequences, first, strict=True)]
+        inputs = self._flat(sequence[:-1] for sequence in sequences)  # (P,)
+        targets = self._flat(s[f:] for s, f in zip(sequences, first, strict=True))  # (Q,)
+
+        used, inputs = torch.unique(inputs, return_inverse=True)
+        lengths = [len(sequence) - 1 for sequence in sequences]
+        order = self.order or max(lengths)
+        windows = distinct_windows(inputs, lengths, order, [position - 1 for position in first])
+        features = self._features(used, windows)  # (N, C)
+
+        # The same word after the same context is wanted once, however many sequences have it.
+        words = int(targets.max()) + 1
+        pairs, pair = torch.unique(windows.context * words + targets, return_inverse=True)
+        context = torch.div(pairs, words, rounding_mode="floor")
+        found = self.softmax.log_probabilities(features, context, pairs % words)[pair]  # (Q,)
+        return np.split(found.cpu().numpy(), np.cumsum(scored)[:-1])
+
+    def _flat(self, sequences: Iterable[Sequence[int]]) -> Tensor:
+        return torch.tensor(list(chain.from_iterable(sequences)), device=self._weight.device)
+
+    def _features(self, used: Tensor, windows: SharedWindows) -> Tensor:
+        """Input of the output layer for each distinct context, ``(N, C)``."""
+        with torch.autocast(self._weight.device.type, torch.bfloat16, self.bf16):
+            layers = self.decoder.rnn.effective_layers()
+            projected = layers[0].project(self.decoder.embed_tokens(used))  # (U, G*H)
+            states = context_states(layers, projected, windows)  # (N, H)
+            return self.decoder.output_features(states).to(self._weight.dtype)
+
+    @property
+    def _weight(self) -> Tensor:
+        return self.decoder.embed_tokens.weight
+
+
+class ModelScorer:
+    """Any language model of fairseq, in batches of sequences of like length."""
+
+    order = None
+
+    def __init__(self, model: FairseqLanguageModel):
+        self.model = model
+        self.padding = model.decoder.dictionary.pad()
+
+    @torch.inference_mode()
+    def log_probabilities(
+        self, sequences: Sequence[Sequence[int]], first: Sequence[int]
+    ) -> list[np.ndarray]:
+        """As :meth:`TokenScorer.log_probabilities`.
+
+        Raises:
+            RescoringError: for a sequence longer than the model takes.
+        """
+        distinct: dict[tuple[int, ...], np.ndarray | None] = dict.fromkeys(map(tuple, sequences))
+        longest = max(map(len, distinct), default=0) - 1
+        if longest > self.model.max_positions():
+            raise RescoringError(
+                f"a line has {longest} tokens, more than the {self.model.max_positions()} that the "
+                "model takes: leave it out, or use a model without that limit."
+            )
+        for batch in _batches(sorted(distinct, key=len)):
+            for sequence, found in zip(batch, self._batch(batch), strict=True):
+                distinct[sequence] = found[: len(sequence) - 1]
+        return [
+            distinct[tuple(sequence)][position - 1 :]
+            for sequence, position in zip(sequences, first, strict=True)
+        ]
+
+    def _batch(self, sequences: Sequence[Sequence[int]]) -> np.ndarray:
+        """Log-probability of each token but the first, ``(B, T)``, padded at the end."""
+        device = next(self.model.parameters()).device
+        rows = torch.nn.utils.rnn.pad_sequence(
+            [torch.tensor(sequence) for sequence in sequences],
+            batch_first=True,
+            padding_value=self.padding,
+        ).to(device)  # (B, T + 1)
+        inputs, targets = rows[:, :-1], rows[:, 1:].contiguous()
+        lengths = inputs.ne(self.padding).sum(1)
+        output = self.model(inputs, src_lengths=lengths)
+        found = self.model.get_normalized_probs(output, log_probs=True, sample={"target": targets})
+        return found.gather(2, targets.unsqueeze(2)).squeeze(2).cpu().numpy()
+
+
+def _batches(sequences: Sequence[Sequence[int]]) -> Iterator[Sequence[Sequence[int]]]:
+    """Batches of at most :data:`TOKENS_AT_ONCE` tokens, from sequences in order of length."""
+    begin = 0
+    for end, sequence in enumerate(sequences):
+        if end > begin and (end - begin + 1) * len(sequence) > TOKENS_AT_ONCE:
+            yield sequences[begin:end]
+            begin = end
+    if begin < len(sequences):
+        yield sequences[begin:]
+
+
+def _softmax_of(
+    decoder: FixedPointDecoder, dtype: torch.dtype | None, normalized: bool
+) -> Softmax | AdaptiveSoftmax:
+    """The decoder's output layer."""
+    adaptive = decoder.adaptive_softmax
+    if adaptive is None:
+        if decoder.fc_out is None:
+            words = OutputWords(decoder.embed_tokens.weight, None, dtype)
+        else:
+            words = OutputWords(decoder.fc_out.weight, decoder.fc_out.bias, dtype)
+        return Softmax(words, normalized)
+    if not normalized:
+        raise RescoringError(
+            "--unnormalized needs a model with one softmax over all words, trained with "
+            "--log-z-penalty: an adaptive softmax has a normaliser for each cluster."
+        )
+    tails = [
+        Tail(first, tail[0].weight, OutputWords(tail[2].weight, None, dtype))
+        for first, tail in zip(adaptive.cutoff, adaptive.tail, strict=False)
+    ]
+    return AdaptiveSoftmax(OutputWords(adaptive.head.weight, None, dtype), tails)
