@@ -1,0 +1,70 @@
+"""Output that appears whole or not at all. Imports the standard library alone."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def require_replaceable(path: Path, by_folder: bool = False) -> None:
+    """Refuses, before any work is done, a place that :func:`written_whole` should not take.
+
+    Args:
+        by_folder: whether a folder is to be written there rather than a file.
+
+    Raises:
+        OSError: if it is no name of its own, or something of another kind is there: a device, too.
+    """
+    if path.name in {"", ".."}:
+        raise OSError(errno.EINVAL, "is no name for what is written", str(path))
+    if path.exists() and not (path.is_dir() if by_folder else path.is_file()):
+        kind = "folder" if by_folder else "ordinary file"
+        raise OSError(errno.EEXIST, f"is there and no {kind}; give another name", str(path))
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A fresh path of the same name to write a file or a folder at; it takes `path`'s place at the
+    end. After an error what was written is removed and what was at `path` is as it was.
+
+    Raises:
+        OSError: if the place cannot be written, or is a folder with something that the new one
+            lacks, which would be lost.
+    """
+    target = path.resolve()  # a link stays a link
+    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        made = scratch / target.name
+        yield made
+        if made.is_file():
+            with made.open("rb") as file:
+                os.fsync(file.fileno())  # a full disk shows here at the latest
+        if made.is_dir() and target.exists():  # only a file can be renamed onto another
+            _require_nothing_lost(path, made)
+            replaced = scratch / "replaced"
+            os.rename(target, replaced)
+            try:
+                os.rename(made, target)
+            except OSError:
+                os.rename(replaced, target)
+                raise
+        else:
+            os.replace(made, target)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _require_nothing_lost(folder: Path, replacement: Path) -> None:
+    lost = sorted({item.name for item in folder.iterdir()} - set(os.listdir(replacement)))
+    if lost:
+        raise OSError(
+            errno.ENOTEMPTY,
+            f"holds {', '.join(lost[:3])}{', ...' if lost[3:] else ''}, which would be lost; empty "
+            "it or give another name",
+            str(folder),
+        )

@@ -1,0 +1,60 @@
+"""N-best lists and transcripts: what the files say, and how to write it back.
+
+Imports neither torch nor fairseq.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fairseq_fixedpoint.formats.kaldi import Kaldi
+from fairseq_fixedpoint.formats.mlm_scoring import MlmScoring, references
+from fairseq_fixedpoint.formats.moses import Moses
+from fairseq_fixedpoint.formats.nbest import (
+    FormatError,
+    Hypothesis,
+    NBestFormat,
+    Rescored,
+    stop,
+)
+from fairseq_fixedpoint.formats.srilm import Srilm
+from fairseq_fixedpoint.formats.transcripts import read_transcripts, write_transcripts
+from fairseq_fixedpoint.formats.tsv import Tsv
+
+__all__ = [
+    "FORMATS",
+    "FormatError",
+    "Hypothesis",
+    "NBestFormat",
+    "Rescored",
+    "detect",
+    "read_transcripts",
+    "references",
+    "stop",
+    "write_transcripts",
+]
+
+FORMATS: dict[str, NBestFormat] = {
+    each.name: each for each in (Moses(), Kaldi(), Srilm(), MlmScoring(), Tsv())
+}
+
+
+def detect(path: Path) -> NBestFormat:
+    """The format that a file's first line or a folder's content looks like.
+
+    Raises:
+        FormatError: if it looks like none or like several, or cannot be read.
+    """
+    try:
+        path.stat()
+    except OSError as error:
+        raise FormatError(path, None, f"cannot be read: {error.strerror or error}.") from error
+    matching = [name for name, candidate in FORMATS.items() if candidate.recognises(path)]
+    if len(matching) == 1:
+        return FORMATS[matching[0]]
+    problem = (
+        f"could be in any of the formats {', '.join(matching)}"
+        if matching
+        else "looks like none of the formats"
+    )
+    raise FormatError(path, None, f"{problem}; choose one of {', '.join(FORMATS)} with --format.")

@@ -1,0 +1,130 @@
+"""Moses: `id ||| hypothesis ||| Name0= v [v ...] ... ||| total [||| alignments ...]`."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator
+from pathlib import Path
+
+from fairseq_fixedpoint.formats.nbest import (
+    NUMBER,
+    SPACE,
+    FormatError,
+    Hypothesis,
+    Line,
+    NBestFormat,
+    OnError,
+    Rescored,
+    create,
+    first_line,
+    formatted,
+    name_taken,
+    normalised,
+    read_lines,
+    shown,
+    stop,
+    words,
+)
+
+SEPARATOR = "|||"
+UTTERANCE, TEXT, FEATURES, TOTAL = range(4)
+
+
+class Moses(NBestFormat):
+    """Scores: `total`; a feature with one value by its name, `LM0`; one with more as `TM0.1`, ...
+
+    Old lists write a name as `d:`. Written back, new features stand after the old ones, and the
+    rest of the line stays as it was.
+    """
+
+    name = "moses"
+
+    def recognises(self, path: Path) -> bool:
+        return path.is_file() and first_line(path).count(SEPARATOR) >= TOTAL
+
+    def default_weights(self, names: Collection[str]) -> dict[str, float]:
+        return {name: float(name == "total") for name in names}
+
+    def read(self, path: Path, on_error: OnError = stop) -> Iterator[Hypothesis]:
+        for line in read_lines(path, on_error):
+            try:
+                hypothesis = _parsed(line)
+            except FormatError as error:
+                on_error(error)
+                continue
+            yield hypothesis
+
+    def write(self, rescored: Iterable[Rescored], source: Path, destination: Path) -> None:
+        with create(destination) as file:
+            for item in rescored:
+                file.write(_rewritten(item) + "\n")
+
+
+def _parsed(line: Line) -> Hypothesis:
+    fields = line.text.split(SEPARATOR)
+    if len(fields) <= TOTAL:
+        raise line.error(
+            f"has {len(fields)} of at least 4 fields separated by {SEPARATOR}: "
+            "id, hypothesis, features, total."
+        )
+    utterance = fields[UTTERANCE].strip(SPACE)
+    if not utterance:
+        raise line.error("the id before the first ||| is missing.")
+    scores = _features(line, fields[FEATURES])
+    if "total" in scores:
+        raise line.error("a feature is named total, as the last score is; rename it.")
+    scores["total"] = line.value(fields[TOTAL].strip(SPACE), "the total score")
+    return Hypothesis(
+        utterance, normalised(fields[TEXT]), scores, line.path, line.number, record=line.text
+    )
+
+
+def _features(line: Line, field: str) -> dict[str, float]:
+    values: dict[str, list[float]] = {}
+    name = None
+    for token in words(field):
+        if token[-1] in "=:" and len(token) > 1:
+            name = token[:-1]
+            if name in values:
+                raise line.error(f"feature {shown(name)} occurs twice; keep one.")
+            values[name] = []
+        elif name is None:
+            raise line.error(
+                f"the features start with {shown(token)} instead of a name such as LM0=; "
+                "let the decoder label them."
+            )
+        else:
+            values[name].append(line.value(token, f"a value of feature {shown(name)}"))
+    return _named(line, values)
+
+
+def _named(line: Line, features: dict[str, list[float]]) -> dict[str, float]:
+    scores: dict[str, float] = {}
+    for name, values in features.items():
+        if not values:
+            raise line.error(f"feature {shown(name)} has no value; give it one or remove it.")
+        names = [name] if len(values) == 1 else [f"{name}.{n + 1}" for n in range(len(values))]
+        for each, value in zip(names, values, strict=True):
+            if each in scores:
+                raise line.error(f"two scores are named {shown(each)}; rename a feature.")
+            scores[each] = value
+    return scores
+
+
+def _rewritten(item: Rescored) -> str:
+    hypothesis = item.hypothesis
+    fields = hypothesis.record.split(SEPARATOR)
+    labels = {token[:-1] for token in words(fields[FEATURES]) if not NUMBER.fullmatch(token)}
+    appended = ""
+    for name, value in item.features.items():
+        if name in labels or name in hypothesis.scores:
+            raise name_taken(hypothesis, name)
+        appended += f" {name}= {formatted(value, name, hypothesis)}"
+    fields[FEATURES] = _before_trailing_space(fields[FEATURES], appended)
+    total = fields[TOTAL].strip(SPACE)
+    fields[TOTAL] = fields[TOTAL].replace(total, formatted(item.total, "total", hypothesis), 1)
+    return SEPARATOR.join(fields)
+
+
+def _before_trailing_space(field: str, addition: str) -> str:
+    content = field.rstrip(SPACE)
+    return content + addition + (field[len(content) :] or " ")

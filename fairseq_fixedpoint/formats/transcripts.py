@@ -1,0 +1,101 @@
+"""One text an utterance: references, and the best hypothesis of each."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from fairseq_fixedpoint.formats.nbest import (
+    FormatError,
+    Line,
+    create,
+    normalised,
+    read_lines,
+    shown,
+    words,
+)
+
+# A larger number is a name rather than that of a line, and would fill the disk with blank lines.
+LINE_NUMBER = re.compile("0|[1-9][0-9]{0,6}")
+
+
+def read_transcripts(path: Path, format_name: str) -> dict[str, str]:
+    """The texts of a file by utterance, words separated by single spaces.
+
+    Args:
+        format_name: of the n-best list that the file belongs to. `moses`: a text a line, the id
+            being the line's number from 0; `kaldi`: `id w1 w2 ...`; any other: `id<TAB>text`.
+
+    Raises:
+        FormatError: for a file that cannot be read, a line without an id, an id that repeats.
+    """
+    texts: dict[str, str] = {}
+    for line in read_lines(path):
+        utterance, text = _split(line, format_name)
+        if utterance in texts:
+            raise line.error(f"id {shown(utterance)} is on an earlier line too; remove one.")
+        texts[utterance] = text
+    return texts
+
+
+def write_transcripts(path: Path, texts: Mapping[str, str], format_name: str) -> None:
+    """Writes a file that :func:`read_transcripts` reads, in the order of `texts`.
+
+    In `moses` the order is that of the ids, and an id that is not there leaves its line blank.
+    Nothing may be at `path` yet; a name in `.gz` is written compressed.
+
+    Raises:
+        FormatError: for an id that the format cannot hold.
+    """
+    lines = (
+        _moses_lines(path, texts) if format_name == "moses" else _lines(path, texts, format_name)
+    )
+    with create(path) as file:
+        file.writelines(line + "\n" for line in lines)
+
+
+def _split(line: Line, format_name: str) -> tuple[str, str]:
+    if format_name == "moses":
+        return str(line.number - 1), normalised(line.text)
+    if format_name == "kaldi":
+        utterance, *text = words(line.text) or [""]
+        if not utterance:
+            raise line.error("is blank; start it with the utterance's id.")
+        return utterance, " ".join(text)
+    utterance, tab, text = line.text.partition("\t")
+    if not (utterance and tab):
+        raise line.error("must be the utterance's id, a tab and a text.")
+    return utterance, normalised(text)
+
+
+def _lines(path: Path, texts: Mapping[str, str], format_name: str) -> Iterator[str]:
+    for utterance, text in texts.items():
+        if format_name == "kaldi":
+            fits, line = words(utterance) == [utterance], normalised(f"{utterance} {text}")
+        else:
+            fits = utterance and not {"\t", "\n"} & set(utterance)
+            line = f"{utterance}\t{normalised(text)}"
+        if not fits:
+            raise FormatError(
+                path, None, f"cannot hold the id {shown(utterance)}, which is blank or has spaces."
+            )
+        yield line
+
+
+def _moses_lines(path: Path, texts: Mapping[str, str]) -> Iterator[str]:
+    by_number = {
+        _line_number(path, utterance): normalised(text) for utterance, text in texts.items()
+    }
+    for number in range(max(by_number, default=-1) + 1):
+        yield by_number.get(number, "")
+
+
+def _line_number(path: Path, utterance: str) -> int:
+    if not LINE_NUMBER.fullmatch(utterance):
+        raise FormatError(
+            path,
+            None,
+            f"the id {shown(utterance)} is not the number of a line, as ids of Moses lists are.",
+        )
+    return int(utterance)

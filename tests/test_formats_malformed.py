@@ -1,0 +1,374 @@
+"""Malformed lists: one sentence with the place, or the line skipped; nothing but FormatError."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+import tempfile
+import tracemalloc
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fairseq_fixedpoint.formats import (
+    FORMATS,
+    FormatError,
+    Rescored,
+    detect,
+    read_transcripts,
+    references,
+    write_transcripts,
+)
+
+GOOD = {
+    "moses": b"0 ||| a b ||| LM0= -1 TM0= 1 2 ||| -1.5 ||| 0-0\n1 |||  ||| lm: -2 ||| -3\n",
+    "tsv": b"id\tscore\thypothesis\told\nu\t-1.5\ta b\t2\nu\t-2\t\t3\n",
+    "mlm": b'{"u": {"ref": "a", "hyp_1": {"score": -1.5, "text": "a b"},\n'
+    b'"hyp_2": {"score": 2, "text": "\\u00e9", "x": [1, null]}}}\n',
+    "srilm": b"-1.5 -2 2 a b\n-3 -4 0\n",
+    "srilm 1.0": b"NBestList1.0\n(-15) a b\n(-20) <s> c </s>\n",
+    "srilm 2.0": b"NBestList2.0\n(-15) a ( st: 0 et: 1 g: -3 a: -4 ) b ( st: 2 et: 3 g: 1 a: 2 )\n",
+    "kaldi": b"u-1 a b\nu-2 c\n",
+    "kaldi costs": b"u-1 1.5\nu-2 -2\n",
+}
+
+# Format, content, line of the error, part of its sentence.
+BAD_LINES = [
+    ("moses", b"0 ||| a\n", 1, "has 2 of at least 4 fields"),
+    ("moses", b"0 ||| a ||| F= 1 ||| 2\n\n", 2, "has 1 of at least 4 fields"),
+    ("moses", b" ||| a ||| F= 1 ||| 2\n", 1, "the id before the first ||| is missing"),
+    ("moses", b"0 ||| a ||| F= 1 |||\n", 1, "the total score must be a finite number, not ''"),
+    ("moses", b"0 ||| a ||| F= 1 ||| nan\n", 1, "the total score must be a finite number"),
+    ("moses", b"0 ||| a ||| F= 1 ||| 1e999\n", 1, "the total score must be a finite number"),
+    ("moses", b"0 ||| a ||| F= 1 ||| 1_0\n", 1, "the total score must be a finite number"),
+    ("moses", b"0 ||| a ||| F= -inf ||| 1\n", 1, "a value of feature 'F' must be a finite"),
+    ("moses", b"0 ||| a ||| F= x ||| 1\n", 1, "a value of feature 'F' must be a finite"),
+    ("moses", b"0 ||| a ||| 1 2 ||| 1\n", 1, "the features start with '1' instead of a name"),
+    ("moses", b"0 ||| a ||| F= G= 1 ||| 1\n", 1, "feature 'F' has no value"),
+    ("moses", b"0 ||| a ||| F= 1 F= 2 ||| 1\n", 1, "feature 'F' occurs twice"),
+    ("moses", b"0 ||| a ||| F= 1 2 F.1= 2 ||| 1\n", 1, "two scores are named 'F.1'"),
+    ("moses", b"0 ||| a ||| total= 1 ||| 1\n", 1, "a feature is named total"),
+    ("moses", b"0 ||| \xff ||| F= 1 ||| 1\n", 1, "byte 0xff at position 7 is not UTF-8; convert"),
+    ("tsv", b"u\t1\n", 1, "has 2 columns separated by tabs instead of 3"),
+    ("tsv", b"u\t1\ta\tb\n", 1, "has 4 columns separated by tabs instead of 3"),
+    ("tsv", b"id\tscore\tx\ty\nu\t1\ta\n", 2, "has 3 columns separated by tabs instead of 4: id,"),
+    ("tsv", b"\t1\ta\n", 1, "the id in the first column is missing"),
+    ("tsv", b"u\t1\ta\n\n", 2, "has 1 columns"),
+    ("tsv", b"u\tx\ta\n", 1, "the column 'score' must be a finite number, not 'x'"),
+    ("tsv", b"id\tscore\tx\ty\nu\t1\ta\tNaN\n", 2, "the column 'y' must be a finite number"),
+    ("tsv", b"u\t1\t\xe9\n", 1, "is not UTF-8"),
+    ("srilm", b"-1 a 1 a\n", 1, "the language model score must be a finite number, not 'a'"),
+    ("srilm", b"x -1 1 a\n", 1, "the acoustic score must be a finite number"),
+    ("srilm", b"-1 -inf 1 a\n", 1, "the language model score must be a finite number"),
+    ("srilm", b"-1 -1 1.5 a\n", 1, "the number of words must be a whole number, not '1.5'"),
+    ("srilm", b"-1 -1\n", 1, "must start with the acoustic score"),
+    ("srilm", b"1e308 1 1 a\n", 1, "the acoustic score is too large"),
+    ("srilm", b"NBestList1.0\n\n-1 a\n", 3, "must start with a score in parentheses, not"),
+    ("srilm", b"NBestList1.0\n(-1 a\n", 2, "must start with a score in parentheses, not"),
+    ("srilm", b"NBestList1.0\n(x) a\n", 2, "the score in parentheses must be a finite number"),
+    ("srilm", b"NBestList2.0\n(1) a b\n", 2, "the word 'a' must be followed by ( st:"),
+    ("srilm", b"NBestList2.0\n(1) a ( st: 0 et: 1 g: x a: 2 )\n", 2, "g: of 'a' must be a finite"),
+    ("srilm", b"NBestList2.0\n(1) a ( st: 0 et: 1 a: 2 g: 2 )\n", 2, "the word 'a' must be"),
+    ("kaldi", b"\n", 1, "is blank"),
+    ("kaldi", b"u a\n", 1, "key 'u' must be an utterance's id, a hyphen and a number"),
+    ("kaldi", b"u-1234567 a\n", 1, "key 'u-1234567' must be"),
+    ("kaldi", b"-1 a\n", 1, "key '-1' must be"),
+    ("kaldi", b"u-1 a\nu-1 b\n", 2, "key 'u-1' is here twice"),
+    ("kaldi", b"u-1 \xff\n", 1, "is not UTF-8"),
+    ("kaldi acwt", b"u-1\n", 1, "key 'u-1' needs one cost"),
+    ("kaldi acwt", b"u-1 1 2\n", 1, "key 'u-1' needs one cost"),
+    ("kaldi acwt", b"u-1 inf\n", 1, "the cost of 'u-1' must be a finite number"),
+    ("kaldi acwt", b"u-2 1\n", None, "has no cost for key 'u-1' of words_text"),
+    ("kaldi acwt", b"u-2 1\nu-2 1\nu-1 1\n", 2, "key 'u-2' is here twice"),
+    ("kaldi acwt", b"u-1 1\nu-2 1\n", 2, "key 'u-2' is not in words_text, or is here twice"),
+    ("kaldi acwt", b"u-1 1\nu-1 1\n", 2, "key 'u-1' is not in words_text, or is here twice"),
+    ("kaldi acwt", b"u-1 1\n\n", 2, "is blank"),
+]
+
+
+def mlm(entry: object) -> bytes:
+    return json.dumps({"u": entry}).encode()
+
+
+HYPOTHESIS = {"score": 1, "text": "a"}
+BAD_UTTERANCES = [
+    ("mlm", mlm([]), None, "utterance 'u' must be an object"),
+    ("mlm", mlm({"ref": "a"}), None, "utterance 'u' must number its hypotheses"),
+    ("mlm", mlm({"hyp_1": HYPOTHESIS, "hyp_3": HYPOTHESIS}), None, "without a gap"),
+    ("mlm", mlm({"hyp_0": HYPOTHESIS, "hyp_1": HYPOTHESIS}), None, "without a gap"),
+    ("mlm", mlm({"hyp_01": HYPOTHESIS}), None, "without a gap"),
+    ("mlm", mlm({"hyp_1": HYPOTHESIS, "ref": 1}), None, "has a ref that is no text"),
+    ("mlm", mlm({"hyp_1": []}), None, "hyp_1 of utterance 'u' must be an object"),
+    ("mlm", mlm({"hyp_1": {"score": 1}}), None, "hyp_1 of utterance 'u' needs a text"),
+    ("mlm", mlm({"hyp_1": {"text": "a"}}), None, "hyp_1 of utterance 'u' needs a score"),
+    ("mlm", mlm({"hyp_1": {"score": True, "text": "a"}}), None, "needs a score"),
+    ("mlm", mlm({"hyp_1": {"score": "1", "text": "a"}}), None, "needs a score"),
+    ("mlm", mlm({"hyp_1": {"score": 10**400, "text": "a"}}), None, "needs a score"),
+    ("mlm", b'{"": {"hyp_1": {"score": 1, "text": "a"}}}', None, "an utterance has an empty id"),
+]
+
+BAD_FILES = [
+    ("mlm", b"[]", None, "must be an object with a key for each utterance"),
+    ("mlm", b'{\n"u": }', 2, "is not JSON"),
+    ("mlm", b"", 1, "is not JSON"),
+    ("mlm", b'{"u": 1, "u": 2}', None, "the key 'u' occurs twice in one object"),
+    ("mlm", b'{"u": NaN}', None, "NaN is not a finite number"),
+    ("mlm", b'{"u": -Infinity}', None, "-Infinity is not a finite number"),
+    ("mlm", b'{"u": 1e999}', None, "1e999 is not a finite number"),
+    ("mlm", b'{"u": ' + b"1" * 5000 + b"}", None, "is not JSON as it should be"),
+    ("mlm", b'{"u": "\\ud800"}', None, "has an escaped surrogate"),
+    ("mlm", b'{"u": ' + b"[" * 100_000, None, "is nested too deeply"),
+    ("mlm", b'{"u": "\xff"}', 1, "is not UTF-8"),
+    ("tsv", b"id\tscore\n", 1, "the header must name at least id, score and hypothesis"),
+    ("tsv", b"id\tscore\tx\tx\n", 1, "each column of the header needs a name"),
+    ("tsv", b"id\tscore\tx\t\n", 1, "each column of the header needs a name"),
+]
+
+
+def store(folder: Path, kind: str, content: bytes) -> Path:
+    """A list with `content` in the file that `kind` names; returns what to read."""
+    path = folder / "list"
+    if not kind.startswith("kaldi"):
+        path.write_bytes(content)
+        return path
+    path.mkdir()
+    (path / "words_text").write_bytes(content if kind == "kaldi" else b"u-1 a\n")
+    if kind != "kaldi":
+        (path / "acwt").write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize(("kind", "content", "line", "sentence"), BAD_LINES + BAD_UTTERANCES)
+def test_a_malformed_line_is_an_error_or_skipped(tmp_path, kind, content, line, sentence):
+    path = store(tmp_path, kind, content)
+    nbest = FORMATS[kind.split(" ")[0]]
+    with pytest.raises(FormatError) as raised:
+        list(nbest.read(path))
+    error = raised.value
+    assert error.line == line
+    assert sentence in error.sentence
+    assert error.sentence.endswith(".")
+    assert error.path in (path, path / "words_text", path / "acwt")
+    skipped = []
+    list(nbest.read(path, skipped.append))
+    assert str(skipped[0]) == str(error)
+
+
+@pytest.mark.parametrize(("kind", "content", "line", "sentence"), BAD_FILES)
+def test_a_malformed_file_is_an_error_even_when_lines_are_skipped(
+    tmp_path, kind, content, line, sentence
+):
+    path = store(tmp_path, kind, content)
+    with pytest.raises(FormatError) as raised:
+        list(FORMATS[kind].read(path, lambda error: None))
+    assert raised.value.line == line
+    assert sentence in raised.value.sentence
+
+
+@pytest.mark.parametrize(
+    ("kind", "good", "bad"),
+    [
+        ("moses", "{} ||| a ||| F= 1 ||| 2\n", ["{} ||| \udcff ||| F= 1 ||| 2\n", "{}\n"]),
+        ("tsv", "{}\t1\ta\n", ["{}\t1\t\udcff\n", "{}\tx\ta\n"]),
+        ("srilm", "-1 -2 1 a{}\n", ["-1 -2 1 \udcff{}\n", "-1 -2 a{}\n"]),
+        ("kaldi", "u-{} a\n", ["u-{} \udcff\n", "{} b\n"]),
+    ],
+)
+def test_each_malformed_line_is_counted_once_and_the_others_are_read(tmp_path, kind, good, bad):
+    chooser = random.Random(1)
+    templates = [chooser.choice([good, *bad]) for _ in range(60)]
+    content = "".join(template.format(n) for n, template in enumerate(templates))
+    path = store(tmp_path, kind, content.encode(errors="surrogateescape"))
+    if kind == "kaldi":  # a cost for every hypothesis, also for those that are skipped
+        (path / "acwt").write_text("".join(f"u-{n} 1\n" for n in range(60)))
+    skipped = []
+    read = list(FORMATS[kind].read(path, skipped.append))
+    assert [h.line for h in read] == [n for n, t in enumerate(templates, 1) if t == good]
+    assert [e.line for e in skipped] == [n for n, t in enumerate(templates, 1) if t != good]
+    destination = tmp_path / "out"
+    FORMATS[kind].write([Rescored(h, {}, h.scores.get("x", 0.5)) for h in read], path, destination)
+    if kind != "kaldi":
+        assert len(list(FORMATS[kind].read(destination))) == len(read)
+
+
+def test_a_malformed_cost_is_counted_once_wherever_it_stands(tmp_path):
+    path = store(tmp_path, "kaldi", b"u-1 a\nu-2 b\nu-3 c\n")
+    (path / "acwt").write_text("u-3 x\nu-2 1\nu-1 1\n")
+    (path / "lmwt.nolm").write_text("u-1 1\nu-2 1\nu-3 1\n")
+    skipped = []
+    read = list(FORMATS["kaldi"].read(path, skipped.append))
+    assert [h.record for h in read] == ["u-1", "u-2"]
+    assert [(error.path.name, error.line) for error in skipped] == [("acwt", 1)]
+
+
+@pytest.mark.parametrize("kind", ["moses", "tsv", "mlm", "srilm", "kaldi"])
+def test_damaged_gzip_is_an_error_even_when_lines_are_skipped(tmp_path, kind):
+    packed = gzip.compress(GOOD[kind] + random.Random(1).randbytes(3000).hex().encode())
+    for damaged in (packed[:-20], packed[:400] + b"??" + packed[402:], packed + b"x", packed[:12]):
+        folder = Path(tempfile.mkdtemp(dir=tmp_path))
+        path = store(folder, kind, damaged)
+        with pytest.raises(FormatError, match="the gzip file is cut off or damaged"):
+            list(FORMATS[kind].read(path, lambda error: None))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_what_is_not_there_cannot_be_read(tmp_path, name):
+    path = tmp_path / "missing"
+    with pytest.raises(FormatError, match=r"missing: (cannot be read|has no words_text)"):
+        list(FORMATS[name].read(path, lambda error: None))
+    with pytest.raises(FormatError, match="cannot be read: No such file"):
+        detect(path)
+    with pytest.raises(FormatError, match="cannot be read: No such file"):
+        read_transcripts(path, name)
+    if name not in ("kaldi", "srilm"):
+        with pytest.raises(FormatError, match="cannot be read: Is a directory"):
+            list(FORMATS[name].read(tmp_path))
+
+
+def test_two_files_of_one_utterance_are_an_error(tmp_path):
+    for name in ("a.1.gz", "a.2"):
+        (tmp_path / name).write_text("-1 -2 1 a\n")
+    assert detect(tmp_path).name == "srilm"
+    with pytest.raises(FormatError, match=r"a\.1\.gz and a\.2 are both of utterance a; rename"):
+        list(FORMATS["srilm"].read(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"", "looks like none of the formats"),
+        (b"Once upon a time\n", "looks like none of the formats"),
+        (b"\x00\xff", "looks like none of the formats"),
+        (b"u\t1\ta ||| b ||| c ||| d\n", "could be in any of the formats moses, tsv"),
+    ],
+)
+def test_an_unclear_format_names_the_choices(tmp_path, content, problem):
+    path = tmp_path / "list"
+    path.write_bytes(content)
+    with pytest.raises(FormatError) as raised:
+        detect(path)
+    assert raised.value.sentence == (
+        f"{problem}; choose one of moses, kaldi, srilm, mlm, tsv with --format."
+    )
+
+
+def test_an_empty_folder_has_no_format(tmp_path):
+    with pytest.raises(FormatError, match="looks like none"):
+        detect(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "line", "sentence"),
+    [
+        ("kaldi", b"u a\nu b\n", 2, "id 'u' is on an earlier line too"),
+        ("kaldi", b"u a\n\n", 2, "is blank"),
+        ("tsv", b"u a\n", 1, "must be the utterance's id, a tab and a text"),
+        ("tsv", b"\ta\n", 1, "must be the utterance's id, a tab and a text"),
+        ("mlm", b"u\ta\nu\ta\n", 2, "id 'u' is on an earlier line too"),
+        ("moses", b"a\n\xff\n", 2, "is not UTF-8"),
+    ],
+)
+def test_malformed_transcripts(tmp_path, name, content, line, sentence):
+    path = tmp_path / "text"
+    path.write_bytes(content)
+    with pytest.raises(FormatError) as raised:
+        read_transcripts(path, name)
+    assert raised.value.line == line
+    assert sentence in raised.value.sentence
+
+
+@pytest.mark.parametrize(
+    ("name", "utterance"),
+    [
+        ("moses", "u"), ("moses", "-1"), ("moses", "01"), ("moses", "10000000"), ("moses", "²"),
+        ("kaldi", "a b"), ("kaldi", ""), ("tsv", "a\tb"), ("tsv", "a\nb"), ("srilm", ""),
+    ],
+)  # fmt: skip
+def test_ids_that_a_transcript_cannot_hold(tmp_path, name, utterance):
+    with pytest.raises(FormatError, match="id "):
+        write_transcripts(tmp_path / "text", {utterance: "a"}, name)
+
+
+@pytest.mark.parametrize("kind", ["moses", "tsv", "srilm", "srilm 1.0", "kaldi"])
+def test_reading_takes_constant_memory(tmp_path, kind):
+    """Ten times the list, hardly more memory."""
+    lines = {
+        "moses": "{} ||| " + "a " * 50 + "||| F= 1 ||| 2\n",
+        "tsv": "{}\t1\t" + "a " * 50 + "\n",
+        "srilm": "-1 -2 {} " + "a " * 50 + "\n",
+        "srilm 1.0": "(-{}) " + "a " * 50 + "\n",
+        "kaldi": "u-{} " + "a " * 50 + "\n",
+    }
+    peaks = []
+    for count in (1_000, 10_000):
+        folder = tmp_path / str(count)
+        folder.mkdir()
+        content = "".join(lines[kind].format(n) for n in range(count)).encode()
+        path = store(folder, kind, content)
+        if kind == "kaldi":
+            (path / "acwt").write_text("".join(f"u-{n} 1\n" for n in range(count)))
+        nbest = FORMATS[kind.split(" ")[0]]
+        tracemalloc.start()
+        rescored = (Rescored(h, {}, 0.0) for h in nbest.read(path))
+        nbest.write(rescored, path, folder / "out")
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < peaks[0] + 100_000
+
+
+@given(st.data())
+@settings(max_examples=400, deadline=None)
+def test_any_bytes_give_a_list_or_a_format_error(data):
+    """Valid lists with bytes removed, inserted, repeated or replaced, and compressed ones too."""
+    kind = data.draw(st.sampled_from(sorted(GOOD)))
+    content = bytearray(GOOD[kind])
+    pieces = st.binary(max_size=6) | st.sampled_from(
+        [b"\n", b"\t", b" ", b"|||", b"=", b"(", b"nan", b"1e999", b'"', b"{", b"}", b"[", b"-"]
+    )
+    for _ in range(data.draw(st.integers(0, 6))):
+        start = data.draw(st.integers(0, len(content)))
+        content[start : start + data.draw(st.integers(0, 5))] = data.draw(pieces)
+    if data.draw(st.booleans()):
+        content = bytearray(gzip.compress(content, mtime=0))
+        for position in data.draw(st.lists(st.integers(0, len(content) - 1), max_size=2)):
+            content[position] = data.draw(st.integers(0, 255))
+    check_only_format_errors(kind, bytes(content))
+
+
+@given(st.sampled_from(sorted(GOOD)), st.binary(max_size=60) | st.text(max_size=40))
+@settings(max_examples=300, deadline=None)
+def test_noise_gives_a_list_or_a_format_error(kind, noise):
+    check_only_format_errors(kind, noise if isinstance(noise, bytes) else noise.encode())
+
+
+def check_only_format_errors(kind: str, content: bytes) -> None:
+    """Every way into the package; what was read must also be writable and come back."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        path = store(folder, kind, content)
+        nbest = FORMATS[kind.split(" ")[0]]
+        for attempt in (
+            lambda: detect(path),
+            lambda: list(nbest.read(path)),
+            lambda: read_transcripts(path, nbest.name),
+            lambda: references(path),
+        ):
+            try:
+                attempt()
+            except FormatError as error:
+                assert str(error).endswith(".")
+        try:
+            read = list(nbest.read(path, lambda error: None))
+        except FormatError:
+            return
+        out = folder / "out"
+        nbest.write([Rescored(h, {"Fixed0": -0.5}, -1.5) for h in read], path, out)
+        if nbest.name != "kaldi":  # whose files are copied with what is wrong in them
+            again = list(nbest.read(out)) if read or nbest.name == "mlm" else []
+            assert [(h.utterance, h.text) for h in again if nbest.name != "srilm"] == [
+                (h.utterance, h.text) for h in read if nbest.name != "srilm"
+            ]
+            assert len(again) == len(read)
