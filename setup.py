@@ -28,6 +28,7 @@ EXTRAS = {
         "sacrebleu>=2,<3",
     ],
     "kenlm": ["kenlm>=0.2"],
+    "rescoring": ["jiwer>=4", "sacrebleu>=2,<3", "tqdm>=4.60"],
     "demo": ["matplotlib>=3.5"],
     "test": [
         "hypothesis>=6",
@@ -56,5 +57,11 @@ setup(
         "Programming Language :: Python :: 3",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
     ],
+    entry_points={
+        "console_scripts": [
+            "fixedpoint-score = fairseq_fixedpoint.cli.score:main",
+            "fixedpoint-rescore = fairseq_fixedpoint.cli.rescore:main",
+        ],
+    },
     zip_safe=False,
 )

@@ -1,0 +1,133 @@
+"""The log-linear combination of scores, and the file that holds its weights."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fairseq_fixedpoint.formats import Hypothesis
+from fairseq_fixedpoint.rescoring.errors import RescoringError
+
+WORDS = "words"  # the number of words, whose weight is the word penalty
+
+
+def normalised_length(hypothesis: Hypothesis) -> int:
+    """What length normalisation calls the length: words, and `</s>`."""
+    return len(hypothesis.text.split()) + 1
+
+
+@dataclass(frozen=True)
+class Combination:
+    """`sum of weight * score / length ** lenpen`.
+
+    Attributes:
+        weights: of the scores by name; that of `words` weighs the number of words.
+        lenpen: power of the length, `</s>` counted; 0 divides by nothing. fairseq's name for it.
+
+    Raises:
+        RescoringError: for a weight that is no finite number.
+    """
+
+    weights: Mapping[str, float]
+    lenpen: float = 0.0
+
+    def __post_init__(self):
+        for name, weight in (*self.weights.items(), ("lenpen", self.lenpen)):
+            if not _is_finite(weight):
+                raise RescoringError(
+                    f"the weight of {name} must be a finite number, not {weight!r}."
+                )
+
+    def values(self, hypothesis: Hypothesis, features: Mapping[str, float]) -> list[float]:
+        """The scores that the weights are for, in their order.
+
+        Args:
+            features: new scores, beside those that the list has.
+
+        Raises:
+            RescoringError: if the hypothesis lacks one of them.
+        """
+        words = float(normalised_length(hypothesis) - 1)
+        scores = {WORDS: words, **hypothesis.scores, **features}
+        return [_value(hypothesis, scores, name) for name in self.weights]
+
+    def total(self, hypothesis: Hypothesis, features: Mapping[str, float]) -> float:
+        """The combined score, higher is better; natural logarithm.
+
+        Raises:
+            RescoringError: if the hypothesis lacks a score, or the result is no finite number.
+        """
+        values = self.values(hypothesis, features)
+        products = (w * value for w, value in zip(self.weights.values(), values, strict=True))
+        try:
+            total = math.fsum(products) / normalised_length(hypothesis) ** self.lenpen
+        except (ArithmeticError, ValueError):  # a power or a sum that is too large, or inf - inf
+            total = math.nan
+        if not math.isfinite(total):
+            raise RescoringError(
+                f"{place(hypothesis)}: the weighted sum of the scores is out of a number's range: "
+                "give smaller weights or another --lenpen."
+            )
+        return total
+
+    def save(self, path: Path, **more: Any) -> None:
+        """Writes the weights as JSON that :meth:`load` reads; `more` is for people."""
+        content = {"weights": dict(self.weights), "lenpen": self.lenpen, **more}
+        with path.open("w", encoding="utf-8") as file:
+            json.dump(content, file, indent=2, ensure_ascii=False)
+            file.write("\n")
+
+    @classmethod
+    def load(cls, path: Path) -> Combination:
+        """Reads what :meth:`save` or a person wrote.
+
+        Raises:
+            RescoringError: if it is not JSON, or holds something else.
+            OSError: if it cannot be read.
+        """
+        try:
+            content = json.loads(path.read_bytes(), parse_int=float)
+        except (ValueError, RecursionError) as error:
+            raise RescoringError(
+                f"{path} is not JSON ({error}): give a file that fixedpoint-rescore tune wrote."
+            ) from error
+        weights = content.get("weights") if isinstance(content, dict) else None
+        if not isinstance(weights, dict):
+            raise RescoringError(
+                f'{path} has no weights: it must look like {{"weights": {{"NAME": 0.5}}, '
+                '"lenpen": 0}.'
+            )
+        try:
+            return cls(weights, content.get("lenpen", 0.0))
+        except RescoringError as error:
+            raise RescoringError(f"{path}: {error}") from error
+
+
+def place(hypothesis: Hypothesis) -> str:
+    """Where a hypothesis was read, for messages."""
+    return f"{hypothesis.path}" + (f", line {hypothesis.line}" if hypothesis.line else "")
+
+
+def _is_finite(weight: Any) -> bool:
+    if not isinstance(weight, (int, float)) or isinstance(weight, bool):
+        return False
+    try:
+        return math.isfinite(weight)
+    except OverflowError:  # a whole number that no float can hold
+        return False
+
+
+def _value(hypothesis: Hypothesis, scores: Mapping[str, float], name: str) -> float:
+    value = scores.get(name)
+    if value is None and "_" in name:
+        return 0.0  # Moses's mark of a sparse feature, which is written only where it is not 0
+    if value is None:
+        raise RescoringError(
+            f"{place(hypothesis)}: the hypothesis has no score {name}, which the weights name, but "
+            f"{', '.join(scores)}."
+        )
+    return value

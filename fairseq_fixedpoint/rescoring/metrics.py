@@ -1,0 +1,187 @@
+"""Metrics as sums: every hypothesis has a few numbers, and the score of a set is one of their sum.
+
+That is what makes tuning and resampling fast: changing one hypothesis of a test set changes a sum,
+and the texts are compared with their references once. BLEU, chrF and TER are sacrebleu's with its
+default settings (BLEU splits off punctuation itself, so give it plain text), and the word error
+rate is jiwer's. Both packages are imported when a metric is made, and not before.
+
+Two empty texts are equal: they add no error to WER and TER and nothing to BLEU and chrF. An empty
+hypothesis misses all words of its reference, and a hypothesis whose reference is empty is wrong in
+all its words.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from itertools import zip_longest
+from types import ModuleType
+from typing import ClassVar
+
+import numpy as np
+
+from fairseq_fixedpoint.rescoring.errors import RescoringError
+
+METRICS = ("bleu", "chrf", "ter", "wer")
+
+Pair = tuple[str, tuple[str, ...]]  # a hypothesis and its references
+
+
+def make_metric(name: str) -> Metric:
+    """The metric called `name`, one of :data:`METRICS`.
+
+    Raises:
+        RescoringError: for an unknown name, or when the package that counts is missing or unfit.
+    """
+    if name == "wer":
+        return WordErrorRate()
+    if name in METRICS:
+        return Sacrebleu(name)
+    raise RescoringError(f"unknown metric {name!r}: choose one of {', '.join(METRICS)}.")
+
+
+class Metric:
+    """What every metric provides.
+
+    Attributes:
+        name: as people write it, ``BLEU``.
+        higher_is_better: False for an error rate.
+    """
+
+    name: str
+    higher_is_better: bool
+
+    def statistics(
+        self, hypotheses: Sequence[str], references: Sequence[Sequence[str]]
+    ) -> np.ndarray:
+        """The numbers to be summed, float64 ``(n, S)``; a repeated hypothesis is counted once.
+
+        Args:
+            hypotheses: n texts.
+            references: for each hypothesis one or more texts; WER takes one.
+
+        Raises:
+            RescoringError: without hypotheses, without a reference for one of them, or, for WER,
+                with several references or without a word in any of them. So that the last can be
+                told, all hypotheses belong in one call.
+        """
+        if len(hypotheses) != len(references):
+            raise RescoringError(
+                f"{self.name} got {len(hypotheses)} hypotheses but references for "
+                f"{len(references)}: give each hypothesis its own references."
+            )
+        if not hypotheses:
+            raise RescoringError(f"{self.name} got no hypotheses: there is nothing to compare.")
+        pairs = [
+            (hypothesis, tuple(texts))
+            for hypothesis, texts in zip(hypotheses, references, strict=True)
+        ]
+        for hypothesis, texts in pairs:
+            if not texts:
+                raise RescoringError(f"{self.name} got no reference for {hypothesis!r}: give one.")
+        position = {pair: index for index, pair in enumerate(dict.fromkeys(pairs))}
+        counted = np.array(self._count(list(position)), dtype=np.float64)
+        return counted[[position[pair] for pair in pairs]]
+
+    def score(self, summed: np.ndarray) -> np.ndarray:
+        """The score of sums of statistics: ``(..., S)`` to ``(...)``, from 0 to 100.
+
+        Error rates are in percent and can exceed 100.
+        """
+        raise NotImplementedError
+
+    def _count(self, pairs: list[Pair]) -> list[list[float]]:
+        raise NotImplementedError
+
+
+class WordErrorRate(Metric):
+    """Substitutions, insertions and deletions per word of the reference, in percent.
+
+    The statistics are the errors and the words of the reference. Without any word the rate is 0
+    when nothing is wrong and else 100, which matters to resampling alone.
+    """
+
+    name = "WER"
+    higher_is_better = False
+
+    def __init__(self):
+        self._jiwer = _imported("jiwer", self.name)
+
+    def _count(self, pairs):
+        rows = []
+        for hypothesis, references in pairs:
+            if len(references) > 1:
+                raise RescoringError(
+                    f"WER takes one reference, but {hypothesis!r} has {len(references)}: "
+                    "give one, or choose another metric."
+                )
+            found = self._jiwer.process_words(references[0], hypothesis)
+            wrong = found.substitutions + found.deletions
+            rows.append([wrong + found.insertions, found.hits + wrong])
+        if not any(words for _, words in rows):
+            raise RescoringError(
+                "WER needs words to be right or wrong about, but all references are empty: "
+                "give transcripts with words."
+            )
+        return rows
+
+    def score(self, summed):
+        summed = np.asarray(summed, dtype=np.float64)
+        errors, words = summed[..., 0], summed[..., 1]
+        return np.where(words > 0, 100 * errors / np.maximum(words, 1), 100.0 * (errors > 0))
+
+
+class Sacrebleu(Metric):
+    """BLEU, chrF or TER by sacrebleu, which counts and which turns sums into scores.
+
+    It offers both steps without promising to keep them, so they are tried on a few words first.
+    """
+
+    SPECIFICATION: ClassVar = {  # name, sacrebleu's class, its arguments, higher is better
+        # Without `force`, BLEU warns of every text that seems to be split into words already.
+        "bleu": ("BLEU", "BLEU", {"force": True}, True),
+        "chrf": ("chrF", "CHRF", {}, True),
+        "ter": ("TER", "TER", {}, False),
+    }
+
+    def __init__(self, name: str):
+        self.name, class_name, arguments, self.higher_is_better = self.SPECIFICATION[name]
+        package = _imported("sacrebleu", self.name)
+        try:
+            self._metric = getattr(package.metrics, class_name)(**arguments)
+            hypotheses, references = ["a b c d e f", "a c"], ["a b c d f e", "a b c"]
+            summed = self.statistics(hypotheses, [[text] for text in references]).sum(0)
+            expected = self._metric.corpus_score(hypotheses, [references]).score
+            works = abs(self.score(summed) - expected) < 1e-6
+        except Exception as error:
+            raise self._unfit(package) from error
+        if not works:
+            raise self._unfit(package)
+
+    def _unfit(self, package: ModuleType) -> RescoringError:
+        return RescoringError(
+            f"{self.name} cannot be summed over hypotheses with sacrebleu {package.__version__}, "
+            "whose inner steps differ from those this was written for: "
+            "pip install sacrebleu==2.6.0, or choose another metric."
+        )
+
+    def _count(self, pairs):
+        hypotheses, references = zip(*pairs, strict=True)
+        streams = list(zip_longest(*references))  # sacrebleu's order, None where one has fewer
+        return self._metric._extract_corpus_statistics(hypotheses, streams)
+
+    def score(self, summed):
+        summed = np.asarray(summed, dtype=np.float64)
+        rows = summed.reshape(-1, summed.shape[-1]).tolist()
+        scores = [self._metric._compute_score_from_stats(row).score for row in rows]
+        return np.array(scores, dtype=np.float64).reshape(summed.shape[:-1])
+
+
+def _imported(package: str, metric: str) -> ModuleType:
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise RescoringError(
+            f"the metric {metric} needs the package {package}, which cannot be imported here "
+            f"({error}): pip install {package}."
+        ) from error

@@ -1,0 +1,589 @@
+"""Weights of the scores in an n-best list that serve a metric best.
+
+Every hypothesis has F scores; the hypothesis with the greatest weighted sum is chosen for its
+utterance, and the metric judges all choices together. Along a line in the space of weights the
+metric is piecewise constant, and all its steps can be found exactly, after Och, "Minimum Error Rate
+Training in Statistical Machine Translation" (2003), section 5: the sum of a hypothesis is a line
+in the step, the chosen ones are the upper envelope of an utterance's lines, and where the
+envelopes bend, the statistics of the metric change (:func:`line_search`). :func:`tune` searches
+along one weight after the other.
+
+The best that any choice could reach (:func:`oracle`) and intervals by resampling the utterances
+(:func:`bootstrap`) say how much a gain is worth.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+
+from fairseq_fixedpoint.rescoring.errors import RescoringError
+from fairseq_fixedpoint.rescoring.metrics import Metric
+
+GRID = (0.0, 0.1, 0.3, 1.0, 3.0)  # of a new weight, relative to the greatest old one
+GRID_WEIGHTS = 3  # with more new weights than these, all share one value in the grid
+RESTARTS = 3  # searches from random weights, after the one from the grid's best
+LEAST_GAIN = 1e-9  # what less than this improves is rounding
+LEAST_ANGLE = 1e-9  # intervals of steps narrower than this are not entered
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """N hypotheses of U utterances, those of one utterance next to each other.
+
+    Attributes:
+        features: the scores that are weighted and added, float64 ``(N, F)``, higher is better.
+        names: of the F scores.
+        lengths: of the hypotheses in tokens, ``(N,)``, for :meth:`normalised`.
+        statistics: what the metric counted (:meth:`Metric.statistics`), ``(N, S)``.
+        offsets: where each utterance begins, and N, ``(U + 1,)``.
+        ids: of the U utterances, for messages.
+
+    Raises:
+        RescoringError: if they do not fit together, an utterance has no hypothesis, or a number
+            is not finite.
+    """
+
+    features: np.ndarray
+    names: Sequence[str]
+    lengths: np.ndarray
+    statistics: np.ndarray
+    offsets: np.ndarray
+    ids: Sequence[str]
+
+    def __post_init__(self):
+        for name in ("features", "lengths", "statistics"):
+            object.__setattr__(self, name, np.asarray(getattr(self, name), dtype=np.float64))
+        object.__setattr__(self, "offsets", np.asarray(self.offsets, dtype=np.intp))
+        self._check_shapes()
+        self._check_numbers()
+
+    def _check_shapes(self) -> None:
+        total = len(self.features)
+        if self.features.shape != (total, len(self.names)) or not self.names:
+            raise RescoringError(
+                f"features of shape {self.features.shape} do not fit the {len(self.names)} names "
+                f"({', '.join(self.names)}): one column for each name, at least one."
+            )
+        if len(set(self.names)) < len(self.names):
+            raise RescoringError(
+                f"two scores have the same name ({', '.join(self.names)}): rename one."
+            )
+        shapes = (self.statistics.shape[:1], self.lengths.shape)
+        if self.statistics.ndim != 2 or shapes != ((total,), (total,)):
+            raise RescoringError(
+                f"{total} hypotheses have statistics of shape {self.statistics.shape} and lengths "
+                f"of shape {self.lengths.shape}: both need one row for each hypothesis."
+            )
+        if self.offsets.shape != (len(self.ids) + 1,) or not len(self.ids):
+            raise RescoringError(
+                f"{len(self.ids)} utterances need one offset more than that, but there are "
+                f"{self.offsets.size}: where each begins, and the number of hypotheses."
+            )
+        if self.offsets[0] != 0 or self.offsets[-1] != total:
+            raise RescoringError(
+                f"offsets go from {self.offsets[0]} to {self.offsets[-1]} instead of from 0 to "
+                f"{total}, the number of hypotheses."
+            )
+        if (self.sizes < 1).any():
+            without = self.ids[int(np.argmax(self.sizes < 1))]
+            raise RescoringError(
+                f"utterance {without!r} has no hypothesis: leave it out of the references too."
+            )
+
+    def _check_numbers(self) -> None:
+        for values, what in (
+            (self.features, "score"),
+            (self.statistics, "statistic"),
+            (self.lengths[:, None], "length"),
+        ):
+            bad = ~np.isfinite(values)
+            if what == "length":
+                bad |= values <= 0
+            if bad.any():
+                row, column = np.argwhere(bad)[0]
+                which = f" {self.names[column]}" if what == "score" else ""
+                utterance = int(np.searchsorted(self.offsets, row, side="right")) - 1
+                raise RescoringError(
+                    f"hypothesis {row - self.offsets[utterance] + 1} of utterance "
+                    f"{self.ids[utterance]!r} has the {what}{which} {values[row, column]}: "
+                    + (
+                        "it must be positive (the end of the sentence counts too)."
+                        if what == "length"
+                        else "it must be a finite number."
+                    )
+                )
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """The number of hypotheses of each utterance, ``(U,)``."""
+        return np.diff(self.offsets)
+
+    def normalised(self, lenpen: float) -> Candidates:
+        """The same hypotheses with all scores divided by their ``length ** lenpen``."""
+        return replace(self, features=self.features / self.lengths[:, None] ** lenpen)
+
+
+def selected(candidates: Candidates, weights: np.ndarray) -> np.ndarray:
+    """The hypothesis with the greatest weighted sum of each utterance, the first of equal ones.
+
+    Args:
+        weights: ``(F,)``.
+
+    Returns:
+        Indices into the N hypotheses, ``(U,)``.
+    """
+    return _first_greatest(_combined(candidates, weights), candidates.offsets)
+
+
+def score_of(candidates: Candidates, selection: np.ndarray, metric: Metric) -> float:
+    """The metric of a selection ``(U,)``."""
+    return float(metric.score(candidates.statistics[selection].sum(0)))
+
+
+class Step(NamedTuple):
+    """Where on a line the metric is best, and how good."""
+
+    step: float
+    score: float
+
+
+def line_search(
+    candidates: Candidates, metric: Metric, weights: np.ndarray, direction: np.ndarray
+) -> Step:
+    """The exact best step of ``weights + step * direction``, over all real steps.
+
+    The metric is constant between the steps at which some choice changes, and the middle of the
+    best interval is returned. Only the direction of a weight vector matters, so widths and middles
+    are those of the angle ``atan(step / s)``, with s the median size of the steps at which choices
+    change: the outermost intervals have a middle too, and no near tie sends a weight to infinity.
+    Of equally good intervals, one of positive steps comes first, then the widest. Intervals
+    narrower than :data:`LEAST_ANGLE` radians are left out: there, rounding would choose. Of
+    hypotheses with the same sum all along the line, the first is chosen.
+
+    Args:
+        weights, direction: ``(F,)``.
+    """
+    changes = _changes(
+        _combined(candidates, weights), _combined(candidates, direction), candidates.offsets
+    )
+    difference = candidates.statistics[changes.after] - candidates.statistics[changes.before]
+    matters = difference.any(axis=1)
+    steps, difference = changes.steps[matters], difference[matters]
+    order = np.argsort(steps, kind="stable")
+    steps, difference = steps[order], difference[order]
+
+    first = candidates.statistics[changes.first].sum(0, keepdims=True)
+    running = first + np.concatenate([np.zeros_like(first), np.cumsum(difference, axis=0)])
+    edges = np.unique(np.append(steps, 0.0))  # 0 parts the positive steps from the negative ones
+    passed = np.append(0, np.searchsorted(steps, edges, side="right"))
+    scores = metric.score(running[passed])
+
+    sizes = np.abs(steps[steps != 0])
+    scale = np.median(sizes) if sizes.size else 1.0
+    angles = np.arctan(np.concatenate([[-np.inf], edges / scale, [np.inf]]))
+    widths = np.diff(angles)
+    middles = scale * np.tan((angles[:-1] + angles[1:]) / 2)
+
+    gains = np.where(widths > LEAST_ANGLE, _gain(metric, scores), -np.inf)
+    equal = np.flatnonzero(gains >= gains.max() - LEAST_GAIN)
+    best = equal[np.lexsort((widths[equal], middles[equal] > 0))[-1]]
+    return Step(float(middles[best]), float(scores[best]))
+
+
+class Tuned(NamedTuple):
+    """Weights ``(F,)`` and the metric of what they choose."""
+
+    weights: np.ndarray
+    score: float
+
+
+def tune(
+    candidates: Candidates,
+    metric: Metric,
+    start: np.ndarray,
+    fixed: Collection[str] = (),
+    log: Callable[[str], None] = print,
+    seed: int = 1,
+) -> Tuned:
+    """The best weights that are found, never worse than `start`; the same on every call.
+
+    First, new weights (those that are 0 in `start` and not fixed) go through all combinations of
+    the values of :data:`GRID` times the greatest weight of `start`; more than
+    :data:`GRID_WEIGHTS` of them share one value. Then each weight in turn is set by an exact line
+    search, until none improves the metric; this is repeated from :data:`RESTARTS` random weights
+    around the grid's best, and the best end is returned, the earliest of equal ones.
+
+    Multiplying all weights changes no choice, so one keeps its value: the first fixed one that is
+    not 0, else the first that is not 0, else the first that is not fixed, which becomes 1. A
+    weight becomes negative only where that is better than every positive value.
+
+    Args:
+        start: the weights to begin with, ``(F,)``.
+        fixed: names of the scores whose weights stay.
+        log: gets a line of text for each step that improved.
+        seed: of the random weights.
+
+    Raises:
+        RescoringError: for an unknown name in `fixed`, or weights that are not F numbers.
+    """
+    search = _Search(candidates, metric, log)
+    weights, free = _anchored(candidates.names, _checked_weights(candidates, start), fixed)
+    best = Tuned(weights, search.score(weights))
+    log(f"start, {search.describe(weights)}: {metric.name} {best.score:.2f}")
+    if not free:
+        return best
+
+    new = [index for index in free if weights[index] == 0]
+    scale = float(np.abs(weights).max())
+    best = search.grid(best, new, scale)
+    generator = np.random.default_rng(seed)
+    starts = [best.weights] + [
+        _around(best.weights, free, scale, generator) for _ in range(RESTARTS)
+    ]
+    for number, weights in enumerate(starts, start=1):
+        if number > 1:
+            log(f"start {number} of {len(starts)}, {search.describe(weights)}:")
+        found = search.descend(weights, free)
+        if search.better(found.score, best.score):
+            best = found
+    log(f"best, {search.describe(best.weights)}: {metric.name} {best.score:.2f}")
+    return best
+
+
+@dataclass(frozen=True)
+class _Search:
+    """The steps of :func:`tune`."""
+
+    candidates: Candidates
+    metric: Metric
+    log: Callable[[str], None]
+
+    def score(self, weights: np.ndarray) -> float:
+        return score_of(self.candidates, selected(self.candidates, weights), self.metric)
+
+    def better(self, score: float, than: float) -> bool:
+        return _gain(self.metric, score) > _gain(self.metric, than) + LEAST_GAIN
+
+    def describe(self, weights: np.ndarray) -> str:
+        named = zip(self.candidates.names, weights, strict=True)
+        return ", ".join(f"{name} {weight:.4g}" for name, weight in named)
+
+    def grid(self, best: Tuned, new: Sequence[int], scale: float) -> Tuned:
+        """Tries the grid's values for the weights at the indices `new`."""
+        for values in _grid_values(len(new)):
+            weights = best.weights.copy()
+            weights[new] = scale * np.array(values)
+            score = self.score(weights)
+            if self.better(score, best.score):
+                self.log(
+                    f"grid, {self.describe(weights)}: "
+                    f"{self.metric.name} {best.score:.2f} -> {score:.2f}"
+                )
+                best = Tuned(weights, score)
+        return best
+
+    def descend(self, weights: np.ndarray, free: Sequence[int]) -> Tuned:
+        """Sets one weight after the other to its best value until that improves nothing."""
+        weights, score = weights.copy(), self.score(weights)
+        improved = True
+        while improved:
+            improved = False
+            for index in free:
+                trial = weights.copy()
+                trial[index] = 0  # so that a step is the weight itself, positive or negative
+                direction = np.zeros_like(weights)
+                direction[index] = 1
+                trial[index] = line_search(self.candidates, self.metric, trial, direction).step
+                found = self.score(trial)  # once more, as rounding may choose otherwise in ties
+                if self.better(found, score):
+                    self.log(
+                        f"{self.candidates.names[index]} {weights[index]:.4g} -> "
+                        f"{trial[index]:.4g}: {self.metric.name} {score:.2f} -> {found:.2f}"
+                    )
+                    weights, score, improved = trial, found, True
+        return Tuned(weights, score)
+
+
+def _checked_weights(candidates: Candidates, start: np.ndarray) -> np.ndarray:
+    weights = np.array(start, dtype=np.float64)
+    if weights.shape != (len(candidates.names),) or not np.isfinite(weights).all():
+        raise RescoringError(
+            f"the weights to begin with are {weights.tolist()}: "
+            f"give a number for each of {', '.join(candidates.names)}."
+        )
+    return weights
+
+
+def _anchored(
+    names: Sequence[str], weights: np.ndarray, fixed: Collection[str]
+) -> tuple[np.ndarray, list[int]]:
+    """The weights to begin with, and the indices of those that may change."""
+    unknown = sorted(set(fixed) - set(names))
+    if unknown:
+        raise RescoringError(
+            f"the weight of {unknown[0]!r} cannot be fixed: the scores are {', '.join(names)}."
+        )
+    free = [index for index, name in enumerate(names) if name not in fixed]
+    if not free or any(weights[index] != 0 for index in range(len(names)) if index not in free):
+        return weights, free
+    anchor = next((index for index in free if weights[index] != 0), None)
+    if anchor is None:
+        anchor = free[0]
+        weights[anchor] = 1
+    return weights, [index for index in free if index != anchor]
+
+
+def _grid_values(weights: int) -> Iterator[tuple[float, ...]]:
+    if weights <= GRID_WEIGHTS:
+        return itertools.product(GRID, repeat=weights)
+    return ((value,) * weights for value in GRID)
+
+
+def _around(
+    weights: np.ndarray, free: Sequence[int], scale: float, generator: np.random.Generator
+) -> np.ndarray:
+    """Random weights: the free ones up to four times greater or less, and none 0."""
+    weights = weights.copy()
+    sizes = np.where(weights[free] == 0, scale, weights[free])
+    weights[free] = sizes * 4 ** generator.uniform(-1, 1, len(free))
+    return weights
+
+
+def _combined(candidates: Candidates, weights: np.ndarray) -> np.ndarray:
+    """Weighted sums ``(N,)``; unlike a matrix product's, those of equal rows are equal exactly."""
+    return (candidates.features * np.asarray(weights, dtype=np.float64)).sum(axis=1)
+
+
+def _gain(metric: Metric, score):
+    """The score or minus it, so that greater is better."""
+    return score if metric.higher_is_better else -score
+
+
+def _first_greatest(values: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """The index of the first greatest value between every two offsets, ``(len(offsets) - 1,)``."""
+    greatest = np.maximum.reduceat(values, offsets[:-1])
+    hits = np.flatnonzero(values == np.repeat(greatest, np.diff(offsets)))
+    return hits[np.searchsorted(hits, offsets[:-1])]
+
+
+class _Changes(NamedTuple):
+    """What is chosen along a line.
+
+    Attributes:
+        first: the hypothesis chosen at step minus infinity, ``(U,)``.
+        steps: at which the choice of an utterance changes, ``(E,)``, in no order, and
+        before, after: the hypotheses chosen on either side, ``(E,)``.
+    """
+
+    first: np.ndarray
+    steps: np.ndarray
+    before: np.ndarray
+    after: np.ndarray
+
+
+def _changes(intercepts: np.ndarray, slopes: np.ndarray, offsets: np.ndarray) -> _Changes:
+    """The upper envelopes of the lines ``intercept + step * slope`` of all utterances at once.
+
+    From the line on top at minus infinity, every utterance goes to the line that crosses its
+    present one next. Only steeper lines can, so each round has fewer lines, and there are as many
+    rounds as the largest envelope has bends.
+    """
+    sizes = np.diff(offsets)
+    flattest = slopes == np.repeat(np.minimum.reduceat(slopes, offsets[:-1]), sizes)
+    top = _first_greatest(np.where(flattest, intercepts, -np.inf), offsets)
+    first = top.copy()
+    steps, before, after = [], [], []
+    lines, owners = np.arange(len(slopes)), np.repeat(np.arange(len(sizes)), sizes)
+    while True:
+        steeper = slopes[lines] > slopes[top[owners]]
+        lines, owners = lines[steeper], owners[steeper]
+        if not lines.size:
+            break
+        present = top[owners]
+        crossings = (intercepts[present] - intercepts[lines]) / (slopes[lines] - slopes[present])
+        moving, starts = np.unique(owners, return_index=True)
+        nearest = _first_greatest(-crossings, np.append(starts, lines.size))
+        steps.append(crossings[nearest])
+        before.append(top[moving])
+        after.append(lines[nearest])
+        top[moving] = lines[nearest]
+    if not steps:
+        nothing = np.empty(0, dtype=np.intp)
+        return _Changes(first, np.empty(0), nothing, nothing)
+    return _Changes(first, *(np.concatenate(parts) for parts in (steps, before, after)))
+
+
+def oracle(candidates: Candidates, metric: Metric) -> np.ndarray:
+    """The selection ``(U,)`` with the best metric, or nearly.
+
+    It begins with each utterance's best hypothesis by itself and replaces one at a time by what
+    serves the whole set better, until nothing does. For WER and TER, whose errors add up, no
+    selection is better; for BLEU and chrF, what is reached is a lower bound on the best.
+    """
+    scores = _gain(metric, metric.score(candidates.statistics))
+    selection = _first_greatest(scores, candidates.offsets)
+    total = candidates.statistics[selection].sum(0)
+    best = _gain(metric, metric.score(total))
+    improved = True
+    while improved:
+        improved = False
+        for utterance, (begin, end) in enumerate(itertools.pairwise(candidates.offsets)):
+            others = total - candidates.statistics[selection[utterance]]
+            totals = others + candidates.statistics[begin:end]
+            gains = _gain(metric, metric.score(totals))
+            if gains.max() > best + LEAST_GAIN:
+                selection[utterance] = begin + gains.argmax()
+                total, best, improved = totals[gains.argmax()], gains.max(), True
+    return selection
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value, and the interval that holds 95% of its values on resampled utterances."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:9.2f}   {self.low:.2f} .. {self.high:.2f}"
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """What :func:`bootstrap` found.
+
+    Attributes:
+        score: of a.
+        difference: of a minus b; None without b.
+        share_better: the share of samples in which a is better than b; None without b.
+    """
+
+    score: Estimate
+    difference: Estimate | None
+    share_better: float | None
+
+
+def bootstrap(
+    statistics_a: np.ndarray,
+    statistics_b: np.ndarray | None,
+    metric: Metric,
+    samples: int = 1000,
+    seed: int = 1,
+) -> Bootstrap:
+    """Draws the utterances again, with replacement, and scores a and b on the same draws.
+
+    After Koehn, "Statistical Significance Tests for Machine Translation Evaluation" (2004).
+
+    Args:
+        statistics_a, statistics_b: of the selected hypotheses of two systems, ``(U, S)``; b may
+            be None.
+
+    Raises:
+        RescoringError: if a and b differ in shape, or there are no utterances.
+    """
+    systems = [statistics_a] if statistics_b is None else [statistics_a, statistics_b]
+    systems = [np.asarray(system, dtype=np.float64) for system in systems]
+    shapes = [system.shape for system in systems]
+    if shapes[0] != shapes[-1] or len(shapes[0]) != 2 or not shapes[0][0]:
+        raise RescoringError(
+            f"resampling needs the statistics of at least one utterance, and as many of both "
+            f"systems, but got the shapes {' and '.join(map(str, shapes))}."
+        )
+    utterances = shapes[0][0]
+    generator = np.random.default_rng(seed)
+    at_once = max(1, 2**20 // utterances)  # samples; their counts take 8 MB
+    drawn = []
+    for begin in range(0, samples, at_once):
+        size = min(at_once, samples - begin)
+        counts = generator.multinomial(utterances, np.full(utterances, 1 / utterances), size)
+        drawn.append([metric.score(counts @ system) for system in systems])
+    drawn = np.concatenate(drawn, axis=1)  # (systems, samples)
+    observed = [float(metric.score(system.sum(0))) for system in systems]
+    score = _estimate(observed[0], drawn[0])
+    if statistics_b is None:
+        return Bootstrap(score, None, None)
+    return Bootstrap(
+        score,
+        _estimate(observed[0] - observed[1], drawn[0] - drawn[1]),
+        float(np.mean(_gain(metric, drawn[0] - drawn[1]) > LEAST_GAIN)),
+    )
+
+
+def _estimate(value: float, drawn: np.ndarray) -> Estimate:
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return Estimate(value, float(low), float(high))
+
+
+@dataclass(frozen=True)
+class TuningReport:
+    """What tuning gave, on the utterances that it saw.
+
+    Attributes:
+        metric: its name.
+        utterances, hypotheses: how many there were.
+        weights: what was found, by the names of the scores.
+        baseline, tuned: the metric before and after.
+        oracle: the metric of the best choice from the same lists (:func:`oracle`).
+        difference: tuned minus baseline.
+        share_better: the share of resampled sets in which tuned is better.
+    """
+
+    metric: str
+    utterances: int
+    hypotheses: int
+    weights: dict[str, float]
+    baseline: Estimate
+    tuned: Estimate
+    oracle: float
+    difference: Estimate
+    share_better: float
+
+    @classmethod
+    def of(
+        cls,
+        candidates: Candidates,
+        metric: Metric,
+        baseline: np.ndarray,
+        tuned: np.ndarray,
+        weights: np.ndarray,
+    ) -> TuningReport:
+        """The report of two selections ``(U,)``, `tuned` being what `weights` ``(F,)`` select."""
+        statistics = candidates.statistics
+        compared = bootstrap(statistics[tuned], statistics[baseline], metric)
+        return cls(
+            metric=metric.name,
+            utterances=len(candidates.ids),
+            hypotheses=len(statistics),
+            weights=dict(zip(candidates.names, map(float, weights), strict=True)),
+            baseline=bootstrap(statistics[baseline], None, metric).score,
+            tuned=compared.score,
+            oracle=score_of(candidates, oracle(candidates, metric), metric),
+            difference=compared.difference,
+            share_better=compared.share_better,
+        )
+
+    def table(self) -> str:
+        """The report as a person reads it, several lines without a newline at the end."""
+        width = max(map(len, [*self.weights, "difference"]))
+        lines = [
+            f"{self.utterances} utterances, {self.hypotheses} hypotheses",
+            "",
+            f"{'':{width}} {self.metric:>9}   95% interval",
+            f"{'baseline':{width}} {self.baseline}",
+            f"{'tuned':{width}} {self.tuned}",
+            f"{'difference':{width}} {self.difference}",
+            f"{'oracle':{width}} {self.oracle:9.2f}",
+            "",
+            f"{'':{width}} {'weight':>9}",
+            *(f"{name:{width}} {weight:9.4g}" for name, weight in self.weights.items()),
+            "",
+            f"Better in {100 * self.share_better:.1f}% of resampled sets.",
+            "The weights were chosen on these utterances: measure on others.",
+        ]
+        return "\n".join(line.rstrip() for line in lines)
