@@ -66,11 +66,25 @@ class SharedWindows:
     context: Tensor
     positions: list[int]
 
+    def to(self, device: torch.device) -> SharedWindows:
+        """The same on another device."""
+        return SharedWindows(
+            levels=[
+                Level(level.parent.to(device), level.token.to(device)) for level in self.levels
+            ],
+            context_rows=[rows.to(device) for rows in self.context_rows],
+            context=self.context.to(device),
+            positions=self.positions,
+        )
+
 
 def distinct_windows(
     tokens: Tensor, lengths: Sequence[int], order: int, first_scored: Sequence[int] | None = None
 ) -> SharedWindows:
     """Levels 1..K of a set of sequences.
+
+    How large each level is depends on the one before, so on a GPU every level would wait for the
+    device: make the windows on the CPU, and evaluate them elsewhere (:meth:`SharedWindows.to`).
 
     Args:
         tokens: all input tokens, one sequence after another, ``(P,)`` int64.

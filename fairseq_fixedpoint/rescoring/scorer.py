@@ -191,9 +191,12 @@ class Scorer:
         before = self.encoder.indices(self.encoder.symbols(previous))
         return [eos, *before, eos][-self.previous_context :]
 
-    def _line_score(self, symbols, sequence, first, found: np.ndarray) -> LineScore:
-        is_unknown = np.array(sequence[first:]) == self.encoder.dictionary.unk()
-        if self.unknown_penalty:
-            found = found - self.unknown_penalty * is_unknown
-        tokens = [*symbols, self.encoder.dictionary[self.encoder.dictionary.eos()]]
-        return LineScore(tokens, found, int(is_unknown.sum()))
+    def _line_score(
+        self, symbols: list[str], sequence: list[int], first: int, found: np.ndarray
+    ) -> LineScore:
+        dictionary = self.encoder.dictionary
+        scored = sequence[first:]
+        unknown = scored.count(dictionary.unk())
+        if unknown and self.unknown_penalty:
+            found = found - self.unknown_penalty * (np.array(scored) == dictionary.unk())
+        return LineScore([*symbols, dictionary[dictionary.eos()]], found, unknown)

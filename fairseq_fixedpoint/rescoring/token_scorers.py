@@ -73,36 +73,37 @@ class WindowScorer:
         if not sequences:
             return []
         scored = [len(s) - f for s, f in zip(sequences, first, strict=True)]
-        inputs = self._flat(sequence[:-1] for sequence in sequences)  # (P,)
-        targets = self._flat(s[f:] for s, f in zip(sequences, first, strict=True))  # (Q,)
+        inputs = _flat(sequence[:-1] for sequence in sequences)  # (P,)
+        targets = _flat(s[f:] for s, f in zip(sequences, first, strict=True))  # (Q,)
 
         used, inputs = torch.unique(inputs, return_inverse=True)
         lengths = [len(sequence) - 1 for sequence in sequences]
         order = self.order or max(lengths)
         windows = distinct_windows(inputs, lengths, order, [position - 1 for position in first])
-        features = self._features(used, windows)  # (N, C)
-
         # The same word after the same context is wanted once, however many sequences have it.
         words = int(targets.max()) + 1
         pairs, pair = torch.unique(windows.context * words + targets, return_inverse=True)
         context = torch.div(pairs, words, rounding_mode="floor")
-        found = self.softmax.log_probabilities(features, context, pairs % words)[pair]  # (Q,)
-        return np.split(found.cpu().numpy(), np.cumsum(scored)[:-1])
 
-    def _flat(self, sequences: Iterable[Sequence[int]]) -> Tensor:
-        return torch.tensor(list(chain.from_iterable(sequences)), device=self._weight.device)
+        found = self._evaluate(used, windows, context, pairs % words)[pair]  # (Q,)
+        return np.split(found.numpy(), np.cumsum(scored)[:-1])
 
-    def _features(self, used: Tensor, windows: SharedWindows) -> Tensor:
-        """Input of the output layer for each distinct context, ``(N, C)``."""
-        with torch.autocast(self._weight.device.type, torch.bfloat16, self.bf16):
+    def _evaluate(
+        self, used: Tensor, windows: SharedWindows, context: Tensor, word: Tensor
+    ) -> Tensor:
+        """Log-probability of each pair, ``(Q',)``: what runs on the model's device."""
+        weight = self.decoder.embed_tokens.weight
+        with torch.autocast(weight.device.type, torch.bfloat16, self.bf16):
             layers = self.decoder.rnn.effective_layers()
-            projected = layers[0].project(self.decoder.embed_tokens(used))  # (U, G*H)
-            states = context_states(layers, projected, windows)  # (N, H)
-            return self.decoder.output_features(states).to(self._weight.dtype)
+            embedded = self.decoder.embed_tokens(used.to(weight.device))  # (U, D)
+            states = context_states(layers, layers[0].project(embedded), windows.to(weight.device))
+            features = self.decoder.output_features(states).to(weight.dtype)  # (N, C)
+        context, word = context.to(weight.device), word.to(weight.device)
+        return self.softmax.log_probabilities(features, context, word).cpu()
 
-    @property
-    def _weight(self) -> Tensor:
-        return self.decoder.embed_tokens.weight
+
+def _flat(sequences: Iterable[Sequence[int]]) -> Tensor:
+    return torch.tensor(list(chain.from_iterable(sequences)))
 
 
 class ModelScorer:
