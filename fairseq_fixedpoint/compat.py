@@ -38,6 +38,7 @@ __all__ = [
     "mend_checkpoint_loading",
     "mend_numpy_long",
     "reading",
+    "refused_class",
     "stored_classes",
 ]
 
@@ -210,7 +211,7 @@ def _trouble_with(path: str, error: Exception) -> str | None:
     """
     from fairseq.file_io import PathManager
 
-    refused = _refused_class(error)
+    refused = refused_class(error)
     if refused is not None:
         return (
             f"The checkpoint {path} holds {refused}, which fairseq does not store in checkpoints, "
@@ -229,7 +230,7 @@ def _trouble_with(path: str, error: Exception) -> str | None:
                 local_path, map_location="cpu", weights_only=_protection_is_default()
             )
     except Exception as reading_error:
-        if _refused_class(reading_error) is not None:
+        if refused_class(reading_error) is not None:
             return None  # fairseq came further than this with it, so the trouble is another one
         with open(local_path, "rb") as file:
             begins_as_archive = file.read(4) == b"PK\x03\x04"  # PyTorch writes zip archives
@@ -252,7 +253,7 @@ def _trouble_with(path: str, error: Exception) -> str | None:
     return None
 
 
-def _refused_class(error: Exception) -> str | None:
+def refused_class(error: Exception) -> str | None:
     """The name of the class or function that `torch.load` refused, if that is what `error` says."""
     found = re.search(r"GLOBAL (\S+) was not an allowed|unsupported GLOBAL (\S+)", str(error))
     return next(filter(None, found.groups())) if found else None

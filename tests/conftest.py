@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.commands import preprocess
+from tests.rescoring import ARPA, train_models
 
 torch.set_num_threads(1)  # tests run side by side
 
@@ -37,3 +38,17 @@ def data(tmp_path_factory) -> Path:
         "--testpref", folder / "test.txt", "--destdir", folder / "bin",
     )  # fmt: skip
     return folder / "bin"
+
+
+@pytest.fixture(scope="session")
+def models(data, tmp_path_factory) -> dict[str, Path]:
+    """Checkpoints of small language models by name, as tests/rescoring.py has them."""
+    return train_models(data, tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="session")
+def arpa(tmp_path_factory) -> Path:
+    """An n-gram model that knows two words of the language."""
+    path = tmp_path_factory.mktemp("ngrams") / "bigrams.arpa"
+    path.write_text(ARPA)
+    return path

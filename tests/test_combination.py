@@ -36,7 +36,7 @@ def test_an_empty_hypothesis_has_the_length_of_its_sentence_end():
 
 def test_a_missing_score_is_told_and_a_sparse_one_is_0():
     assert Combination({"a_b": 3.0}).total(hypothesis(score=1.0), {}) == 0
-    with pytest.raises(RescoringError, match="list, line 7: .* no score LM0, .* words, score"):
+    with pytest.raises(RescoringError, match=r"list, line 7: .* no score LM0, .* words, score"):
         Combination({"LM0": 1.0}).total(hypothesis(score=1.0), {})
 
 

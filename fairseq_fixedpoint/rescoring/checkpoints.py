@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from textwrap import shorten
+from typing import Any
 
 import torch
 from fairseq import checkpoint_utils, tasks, utils
@@ -38,16 +40,9 @@ def load_language_model(
     """
     path = Path(path)
     if not path.is_file():
-        raise RescoringError(f"{path} is not there: --model takes a checkpoint of fairseq-train.")
-    try:
-        with compat.reading(trusted=trust_checkpoint):
-            state = checkpoint_utils.load_checkpoint_to_cpu(str(path))
-    except compat.CheckpointError as error:
-        raise RescoringError(f"{error} (--trust-checkpoint loads it all the same.)") from error
-    if state.get("args") is not None:
-        cfg = convert_namespace_to_omegaconf(state["args"])
-    else:
-        cfg = state["cfg"]
+        raise RescoringError(f"{path} is no file: --model takes a checkpoint of fairseq-train.")
+    state = _read(path, trust_checkpoint)
+    cfg = _configuration(path, state)
     folder = _dictionary_folder(path, cfg.task.get("data"), data)
     cfg.task.data = folder
     try:
@@ -59,6 +54,11 @@ def load_language_model(
         raise RescoringError(
             f"{path} does not go with the dictionary {folder}/dict.txt, or not with this version "
             f"of its model: {error}"
+        ) from error
+    except Exception as error:  # fairseq has more ways to say that it lacks a part
+        raise RescoringError(
+            f"{path} holds no model that can be made here ({_shown(error)}): name "
+            "a checkpoint of a language model that needs no --user-dir but this one."
         ) from error
     model = models[0].eval().to(device)
     if not isinstance(model, FairseqLanguageModel):
@@ -75,6 +75,36 @@ def load_language_model(
             raise RescoringError(f"--iterations must be 0 (exact) or more, not {iterations}.")
         model.decoder.iterations = iterations
     return model, task.target_dictionary
+
+
+def _read(path: Path, trusted: bool) -> dict[str, Any]:
+    """What the file holds."""
+    try:
+        with compat.reading(trusted):
+            return checkpoint_utils.load_checkpoint_to_cpu(str(path))
+    except compat.CheckpointError as error:
+        is_refused = compat.refused_class(error.__cause__) is not None
+        hint = " (--trust-checkpoint loads it all the same.)" if is_refused else ""
+        raise RescoringError(f"{error}{hint}") from error
+    except Exception as error:  # anything may come from code in the file
+        raise RescoringError(f"{path} cannot be read ({_shown(error)}).") from error
+
+
+def _shown(error: Exception) -> str:
+    return shorten(f"{type(error).__name__}: {error}", 200, placeholder=" ...")
+
+
+def _configuration(path: Path, state: dict[str, Any]) -> Any:
+    """How the model was trained; attributes `task` and `model`."""
+    if state.get("args") is not None:
+        return convert_namespace_to_omegaconf(state["args"])
+    cfg = state.get("cfg")
+    if cfg is None or cfg.get("task") is None:
+        raise RescoringError(
+            f"{path} does not say how its model was trained (an entry 'cfg' with a 'task'): name a "
+            "file that fairseq-train wrote."
+        )
+    return cfg
 
 
 def _dictionary_folder(path: Path, trained_with: str | None, data: str | Path | None) -> str:

@@ -1,0 +1,1 @@
+"""The commands `fixedpoint-score` and `fixedpoint-rescore`: options, and nothing else."""

@@ -1,0 +1,252 @@
+"""Options that the commands share: models, words, long runs."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from fairseq.data import encoders
+from fairseq.dataclass.utils import gen_parser_from_dataclass
+from fairseq.registry import REGISTRIES
+
+from fairseq_fixedpoint.rescoring.combination import WORDS
+from fairseq_fixedpoint.rescoring.errors import RescoringError
+from fairseq_fixedpoint.rescoring.nbest import LineScorer
+from fairseq_fixedpoint.rescoring.ngrams import InterpolatedScorer, NgramScorer
+from fairseq_fixedpoint.rescoring.scorer import Scorer
+from fairseq_fixedpoint.rescoring.token_scorers import WindowScorer
+
+NAMED_PATH = re.compile(r"([A-Za-z][A-Za-z0-9.-]*)=(.+)")
+SPLITTERS = ("tokenizer", "bpe")
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Options that :func:`line_scorers` reads."""
+    models = parser.add_argument_group("models")
+    models.add_argument(
+        "--model",
+        action="append",
+        default=[],
+        metavar="[NAME=]CHECKPOINT",
+        help="a language model of fairseq, any architecture; may be repeated. NAME is that of its "
+        "score (default: FixedPoint0, FixedPoint1, ..., or Fairseq0, ...)",
+    )
+    models.add_argument(
+        "--data",
+        action="append",
+        default=[],
+        metavar="FOLDER",
+        help="folder with the dict.txt of the models, one for all or one for each in their order "
+        "(default: where each was trained)",
+    )
+    models.add_argument(
+        "--kenlm",
+        action="append",
+        default=[],
+        metavar="[NAME=]FILE",
+        help="an n-gram model, ARPA or kenlm's binary; may be repeated (KenLM0, ...)",
+    )
+    models.add_argument(
+        "--interpolate",
+        type=float,
+        metavar="WEIGHT",
+        help="mix the word probabilities of the one --model, with this weight, and of the one "
+        "--kenlm into one score, Interpolated0",
+    )
+    models.add_argument(
+        "--iterations",
+        type=int,
+        metavar="K",
+        help="of fixedpoint_lm, in place of the checkpoint's; 0 is the exact recurrence",
+    )
+    models.add_argument(
+        "--device",
+        help="where neural models run (default: a GPU if there is one, else the CPU)",
+    )
+    models.add_argument(
+        "--bf16", action="store_true", help="matrix products in bfloat16; for fixedpoint_lm"
+    )
+    models.add_argument(
+        "--unnormalized",
+        action="store_true",
+        help="take the normaliser to be 1; for fixedpoint_lm trained with --log-z-penalty",
+    )
+    models.add_argument(
+        "--trust-checkpoint",
+        action="store_true",
+        help="load checkpoints that hold more than fairseq stores; they can run code",
+    )
+
+    words = parser.add_argument_group("words")
+    for name in SPLITTERS:
+        words.add_argument(
+            f"--{name}",
+            choices=sorted(REGISTRIES[name]["registry"]),
+            help=f"the models' {name} as in fairseq, with its options; not for --kenlm",
+        )
+    words.add_argument("--lowercase", action="store_true", help="fold the case of the text")
+    words.add_argument(
+        "--unknown-penalty",
+        type=float,
+        default=0.0,
+        metavar="P",
+        help="subtracted from the log-probability of each word that a model does not know, beside "
+        "that of <unk> (default: 0)",
+    )
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """Options of long runs."""
+    runs = parser.add_argument_group("long runs")
+    runs.add_argument(
+        "--on-error",
+        choices=("stop", "skip"),
+        default="stop",
+        help="at a malformed line stop, or leave it out and count it (default: stop)",
+    )
+    runs.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with what a run that was stopped left in OUTPUT.partial",
+    )
+    runs.add_argument("--no-progress-bar", action="store_true")
+
+
+def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parses, the options of the chosen tokenizer and BPE included.
+
+    A subcommand's own parser is its default of `parser`.
+    """
+    known, _ = parser.parse_known_args(argv)
+    chosen_parser = getattr(known, "parser", parser)
+    for name in SPLITTERS:
+        chosen = REGISTRIES[name]["registry"].get(getattr(known, name, None))
+        if chosen is not None:
+            group = chosen_parser.add_argument_group(f"{name} {getattr(known, name)}")
+            if hasattr(chosen, "add_args"):
+                chosen.add_args(group)
+            elif getattr(chosen, "__dataclass", None) is not None:
+                gen_parser_from_dataclass(group, getattr(chosen, "__dataclass")())
+    return parser.parse_args(argv)
+
+
+def line_scorers(args: argparse.Namespace) -> dict[str, LineScorer]:
+    """The models by the name of their score; there may be none.
+
+    Raises:
+        RescoringError: for options that do not go together, or models that cannot be had.
+    """
+    if len(args.data) not in {0, 1, len(args.model)}:
+        raise RescoringError(
+            f"--data is given {len(args.data)} times for {len(args.model)} models: give it once "
+            "for all, or once for each in their order."
+        )
+    if not args.model and getattr(args, "previous_context", 0) != 0:
+        raise RescoringError("--previous-context is for a --model: kenlm's have no use for it.")
+    scorers: dict[str, LineScorer] = {}
+    splitters = {name: _splitter(name, args) for name in SPLITTERS}
+    folders = args.data if len(args.data) > 1 else (args.data or [None]) * len(args.model)
+    for argument, folder in zip(args.model, folders, strict=True):
+        name, path = _named(argument)
+        scorer = Scorer.from_checkpoint(
+            path,
+            folder,
+            iterations=args.iterations,
+            device=device(args.device),
+            bf16=args.bf16,
+            normalized=not args.unnormalized,
+            lowercase=args.lowercase,
+            unknown_penalty=args.unknown_penalty,
+            previous_context=getattr(args, "previous_context", 0),
+            trust_checkpoint=args.trust_checkpoint,
+            **splitters,
+        )
+        kind = "FixedPoint" if isinstance(scorer.tokens, WindowScorer) else "Fairseq"
+        _add(scorers, name, kind, scorer)
+    for argument in args.kenlm:
+        name, path = _named(argument)
+        _add(scorers, name, "KenLM", NgramScorer(path, args.lowercase, args.unknown_penalty))
+    if args.interpolate is None:
+        return scorers
+    if not len(args.model) == len(args.kenlm) == 1:
+        raise RescoringError("--interpolate needs exactly one --model and one --kenlm.")
+    neural, ngram = scorers.values()
+    return {"Interpolated0": InterpolatedScorer(neural, ngram, args.interpolate)}
+
+
+def device(name: str | None) -> torch.device:
+    """The device an option names, or the best there is; torchrun's processes take one GPU each.
+
+    Raises:
+        RescoringError: for a device that is not there.
+    """
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and torch.cuda.is_available():
+        name = f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"
+    try:
+        return torch.zeros((), device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise RescoringError(f"--device {name} cannot be used: {error}") from error
+
+
+def settings(args: argparse.Namespace, leave_out: set[str]) -> dict[str, str]:
+    """What decides a run's results: its options, and what the files they name were like.
+
+    Args:
+        leave_out: options that say what becomes of the results.
+    """
+    found = {}
+    for name, value in sorted(vars(args).items()):
+        if name not in {*leave_out, "resume", "no_progress_bar", "command", "parser"}:
+            found[name] = repr(value) + "".join(
+                f" {_state(item)}" for item in (value if isinstance(value, list) else [value])
+            )
+    return found
+
+
+def _state(value: object) -> str:
+    """Size and time of the file that an option names, or of those in a folder, or nothing."""
+    path = Path(_named(value)[1]) if isinstance(value, (str, Path)) else None
+    if path is None or not path.exists():
+        return ""
+    digest = hashlib.sha256()
+    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+        if file.is_file():
+            state = file.stat()
+            digest.update(os.fsencode(f"{file.name}/{state.st_size}/{state.st_mtime_ns}/"))
+    return digest.hexdigest()
+
+
+def _named(argument: str | Path) -> tuple[str | None, str]:
+    """`NAME=PATH` or a path."""
+    found = NAMED_PATH.fullmatch(str(argument))
+    if found is None or Path(argument).exists():
+        return None, str(argument)
+    return found[1], found[2]
+
+
+def _add(scorers: dict[str, LineScorer], name: str | None, kind: str, scorer: LineScorer) -> None:
+    if name is None:
+        name = f"{kind}{sum(taken.startswith(kind) for taken in scorers)}"
+    if name == WORDS:
+        raise RescoringError(
+            f"a model cannot have the name {WORDS}, which is that of their number."
+        )
+    if name in scorers:
+        raise RescoringError(f"two models have the name {name}: give one of them another NAME=.")
+    scorers[name] = scorer
+
+
+def _splitter(name: str, args: argparse.Namespace):
+    if getattr(args, name) is None:
+        return None
+    try:
+        return {"tokenizer": encoders.build_tokenizer, "bpe": encoders.build_bpe}[name](args)
+    except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
+        raise RescoringError(f"--{name} {getattr(args, name)} cannot be used: {error}") from error

@@ -1,0 +1,361 @@
+"""`fixedpoint-rescore`: n-best lists with new scores, and weights for the scores."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from fairseq_fixedpoint.cli import options
+from fairseq_fixedpoint.cli.run import Skipped, quantity, run, tell
+from fairseq_fixedpoint.files import require_replaceable, written_whole
+from fairseq_fixedpoint.formats import (
+    FORMATS,
+    Hypothesis,
+    NBestFormat,
+    detect,
+    read_transcripts,
+    references,
+    stop,
+    write_transcripts,
+)
+from fairseq_fixedpoint.formats.nbest import name_taken
+from fairseq_fixedpoint.rescoring.combination import WORDS, Combination, normalised_length
+from fairseq_fixedpoint.rescoring.errors import RescoringError
+from fairseq_fixedpoint.rescoring.jobs import Journal, Processes, groups, results_of
+from fairseq_fixedpoint.rescoring.metrics import METRICS, Metric, make_metric
+from fairseq_fixedpoint.rescoring.nbest import (
+    InContext,
+    LineScorer,
+    Summary,
+    combined,
+    in_context,
+    scored,
+)
+from fairseq_fixedpoint.rescoring.tuning import Candidates, TuningReport, selected, tune
+
+PROGRAM = "fixedpoint-rescore"
+TOKENS_A_GROUP = 32768
+# What becomes of the scores; a resumed run may change it.
+OF_THE_COMBINATION = {"output", "one_best", "weight", "weights", "word_penalty", "lenpen"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    args = options.parse(_parser(), argv)
+    return run(PROGRAM, partial(args.command, args))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=PROGRAM, description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    nbest = commands.add_parser(
+        "nbest",
+        help="add the scores of models to an n-best list and combine all scores",
+        description="Adds the scores of models to an n-best list, combines them log-linearly with "
+        "those it has, and writes the same format back, in its order.",
+    )
+    nbest.set_defaults(command=_nbest, parser=nbest)
+    _add_list_options(nbest)
+    nbest.add_argument("--output", type=Path, required=True, help="the rescored list")
+    nbest.add_argument(
+        "--one-best",
+        type=Path,
+        metavar="FILE",
+        help="the best text of each utterance: `id<TAB>text`; for kaldi `id text`; for moses plain "
+        "text, line N being id N from 0",
+    )
+    nbest.add_argument(
+        "--weights", type=Path, metavar="FILE", help="what `tune` wrote: weights and lenpen"
+    )
+    options.add_model_options(nbest)
+    options.add_run_options(nbest)
+
+    tuner = commands.add_parser(
+        "tune",
+        help="find the weights that serve a metric best",
+        description="Finds the weights of all scores that serve a metric best on lists with "
+        "references: a coarse grid, then exact line searches along each weight (Och, 2003).",
+    )
+    tuner.set_defaults(command=_tune, parser=tuner)
+    _add_list_options(tuner)
+    tuner.add_argument("--output", type=Path, required=True, help="the weights, for `nbest`")
+    tuner.add_argument(
+        "--references",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="as `nbest --one-best` writes it; may be repeated, but not for wer (default for mlm: "
+        "those in the list)",
+    )
+    tuner.add_argument("--metric", choices=METRICS, required=True)
+    tuner.add_argument("--seed", type=int, default=1, help="of the search's restarts (default: 1)")
+    options.add_model_options(tuner)
+    tuner.add_argument("--no-progress-bar", action="store_true")
+    return parser
+
+
+def _add_list_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("input", type=Path, help="n-best list: a file or a folder")
+    parser.add_argument(
+        "--format", choices=sorted(FORMATS), help="of the list (default: what it looks like)"
+    )
+    combination = parser.add_argument_group("combination of the scores")
+    combination.add_argument(
+        "--weight",
+        action="append",
+        default=[],
+        metavar="NAME=W",
+        help="of one score, in place of the default or the file's; may be repeated. Default: new "
+        "scores 1, those in the list as its format has it",
+    )
+    combination.add_argument(
+        "--word-penalty", type=float, metavar="W", help="added for each word (default: 0)"
+    )
+    combination.add_argument(
+        "--lenpen",
+        type=float,
+        metavar="P",
+        help="divide by the number of words, </s> counted, to this power (default: 0)",
+    )
+    parser.add_argument(
+        "--previous-context",
+        nargs="?",
+        type=int,
+        default=0,
+        metavar="N",
+        help="let models see the last N tokens of the utterance before, as the first pass has it "
+        "(without N: as many as the model can use)",
+    )
+
+
+def _nbest(args: argparse.Namespace) -> None:
+    processes = Processes.joined()
+    listed = _format(args)
+    _check_outputs(args)
+    skipped = Skipped(PROGRAM)
+    read = partial(listed.read, args.input, skipped if args.on_error == "skip" else stop)
+    scorers = options.line_scorers(args)
+    first_pass, combination = _combinations(args, listed, next(read(), None), scorers)
+    # Once through the list, so that what is malformed or missing shows before the long part.
+    total, unseen = 0, combination.weights.keys() - {WORDS, *scorers}
+    if processes.is_first:
+        skipped.restart()
+    for hypothesis in read():
+        _require_new_names(scorers, hypothesis)
+        combination.total(hypothesis, dict.fromkeys(scorers, 0.0))
+        unseen -= hypothesis.scores.keys()
+        total += 1
+    skipped.mute()
+    if total and unseen:
+        raise RescoringError(f"no hypothesis of {args.input} has a score {min(unseen)}.")
+
+    summary = Summary()
+    journal = Journal(
+        args.output,
+        options.settings(args, OF_THE_COMBINATION),
+        args.resume,
+        processes,
+    )
+    with results_of(
+        lambda: _grouped(in_context(read(), first_pass)),
+        total,
+        partial(scored, scorers=scorers),
+        journal,
+        progress=_bar(args),
+    ) as results:
+        if results is None:
+            return
+        rescored = combined(results, list(scorers), combination, first_pass, summary)
+        with ExitStack() as outputs:
+            destination = outputs.enter_context(written_whole(args.output))
+            listed.write(rescored, args.input, destination)
+            if args.one_best is not None:
+                one_best = outputs.enter_context(written_whole(args.one_best))
+                write_transcripts(one_best, summary.texts(), listed.name)
+    tell(PROGRAM, f"{summary.sentence()}{skipped.sentence()}")
+
+
+def _tune(args: argparse.Namespace) -> None:
+    if Processes.joined().count > 1:
+        raise RescoringError("tune runs in one process: start it without torchrun.")
+    listed = _format(args)
+    require_replaceable(args.output)
+    metric = make_metric(args.metric)
+    hypotheses = list(listed.read(args.input))
+    if not hypotheses:
+        raise RescoringError(f"{args.input} holds no hypothesis to tune on.")
+    texts = _references(args, listed, metric, hypotheses)
+    scorers = options.line_scorers(args)
+    _require_new_names(scorers, hypotheses[0])
+    first_pass, start = _combinations(args, listed, hypotheses[0], scorers)
+
+    results = []
+    with tqdm(total=len(hypotheses), unit=" lines", smoothing=0, disable=not _bar(args)) as bar:
+        for group in _grouped(in_context(hypotheses, first_pass)):
+            results += scored(group, scorers)
+            bar.update(len(group))
+    candidates = _candidates(metric, hypotheses, results, texts, start, list(scorers))
+    before = np.array([first_pass.weights.get(name, 0.0) for name in candidates.names])
+    baseline = selected(candidates, before)
+
+    fixed = _given_weights(args)
+    weights = np.array(
+        [
+            start.weights[name] if name in fixed else old
+            for name, old in zip(candidates.names, before, strict=True)
+        ]
+    )
+    normalised = candidates.normalised(start.lenpen)
+    found = tune(normalised, metric, weights, fixed, partial(tell, PROGRAM), args.seed)
+    report = TuningReport.of(
+        candidates, metric, baseline, selected(normalised, found.weights), found.weights
+    )
+    with written_whole(args.output) as made:
+        Combination(report.weights, start.lenpen).save(made, report=asdict(report))
+    print(report.table())
+
+
+def _format(args: argparse.Namespace) -> NBestFormat:
+    """The format of the list, which is read more than once."""
+    if args.input.exists() and not (args.input.is_file() or args.input.is_dir()):
+        raise RescoringError(
+            f"{args.input} is neither a file nor a folder, and a list is read more than once: "
+            "store it in a file first."
+        )
+    return FORMATS[args.format] if args.format else detect(args.input)
+
+
+def _check_outputs(args: argparse.Namespace) -> None:
+    """Refuses places that the results could not take, before any work is done."""
+    require_replaceable(args.output, by_folder=args.input.is_dir())
+    if args.one_best is not None:
+        require_replaceable(args.one_best)
+        if args.one_best.resolve() == args.output.resolve():
+            raise RescoringError("--one-best and --output name one file: they need two.")
+
+
+def _require_new_names(scorers: Mapping[str, LineScorer], hypothesis: Hypothesis) -> None:
+    taken = sorted(scorers.keys() & hypothesis.scores.keys())
+    if taken:
+        raise name_taken(hypothesis, taken[0])
+
+
+def _combinations(
+    args: argparse.Namespace,
+    listed: NBestFormat,
+    first: Hypothesis | None,
+    scorers: Mapping[str, LineScorer],
+) -> tuple[Combination, Combination]:
+    """That of the first pass, and the one that the options ask for."""
+    first_pass = Combination(listed.default_weights(first.scores if first else ()))
+    weights, lenpen = {**first_pass.weights, **dict.fromkeys(scorers, 1.0)}, 0.0
+    if getattr(args, "weights", None) is not None:
+        loaded = Combination.load(args.weights)
+        weights, lenpen = dict(loaded.weights), loaded.lenpen
+        unused = sorted(scorers.keys() - weights.keys())
+        if unused:
+            raise RescoringError(
+                f"{args.weights} has no weight for {', '.join(unused)}: tune with this model, or "
+                "give the model the name that it had (--model NAME=CHECKPOINT)."
+            )
+    weights |= _given_weights(args)
+    return first_pass, Combination(weights, lenpen if args.lenpen is None else args.lenpen)
+
+
+def _given_weights(args: argparse.Namespace) -> dict[str, float]:
+    """`--weight NAME=W` and `--word-penalty`."""
+    given = {}
+    for argument in args.weight:
+        name, _, value = argument.rpartition("=")
+        try:
+            given[name] = float(value)
+        except ValueError:
+            name = ""
+        if not name:
+            raise RescoringError(f"--weight takes NAME=NUMBER, not {argument!r}.")
+    if args.word_penalty is not None:
+        given[WORDS] = args.word_penalty
+    return given
+
+
+def _references(
+    args: argparse.Namespace, listed: NBestFormat, metric: Metric, hypotheses: list[Hypothesis]
+) -> dict[str, list[str]]:
+    """The references of each utterance of the list."""
+    if args.references:
+        files = [read_transcripts(path, listed.name) for path in args.references]
+        origin = ", ".join(map(str, args.references))
+    elif listed.name == "mlm":
+        files, origin = [references(args.input)], str(args.input)
+    else:
+        raise RescoringError("tune needs --references.")
+    if len(files) > 1 and metric.name == "WER":
+        raise RescoringError("the word error rate takes one --references.")
+    wanted = dict.fromkeys(hypothesis.utterance for hypothesis in hypotheses)
+    for utterance in wanted:
+        if not all(utterance in texts for texts in files):
+            raise RescoringError(f"utterance {utterance} of {args.input} is not in {origin}.")
+    unused = len(files[0].keys() - wanted.keys())
+    if unused:
+        tell(PROGRAM, f"{quantity(unused, 'reference')} without hypotheses left out.")
+    return {utterance: [texts[utterance] for texts in files] for utterance in wanted}
+
+
+def _candidates(
+    metric: Metric,
+    hypotheses: list[Hypothesis],
+    results: list[list[float]],
+    texts: dict[str, list[str]],
+    combination: Combination,
+    new: list[str],
+) -> Candidates:
+    """The list as arrays, the hypotheses of an utterance next to each other."""
+    place = {utterance: number for number, utterance in enumerate(texts)}
+    order = sorted(range(len(hypotheses)), key=lambda row: place[hypotheses[row].utterance])
+    hypotheses = [hypotheses[row] for row in order]
+    names = {**combination.weights, WORDS: 0.0}
+    values = Combination(names)
+    sizes = np.bincount([place[hypothesis.utterance] for hypothesis in hypotheses])
+    return Candidates(
+        features=np.array(
+            [
+                values.values(hypothesis, dict(zip(new, results[row], strict=False)))
+                for hypothesis, row in zip(hypotheses, order, strict=True)
+            ]
+        ),
+        names=list(names),
+        lengths=np.array([normalised_length(hypothesis) for hypothesis in hypotheses]),
+        statistics=metric.statistics(
+            [hypothesis.text for hypothesis in hypotheses],
+            [texts[hypothesis.utterance] for hypothesis in hypotheses],
+        ),
+        offsets=np.concatenate([[0], np.cumsum(sizes)]),
+        ids=list(texts),
+    )
+
+
+def _grouped(hypotheses: Iterator[InContext]) -> Iterator[list[InContext]]:
+    return groups(
+        hypotheses,
+        lambda item: normalised_length(item.hypothesis),
+        TOKENS_A_GROUP,
+        lambda item: item.hypothesis.utterance,
+    )
+
+
+def _bar(args: argparse.Namespace) -> bool:
+    return not args.no_progress_bar and sys.stderr.isatty()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

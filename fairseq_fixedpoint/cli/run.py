@@ -1,0 +1,93 @@
+"""What every command does around its work."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+
+from fairseq_fixedpoint.formats import FormatError
+from fairseq_fixedpoint.rescoring.errors import RescoringError
+
+ONE_LINE = re.compile(r"\s*\n\s*")
+
+
+def run(program: str, command: Callable[[], None]) -> int:
+    """Runs a command, turning what a person can put right into one line.
+
+    Returns:
+        The exit status: 0; 1 after an error, which is printed; 130 after an interruption.
+    """
+    logging.getLogger("fairseq").setLevel(logging.WARNING)  # it reports each dictionary it reads
+    warnings.filterwarnings("ignore", module="fairseq|hydra|torch")  # of no use to who runs this
+    try:
+        command()
+        sys.stdout.flush()
+        return 0
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (FormatError, RescoringError) as error:
+        trouble = str(error)
+    except UnicodeEncodeError as error:
+        trouble = f"standard output cannot hold {error.object[error.start]!r}: give --output."
+    except OSError as error:
+        trouble = f"{error.filename or 'the output'}: {error.strerror or error}."
+    except KeyboardInterrupt:
+        tell(program, "interrupted.")
+        return 130
+    tell(program, f"error: {ONE_LINE.sub(' ', trouble)}")  # PyTorch's and fairseq's have several
+    return 1
+
+
+def tell(program: str, *sentences: str) -> None:
+    """Prints to the person, not into the output."""
+    for sentence in sentences:
+        print(f"{program}: {sentence}", file=sys.stderr, flush=True)
+
+
+class Skipped:
+    """Counts malformed lines, and shows the first few.
+
+    A list is read more than once; what is read between :meth:`restart` and :meth:`mute` counts.
+    """
+
+    SHOWN = 5
+
+    def __init__(self, program: str):
+        self.program = program
+        self.count = 0
+        self.muted = True
+
+    def __call__(self, error: FormatError) -> None:
+        if self.muted:
+            return
+        self.count += 1
+        if self.count <= self.SHOWN:
+            tell(self.program, f"skipped: {error}")
+        elif self.count == self.SHOWN + 1:
+            tell(self.program, "skipped: more, which are only counted.")
+
+    def restart(self) -> None:
+        self.count = 0
+        self.muted = False
+
+    def mute(self) -> None:
+        self.muted = True
+
+    def sentence(self) -> str:
+        """How many there were, to be added to others; nothing if there were none."""
+        return f" {quantity(self.count, 'malformed line')} skipped." if self.count else ""
+
+
+def quantity(count: int, noun: str) -> str:
+    """`1 line`, `2,000 lines`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def listed(items: Sequence[str]) -> str:
+    """`a, b and c`."""
+    return " and ".join(filter(None, [", ".join(items[:-1]), *items[-1:]]))

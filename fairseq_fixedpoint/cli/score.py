@@ -1,0 +1,198 @@
+"""`fixedpoint-score`: log-probability and perplexity of each line of plain text."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TextIO
+
+from tqdm import tqdm
+
+from fairseq_fixedpoint.cli import options
+from fairseq_fixedpoint.cli.run import Skipped, quantity, run, tell
+from fairseq_fixedpoint.files import require_replaceable, written_whole
+from fairseq_fixedpoint.formats import stop
+from fairseq_fixedpoint.formats.nbest import Line, create, read_lines
+from fairseq_fixedpoint.rescoring.errors import RescoringError
+from fairseq_fixedpoint.rescoring.jobs import Journal, Processes, groups, results_of
+from fairseq_fixedpoint.rescoring.nbest import LineScorer
+from fairseq_fixedpoint.rescoring.scorer import perplexity
+
+PROGRAM = "fixedpoint-score"
+TOKENS_A_GROUP = 32768
+COLUMNS = ("log_probability", "perplexity", "tokens", "unknown", "text")
+TOKEN_COLUMNS = ("line", "position", "token", "log_probability")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    args = options.parse(_parser(), argv)
+    return run(PROGRAM, partial(_score, args))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM,
+        description="Log-probability (natural logarithm) and perplexity of each line of text, as a "
+        "sentence of its own that starts after </s>. Its own </s> counts as a token.",
+    )
+    parser.add_argument(
+        "input", nargs="?", default="-", help="text file, gzip allowed (default: -, stdin)"
+    )
+    parser.add_argument("--output", type=Path, help="file, written whole (default: stdout)")
+    parser.add_argument("--format", choices=("tsv", "json"), default="tsv", help="default: tsv")
+    parser.add_argument(
+        "--per-token", action="store_true", help="the log-probability of each token, too"
+    )
+    options.add_model_options(parser)
+    options.add_run_options(parser)
+    return parser
+
+
+def _score(args: argparse.Namespace) -> None:
+    processes = Processes.joined()
+    can_resume = args.output is not None and Path(args.input).is_file()  # read more than once
+    if not can_resume and (args.resume or processes.count > 1):
+        raise RescoringError("--resume and several processes need a file to read and --output.")
+    if args.output is not None:
+        require_replaceable(args.output)
+    scorers = options.line_scorers(args)
+    if len(scorers) != 1:
+        raise RescoringError(
+            f"there are {len(scorers)} models: give one with --model or --kenlm, or mix two with "
+            "--interpolate."
+        )
+    score = partial(_scored, scorer=next(iter(scorers.values())), per_token=args.per_token)
+    skipped = Skipped(PROGRAM)
+    path = Path("/dev/stdin" if args.input == "-" else args.input)
+    read = partial(read_lines, path, skipped if args.on_error == "skip" else stop)
+    if processes.is_first:
+        skipped.restart()
+    shown = not args.no_progress_bar and sys.stderr.isatty()
+
+    totals = Totals()
+    if can_resume:
+        total = sum(1 for _ in read())  # what is malformed shows before the long part
+        skipped.mute()
+        journal = Journal(
+            args.output,
+            options.settings(args, {"output", "format"}),
+            args.resume,
+            processes,
+        )
+        with results_of(lambda: _grouped(read()), total, score, journal, shown) as results:
+            if results is not None:
+                with _opened(args.output) as file:
+                    totals.write(results, file, args)
+    else:
+        lines = tqdm(read(), unit=" lines", smoothing=0, disable=not shown)
+        results = (
+            pair for group in _grouped(lines) for pair in zip(group, score(group), strict=True)
+        )
+        with _opened(args.output) as file:
+            totals.write(results, file, args)
+    if processes.is_first:
+        tell(PROGRAM, f"{totals.sentence()}{skipped.sentence()}")
+
+
+def _grouped(lines: Iterable[Line]) -> Iterator[list[Line]]:
+    return groups(
+        lines, lambda line: len(line.text.split()) + 1, TOKENS_A_GROUP, lambda line: line.number
+    )
+
+
+def _scored(lines: Sequence[Line], scorer: LineScorer, per_token: bool) -> list[list]:
+    """For each line its log-probability, tokens and unknown ones, and what each token has."""
+    found = []
+    for line, score in zip(lines, scorer.score([line.text for line in lines]), strict=True):
+        log_probability = score.log_probability
+        if not math.isfinite(log_probability):
+            raise line.error(
+                f"the model gives it the log-probability {log_probability}: the model is broken."
+            )
+        result = [log_probability, len(score.tokens), score.unknown]
+        if per_token:
+            result += [score.tokens, score.log_probabilities.tolist()]
+        found.append(result)
+    return found
+
+
+@contextmanager
+def _opened(path: Path | None) -> Iterator[TextIO]:
+    if path is None:
+        yield sys.stdout
+        sys.stdout.flush()  # a full disk shows here, before anything is said to be done
+        return
+    with written_whole(path) as made, create(made) as file:
+        yield file
+
+
+@dataclass
+class Totals:
+    """What the lines add up to."""
+
+    lines: int = 0
+    log_probability: float = 0.0
+    tokens: int = 0
+    unknown: int = 0
+
+    def write(
+        self, results: Iterable[tuple[Line, list]], file: TextIO, args: argparse.Namespace
+    ) -> None:
+        """Writes each line's result, and adds it up."""
+        rows = _json_rows if args.format == "json" else _tsv_rows
+        if args.format == "tsv":
+            print(*(TOKEN_COLUMNS if args.per_token else COLUMNS), sep="\t", file=file)
+        for line, result in results:
+            log_probability, tokens, unknown = result[:3]
+            self.lines += 1
+            self.log_probability += log_probability
+            self.tokens += tokens
+            self.unknown += unknown
+            file.writelines(row + "\n" for row in rows(line, result))
+
+    def sentence(self) -> str:
+        per_token = perplexity(self.log_probability, self.tokens) if self.tokens else math.nan
+        return (
+            f"{quantity(self.lines, 'line')}, {quantity(self.tokens, 'token')} with </s>, "
+            f"{self.unknown:,} unknown; perplexity {per_token:.2f}."
+        )
+
+
+def _tsv_rows(line: Line, result: list) -> Iterator[str]:
+    log_probability, tokens, unknown, *by_token = result
+    if by_token:
+        for position, (token, value) in enumerate(zip(*by_token, strict=True), start=1):
+            yield f"{line.number}\t{position}\t{token}\t{value:.6f}"
+    else:
+        text = line.text.replace("\t", " ")
+        per_token = perplexity(log_probability, tokens)
+        yield f"{log_probability:.6f}\t{per_token:.6g}\t{tokens}\t{unknown}\t{text}"
+
+
+def _json_rows(line: Line, result: list) -> Iterator[str]:
+    log_probability, tokens, unknown, *by_token = result
+    per_token = perplexity(log_probability, tokens)
+    row = {
+        "text": line.text,
+        "log_probability": round(log_probability, 6),
+        "perplexity": float(f"{per_token:.6g}") if math.isfinite(per_token) else None,
+        "tokens": tokens,
+        "unknown": unknown,
+    }
+    if by_token:
+        row["token_log_probabilities"] = [
+            [token, round(value, 6)] for token, value in zip(*by_token, strict=True)
+        ]
+    yield json.dumps(row, ensure_ascii=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

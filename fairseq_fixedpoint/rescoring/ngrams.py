@@ -1,0 +1,151 @@
+"""N-gram models of kenlm, alone and interpolated with a neural one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from fairseq_fixedpoint.formats.nbest import words
+from fairseq_fixedpoint.rescoring.errors import RescoringError
+from fairseq_fixedpoint.rescoring.scorer import LineScore, Scorer
+
+LOG_10 = math.log(10.0)  # kenlm answers in base 10
+
+
+class NgramScorer:
+    """Scores lines with an n-gram model, ARPA or kenlm's binary, each as a sentence of its own.
+
+    Args:
+        path: the model.
+        lowercase: fold the words' case first.
+        unknown_penalty: subtracted from the log-probability of each unknown word.
+
+    Raises:
+        RescoringError: if kenlm is not installed or cannot read the file.
+    """
+
+    def __init__(self, path: str | Path, lowercase: bool = False, unknown_penalty: float = 0.0):
+        try:
+            import kenlm
+        except ImportError as error:
+            raise RescoringError(
+                "--kenlm needs the package kenlm, which is not installed: pip install kenlm."
+            ) from error
+        if not Path(path).is_file():
+            raise RescoringError(f"{path} is no file: --kenlm takes an ARPA or a kenlm binary.")
+        try:
+            config = kenlm.Config()
+            config.show_progress = False
+            config.arpa_complain = kenlm.ARPALoadComplain.NONE
+            self.model = kenlm.Model(str(path), config)
+        except Exception as error:  # kenlm's own class says RuntimeError or OSError, by version
+            raise RescoringError(f"kenlm cannot read {path}: {error}") from error
+        self.lowercase = lowercase
+        self.unknown_penalty = unknown_penalty
+
+    def score(
+        self, lines: Sequence[str], previous: Sequence[str | None] | None = None
+    ) -> list[LineScore]:
+        """As :meth:`Scorer.score`, one token a word; `previous` is of no use to the model."""
+        return [self._score(line) for line in lines]
+
+    def _score(self, line: str) -> LineScore:
+        tokens = words(line.lower() if self.lowercase else line)  # white space as kenlm has it
+        answers = list(self.model.full_scores(" ".join(tokens)))  # (log10 p, length, unknown)
+        found = np.array([log10_p for log10_p, _, _ in answers]) * LOG_10
+        is_unknown = np.array([unknown for _, _, unknown in answers])
+        found -= self.unknown_penalty * is_unknown
+        return LineScore([*tokens, "</s>"], found, int(is_unknown.sum()))
+
+
+class NgramHistories:
+    """An n-gram model over histories that grow one word at a time, as a lattice asks.
+
+    Args:
+        scorer: the model.
+        vocabulary: the words that will be asked for; the first is the sentence's end, which every
+            sentence begins with.
+        order: how far histories will grow; at least the words that the model looks back.
+    """
+
+    def __init__(self, scorer: NgramScorer, vocabulary: Sequence[str], order: int):
+        import kenlm
+
+        self.order = order
+        self._state = kenlm.State
+        self._model = scorer.model
+        self._words = [word.lower() if scorer.lowercase else word for word in vocabulary]
+        self._penalty = np.array(
+            [scorer.unknown_penalty * (word not in scorer.model) for word in self._words]
+        )
+        self._penalty[0] = 0.0
+        nothing, begun = kenlm.State(), kenlm.State()
+        self._model.NullContextWrite(nothing)
+        self._model.BeginSentenceWrite(begun)
+        self._begun = begun
+        self._states = [nothing]
+
+    def grow(self, parent: np.ndarray, token: np.ndarray) -> None:
+        """As :meth:`~fairseq_fixedpoint.rescoring.expansion.HistoryScorer.grow`."""
+        before, self._states = self._states, self._states[:1]
+        for history, word in zip(parent.tolist(), token.tolist(), strict=True):
+            state = self._begun
+            if word != 0:
+                state = self._state()
+                self._model.BaseScore(before[history], self._words[word], state)
+            self._states.append(state)
+
+    def log_probabilities(self, history: np.ndarray, token: np.ndarray) -> np.ndarray:
+        """As :meth:`~fairseq_fixedpoint.rescoring.expansion.HistoryScorer.log_probabilities`."""
+        words = ["</s>", *self._words[1:]]
+        base = len(words)
+        pairs, pair = np.unique(history * base + token, return_inverse=True)
+        after = self._state()
+        found = [
+            self._model.BaseScore(self._states[state], words[word], after)
+            for state, word in zip((pairs // base).tolist(), (pairs % base).tolist(), strict=True)
+        ]
+        return (LOG_10 * np.array(found))[pair] - self._penalty[token]
+
+
+class InterpolatedScorer:
+    """Linear interpolation of word probabilities, `p = w p_neural + (1 - w) p_ngram`.
+
+    A word's neural probability is the product of its tokens' ones.
+
+    Args:
+        neural, ngram: the two models.
+        weight: of the neural one, between 0 and 1.
+
+    Raises:
+        RescoringError: for a weight out of range.
+    """
+
+    def __init__(self, neural: Scorer, ngram: NgramScorer, weight: float):
+        if not 0 <= weight <= 1:
+            raise RescoringError(f"--interpolate takes a weight between 0 and 1, not {weight}.")
+        self.neural = neural
+        self.ngram = ngram
+        self.weight = weight
+
+    def score(
+        self, lines: Sequence[str], previous: Sequence[str | None] | None = None
+    ) -> list[LineScore]:
+        """As :meth:`Scorer.score`, one token a word; what the neural model does not know counts."""
+        neural = self.neural.score(lines, previous)
+        ngram = self.ngram.score([" ".join(line.split()) for line in lines])  # words as fairseq's
+        return [
+            LineScore(of_ngram.tokens, self._mixed(line, of_neural, of_ngram), of_neural.unknown)
+            for line, of_neural, of_ngram in zip(lines, neural, ngram, strict=True)
+        ]
+
+    def _mixed(self, line: str, neural: LineScore, ngram: LineScore) -> np.ndarray:
+        by_word = self.neural.encoder.symbols_by_word(line)
+        word = np.repeat(np.arange(len(by_word) + 1), [*map(len, by_word), 1])  # of each token
+        log_p = np.bincount(word, neural.log_probabilities, len(by_word) + 1)
+        with np.errstate(divide="ignore"):
+            log_weights = np.log([self.weight, 1 - self.weight])
+        return np.logaddexp(log_weights[0] + log_p, log_weights[1] + ngram.log_probabilities)

@@ -1,0 +1,276 @@
+"""Long runs: whatever stops them and however many share them, the results are the same."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fairseq_fixedpoint.files import require_replaceable, written_whole
+from fairseq_fixedpoint.rescoring.errors import RescoringError
+from fairseq_fixedpoint.rescoring.jobs import SETTINGS, Journal, Processes, groups, results_of
+
+SETTING = {"model": "a"}
+
+
+class Killed(Exception):
+    """Stands for what ends a process."""
+
+
+@dataclass(frozen=True)
+class OneOfMany(Processes):
+    """A process whose fellows run before or after it."""
+
+    def wait(self) -> None:
+        pass
+
+
+def squares(group: list[int]) -> list[int]:
+    return [item * item for item in group]
+
+
+def run(
+    output: Path,
+    items: list[int],
+    score=squares,
+    resume: bool = True,
+    processes: Processes | None = None,
+    setting=SETTING,
+) -> list[tuple[int, int]] | None:
+    """Pairs of item and result; a group is three items."""
+    journal = Journal(output, setting, resume, processes or Processes())
+
+    def stream():
+        return (items[begin : begin + 3] for begin in range(0, len(items), 3))
+
+    with results_of(stream, len(items), score, journal, progress=False) as results:
+        return None if results is None else list(results)
+
+
+def killed_after(count: int):
+    """A scorer that ends the process instead of scoring one group more than `count`."""
+    done = []
+
+    def score(group):
+        if len(done) == count:
+            raise Killed
+        done.append(group)
+        return squares(group)
+
+    return score
+
+
+def begin(output: Path, items: list[int], count: int, **arguments) -> Path:
+    """A run that ends after `count` groups; its journal."""
+    with pytest.raises(Killed):
+        run(output, items, killed_after(count), **arguments)
+    rank = arguments.get("processes", Processes()).rank
+    return output.with_name(f"{output.name}.partial") / f"results.{rank}.jsonl"
+
+
+def expected(items: list[int]) -> list[tuple[int, int]]:
+    return [(item, item * item) for item in items]
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 9)), max_size=40), st.integers(1, 20))
+@settings(max_examples=100, deadline=None)
+def test_groups_keep_order_and_are_cut_where_the_key_changes(items, limit):
+    found = list(groups(iter(items), lambda item: item[1], limit, lambda item: item[0]))
+    assert [item for group in found for item in group] == items
+    for group, following in itertools.pairwise(found):
+        total = sum(size for _, size in group)
+        assert total >= limit
+        assert group[-1][0] != following[0][0] or total >= 4 * limit
+    for group in found:  # none is longer than it has to be
+        for end in range(1, len(group)):
+            total = sum(size for _, size in group[:end])
+            assert total < limit or (group[end - 1][0] == group[end][0] and total < 4 * limit)
+
+
+@pytest.mark.parametrize("items", [[], [5], list(range(3)), list(range(10))])
+def test_every_item_gets_its_result_and_no_trace_is_left(tmp_path, items):
+    assert run(tmp_path / "out", items) == expected(items)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("count", range(4))
+def test_a_run_goes_on_where_it_stopped(tmp_path, count):
+    items = list(range(10))
+    begin(tmp_path / "out", items, count)
+    scored = []
+
+    def score(group):
+        scored.extend(group)
+        return squares(group)
+
+    assert run(tmp_path / "out", items, score) == expected(items)
+    assert scored == items[3 * count :]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_is_not_resumed_starts_anew(tmp_path):
+    begin(tmp_path / "out", list(range(10)), 2)
+    assert run(tmp_path / "out", [7, 8], resume=False, setting={"model": "b"}) == expected([7, 8])
+
+
+@pytest.mark.parametrize("torn", [b"1", b"1\t", b"1\t[1, ", b"1\t[9, 16, 25]", b"1" * 200_000])
+def test_a_torn_last_line_is_scored_again(tmp_path, torn):
+    items = list(range(10))
+    journal = begin(tmp_path / "out", items, 1)
+    with journal.open("ab") as file:
+        file.write(torn)
+    assert run(tmp_path / "out", items) == expected(items)
+
+
+def test_a_journal_of_nothing_but_a_torn_line_is_empty(tmp_path):
+    items = list(range(10))
+    journal = begin(tmp_path / "out", items, 0)
+    journal.write_bytes(b"0\t[0, 1")
+    assert run(tmp_path / "out", items) == expected(items)
+
+
+def test_other_settings_are_not_mixed_in(tmp_path):
+    items = list(range(10))
+    begin(tmp_path / "out", items, 1, setting={"model": "a", "bpe": "x"})
+    with pytest.raises(RescoringError, match=r"differs in input, model:"):
+        run(tmp_path / "out", items, setting={"model": "b", "bpe": "x", "input": "y"})
+    assert run(tmp_path / "out", items, setting={"model": "a", "bpe": "x"}) == expected(items)
+
+
+def test_results_without_their_settings_are_not_taken_over(tmp_path):
+    """As when a run ended while its journal was being removed."""
+    journal = begin(tmp_path / "out", list(range(10)), 2)
+    (journal.parent / SETTINGS).unlink()
+    items = list(range(50, 60))
+    assert run(tmp_path / "out", items) == expected(items)
+
+
+def test_input_that_grew_or_shrank_is_noticed(tmp_path):
+    for before, after in ((10, 7), (7, 10)):
+        lengths = iter([before, after])
+
+        def stream(lengths=lengths):
+            return ([item] for item in range(next(lengths)))
+
+        journal = Journal(tmp_path / "out", SETTING, False, Processes())
+        with (
+            pytest.raises(RescoringError, match="the input has changed"),
+            results_of(stream, before, squares, journal, False) as results,
+        ):
+            list(results)
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial" / "thesis").write_text("mine")
+    with pytest.raises(RescoringError, match=r"thesis is in the way"):
+        Journal(tmp_path / "out", SETTING, False, Processes())
+    assert (tmp_path / "out.partial" / "thesis").read_text() == "mine"
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_processes_share_the_groups(tmp_path, count):
+    items = list(range(20))
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial" / SETTINGS).write_text(json.dumps(SETTING))
+    scored = {}
+    for rank in reversed(range(count)):  # the first one reads what the others have left
+        scored[rank] = []
+
+        def score(group, rank=rank):
+            scored[rank].append(group)
+            return squares(group)
+
+        found = run(tmp_path / "out", items, score, processes=OneOfMany(rank, count))
+        assert found == (None if rank else expected(items))
+    together = sorted(group for each in scored.values() for group in each)
+    assert together == [items[place : place + 3] for place in range(0, 20, 3)]
+    assert all(scored.values())
+
+
+@pytest.mark.parametrize("resumed_by", [1, 2, 3])
+def test_a_run_may_be_resumed_by_fewer_or_more_processes(tmp_path, resumed_by):
+    items = list(range(30))
+    begin(tmp_path / "out", items, 2, processes=OneOfMany(0, 2))
+    journal = begin(tmp_path / "out", items, 1, processes=OneOfMany(1, 2))
+    with journal.open("ab") as file:
+        file.write(b"3\t[81, ")
+    for rank in reversed(range(resumed_by)):
+        found = run(tmp_path / "out", items, processes=OneOfMany(rank, resumed_by))
+    assert found == expected(items)
+
+
+@pytest.mark.parametrize("said", ["2", "many"])
+def test_processes_that_cannot_be_joined(monkeypatch, said):
+    monkeypatch.setenv("WORLD_SIZE", said)
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(RescoringError, match=f"WORLD_SIZE={said} says"):
+        Processes.joined()
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_output_appears_whole_or_not_at_all(tmp_path, kind):
+    def write(path: Path, text: str) -> None:
+        if kind == "folder":
+            path.mkdir()
+            path = path / "part"
+        path.write_text(text)
+
+    def content() -> str:
+        return (tmp_path / "out" / "part" if kind == "folder" else tmp_path / "out").read_text()
+
+    for text in ("first", "second"):
+        with written_whole(tmp_path / "out") as made:
+            write(made, text)
+            assert text == "first" or content() == "first"
+        assert content() == text
+    with pytest.raises(Killed), written_whole(tmp_path / "out") as made:
+        write(made, "third")
+        raise Killed
+    assert content() == "second"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_output_through_a_link_goes_where_it_points(tmp_path):
+    (tmp_path / "far").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "far" / "file")
+    with written_whole(tmp_path / "link") as made:
+        made.write_text("x")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "far" / "file").read_text() == "x"
+
+
+def test_a_folder_with_something_else_in_it_is_not_replaced(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis").write_text("x")
+    with (
+        pytest.raises(OSError, match="holds thesis, which would be lost"),
+        written_whole(tmp_path / "out") as made,
+    ):
+        made.mkdir()
+        (made / "part").write_text("y")
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "thesis"]
+
+
+def test_places_that_output_should_not_take(tmp_path):
+    for name in ("", ".", "..", "/", "a/.."):
+        with pytest.raises(OSError, match="is no name for"):
+            require_replaceable(Path(name))
+    (tmp_path / "file").write_text("x")
+    require_replaceable(tmp_path / "file")
+    require_replaceable(tmp_path, by_folder=True)
+    require_replaceable(tmp_path / "new")
+    for path, by_folder in (
+        (Path("/dev/null"), False),
+        (tmp_path, False),
+        (tmp_path / "file", True),
+    ):
+        with pytest.raises(OSError, match=re.escape(str(path))):
+            require_replaceable(path, by_folder)

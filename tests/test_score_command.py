@@ -1,0 +1,427 @@
+"""`fixedpoint-score`: what it says of lines of text, and how it refuses."""
+
+from __future__ import annotations
+
+import fcntl
+import gzip
+import json
+import math
+import os
+import pty
+import shutil
+import struct
+import subprocess
+import sys
+import termios
+from contextlib import suppress
+from importlib.util import find_spec
+
+import pytest
+import torch
+from fairseq.checkpoint_utils import load_checkpoint_to_cpu
+
+from fairseq_fixedpoint.cli import score
+from tests.rescoring import fixedpoint_score, log_probabilities, refused
+
+LINES = ["w1 w2 w3", "", "w4  nowhere </s> <pad> <s> <unk>", "w5\tw6", "w1 w2 w3"]
+KNOWN = ["w1 w2 w3", "", "w4 <unk> <unk> <unk> <unk> <unk>", "w5 w6", "w1 w2 w3"]
+UNKNOWN = [0, 0, 5, 0, 0]
+
+
+@pytest.fixture
+def text(tmp_path):
+    path = tmp_path / "text"
+    path.write_text("".join(f"{line}\n" for line in LINES))
+    return path
+
+
+def json_lines(written: str) -> list[dict]:
+    return [json.loads(line) for line in written.splitlines()]
+
+
+def tsv(written: str) -> list[dict[str, str]]:
+    header, *rows = (line.split("\t") for line in written.splitlines())
+    return [dict(zip(header, row, strict=True)) for row in rows]
+
+
+@pytest.mark.parametrize("name", ["gru", "elman", "lstm", "transformer"])
+def test_probabilities_are_those_of_fairseq(name, models, text, capsys):
+    expected = [log_probabilities(models[name], line) for line in KNOWN]
+    assert fixedpoint_score(text, "--model", models[name], "--format", "json", "--per-token") == 0
+    written, said = capsys.readouterr()
+    rows = json_lines(written)
+    assert [row["text"] for row in rows] == LINES
+    assert [row["unknown"] for row in rows] == UNKNOWN
+    for row, line, by_token in zip(rows, LINES, expected, strict=True):
+        tokens, values = zip(*row["token_log_probabilities"], strict=True)
+        assert list(tokens) == [*line.split(), "</s>"]
+        assert values == pytest.approx(by_token, abs=1e-5)
+        assert row["tokens"] == len(by_token)
+        assert row["log_probability"] == pytest.approx(sum(by_token), abs=1e-4)
+        assert row["perplexity"] == pytest.approx(
+            math.exp(-sum(by_token) / len(by_token)), rel=1e-4
+        )
+    tokens = sum(map(len, expected))
+    perplexity = math.exp(-sum(map(sum, expected)) / tokens)
+    assert said == (
+        f"fixedpoint-score: 5 lines, {tokens} tokens with </s>, 5 unknown; "
+        f"perplexity {perplexity:.2f}.\n"
+    )
+
+
+def test_tsv_has_the_same_numbers_as_json(models, text, capsys):
+    def run(*arguments):
+        assert fixedpoint_score(text, "--model", models["gru"], *arguments) == 0
+        return capsys.readouterr().out
+
+    rows, objects = tsv(run()), json_lines(run("--format", "json", "--per-token"))
+    for row, found in zip(rows, objects, strict=True):
+        assert row["text"] == found["text"].replace("\t", " ")
+        assert row["log_probability"] == f"{found['log_probability']:.6f}"
+        assert float(row["perplexity"]) == found["perplexity"]
+        assert (row["tokens"], row["unknown"]) == (str(found["tokens"]), str(found["unknown"]))
+    by_token = [
+        (str(line), str(position), token, f"{value:.6f}")
+        for line, found in enumerate(objects, 1)
+        for position, (token, value) in enumerate(found["token_log_probabilities"], 1)
+    ]
+    assert [tuple(row.values()) for row in tsv(run("--per-token"))] == by_token
+
+
+def test_another_order_is_another_model(models, text, capsys):
+    arguments = (text, "--model", models["gru"], "--format", "json")
+    for iterations in (0, 1):
+        assert fixedpoint_score(*arguments, "--iterations", iterations) == 0
+        found = [row["log_probability"] for row in json_lines(capsys.readouterr().out)]
+        expected = [log_probabilities(models["gru"], line, iterations=iterations) for line in KNOWN]
+        assert found == pytest.approx([sum(line) for line in expected], abs=1e-4)
+
+
+def test_an_unknown_word_costs_what_it_is_said_to(models, text, capsys):
+    def run(*arguments):
+        assert (
+            fixedpoint_score(text, "--model", models["lstm"], "--format", "json", *arguments) == 0
+        )
+        return [row["log_probability"] for row in json_lines(capsys.readouterr().out)]
+
+    for penalty in (2.5, -1.0):
+        expected = [value - penalty * n for value, n in zip(run(), UNKNOWN, strict=True)]
+        assert run("--unknown-penalty", penalty) == pytest.approx(expected, abs=1e-5)
+
+
+def test_case_is_folded_on_request(models, tmp_path, capsys):
+    (tmp_path / "text").write_text("W1 w2\n")
+    rows = []
+    for option in ((), ("--lowercase",)):
+        fixedpoint_score(tmp_path / "text", "--model", models["gru"], "--format", "json", *option)
+        rows += json_lines(capsys.readouterr().out)
+    assert [row["unknown"] for row in rows] == [1, 0]
+    expected = sum(log_probabilities(models["gru"], "w1 w2"))
+    assert rows[1]["log_probability"] == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_bpe_and_a_tokenizer_of_fairseq(models, tmp_path, capsys):
+    (tmp_path / "text").write_text("w1 w2\n")
+    (tmp_path / "codes").write_text("#version: 0.2\nw 1</w>\n")
+    splitters = {
+        ("--bpe", "characters"): "w 1 \u2581 w 2",
+        ("--tokenizer", "space"): "w1 w2",
+        ("--bpe", "subword_nmt", "--bpe-codes", tmp_path / "codes"): "w1 w@@ 2",
+        ("--tokenizer", "space", "--bpe", "characters"): "w 1 \u2581 w 2",
+    }
+    for options, symbols in splitters.items():
+        if "subword_nmt" in options and not find_spec("subword_nmt"):
+            continue
+        arguments = ("--model", models["gru"], "--format", "json", "--per-token", *options)
+        assert fixedpoint_score(tmp_path / "text", *arguments) == 0
+        [row] = json_lines(capsys.readouterr().out)
+        tokens, values = zip(*row["token_log_probabilities"], strict=True)
+        assert list(tokens) == [*symbols.split(), "</s>"]
+        assert values == pytest.approx(log_probabilities(models["gru"], symbols), abs=1e-5)
+
+
+def test_the_input_may_be_compressed_and_the_output_too(models, text, tmp_path):
+    (tmp_path / "text.gz").write_bytes(gzip.compress(text.read_bytes()))
+    for source, output in ((text, "plain"), (tmp_path / "text.gz", "packed.gz")):
+        arguments = ("--model", models["gru"], "--output", tmp_path / output)
+        assert fixedpoint_score(source, *arguments) == 0
+    assert (
+        gzip.decompress((tmp_path / "packed.gz").read_bytes()) == (tmp_path / "plain").read_bytes()
+    )
+
+
+def test_standard_input_and_a_file_give_the_same(models, text, capsys):
+    assert fixedpoint_score(text, "--model", models["gru"]) == 0
+    expected = capsys.readouterr()
+    command = [sys.executable, "-m", "fairseq_fixedpoint.cli.score", "--model", models["gru"]]
+    found = subprocess.run(
+        command, input=text.read_text(), capture_output=True, text=True, env=one_thread()
+    )
+    assert (found.stdout, found.stderr) == expected
+
+
+def one_thread() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def test_a_pipe_is_read_once(models, text, tmp_path, capsys):
+    assert fixedpoint_score(text, "--model", models["gru"]) == 0
+    expected = capsys.readouterr()
+    reader, writer = os.pipe()
+    os.write(writer, text.read_bytes())
+    os.close(writer)
+    arguments = (f"/dev/fd/{reader}", "--model", models["gru"], "--output", tmp_path / "out")
+    assert fixedpoint_score(*arguments) == 0
+    os.close(reader)
+    assert ((tmp_path / "out").read_text(), capsys.readouterr().err) == expected
+
+
+def test_an_output_that_cannot_hold_the_text_or_all_of_it(models, tmp_path, capfd, monkeypatch):
+    (tmp_path / "text").write_text("\u00e9\n")
+    arguments = (tmp_path / "text", "--model", models["gru"])
+    with open(tmp_path / "ascii", "w", encoding="ascii") as file:
+        monkeypatch.setattr(sys, "stdout", file)
+        trouble = refused(capfd, fixedpoint_score, *arguments)
+        assert "standard output cannot hold '\xe9'" in trouble
+    with suppress(OSError), open("/dev/full", "w") as file:  # closing fails, too
+        monkeypatch.setattr(sys, "stdout", file)
+        assert "No space left" in refused(capfd, fixedpoint_score, *arguments)
+
+
+def test_an_ngram_model_and_a_mixture(models, arpa, text, capsys):
+    def run(*arguments):
+        assert fixedpoint_score(text, "--format", "json", "--per-token", *arguments) == 0
+        rows = json_lines(capsys.readouterr().out)
+        return [[value for _, value in row["token_log_probabilities"]] for row in rows]
+
+    neural, ngram = ("--model", models["gru"]), ("--kenlm", arpa)
+    mixed = run(*neural, *ngram, "--interpolate", 0.3)
+    for found, p, q in zip(mixed, run(*neural), run(*ngram), strict=True):
+        expected = [
+            math.log(0.3 * math.exp(a) + 0.7 * math.exp(b)) for a, b in zip(p, q, strict=True)
+        ]
+        assert found == pytest.approx(expected, abs=1e-5)
+
+
+def test_groups_change_nothing(models, text, tmp_path, capsys, monkeypatch):
+    arguments = (text, "--model", models["transformer"])
+    assert fixedpoint_score(*arguments) == 0
+    expected = capsys.readouterr().out
+    monkeypatch.setattr(score, "TOKENS_A_GROUP", 1)
+    assert fixedpoint_score(*arguments) == 0
+    assert tsv(capsys.readouterr().out)[0].keys() == tsv(expected)[0].keys()
+    assert fixedpoint_score(*arguments, "--output", tmp_path / "out") == 0
+    for found, row in zip(tsv((tmp_path / "out").read_text()), tsv(expected), strict=True):
+        assert found["text"] == row["text"]
+        assert float(found["log_probability"]) == pytest.approx(
+            float(row["log_probability"]), abs=1e-4
+        )
+
+
+def test_a_stopped_run_is_resumed_to_the_same_bytes(models, text, tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(score, "TOKENS_A_GROUP", 1)
+    arguments = (text, "--model", models["gru"], "--per-token")
+    assert fixedpoint_score(*arguments, "--output", tmp_path / "whole") == 0
+
+    scored = []
+
+    def stopping(lines, **how):
+        if len(scored) == 2:
+            raise KeyboardInterrupt
+        scored.append(lines)
+        return genuine(lines, **how)
+
+    genuine = score._scored
+    monkeypatch.setattr(score, "_scored", stopping)
+    arguments = (*arguments, "--output", tmp_path / "parts")
+    assert fixedpoint_score(*arguments) == 130
+    assert not (tmp_path / "parts").exists()
+    monkeypatch.setattr(score, "_scored", genuine)
+    trouble = refused(capfd, fixedpoint_score, *arguments, "--resume", "--lowercase")
+    assert "differs in lowercase" in trouble
+    assert fixedpoint_score(*arguments, "--resume") == 0
+    assert (tmp_path / "parts").read_bytes() == (tmp_path / "whole").read_bytes()
+    assert not (tmp_path / "parts.partial").exists()
+
+
+def test_malformed_text_is_named_or_skipped(models, tmp_path, capfd):
+    path = tmp_path / "text"
+    path.write_bytes(b"w1\n\xff\nw2\nw3 \xc3\n")
+    (tmp_path / "out").write_text("before")
+    arguments = (path, "--model", models["gru"], "--output", tmp_path / "out")
+    assert f"{path}, line 2: byte 0xff" in refused(capfd, fixedpoint_score, *arguments)
+    assert (tmp_path / "out").read_text() == "before"
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["out", "text"]
+
+    for output in (("--output", tmp_path / "out"), ()):
+        arguments = (path, "--model", models["gru"], "--on-error", "skip", "--format", "json")
+        assert fixedpoint_score(*arguments, *output) == 0
+        written, said = capfd.readouterr()
+        assert said.count(f"skipped: {path}, line ") == 2
+        assert said.endswith(" 2 malformed lines skipped.\n")
+        assert "2 lines, 4 tokens" in said
+        rows = json_lines((tmp_path / "out").read_text() if output else written)
+        assert [row["text"] for row in rows] == ["w1", "w2"]
+
+
+def test_a_damaged_archive_is_named(models, tmp_path, capfd):
+    path = tmp_path / "text.gz"
+    path.write_bytes(gzip.compress(b"w1 w2\n" * 100)[:-10])
+    trouble = refused(capfd, fixedpoint_score, path, "--model", models["gru"])
+    assert f"{path}, line " in trouble and "cut off" in trouble
+
+
+def test_empty_text(models, tmp_path, capsys):
+    (tmp_path / "text").write_text("")
+    assert fixedpoint_score(tmp_path / "text", "--model", models["gru"]) == 0
+    written, said = capsys.readouterr()
+    assert tsv(written) == []
+    assert said.startswith("fixedpoint-score: 0 lines, 0 tokens")
+
+
+@pytest.mark.parametrize(
+    ("options", "trouble"),
+    [
+        ((), "there are 0 models: give one"),
+        (("--model", "gru", "--model", "lstm"), "there are 2 models"),
+        (("--model", "nowhere.pt"), "nowhere.pt is no file"),
+        (("--model", "gru", "--interpolate", 0.5), "exactly one --model and one --kenlm"),
+        (("--model", "gru", "--data", "a", "--data", "b"), "--data is given 2 times"),
+        (("--model", "gru", "--data", "nowhere"), "nowhere/dict.txt (--data) is not there"),
+        (("--model", "gru", "--iterations", -1), "--iterations must be 0"),
+        (("--model", "lstm", "--iterations", 1), "--iterations is for fixedpoint_lm"),
+        (("--model", "lstm", "--bf16"), "--bf16 is for fixedpoint_lm"),
+        (("--model", "lstm", "--unnormalized"), "--unnormalized is for fixedpoint_lm"),
+        (("--model", "elman", "--unnormalized"), "an adaptive softmax has a normaliser for each"),
+        (("--model", "gru", "--unknown-penalty", "nan"), "--unknown-penalty must be a number"),
+        (("--model", "gru", "--device", "nonsense"), "--device nonsense cannot be used"),
+        (("--model", "gru", "--bpe", "subword_nmt", "--bpe-codes", "nowhere"), "--bpe subword_nmt"),
+        (("--model", "gru", "--resume"), "need a file to read and --output"),
+        (("--model", "gru", "--output", "."), "is no name"),
+        (("--model", "gru", "--output", "/dev/null"), "/dev/null: is there and no ordinary file"),
+        (("--model", "gru", "--output", "text/out"), "text/out.partial: Not a directory"),
+    ],
+    ids=str,
+)
+def test_options_that_cannot_be_honoured(
+    models, text, tmp_path, capfd, monkeypatch, options, trouble
+):
+    monkeypatch.chdir(tmp_path)
+    options = [models.get(option, option) for option in options]
+    assert trouble in refused(capfd, fixedpoint_score, text, *options)
+    assert [item.name for item in tmp_path.iterdir()] == ["text"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_where_there_is_none(models, text, capfd):
+    arguments = (text, "--model", models["gru"], "--device", "cuda")
+    assert "--device cuda cannot be used" in refused(capfd, fixedpoint_score, *arguments)
+
+
+def damaged(content: bytes, how: str) -> bytes:
+    return {"empty": b"", "text": b"no checkpoint", "cut off": content[: len(content) // 2]}[how]
+
+
+@pytest.mark.parametrize("how", ["empty", "text", "cut off"])
+@pytest.mark.parametrize("trust", [(), ("--trust-checkpoint",)])
+def test_a_damaged_checkpoint(models, text, tmp_path, capfd, how, trust):
+    path = tmp_path / "damaged.pt"
+    path.write_bytes(damaged(models["gru"].read_bytes(), how))
+    trouble = refused(capfd, fixedpoint_score, text, "--model", path, *trust)
+    assert str(path) in trouble and "--trust-checkpoint" not in trouble
+
+
+def change(checkpoint, path, **entries):
+    """A copy with other entries; None removes one."""
+    state = load_checkpoint_to_cpu(str(checkpoint)) | entries
+    torch.save({name: value for name, value in state.items() if value is not None}, path)
+    return path
+
+
+def test_a_checkpoint_that_lacks_a_part(models, text, tmp_path, capfd):
+    path = tmp_path / "changed.pt"
+    cfg = load_checkpoint_to_cpu(str(models["gru"]))["cfg"]
+    for entries in (
+        {"model": None},
+        {"model": [1]},
+        {"model": {}},
+        {"cfg": {}},
+        {"cfg": {"task": None, "model": {}}},
+        {"cfg": {**cfg, "task": {**cfg.task, "_name": "nonsense"}}},
+        {"cfg": {**cfg, "model": {**cfg.model, "_name": "nonsense"}}},
+    ):
+        change(models["gru"], path, **entries)
+        trouble = refused(capfd, fixedpoint_score, text, "--model", path)
+        assert str(path) in trouble and len(trouble) < 1000
+
+
+def test_a_model_that_gives_no_number(models, text, tmp_path, capfd):
+    weights = load_checkpoint_to_cpu(str(models["gru"]))["model"]
+    spoilt = {name: value * math.nan for name, value in weights.items()}
+    spoilt |= {name: value for name, value in weights.items() if not value.is_floating_point()}
+    path = change(models["gru"], tmp_path / "spoilt.pt", model=spoilt)
+    trouble = refused(capfd, fixedpoint_score, text, "--model", path, "--output", tmp_path / "out")
+    assert f"{text}, line 1: " in trouble and "nan" in trouble
+    assert not (tmp_path / "out").exists()
+
+
+class Foreign:
+    """What no checkpoint of fairseq holds."""
+
+
+def test_a_checkpoint_with_a_foreign_class_must_be_trusted(models, text, tmp_path, capfd):
+    path = change(models["gru"], tmp_path / "foreign.pt", extra_state={"a": Foreign()})
+    trouble = refused(capfd, fixedpoint_score, text, "--model", path)
+    assert "Foreign" in trouble and "--trust-checkpoint loads it" in trouble
+    results = []
+    for options in (("--model", models["gru"]), ("--model", path, "--trust-checkpoint")):
+        assert fixedpoint_score(text, *options) == 0
+        results.append(capfd.readouterr())
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("name", ["gru", "lstm"])
+def test_another_dictionary(models, text, tmp_path, capfd, name):
+    trouble = {
+        "w1 5\nw2 5\n": "does not go with the dictionary",
+        "w1\n": "does not go with the dictionary",
+        "w1 5\nw1 5\n": "Duplicate word",
+        b"\xff 5\n": "Incorrect encoding",
+    }
+    for content, expected in trouble.items():
+        raw = content if isinstance(content, bytes) else content.encode()
+        (tmp_path / "dict.txt").write_bytes(raw)
+        arguments = (text, "--model", models[name], "--data", tmp_path)
+        said = refused(capfd, fixedpoint_score, *arguments)
+        assert expected in said and str(models[name]) in said
+
+
+def test_the_dictionary_may_have_moved(models, data, text, tmp_path, capsys):
+    shutil.copyfile(data / "dict.txt", tmp_path / "dict.txt")
+    results = []
+    for options in ((), ("--data", tmp_path)):
+        assert fixedpoint_score(text, "--model", models["gru"], *options) == 0
+        results.append(capsys.readouterr())
+    assert results[0] == results[1]
+
+
+def test_a_perplexity_beyond_any_number_is_null_in_json(models, text, capsys):
+    arguments = ("--format", "json", "--unknown-penalty", 1e5)
+    assert fixedpoint_score(text, "--model", models["gru"], *arguments) == 0
+    perplexities = [row["perplexity"] for row in json_lines(capsys.readouterr().out)]
+    assert [value is None for value in perplexities] == [n > 0 for n in UNKNOWN]
+
+
+def test_a_bar_is_shown_on_a_terminal_only(models, text, tmp_path, monkeypatch):
+    arguments = (text, "--model", models["gru"], "--output", tmp_path / "out")
+    for options, shown in (((), True), (("--no-progress-bar",), False)):
+        leader, follower = pty.openpty()
+        fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("4H", 25, 80, 0, 0))
+        with os.fdopen(follower, "w") as terminal, monkeypatch.context() as patch:
+            patch.setattr(sys, "stderr", terminal)
+            assert fixedpoint_score(*arguments, *options) == 0
+            said = ""
+            while "perplexity" not in said:
+                said += os.read(leader, 65536).decode()
+        os.close(leader)
+        assert ("5/5" in said) == shown
