@@ -3,8 +3,8 @@
     pip install atheris
     python -m tests.fuzz_formats -max_total_time=300 [FOLDER]
 
-Starts from small valid lists. An input that raises anything but FormatError stops it and is left
-in a file `crash-...`. FOLDER keeps the inputs that reach new code, to go on from later.
+Starts from small valid lists and lattices. An input that raises anything but FormatError stops it
+and is left in a file `crash-...`. FOLDER keeps the inputs that reach new code, to go on from later.
 """
 
 from __future__ import annotations
@@ -16,15 +16,21 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(include=["fairseq_fixedpoint.formats", "json"]):
-    from tests.test_formats_malformed import GOOD, check_only_format_errors
+    from tests import test_formats_malformed as lists
+    from tests import test_lattice_formats as lattices
 
+CHECKS = {kind: lists.check_only_format_errors for kind in lists.GOOD} | {
+    kind: lattices.check_only_format_errors for kind in lattices.GOOD
+}
+GOOD = lists.GOOD | lattices.GOOD
 KINDS = sorted(GOOD)
 
 
 def test_one_input(data: bytes) -> None:
     """The first byte chooses the format, the rest is the file."""
     if data:
-        check_only_format_errors(KINDS[data[0] % len(KINDS)], data[1:])
+        kind = KINDS[data[0] % len(KINDS)]
+        CHECKS[kind](kind, data[1:])
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""N-best lists and transcripts: what the files say, and how to write it back.
+"""N-best lists, lattices and transcripts: what the files say, and how to write it back.
 
 Imports neither torch nor fairseq.
 """
@@ -7,7 +7,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fairseq_fixedpoint.formats.compact_lattice import read_symbols
 from fairseq_fixedpoint.formats.kaldi import Kaldi
+from fairseq_fixedpoint.formats.lattice import FILLERS, Lattice, LatticeFormat, spoken
+from fairseq_fixedpoint.formats.lattices import (
+    LATTICE_FORMATS,
+    lattice_files,
+    lattice_format,
+    read_lattices,
+    write_lattices,
+)
 from fairseq_fixedpoint.formats.mlm_scoring import MlmScoring, references
 from fairseq_fixedpoint.formats.moses import Moses
 from fairseq_fixedpoint.formats.nbest import (
@@ -22,15 +31,25 @@ from fairseq_fixedpoint.formats.transcripts import read_transcripts, write_trans
 from fairseq_fixedpoint.formats.tsv import Tsv
 
 __all__ = [
+    "FILLERS",
     "FORMATS",
+    "LATTICE_FORMATS",
     "FormatError",
     "Hypothesis",
+    "Lattice",
+    "LatticeFormat",
     "NBestFormat",
     "Rescored",
     "detect",
+    "lattice_files",
+    "lattice_format",
+    "read_lattices",
+    "read_symbols",
     "read_transcripts",
     "references",
+    "spoken",
     "stop",
+    "write_lattices",
     "write_transcripts",
 ]
 

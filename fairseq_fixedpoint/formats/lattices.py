@@ -1,0 +1,159 @@
+"""Files of lattices: which format they are in, and reading and writing all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import groupby
+from pathlib import Path
+
+from fairseq_fixedpoint.formats.compact_lattice import CompactLattice
+from fairseq_fixedpoint.formats.lattice import Lattice, LatticeFormat
+from fairseq_fixedpoint.formats.nbest import (
+    SPACE,
+    FormatError,
+    OnError,
+    create,
+    read_lines,
+    shown,
+    stop,
+)
+from fairseq_fixedpoint.formats.slf import Slf
+
+LATTICE_FORMATS = {each.name: each for each in (CompactLattice, Slf)}
+
+
+def lattice_files(path: Path) -> list[Path]:
+    """The files of a folder, sorted and without hidden ones; those that a list names; or `path`.
+
+    A list is a file that looks like no lattice and has on each line a file's path, from the list's
+    own folder or else from the current one.
+
+    Raises:
+        FormatError: for a path that cannot be read, a folder or list without files, and two files
+            of the same name, which could not be written to one folder.
+    """
+    try:
+        if path.is_dir():
+            files = sorted(
+                file for file in path.iterdir() if file.is_file() and not file.name.startswith(".")
+            )
+        else:
+            files = _listed(path)
+    except OSError as error:
+        raise FormatError(path, None, f"cannot be read: {error.strerror or error}.") from error
+    if not files:
+        raise FormatError(path, None, "has no files.")
+    found: dict[str, Path] = {}
+    for file in files:
+        if found.setdefault(file.name, file) is not file:
+            raise FormatError(path, None, f"names two files {file.name}; rename one.")
+    return files
+
+
+def lattice_format(
+    path: Path, name: str | None = None, symbols: Mapping[int, str] | None = None
+) -> LatticeFormat:
+    """The format `name`, or else that of the first file that looks like a lattice.
+
+    Args:
+        path: as for :func:`lattice_files`.
+        name: one of `LATTICE_FORMATS`.
+        symbols: words by id, for lattices of Kaldi that have ids.
+
+    Raises:
+        FormatError: if nothing there looks like a lattice.
+    """
+    if name is None:
+        name = _detected(path)
+    return CompactLattice(symbols) if name == CompactLattice.name else LATTICE_FORMATS[name]()
+
+
+def read_lattices(path: Path, reader: LatticeFormat, on_error: OnError = stop) -> Iterator[Lattice]:
+    """The lattices of :func:`lattice_files`, one at a time in memory, each of another utterance.
+
+    Args:
+        on_error: called with what is wrong with a lattice, or with the rest of a file; that is left
+            out, and the others still come, if the call returns.
+
+    Raises:
+        FormatError: for a path that is unreadable as a whole, whatever `on_error` does.
+    """
+    places: dict[str, tuple[Path, int]] = {}
+    for file in lattice_files(path):
+        for lattice in reader.read(file, on_error):
+            here = lattice.path, lattice.line
+            other, line = places.setdefault(lattice.utterance, here)
+            if (other, line) == here:
+                yield lattice
+            else:
+                on_error(
+                    FormatError(
+                        *here,
+                        f"utterance {shown(lattice.utterance)} is in {other}, line {line} too; "
+                        "rename or remove one.",
+                    )
+                )
+
+
+def write_lattices(
+    lattices: Iterable[Lattice], writer: LatticeFormat, source: Path, destination: Path
+) -> None:
+    """Writes lattices in the order of :func:`read_lattices`, each file under its own name.
+
+    A file of which no lattice is left is not written.
+
+    Args:
+        source: where the lattices were read.
+        destination: a path that does not exist: of a file if `source` is a lattice file, or else of
+            a folder. Files whose names end in `.gz` are compressed.
+
+    Raises:
+        FormatError: for what the format cannot hold, such as a score that is not finite.
+    """
+    single = lattice_files(source) == [source]
+    if not single:
+        destination.mkdir()
+    for path, group in groupby(lattices, key=lambda lattice: lattice.path):
+        with create(destination if single else destination / path.name) as file:
+            for lattice in group:
+                writer.write(lattice, file)
+
+
+def _listed(path: Path) -> list[Path]:
+    """The files that a list names, or the file itself if it is none."""
+    if _recognised(path) is not None:
+        return [path]
+    names = (line.text.strip(SPACE) for line in read_lines(path, lambda error: None))
+    first = next(filter(None, names), None)
+    if first is None or not _located(path, first).is_file():
+        return [path]
+    return [_located(path, name) for line in read_lines(path) if (name := line.text.strip(SPACE))]
+
+
+def _located(listing: Path, name: str) -> Path:
+    beside = listing.parent / name
+    return beside if beside.exists() else Path(name)
+
+
+def _recognised(path: Path) -> str | None:
+    for name, lattices in LATTICE_FORMATS.items():
+        if lattices().recognises(path):
+            return name
+    return None
+
+
+def _detected(path: Path) -> str:
+    unreadable = None
+    for file in lattice_files(path):
+        try:
+            name = _recognised(file)
+        except FormatError as error:
+            unreadable = unreadable or error
+        else:
+            if name is not None:
+                return name
+    raise unreadable or FormatError(
+        path,
+        None,
+        f"looks like no lattice; choose one of {', '.join(LATTICE_FORMATS)} with --format.",
+    )

@@ -1,0 +1,472 @@
+"""HTK's standard lattice format (SLF), after the HTK Book and the readers of HTK and SRILM.
+
+Fields `key=value` separated by white space: a header, then a line `I=...` for each node and a line
+`J=...` for each link. Lines that start with `#` are comments.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, NamedTuple
+
+import numpy as np
+
+from fairseq_fixedpoint.formats.lattice import (
+    EMPTY_WORDS,
+    Lattice,
+    LatticeFormat,
+    arranged,
+    check_scores,
+    count,
+    spoken,
+    written,
+)
+from fairseq_fixedpoint.formats.nbest import (
+    SPACE,
+    WORD,
+    FormatError,
+    Line,
+    OnError,
+    read_lines,
+    shown,
+    stop,
+    words,
+)
+
+SCORES = {"a": "acoustic", "l": "lm", "n": "ngram", "r": "pronunciation"}
+SCALES = {"acscale": "acoustic", "lmscale": "lm", "ngscale": "ngram", "prscale": "pronunciation"}
+EMPTY_WORD = "!NULL"
+
+# Each key goes by one name here: in the header by the long one, elsewhere by the short one.
+HEADER_KEYS = {"V": "VERSION", "U": "UTTERANCE", "S": "SUBLAT", "N": "NODES", "L": "LINKS"}
+NODE_KEYS = {"time": "t", "WORD": "W", "var": "v", "acoustic": "a"}
+LINK_KEYS = {
+    "START": "S",
+    "END": "E",
+    "WORD": "W",
+    "var": "v",
+    "div": "d",
+    "acoustic": "a",
+    "language": "l",
+    "ngram": "n",
+}
+
+# A quote begins a quoted value only where its partner ends it: 'em and 'cause are words. A
+# backslash quotes the character after it, or begins the three octal digits of a byte.
+SPECIAL = re.compile(rf"""=["']|\\|[{SPACE}]#""")
+FIELD = re.compile(
+    rf"""(?P<comment>\#.*)
+    |(?P<key>[^={SPACE}]+)=(?:
+        (?P<quote>["'])(?P<quoted>(?:\\.|(?!(?P=quote))[^\\])*)(?P=quote)(?=[{SPACE}]|$)
+        |(?P<bare>(?:[^{SPACE}\\]|\\.|\\$)*)
+    )
+    |(?P<other>[^{SPACE}]+)""",
+    re.DOTALL | re.VERBOSE,
+)
+ESCAPE = re.compile(rb"\\([0-3][0-7]{2}|.)", re.DOTALL)
+
+Fields = dict[str, str]
+
+
+class Slf(LatticeFormat):
+    """A file a lattice, with the scores `acoustic`, `lm`, `ngram` and `pronunciation`.
+
+    A score that some links have and others lack is 0 there. Words stand on links, or on nodes: then
+    a link has the word of the node that it leads to. (pocketsphinx gives a link the acoustic score
+    of the node that it leaves, and a node the time when its word begins. Each path has the same
+    words and the same score either way.) The start is `start=`, or the node that no link leads to;
+    the end is `end=`, or the nodes that no link leaves. An utterance's id is the header's, or else
+    the file's name without `.gz` and without one further suffix. Posteriors are read where all
+    links have one; pocketsphinx writes 1 for each if it had not worked them out.
+
+    Written back, fields that have no meaning here stay. Comments do not, nor does `tscale`, as
+    times are written in seconds; probabilities (`base=0`) become logarithms. Several final nodes
+    are written without `end=`, which not every program reads; join them where that matters.
+    """
+
+    name = "slf"
+
+    def recognises(self, path: Path) -> bool:
+        first = next(_lines(path, lambda error: None), None)
+        return first is not None and all("=" in token for token in words(first.text))
+
+    def read(self, path: Path, on_error: OnError = stop) -> Iterator[Lattice]:
+        try:
+            lattice = _read(path)
+        except FormatError as error:
+            on_error(error)
+        else:
+            yield lattice
+
+    def write(self, lattice: Lattice, file: IO[str]) -> None:
+        check_scores(lattice, set(SCORES.values()), "SLF")
+        kept = dict(lattice.header or {})
+        base = kept.pop("base", str(math.e))
+        file.write(_text({"VERSION": kept.pop("VERSION", "1.1"), "UTTERANCE": lattice.utterance}))
+        scales = {
+            scale: format(lattice.weights[name], ".15g")
+            for scale, name in SCALES.items()
+            if name in lattice.weights
+        }
+        penalty = format(lattice.word_penalty / math.log(float(base)), ".15g")
+        file.write(_text({"base": base} | scales | {"wdpenalty": penalty}))
+        if kept:
+            file.write(_text(kept))
+        file.write(_text(_ends(lattice)))
+        file.write(_text({"N": str(len(lattice.final)), "L": str(len(lattice.source))}))
+        file.writelines(_node_lines(lattice))
+        file.writelines(_link_lines(lattice, math.log(float(base))))
+
+
+class _Entry(NamedTuple):
+    """A node or a link. What is read of its fields is taken out of them."""
+
+    line: Line
+    fields: Fields
+
+
+class _Header(dict[str, tuple[Line, str]]):
+    """The fields before the first node. What is read of them is taken out."""
+
+    def add(self, line: Line) -> None:
+        for key, value in _fields(line, HEADER_KEYS).items():
+            if key in self:
+                raise line.error(f"{key} is on line {self[key][0].number} too; remove one.")
+            if key in ("I", "J"):
+                raise line.error(f"{key}= must begin its line.")
+            if key == "SUBLAT":
+                raise line.error("a lattice within a lattice (SUBLAT) cannot be read; expand it.")
+            if key == "dir" and not value.startswith("f"):
+                raise line.error("a lattice that runs backward cannot be read; reverse it.")
+            self[key] = line, value
+
+    def take_count(self, key: str) -> int | None:
+        if key not in self:
+            return None
+        line, value = self.pop(key)
+        return count(line, value, key)
+
+    def take_number(self, key: str, default: float) -> float:
+        if key not in self:
+            return default
+        line, value = self.pop(key)
+        return line.value(value, key)
+
+
+def _lines(path: Path, on_error: OnError = stop) -> Iterator[Line]:
+    """The lines of a file without comments and blank ones."""
+    for line in read_lines(path, on_error):
+        start = WORD.search(line.text)
+        if start is not None and not start[0].startswith("#"):
+            yield line
+
+
+def _read(path: Path) -> Lattice:
+    header = _Header()
+    nodes: dict[int, _Entry] = {}
+    links: dict[int, _Entry] = {}
+    line = Line(path, 1, "")
+    for line in _lines(path):
+        key = line.text.lstrip(SPACE)[:2]
+        if key == "J=":
+            _add(links, "link", _Entry(line, _fields(line, LINK_KEYS)), "J")
+        elif key == "I=":
+            fields = _fields(line, NODE_KEYS)
+            _check_node(line, fields)
+            _add(nodes, "node", _Entry(line, fields), "I")
+        elif nodes or links:
+            raise line.error("must start with I= or J=, as every line after the header does.")
+        else:
+            header.add(line)
+    for key, short, found in ("NODES", "N", nodes), ("LINKS", "L", links):
+        expected = header.take_count(key)
+        if expected is None:
+            raise line.error(f"the file ends and no header had {key}= or {short}=.")
+        if len(found) != expected:
+            raise line.error(
+                f"the file ends after {len(found)} of {expected} {key.lower()}; it may be cut off."
+            )
+    return _lattice(path, header, nodes, links)
+
+
+def _check_node(line: Line, fields: Fields) -> None:
+    if "L" in fields:
+        raise line.error("a node that is a lattice (L=) cannot be read; expand it.")
+    if SCORES.keys() & fields.keys():
+        raise line.error("a node has scores, which are read of links only; move them there.")
+
+
+def _add(found: dict[int, _Entry], noun: str, entry: _Entry, key: str) -> None:
+    number = count(entry.line, entry.fields.pop(key), f"the number of a {noun}")
+    if number in found:
+        raise entry.line.error(f"{noun} {number} is on line {found[number].line.number} too.")
+    found[number] = entry
+
+
+def _fields(line: Line, keys: dict[str, str]) -> Fields:
+    if SPECIAL.search(line.text):
+        pairs = _quoted_pairs(line)
+    else:
+        pairs = [token.partition("=") for token in words(line.text)]
+    fields = {keys.get(key, key): value for key, equals, value in pairs if key and equals}
+    if len(fields) != len(pairs):
+        raise line.error("must be fields key=value separated by spaces, each of another key.")
+    return fields
+
+
+def _quoted_pairs(line: Line) -> list[tuple[str, str, str]]:
+    pairs = []
+    for match in FIELD.finditer(line.text):
+        if match["comment"] is not None:
+            break
+        key, value = match["key"] or "", match["quoted"] or match["bare"] or ""
+        pairs.append((key, key and "=", _unescaped(line, value)))
+    return pairs
+
+
+def _unescaped(line: Line, text: str) -> str:
+    if "\\" not in text:
+        return text
+
+    def unescaped(match: re.Match[bytes]) -> bytes:
+        code = match[1]
+        if len(code) == 1:
+            return code
+        byte = int(code, 8)
+        if byte < ord(" "):
+            raise line.error(f"{shown(text)} stands for a control character.")
+        return bytes([byte])
+
+    try:
+        return ESCAPE.sub(unescaped, text.encode()).decode()
+    except UnicodeDecodeError as error:
+        raise line.error(f"the escaped bytes of {shown(text)} are not UTF-8.") from error
+
+
+def _lattice(
+    path: Path, header: _Header, nodes: dict[int, _Entry], links: dict[int, _Entry]
+) -> Lattice:
+    if not nodes:
+        raise FormatError(path, 1, "the lattice has no nodes.")
+    numbers, places = list(nodes), list(nodes.values())
+    index = {number: position for position, number in enumerate(numbers)}
+
+    def node_error(node: int, sentence: str) -> FormatError:
+        return places[node].line.error(f"node {numbers[node]} {sentence}")
+
+    source = _joined(links, "S", "starts at", index)
+    target = _joined(links, "E", "leads to", index)
+    start, end = (_marked(header, key, index) for key in ("start", "end"))
+    if end is None:
+        final = np.bincount(source, minlength=len(nodes)) == 0
+    else:
+        final = np.arange(len(nodes)) == end
+    words_on_nodes = any("W" not in link.fields for link in links.values())
+    arc_words = _words(links, places, target)
+
+    base = _Base(*header.pop("base", (Line(path, 1, ""), str(math.e))))
+    word_penalty = (
+        base.natural(*header.pop("wdpenalty"), "wdpenalty") if "wdpenalty" in header else 0.0
+    )
+    scores = _scores(links, base)
+    weights = {
+        name: header.take_number(scale, 1.0)
+        for scale, name in SCALES.items()
+        if name in scores or scale in header
+    }
+    lattice = Lattice(
+        utterance=header.pop("UTTERANCE", (None, ""))[1] or _utterance(path),
+        path=path,
+        line=1,
+        source=source,
+        target=target,
+        words=arc_words,
+        scores=scores,
+        final=final,
+        times=_times(places, header.take_number("tscale", 1.0)),
+        posteriors=_posteriors(links),
+        weights=weights,
+        word_penalty=word_penalty,
+        header={"base": base.text} | {key: value for key, (_, value) in header.items()},
+        node_records=[node.fields for node in places],
+        arc_records=[link.fields for link in links.values()],
+    )
+    result = arranged(lattice, start, node_error)
+    if words_on_nodes and spoken(word := result.node_records[0].get("W", "")):
+        (first,) = set(range(len(nodes))).difference(target.tolist())
+        raise node_error(
+            first,
+            f"has the word {shown(word)}, which no link can have as none leads there; put a node "
+            "without a word before it.",
+        )
+    return result
+
+
+def _joined(links: dict[int, _Entry], key: str, verb: str, index: dict[int, int]) -> np.ndarray:
+    """(A,) the position of the node at one end of each link."""
+    positions = []
+    for number, (line, fields) in links.items():
+        if key not in fields:
+            raise line.error(f"link {number} lacks {key}=, the node that it {verb}.")
+        node = count(line, fields.pop(key), f"{key}= of link {number}")
+        if node not in index:
+            raise line.error(f"link {number} {verb} node {node}, which the file does not have.")
+        positions.append(index[node])
+    return np.array(positions, dtype=np.int64)
+
+
+def _marked(header: _Header, key: str, index: dict[int, int]) -> int | None:
+    """The position of the node that the header marks as the start or the end."""
+    if key not in header:
+        return None
+    line = header[key][0]
+    node = header.take_count(key)
+    if node not in index:
+        raise line.error(f"{key}={node} is a node that the file does not have.")
+    return index[node]
+
+
+def _words(links: dict[int, _Entry], nodes: list[_Entry], target: np.ndarray) -> list[str]:
+    """The word of each link: its own, or else that of the node it leads to."""
+    node_words = [node.fields.get("W") for node in nodes]
+    default = None if all(word is None for word in node_words) else EMPTY_WORD
+    found = []
+    for (number, (line, fields)), end in zip(links.items(), target.tolist(), strict=True):
+        word = fields.pop("W", None)
+        if word is None:
+            word = default if node_words[end] is None else node_words[end]
+        if word is None:
+            raise line.error(f"link {number} lacks W=, its word, and no node has one either.")
+        found.append(_word(word))
+    return found
+
+
+def _word(written: str) -> str:
+    return "" if written in EMPTY_WORDS else written
+
+
+class _Base:
+    """The base of the scores' logarithms, or 0 for scores that are probabilities."""
+
+    def __init__(self, line: Line, text: str):
+        value = line.value(text, "base")
+        if value < 0 or value == 1:
+            raise line.error(f"base must be above 0 and not 1, or 0 for no logarithms, not {text}.")
+        self._log = math.log(value) if value else None
+        self.text = text if value else str(math.e)
+
+    def natural(self, line: Line, text: str, meaning: str) -> float:
+        value = line.value(text, meaning)
+        if self._log is not None:
+            value *= self._log
+        elif value > 0:
+            value = math.log(value)
+        else:
+            raise line.error(f"{meaning} must be above 0 where base is 0, not {text}.")
+        if not math.isfinite(value):
+            raise line.error(f"{meaning} is too large for a number.")
+        return value
+
+
+def _scores(links: dict[int, _Entry], base: _Base) -> dict[str, np.ndarray]:
+    scores = {}
+    for key, name in SCORES.items():
+        if any(key in link.fields for link in links.values()):
+            values = [
+                base.natural(line, fields.pop(key), f"{key}= of link {number}")
+                if key in fields
+                else 0.0
+                for number, (line, fields) in links.items()
+            ]
+            scores[name] = np.array(values)
+    return scores
+
+
+def _posteriors(links: dict[int, _Entry]) -> np.ndarray | None:
+    values = [
+        line.value(fields.pop("p"), f"p= of link {number}")
+        for number, (line, fields) in links.items()
+        if "p" in fields
+    ]
+    return np.array(values) if values and len(values) == len(links) else None
+
+
+def _times(nodes: list[_Entry], scale: float) -> np.ndarray | None:
+    times = np.full(len(nodes), math.nan)
+    for node, (line, fields) in enumerate(nodes):
+        if "t" in fields:
+            times[node] = line.value(fields.pop("t"), "the time t=") * scale
+            if math.isinf(times[node]):
+                raise line.error("the time t= is too large for a number.")
+    return None if np.isnan(times).all() else times
+
+
+def _utterance(path: Path) -> str:
+    name = path.name.removesuffix(".gz")
+    stem, _, suffix = name.rpartition(".")
+    return stem if stem and suffix else name
+
+
+def _ends(lattice: Lattice) -> Fields:
+    """The header's fields for the start and, where there is one only, the end.
+
+    Raises:
+        FormatError: for final nodes of a kind that SLF does not have.
+    """
+    (final,) = np.nonzero(lattice.final)
+    if np.isin(lattice.source, final).any() or any(
+        scores.any() for scores in lattice.final_scores.values()
+    ):
+        raise FormatError(
+            lattice.path,
+            lattice.line,
+            "SLF has no final nodes with scores or with links out of them; join them by links of "
+            "an empty word to a node after them.",
+        )
+    return {"start": "0"} | ({"end": str(final[0])} if len(final) == 1 else {})
+
+
+def _node_lines(lattice: Lattice) -> Iterator[str]:
+    times = [math.nan] * len(lattice.final) if lattice.times is None else lattice.times.tolist()
+    records = lattice.node_records or [{}] * len(lattice.final)
+    for node, (time, record) in enumerate(zip(times, records, strict=True)):
+        timed = {} if math.isnan(time) else {"t": format(time, ".15g")}
+        yield _text({"I": str(node)} | timed | record)
+
+
+def _link_lines(lattice: Lattice, unit: float) -> Iterator[str]:
+    columns = {
+        key: written(lattice, f"{name} score", lattice.scores[name] / unit)
+        for key, name in SCORES.items()
+        if name in lattice.scores
+    }
+    if lattice.posteriors is not None:
+        columns["p"] = written(lattice, "posterior", lattice.posteriors)
+    on_nodes = [_word(record["W"]) if "W" in record else None for record in lattice.node_records]
+    for link, (source, target, word) in enumerate(
+        zip(lattice.source.tolist(), lattice.target.tolist(), lattice.words, strict=True)
+    ):
+        texts = {} if on_nodes and on_nodes[target] == word else {"W": word or EMPTY_WORD}
+        if lattice.arc_records:
+            texts |= lattice.arc_records[link]
+        numbers = "".join(f"\t{key}={values[link]}" for key, values in columns.items())
+        between = f"\t{_text(texts, end='')}" if texts else ""
+        yield f"J={link}\tS={source}\tE={target}{between}{numbers}\n"
+
+
+def _text(fields: Fields, end: str = "\n") -> str:
+    """A line of fields, quoted if it would be read back as something else without."""
+    text = "\t".join(f"{key}={value}" for key, value in fields.items())
+    if len(words(text)) != len(fields) or SPECIAL.search(text):
+        # No backslash stays bare, because it would quote what comes after these fields.
+        pairs = [(key, "=", value) for key, value in fields.items()]
+        if "\\" in text or _quoted_pairs(Line(Path(), 0, text)) != pairs:
+            text = "\t".join(f"{key}={_quoted(value)}" for key, value in fields.items())
+    return text + end
+
+
+def _quoted(value: str) -> str:
+    return '"' + re.sub(r'(["\\])', r"\\\1", value) + '"'
