@@ -15,9 +15,17 @@ from fairseq.models import FairseqLanguageModel
 from torch import Tensor
 
 from fairseq_fixedpoint.models.fixedpoint_lm import FixedPointDecoder
+from fairseq_fixedpoint.recurrence.cells import hidden
+from fairseq_fixedpoint.recurrence.iteration import Layer
 from fairseq_fixedpoint.rescoring.errors import RescoringError
 from fairseq_fixedpoint.softmax import AdaptiveSoftmax, OutputWords, Softmax, Tail
-from fairseq_fixedpoint.windows import SharedWindows, context_states, distinct_windows
+from fairseq_fixedpoint.windows import (
+    Level,
+    SharedWindows,
+    advance,
+    context_states,
+    distinct_windows,
+)
 
 # Of one forward pass of a model without windows, whose logits are all held at once.
 TOKENS_AT_ONCE = 2048
@@ -92,14 +100,84 @@ class WindowScorer:
         self, used: Tensor, windows: SharedWindows, context: Tensor, word: Tensor
     ) -> Tensor:
         """Log-probability of each pair, ``(Q',)``: what runs on the model's device."""
-        weight = self.decoder.embed_tokens.weight
-        with torch.autocast(weight.device.type, torch.bfloat16, self.bf16):
-            layers = self.decoder.rnn.effective_layers()
-            embedded = self.decoder.embed_tokens(used.to(weight.device))  # (U, D)
-            states = context_states(layers, layers[0].project(embedded), windows.to(weight.device))
-            features = self.decoder.output_features(states).to(weight.dtype)  # (N, C)
-        context, word = context.to(weight.device), word.to(weight.device)
+        with self.precision():
+            layers, projected = self.inputs(used)
+            states = context_states(layers, projected, windows.to(self._device))  # (N, H)
+        return self.wanted(states, context, word)
+
+    def inputs(self, used: Tensor) -> tuple[list[Layer], Tensor]:
+        """The layers, and the first one's input for each token of `used`, ``(U, G*H)``."""
+        layers = self.decoder.rnn.effective_layers()
+        return layers, layers[0].project(self.decoder.embed_tokens(used.to(self._device)))
+
+    def wanted(self, states: Tensor, context: Tensor, word: Tensor) -> Tensor:
+        """Log-probability of each pair, ``(Q',)``, after the contexts' `h` ``(N, H)``."""
+        with self.precision():
+            features = self.decoder.output_features(states)  # (N, C)
+        features = features.to(self.decoder.embed_tokens.weight.dtype)
+        context, word = context.to(self._device), word.to(self._device)
         return self.softmax.log_probabilities(features, context, word).cpu()
+
+    def precision(self) -> torch.autocast:
+        return torch.autocast(self._device.type, torch.bfloat16, self.bf16)
+
+    @property
+    def _device(self) -> torch.device:
+        return self.decoder.embed_tokens.weight.device
+
+
+class GrowingHistories:
+    """The model of a :class:`WindowScorer` over histories that grow one token at a time.
+
+    Level k of the shared windows holds the histories of order k, so all that a lattice computes at
+    one order serves the next.
+
+    Args:
+        scorer: the model.
+        vocabulary: the model's token for each that will be asked for, ``(V,)``.
+
+    Raises:
+        RescoringError: for an exact recurrence, whose histories have no end.
+    """
+
+    def __init__(self, scorer: WindowScorer, vocabulary: np.ndarray):
+        if scorer.order is None:
+            raise RescoringError(
+                "the exact recurrence depends on all words before, which a lattice cannot hold: "
+                "give --iterations K."
+            )
+        self.order = scorer.order
+        self._scorer = scorer
+        self._vocabulary = vocabulary
+        self._states: list[Tensor] | None = None
+        self._layers, self._projected = self._first()
+        self._device = self._projected.device
+
+    @torch.inference_mode()
+    def _first(self) -> tuple[list[Layer], Tensor]:
+        with self._scorer.precision():
+            return self._scorer.inputs(torch.from_numpy(self._vocabulary))
+
+    @torch.inference_mode()
+    def grow(self, parent: np.ndarray, token: np.ndarray) -> None:
+        """As :meth:`~fairseq_fixedpoint.rescoring.expansion.HistoryScorer.grow`."""
+        level = Level(*(torch.from_numpy(rows).to(self._device) for rows in (parent, token)))
+        with self._scorer.precision():
+            self._states = advance(self._layers, self._projected, level, self._states)
+
+    @torch.inference_mode()
+    def log_probabilities(self, history: np.ndarray, token: np.ndarray) -> np.ndarray:
+        """As :meth:`~fairseq_fixedpoint.rescoring.expansion.HistoryScorer.log_probabilities`."""
+        word = self._vocabulary[token]
+        base = int(word.max(initial=0)) + 1
+        pairs, pair = np.unique(history * base + word, return_inverse=True)
+        contexts, context = np.unique(pairs // base, return_inverse=True)
+        top = hidden(self._states[-1], self._layers[-1].cell)
+        states = top.index_select(0, torch.from_numpy(contexts).to(self._device))
+        found = self._scorer.wanted(
+            states, torch.from_numpy(context), torch.from_numpy(pairs % base)
+        )
+        return found.numpy()[pair]
 
 
 def _flat(sequences: Iterable[Sequence[int]]) -> Tensor:

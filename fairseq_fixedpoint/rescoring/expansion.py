@@ -1,0 +1,332 @@
+"""A word graph expanded to histories of K tokens, one order an iteration.
+
+The score of an order-K model depends on the last K tokens, which differ from path to path. So each
+node is split by the histories that lead to it, until every state has one history and every arc
+one score: that which the word gets in the linear sequence, on every path through the arc.
+
+Done at once that is exponential. It is done as the fixed point itself is: at order k every state
+has a history of k tokens, whose iterate k is known. The arcs are scored with it, those that no
+good path uses are pruned, and the surviving histories grow by one token, whose iterate k+1 comes
+from iterate k of the state before. A history of k+1 tokens that ends at a node is an arc of the
+order-k expansion into that node: its source's history, and its word.
+
+States and arcs are numpy arrays, and each step treats all of them at once; only the best-path
+scores need an order, and go through the graph's layers from one end to the other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from fairseq_fixedpoint.rescoring.errors import RescoringError
+from fairseq_fixedpoint.rescoring.path_sums import PathSums, layers
+
+EMPTY = -1  # the word of an arc without one
+ROUNDING = 1e-9  # relative; far more than that of float64, far less than scores tell apart
+
+
+class HistoryScorer(Protocol):
+    """An order-K model, asked for histories that grow one token at a time.
+
+    Attributes:
+        order: K.
+    """
+
+    order: int
+
+    def grow(self, parent: np.ndarray, token: np.ndarray) -> None:
+        """Goes to the next order.
+
+        Args:
+            parent: ``(N,)``, number of the history without its last token, among those of the
+                order before; 0 is the empty history, and history i has number 1 + i.
+            token: last token of each new history, ``(N,)``.
+        """
+        ...
+
+    def log_probabilities(self, history: np.ndarray, token: np.ndarray) -> np.ndarray:
+        """Natural-log probability of each token after each history of this order, ``(Q,)``."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class WordGraph:
+    """A directed acyclic graph with one start; nodes are numbered in topological order.
+
+    Attributes:
+        source, target: nodes of each arc, ``(A,)``, source < target.
+        token: of each arc, ``(A,)``; :data:`EMPTY` for none.
+        score: of each arc without the language model, natural logarithm, ``(A,)``.
+        final_score: of each node, ``(N,)``; -inf where no path may end. Node 0 is the start.
+    """
+
+    source: np.ndarray
+    target: np.ndarray
+    token: np.ndarray
+    score: np.ndarray
+    final_score: np.ndarray
+
+
+@dataclass(eq=False)
+class Expansion:
+    """States and arcs of an expanded graph; state 0 is before the sentence's first token.
+
+    Attributes:
+        node: of the word graph, for each state, ``(S,)``; -1 for state 0.
+        order: how many tokens of history the state has, ``(S,)``.
+        history: number of its history among those of that order, ``(S,)``.
+        is_whole: whether the history reaches back to the sentence's start, ``(S,)``.
+        final: log-probability of the sentence's end, ``(S,)``; 0 where no path may end.
+        source, target: states of each arc, ``(E,)``.
+        arc: of the word graph, for each arc, ``(E,)``; -1 for the arc out of state 0.
+        language: log-probability of each arc's token after its source's history, ``(E,)``.
+    """
+
+    node: np.ndarray
+    order: np.ndarray
+    history: np.ndarray
+    is_whole: np.ndarray
+    final: np.ndarray
+    source: np.ndarray
+    target: np.ndarray
+    arc: np.ndarray
+    language: np.ndarray
+
+    def weights(self, graph: WordGraph, language_weight: float) -> tuple[np.ndarray, np.ndarray]:
+        """Weight of each arc ``(E,)``, and of ending in each state ``(S,)``."""
+        of_arcs = np.append(graph.score, 0.0)[self.arc] + language_weight * self.language
+        of_ends = np.append(graph.final_score, -np.inf)[self.node] + language_weight * self.final
+        return of_arcs, of_ends
+
+    def sums(self, layer: np.ndarray) -> PathSums:
+        """Sums over paths; `layer` is that of the graph's nodes, ``(N,)``."""
+        return PathSums(self.source, self.target, np.append(layer, -1)[self.node])
+
+    def shortened(self, order: int) -> int:
+        """How many states have a shorter history than the model of that order could use."""
+        return int(((self.order < order) & ~self.is_whole).sum())
+
+
+def expand(
+    graph: WordGraph,
+    scorer: HistoryScorer,
+    sentence_end: int,
+    *,
+    language_weight: float = 1.0,
+    beam: float | None = None,
+    limit: int | None = None,
+) -> Expansion:
+    """Expands a graph to histories of K tokens.
+
+    Args:
+        graph: what is expanded.
+        scorer: the model, fresh.
+        sentence_end: the token that every history begins with, and whose probability ends a path.
+        language_weight: what the model's log-probabilities are multiplied by.
+        beam: after each order, arcs are dropped whose best path is worse than the best of all by
+            more than this (Viterbi, natural logarithm); None drops none, which is exact.
+        limit: no step makes more states than this: those on worse paths keep the shorter history
+            they have, and are scored at that order.
+
+    Returns:
+        The expansion, arcs and states of no complete path left out.
+
+    Raises:
+        RescoringError: if no path of the graph is complete, or its scores are not finite.
+    """
+    layer = layers(graph.source, graph.target, len(graph.final_score))
+    expansion = unexpanded(graph)
+    through = None
+    for order in range(scorer.order):
+        grown = _grow(expansion, graph, order, sentence_end, limit, through)
+        if not grown.is_new.any():
+            break  # all histories reach back to the start
+        scorer.grow(grown.parent, grown.token)
+        expansion = grown.expansion
+        _score(expansion, graph, scorer, grown.is_new, sentence_end)
+        through = best_through(expansion, graph, layer, language_weight)
+        best = through.max(initial=-np.inf)
+        if not np.isfinite(best):
+            raise RescoringError("no path leads from the start to an end with a finite score.")
+        kept = through > -np.inf
+        if beam is not None:  # along one path the sums differ by their rounding
+            kept &= through >= best - beam - ROUNDING * max(1.0, abs(best))
+        expansion, through = _kept(expansion, kept), through[kept]
+    return expansion
+
+
+def best_through(
+    expansion: Expansion, graph: WordGraph, layer: np.ndarray, language_weight: float
+) -> np.ndarray:
+    """Weight of the best complete path through each arc, ``(E,)``; -inf where there is none.
+
+    Args:
+        layer: of the graph's nodes, as :func:`~fairseq_fixedpoint.rescoring.path_sums.layers`.
+    """
+    arcs, ends = expansion.weights(graph, language_weight)
+    forward, backward = expansion.sums(layer)(arcs, ends, np.maximum)
+    return forward[expansion.source] + arcs + backward[expansion.target]
+
+
+def unexpanded(graph: WordGraph) -> Expansion:
+    """The graph itself, histories empty; state 0 before it, and node n as state n + 1."""
+    nodes, arcs = len(graph.final_score), len(graph.source)
+    return Expansion(
+        node=np.arange(-1, nodes),
+        order=np.zeros(nodes + 1, dtype=np.int64),
+        history=np.zeros(nodes + 1, dtype=np.int64),
+        is_whole=np.arange(nodes + 1) == 0,
+        final=np.zeros(nodes + 1),
+        source=np.append(0, graph.source + 1),
+        target=np.append(1, graph.target + 1),
+        arc=np.append(-1, np.arange(arcs)),
+        language=np.zeros(arcs + 1),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Grown:
+    """An expansion with new states behind the old ones, some of which nothing leads to any more.
+
+    Attributes:
+        is_new: which of the states are new, ``(S,)``.
+        parent, token: of the new histories, as :meth:`HistoryScorer.grow` takes them.
+    """
+
+    expansion: Expansion
+    is_new: np.ndarray
+    parent: np.ndarray
+    token: np.ndarray
+
+
+def _grow(
+    old: Expansion,
+    graph: WordGraph,
+    order: int,
+    sentence_end: int,
+    limit: int | None,
+    through: np.ndarray | None,
+) -> _Grown:
+    """Histories of `order` tokens grow by one. What `through` is for, see `limit` of `expand`."""
+    token = np.append(graph.token, sentence_end)[old.arc]  # (E,)
+    grows = np.flatnonzero((token != EMPTY) & (old.order[old.source] == order))
+    vocabulary = int(token.max()) + 1
+    windows, window = np.unique(
+        old.history[old.source[grows]] * vocabulary + token[grows], return_inverse=True
+    )
+    # A new state is a node with a new history; its key holds both.
+    base = len(windows) + 1
+    key, first, state = np.unique(
+        old.node[old.target[grows]] * base + window + 1, return_index=True, return_inverse=True
+    )
+    image = old.target[grows[first]]  # the old state that it stands in for: its arcs are its own
+    is_whole = old.is_whole[old.source[grows[first]]]
+    if limit is not None and through is not None and len(key) > limit:
+        worth = np.full(len(key), -np.inf)
+        np.maximum.at(worth, state, through[grows])
+        chosen = np.sort(np.argpartition(-worth, limit)[:limit])
+        key, image, is_whole = key[chosen], image[chosen], is_whole[chosen]
+        place = np.full(len(worth), -1)
+        place[chosen] = np.arange(limit)
+        state = place[state]
+    target = old.target.copy()
+    target[grows] = np.where(state >= 0, len(old.node) + state, target[grows])
+
+    leaving = _Leaving(old)
+    sources, targets, arcs = [old.source], [target], [old.arc]
+    frontier = np.arange(len(key))
+    while len(frontier):
+        which, out = leaving.arcs(image[frontier])
+        which = frontier[which]
+        to = target[out]
+        # An arc without a token leads on with the same history, to a state that may be new itself.
+        empty = np.flatnonzero(token[out] == EMPTY)
+        wanted = old.node[old.target[out[empty]]] * base + key[which[empty]] % base
+        known = len(key)
+        added, first = np.unique(wanted[~np.isin(wanted, key)], return_index=True)
+        of_added = empty[~np.isin(wanted, key)][first]
+        key = np.append(key, added)
+        image = np.append(image, old.target[out[of_added]])
+        is_whole = np.append(is_whole, is_whole[which[of_added]])
+        by_key = np.argsort(key)
+        to[empty] = len(old.node) + by_key[np.searchsorted(key, wanted, sorter=by_key)]
+        sources.append(len(old.node) + which)
+        targets.append(to)
+        arcs.append(old.arc[out])
+        frontier = np.arange(known, len(key))
+
+    arc = np.concatenate(arcs)
+    language = np.zeros(len(arc))
+    language[: len(old.arc)] = old.language
+    expansion = Expansion(
+        node=np.append(old.node, key // base),
+        order=np.append(old.order, np.full(len(key), order + 1)),
+        history=np.append(old.history, key % base),
+        is_whole=np.append(old.is_whole, is_whole),
+        final=np.append(old.final, np.zeros(len(key))),
+        source=np.concatenate(sources),
+        target=np.concatenate(targets),
+        arc=arc,
+        language=language,
+    )
+    is_new = np.arange(len(expansion.node)) >= len(old.node)
+    return _Grown(expansion, is_new, windows // vocabulary, windows % vocabulary)
+
+
+class _Leaving:
+    """The arcs out of states."""
+
+    def __init__(self, expansion: Expansion):
+        self.order = np.argsort(expansion.source, kind="stable")
+        states = np.arange(len(expansion.node) + 1)
+        self.begin = np.searchsorted(expansion.source[self.order], states)
+
+    def arcs(self, states: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """All arcs out of `states`: which of them each leaves, and its number."""
+        begin, count = self.begin[states], self.begin[states + 1] - self.begin[states]
+        which = np.repeat(np.arange(len(states)), count)
+        inside = np.arange(len(which)) - np.repeat(np.cumsum(count) - count, count)
+        return which, self.order[begin[which] + inside]
+
+
+def _score(
+    expansion: Expansion,
+    graph: WordGraph,
+    scorer: HistoryScorer,
+    is_new: np.ndarray,
+    sentence_end: int,
+) -> None:
+    """Scores the arcs out of new states, and their ends."""
+    token = np.append(graph.token, sentence_end)[expansion.arc]
+    arcs = np.flatnonzero(is_new[expansion.source] & (token != EMPTY))
+    ends = np.flatnonzero(
+        is_new & (np.append(graph.final_score, -np.inf)[expansion.node] > -np.inf)
+    )
+    found = scorer.log_probabilities(
+        np.append(expansion.history[expansion.source[arcs]], expansion.history[ends]),
+        np.append(token[arcs], np.full(len(ends), sentence_end)),
+    )
+    expansion.language[arcs] = found[: len(arcs)]
+    expansion.final[ends] = found[len(arcs) :]
+
+
+def _kept(expansion: Expansion, kept: np.ndarray) -> Expansion:
+    """Without the other arcs, and the states that they leave alone."""
+    source, target = expansion.source[kept], expansion.target[kept]
+    states = np.unique(np.concatenate([[0], source, target]))
+    place = np.zeros(len(expansion.node), dtype=np.int64)
+    place[states] = np.arange(len(states))
+    return Expansion(
+        node=expansion.node[states],
+        order=expansion.order[states],
+        history=expansion.history[states],
+        is_whole=expansion.is_whole[states],
+        final=expansion.final[states],
+        source=place[source],
+        target=place[target],
+        arc=expansion.arc[kept],
+        language=expansion.language[kept],
+    )

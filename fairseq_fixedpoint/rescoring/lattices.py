@@ -1,0 +1,359 @@
+"""Lattices rescored: each arc with the score that its word gets in the linear sequence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from fairseq_fixedpoint.formats import Lattice, spoken
+from fairseq_fixedpoint.formats.slf import EMPTY_WORD
+from fairseq_fixedpoint.rescoring.combination import WORDS
+from fairseq_fixedpoint.rescoring.errors import RescoringError
+from fairseq_fixedpoint.rescoring.expansion import (
+    EMPTY,
+    Expansion,
+    HistoryScorer,
+    WordGraph,
+    expand,
+)
+from fairseq_fixedpoint.rescoring.lattice_search import Path, ScoredGraph
+from fairseq_fixedpoint.rescoring.merging import merge
+from fairseq_fixedpoint.rescoring.ngrams import NgramHistories, NgramScorer
+from fairseq_fixedpoint.rescoring.scorer import Scorer
+from fairseq_fixedpoint.rescoring.token_scorers import GrowingHistories, WindowScorer
+
+SENTENCE_END = 0  # among the words of a lattice, which are numbered from 1
+
+
+@dataclass(frozen=True, eq=False)
+class RescoredLattice:
+    """A lattice with new language scores.
+
+    Attributes:
+        lattice: with the topology of the expansion. Its language score (`lm`, or `graph` where the
+            format has that) holds all that is not acoustic, so that its weights and word penalty
+            give the combined score.
+        graph: the same paths for a search, words being what is spoken.
+        read: the lattice as it was.
+        arc: of the lattice that was read, for each arc of the graph, ``(A,)``.
+        node: of the lattice that was read, for each state of the graph, ``(S,)``.
+        states, arcs: of the expansion.
+        shortened: states whose history is shorter than the model could use, past the limit.
+        unknown: spoken words on the lattice's arcs that the model does not know.
+    """
+
+    lattice: Lattice
+    graph: ScoredGraph
+    read: Lattice
+    arc: np.ndarray
+    node: np.ndarray
+    states: int
+    arcs: int
+    shortened: int
+    unknown: int
+
+    def scores_of(self, path: Path) -> dict[str, float]:
+        """The scores by name that a path of the graph has in the lattice that was read."""
+        arcs = self.arc[path.arcs]
+        end = self.node[self.graph.target[path.arcs[-1]] if path.arcs else 0]
+        return {
+            name: float(values[arcs].sum())
+            + float(self.read.final_scores[name][end] if self.read.final_scores else 0.0)
+            for name, values in self.read.scores.items()
+        }
+
+    def with_posteriors(self, posteriors: np.ndarray) -> Lattice:
+        """The lattice with those of the graph's arcs, ``(A,)``."""
+        graph = self.graph
+        ends = np.flatnonzero(graph.end > -np.inf)
+        arriving = np.bincount(graph.target, posteriors, len(graph.end))
+        arriving[0] += 1
+        ending = arriving - np.bincount(graph.source, posteriors, len(graph.end))
+        order = np.argsort(np.append(graph.source, ends), kind="stable")
+        return replace(
+            self.lattice, posteriors=np.append(posteriors, ending[ends].clip(0, 1))[order]
+        )
+
+
+@dataclass(frozen=True)
+class LatticeRescorer:
+    """Rescores lattices with a fixed-point model, and n-gram models beside it.
+
+    Args:
+        model: the neural model, which decides K.
+        ngrams: n-gram models by name; each may look back K words at most.
+        name: of the neural model's score.
+        weights: of the scores by name: those that a lattice has (`acoustic`, `lm`, ...), the
+            models', and `words`. What is left out weighs as the lattice's file says; new scores
+            weigh 1, and `lm`, the score that they replace, 0.
+        beam, limit: see :func:`~fairseq_fixedpoint.rescoring.expansion.expand`.
+        merges: average the histories at each node instead of expanding them.
+
+    Raises:
+        RescoringError: if a model does not go with lattices.
+    """
+
+    model: Scorer
+    name: str
+    ngrams: Mapping[str, NgramScorer]
+    weights: Mapping[str, float]
+    beam: float | None = None
+    limit: int | None = None
+    merges: bool = False
+
+    def __post_init__(self):
+        tokens = self.model.tokens
+        if not isinstance(tokens, WindowScorer) or tokens.order is None:
+            raise RescoringError(
+                "lattices need a fixedpoint_lm of some order K (--iterations K for the exact "
+                "recurrence): other models depend on all words before."
+            )
+        if self.model.encoder.bpe is not None:
+            raise RescoringError("lattices need a model of words, so --bpe cannot be used.")
+        for name, ngram in self.ngrams.items():
+            if self.merges:
+                raise RescoringError(f"--histories merge takes no n-gram model, as {name} is.")
+            if ngram.model.order - 1 > tokens.order:
+                raise RescoringError(
+                    f"{name} looks back {ngram.model.order - 1} words, and the lattice is expanded "
+                    f"to the K = {tokens.order} of the model: use an n-gram model of order "
+                    f"{tokens.order + 1} at most."
+                )
+
+    def __call__(self, lattice: Lattice) -> RescoredLattice:
+        """Rescores a lattice.
+
+        Raises:
+            RescoringError: if a word is no single token of the model, or a weight has no score.
+        """
+        words = [spoken(word) for word in lattice.words]
+        vocabulary = ["</s>", *sorted(set(words) - {""})]
+        number = {word: place for place, word in enumerate(vocabulary)} | {"": EMPTY}
+        token = np.array([number[word] for word in words], dtype=np.int64)
+        weights = self._weights_of(lattice)
+        entries = self._entries(vocabulary)  # (V,)
+        graph = _word_graph(lattice, token, weights)
+        if self.merges:
+            own = weights | {_language(lattice): lattice.weights.get(_language(lattice), 1.0)}
+            expansion = self._merged(_word_graph(lattice, token, own), entries, weights)
+        else:
+            histories = _Together(self._histories(vocabulary, entries, weights))
+            expansion = expand(graph, histories, SENTENCE_END, beam=self.beam, limit=self.limit)
+        unrolled = _Unrolled(lattice, graph, expansion)
+        return RescoredLattice(
+            lattice=unrolled.lattice(weights),
+            graph=unrolled.graph(words),
+            read=lattice,
+            arc=unrolled.arc,
+            node=unrolled.node,
+            states=len(expansion.node),
+            arcs=len(expansion.arc),
+            shortened=0 if self.merges else expansion.shortened(self.model.tokens.order),
+            unknown=int((entries[token[token != EMPTY]] == self._unk).sum()),
+        )
+
+    def first_pass(self, lattice: Lattice) -> ScoredGraph:
+        """The lattice with the scores and weights of its file."""
+        words = [spoken(word) for word in lattice.words]
+        token = np.array([0 if word else EMPTY for word in words])
+        own = {name: lattice.weights.get(name, 1.0) for name in lattice.scores}
+        graph = _word_graph(lattice, token, own | {WORDS: lattice.word_penalty})
+        return ScoredGraph(lattice.source, lattice.target, words, graph.score, graph.final_score)
+
+    @property
+    def _unk(self) -> int:
+        return self.model.encoder.dictionary.unk()
+
+    def _weights_of(self, lattice: Lattice) -> dict[str, float]:
+        """The weight of each score, of the lattice and of the models."""
+        own = {name: lattice.weights.get(name, 1.0) for name in lattice.scores}
+        if _language(lattice) == "lm":
+            own["lm"] = 0.0
+        new = dict.fromkeys([self.name, *self.ngrams], 1.0)
+        taken = sorted(own.keys() & new.keys())
+        if taken:
+            raise RescoringError(
+                f"the lattice has a score {taken[0]} of its own: give the model another NAME=."
+            )
+        known = {WORDS: lattice.word_penalty} | own | new
+        strange = sorted(self.weights.keys() - known.keys())
+        if strange:
+            raise RescoringError(
+                f"the lattice has no score {strange[0]}, which the weights name, but "
+                f"{', '.join(known)}."
+            )
+        return known | dict(self.weights)
+
+    def _entries(self, vocabulary: Sequence[str]) -> np.ndarray:
+        """The model's token for each word, ``(V,)``."""
+        encoder = self.model.encoder
+        entries = [encoder.dictionary.eos()]
+        for word in vocabulary[1:]:
+            symbols = encoder.symbols(word)
+            if len(symbols) != 1:
+                raise RescoringError(
+                    f"the word {word!r} is {len(symbols)} tokens to the model: lattices need a "
+                    "model of words, and no --tokenizer that splits them."
+                )
+            entries += encoder.indices(symbols)
+        return np.array(entries)
+
+    def _histories(
+        self, vocabulary: Sequence[str], entries: np.ndarray, weights: Mapping[str, float]
+    ) -> list[tuple[HistoryScorer, np.ndarray, float]]:
+        """Each model with what it subtracts for each word, ``(V,)``, and its weight."""
+        order = self.model.tokens.order
+        found = [
+            (
+                GrowingHistories(self.model.tokens, entries),
+                self._penalty(entries),
+                weights[self.name],
+            )
+        ]
+        for name, ngram in self.ngrams.items():
+            histories = NgramHistories(ngram, vocabulary, order)
+            found.append((histories, np.zeros(len(vocabulary)), weights[name]))
+        return found
+
+    def _penalty(self, entries: np.ndarray) -> np.ndarray:
+        return self.model.unknown_penalty * (entries == self._unk)
+
+    def _merged(
+        self, graph: WordGraph, entries: np.ndarray, weights: Mapping[str, float]
+    ) -> Expansion:
+        """The graph's own topology; its scores give the posteriors that states are averaged by."""
+        known = np.where(graph.token == EMPTY, EMPTY, entries[graph.token])
+        merged = merge(replace(graph, token=known), self.model.tokens, int(entries[SENTENCE_END]))
+        penalty = np.append(self._penalty(entries)[graph.token] * (graph.token != EMPTY), 0.0)
+        merged.language[:] = weights[self.name] * (merged.language - penalty[merged.arc])
+        merged.final[:] = weights[self.name] * merged.final
+        return merged
+
+
+class _Together:
+    """Several models as one, log-linearly."""
+
+    def __init__(self, models: Sequence[tuple[HistoryScorer, np.ndarray, float]]):
+        self.order = models[0][0].order
+        self._models = models
+
+    def grow(self, parent: np.ndarray, token: np.ndarray) -> None:
+        for histories, _, _ in self._models:
+            histories.grow(parent, token)
+
+    def log_probabilities(self, history: np.ndarray, token: np.ndarray) -> np.ndarray:
+        return sum(
+            weight * (histories.log_probabilities(history, token) - penalty[token])
+            for histories, penalty, weight in self._models
+        )
+
+
+def _language(lattice: Lattice) -> str:
+    """Name of the language score: Kaldi's is one with those of transitions and pronunciations."""
+    return "graph" if "graph" in lattice.scores else "lm"
+
+
+def _word_graph(lattice: Lattice, token: np.ndarray, weights: Mapping[str, float]) -> WordGraph:
+    """What the lattice itself has, weighted."""
+    ends = _weighted(lattice.final_scores, weights, len(lattice.final))
+    of_words = weights[WORDS] * (token != EMPTY)
+    return WordGraph(
+        source=lattice.source,
+        target=lattice.target,
+        token=token,
+        score=_weighted(lattice.scores, weights, len(token)) + of_words,
+        final_score=np.where(lattice.final, ends, -np.inf),
+    )
+
+
+def _weighted(
+    scores: Mapping[str, np.ndarray], weights: Mapping[str, float], size: int
+) -> np.ndarray:
+    return sum((weights[name] * values for name, values in scores.items()), np.zeros(size))
+
+
+class _Unrolled:
+    """An expansion in topological order, without the state before the sentence.
+
+    Attributes:
+        arc: of the lattice, for each arc, ``(A,)``; sorted by source.
+        source, target: of each arc, ``(A,)``.
+        node: of the lattice, for each state, ``(S,)``.
+        weight: of each arc, ``(A,)``.
+        end: weight of ending in each state, ``(S,)``; -inf where no path may end.
+    """
+
+    def __init__(self, lattice: Lattice, graph: WordGraph, expansion: Expansion):
+        states = np.argsort(expansion.node, kind="stable")[1:]
+        place = np.full(len(expansion.node), -1)
+        place[states] = np.arange(len(states))
+        inner = np.flatnonzero(expansion.arc >= 0)
+        inner = inner[np.argsort(place[expansion.source[inner]], kind="stable")]
+        self.read = lattice
+        self.arc = expansion.arc[inner]
+        self.source, self.target = place[expansion.source[inner]], place[expansion.target[inner]]
+        self.node = expansion.node[states]
+        self.is_word = graph.token[self.arc] != EMPTY
+        self.weight = graph.score[self.arc] + expansion.language[inner]
+        self.end = graph.final_score[self.node] + expansion.final[states]
+
+    def graph(self, words: Sequence[str]) -> ScoredGraph:
+        """To be searched; `words` are the lattice's."""
+        spoken_words = [words[arc] for arc in self.arc.tolist()]
+        return ScoredGraph(self.source, self.target, spoken_words, self.weight, self.end)
+
+    def lattice(self, weights: Mapping[str, float]) -> Lattice:
+        """As a lattice of the format that was read, with what is not acoustic as language score."""
+        language = _language(self.read)
+        made = self.read.rewired(self.node, self.arc, self.source, self.target)
+        acoustic = {name: values for name, values in made.scores.items() if name == "acoustic"}
+        own = {name: weights[name] for name in acoustic}
+        rest = self.weight - _weighted(acoustic, own, len(self.arc)) - weights[WORDS] * self.is_word
+        made = replace(
+            made,
+            scores={**acoustic, language: rest},
+            weights={**own, language: 1.0},
+            word_penalty=weights[WORDS],
+        )
+        if not self.read.final_scores:
+            return self._with_one_end(made, language)
+        ends = {name: values for name, values in made.final_scores.items() if name in acoustic}
+        of_ends = np.where(made.final, self.end, 0.0) - _weighted(ends, own, len(self.node))
+        # A format with no place for word penalties has them in the language score.
+        return replace(
+            made,
+            scores={**acoustic, language: rest + weights[WORDS] * self.is_word},
+            final_scores={**ends, language: of_ends},
+        )
+
+    def _with_one_end(self, made: Lattice, language: str) -> Lattice:
+        """A node behind the ends; the arcs to it have the scores that ends have no place for."""
+        ends = np.flatnonzero(made.final)
+        order = np.argsort(np.append(self.source, ends), kind="stable")
+        last = len(self.node)
+
+        def joined(values: np.ndarray, of_ends: np.ndarray | float) -> np.ndarray:
+            return np.append(values, np.broadcast_to(of_ends, len(ends)))[order]
+
+        def listed(values: list, of_ends: object) -> list:
+            together = [*values, *[of_ends] * len(ends)]
+            return [together[number] for number in order.tolist()]
+
+        has_words = any("W" in record for record in made.node_records)
+        return replace(
+            made,
+            source=joined(self.source, ends),
+            target=joined(self.target, last),
+            words=listed(made.words, ""),
+            scores={
+                name: joined(values, self.end[ends] if name == language else 0.0)
+                for name, values in made.scores.items()
+            },
+            final=np.arange(last + 1) == last,
+            times=None if made.times is None else np.append(made.times, made.times[ends].max()),
+            node_records=made.node_records
+            and [*made.node_records, {"W": EMPTY_WORD} if has_words else {}],
+            arc_records=made.arc_records and listed(made.arc_records, {}),
+        )

@@ -1,0 +1,115 @@
+"""The fixed point on a lattice itself, which keeps its nodes: `H^(k) = f(X, A H^(k-1))`.
+
+Row n of A averages the states that lead to node n by the posteriors of the arcs that bring them, so
+a node has one state whatever path led to it. All arcs are updated at once, and nothing is expanded.
+On a lattice of one path it is the sequence; elsewhere it is an approximation of
+:mod:`fairseq_fixedpoint.rescoring.expansion`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fairseq_fixedpoint.recurrence.cells import hidden
+from fairseq_fixedpoint.recurrence.iteration import sweep
+from fairseq_fixedpoint.rescoring.expansion import EMPTY, Expansion, WordGraph, unexpanded
+from fairseq_fixedpoint.rescoring.path_sums import layers
+from fairseq_fixedpoint.rescoring.token_scorers import WindowScorer
+
+
+@torch.inference_mode()
+def merge(graph: WordGraph, scorer: WindowScorer, sentence_end: int) -> Expansion:
+    """Scores each arc of a graph by the averaged state of its source.
+
+    Args:
+        graph: whose scores give the posteriors.
+        scorer: the model.
+        sentence_end: what every sentence begins with, and whose probability ends a path.
+
+    Returns:
+        The graph as it is, scored; state n + 1 is node n.
+    """
+    scored = unexpanded(graph)
+    share = torch.from_numpy(_shares(scored, graph))  # (E,)
+    token = np.append(graph.token, sentence_end)[scored.arc]  # (E,)
+    source, target = torch.from_numpy(scored.source), torch.from_numpy(scored.target)
+    spoken = torch.from_numpy(token != EMPTY)  # (E,)
+    rounds = _longest_chain(scored, token == EMPTY)
+
+    used, word = np.unique(token[token != EMPTY], return_inverse=True)
+    with scorer.precision():
+        stack, projected = scorer.inputs(torch.from_numpy(used))
+        device = projected.device
+        share, source, target, spoken = (x.to(device) for x in (share, source, target, spoken))
+        x = projected.index_select(0, torch.from_numpy(word).to(device)).unsqueeze(1)  # (W, 1, G*H)
+        states = [layer.initial.to(x.dtype).expand(len(scored.node), -1) for layer in stack]
+        for _ in range(scorer.order):
+            # Row i precedes word i; sweep's last row precedes none, and any will do for it.
+            rows = torch.cat([source[spoken], source[spoken][-1:]])
+            before = [state.index_select(0, rows).unsqueeze(1) for state in states]
+            states = [
+                _averaged(
+                    after[1:, 0],
+                    layer.initial,
+                    share,
+                    source,
+                    target,
+                    spoken,
+                    len(scored.node),
+                    rounds,
+                )
+                for after, layer in zip(sweep(stack, x, before, None), stack, strict=True)
+            ]
+    arcs = np.flatnonzero((token != EMPTY) & (scored.source > 0))
+    ends = np.flatnonzero(np.append(graph.final_score, -np.inf)[scored.node] > -np.inf)
+    found = scorer.wanted(
+        hidden(states[-1], stack[-1].cell),
+        torch.from_numpy(np.append(scored.source[arcs], ends)),
+        torch.from_numpy(np.append(token[arcs], np.full(len(ends), sentence_end))),
+    ).numpy()
+    scored.language[arcs] = found[: len(arcs)]
+    scored.final[ends] = found[len(arcs) :]
+    return scored
+
+
+def _shares(scored: Expansion, graph: WordGraph) -> np.ndarray:
+    """What part of the paths to an arc's target come through it, ``(E,)``."""
+    arcs, ends = scored.weights(graph, language_weight=0.0)
+    layer = layers(graph.source, graph.target, len(graph.final_score))
+    forward, _ = scored.sums(layer)(arcs, ends, np.logaddexp)
+    return np.exp(forward[scored.source] + arcs - forward[scored.target])
+
+
+def _longest_chain(scored: Expansion, empty: np.ndarray) -> int:
+    """The most empty arcs in a row."""
+    length = np.zeros(len(scored.node), dtype=np.int64)
+    order = np.flatnonzero(empty)
+    for arc in order[np.argsort(scored.source[order], kind="stable")].tolist():
+        source, target = scored.source[arc], scored.target[arc]
+        length[target] = max(length[target], length[source] + 1)
+    return int(length.max())
+
+
+def _averaged(
+    after: Tensor,
+    initial: Tensor,
+    share: Tensor,
+    source: Tensor,
+    target: Tensor,
+    spoken: Tensor,
+    nodes: int,
+    rounds: int,
+) -> Tensor:
+    """The state of each node, ``(S, P*H)``, from those after the spoken arcs ``(W, P*H)``."""
+    share = share.to(after.dtype).unsqueeze(1)
+    direct = after.new_zeros(nodes, after.size(1))
+    direct.index_add_(0, target[spoken], after * share[spoken])
+    direct[0] = initial
+    states = direct
+    for _ in range(rounds):  # an empty arc passes its source's state on
+        states = direct.index_add(
+            0, target[~spoken], states.index_select(0, source[~spoken]) * share[~spoken]
+        )
+    return states
