@@ -7,8 +7,11 @@ import torch
 
 from fairseq_fixedpoint.recurrence import FixedPointRNN
 from fairseq_fixedpoint.recurrence.reference import window_by_window
+from fairseq_fixedpoint.rescoring.token_scorers import WindowScorer
 from tests.commands import evaluate, train
+from tests.test_model import build
 from tests.test_recurrence import EXACT, KINDS, block, gradients, make
+from tests.test_scorer import EOS, OUTPUTS
 
 pytestmark = [
     pytest.mark.cuda,
@@ -28,6 +31,17 @@ def test_states_and_gradients_equal_the_reference(kind, iterations):
     torch.testing.assert_close(found, expected, **EXACT)
     for ours, theirs in zip(gradients(found, tensors), gradients(expected, tensors), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("output", sorted(OUTPUTS))
+@pytest.mark.parametrize("iterations", [0, 3])
+def test_shared_windows_score_as_on_the_cpu(output, iterations):
+    sequences = [[EOS, *torch.randint(4, 12, (9,)).tolist(), EOS] for _ in range(20)]
+    model = build(iterations=iterations, decoder_layers=2, **OUTPUTS[output])
+    expected = WindowScorer(model.decoder).log_probabilities(sequences, [1] * 20)
+    found = WindowScorer(model.cuda().decoder).log_probabilities(sequences, [1] * 20)
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(torch.tensor(ours), torch.tensor(theirs), **EXACT)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

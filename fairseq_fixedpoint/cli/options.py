@@ -179,6 +179,22 @@ def line_scorers(args: argparse.Namespace) -> dict[str, LineScorer]:
     return {"Interpolated0": InterpolatedScorer(neural, ngram, args.interpolate)}
 
 
+def given_weights(args: argparse.Namespace) -> dict[str, float]:
+    """What `--weight NAME=W` and `--word-penalty` say, by the name of the score."""
+    given = {}
+    for argument in args.weight:
+        name, _, value = argument.rpartition("=")
+        try:
+            given[name] = float(value)
+        except ValueError:
+            name = ""
+        if not name:
+            raise RescoringError(f"--weight takes NAME=NUMBER, not {argument!r}.")
+    if args.word_penalty is not None:
+        given[WORDS] = args.word_penalty
+    return given
+
+
 def device(name: str | None) -> torch.device:
     """The device an option names, or the best there is; torchrun's processes take one GPU each.
 

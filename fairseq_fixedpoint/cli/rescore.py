@@ -1,4 +1,4 @@
-"""`fixedpoint-rescore`: n-best lists with new scores, and weights for the scores."""
+"""`fixedpoint-rescore`: n-best lists and lattices with new scores, and weights for the scores."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from fairseq_fixedpoint.cli import options
+from fairseq_fixedpoint.cli import lattices, options
 from fairseq_fixedpoint.cli.run import Skipped, quantity, run, tell
 from fairseq_fixedpoint.files import require_replaceable, written_whole
 from fairseq_fixedpoint.formats import (
@@ -101,6 +101,8 @@ def _parser() -> argparse.ArgumentParser:
     tuner.add_argument("--seed", type=int, default=1, help="of the search's restarts (default: 1)")
     options.add_model_options(tuner)
     tuner.add_argument("--no-progress-bar", action="store_true")
+
+    lattices.add_parser(commands, PROGRAM)
     return parser
 
 
@@ -208,7 +210,7 @@ def _tune(args: argparse.Namespace) -> None:
     before = np.array([first_pass.weights.get(name, 0.0) for name in candidates.names])
     baseline = selected(candidates, before)
 
-    fixed = _given_weights(args)
+    fixed = options.given_weights(args)
     weights = np.array(
         [
             start.weights[name] if name in fixed else old
@@ -268,24 +270,8 @@ def _combinations(
                 f"{args.weights} has no weight for {', '.join(unused)}: tune with this model, or "
                 "give the model the name that it had (--model NAME=CHECKPOINT)."
             )
-    weights |= _given_weights(args)
+    weights |= options.given_weights(args)
     return first_pass, Combination(weights, lenpen if args.lenpen is None else args.lenpen)
-
-
-def _given_weights(args: argparse.Namespace) -> dict[str, float]:
-    """`--weight NAME=W` and `--word-penalty`."""
-    given = {}
-    for argument in args.weight:
-        name, _, value = argument.rpartition("=")
-        try:
-            given[name] = float(value)
-        except ValueError:
-            name = ""
-        if not name:
-            raise RescoringError(f"--weight takes NAME=NUMBER, not {argument!r}.")
-    if args.word_penalty is not None:
-        given[WORDS] = args.word_penalty
-    return given
 
 
 def _references(

@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from fairseq_fixedpoint.formats import FormatError
 from fairseq_fixedpoint.rescoring.errors import RescoringError
@@ -21,7 +21,8 @@ def run(program: str, command: Callable[[], None]) -> int:
     Returns:
         The exit status: 0; 1 after an error, which is printed; 130 after an interruption.
     """
-    logging.getLogger("fairseq").setLevel(logging.WARNING)  # it reports each dictionary it reads
+    for package in ("fairseq", "matplotlib"):  # fairseq sets the root logger to report everything
+        logging.getLogger(package).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="fairseq|hydra|torch")  # of no use to who runs this
     try:
         command()
@@ -78,16 +79,11 @@ class Skipped:
     def mute(self) -> None:
         self.muted = True
 
-    def sentence(self) -> str:
+    def sentence(self, noun: str = "malformed line") -> str:
         """How many there were, to be added to others; nothing if there were none."""
-        return f" {quantity(self.count, 'malformed line')} skipped." if self.count else ""
+        return f" {quantity(self.count, noun)} skipped." if self.count else ""
 
 
 def quantity(count: int, noun: str) -> str:
     """`1 line`, `2,000 lines`."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
-def listed(items: Sequence[str]) -> str:
-    """`a, b and c`."""
-    return " and ".join(filter(None, [", ".join(items[:-1]), *items[-1:]]))

@@ -1,0 +1,414 @@
+"""`fixedpoint-rescore lattice`: lattices with the model's scores, and what is best in them."""
+
+from __future__ import annotations
+
+import io
+import math
+import sys
+from argparse import Namespace
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any, TextIO
+
+from fairseq_fixedpoint.cli import options
+from fairseq_fixedpoint.cli.run import Skipped, quantity, tell
+from fairseq_fixedpoint.files import require_replaceable, written_whole
+from fairseq_fixedpoint.formats import (
+    Lattice,
+    LatticeFormat,
+    lattice_files,
+    lattice_format,
+    read_lattices,
+    read_symbols,
+    stop,
+    write_lattices,
+    write_transcripts,
+)
+from fairseq_fixedpoint.formats.lattices import LATTICE_FORMATS
+from fairseq_fixedpoint.formats.nbest import FormatError, OnError, create
+from fairseq_fixedpoint.rescoring.combination import Combination
+from fairseq_fixedpoint.rescoring.confusion import confusion_network
+from fairseq_fixedpoint.rescoring.confusion import write as write_network
+from fairseq_fixedpoint.rescoring.errors import RescoringError
+from fairseq_fixedpoint.rescoring.jobs import Journal, Processes, groups, results_of
+from fairseq_fixedpoint.rescoring.lattice_plot import SUFFIXES, plot
+from fairseq_fixedpoint.rescoring.lattice_search import best_path, nbest, posteriors
+from fairseq_fixedpoint.rescoring.lattices import LatticeRescorer, RescoredLattice
+from fairseq_fixedpoint.rescoring.ngrams import NgramScorer
+from fairseq_fixedpoint.rescoring.scorer import Scorer
+
+ARCS_A_GROUP = 10_000
+PRUNE_BEAM = 10.0
+MOST_STATES = 200_000
+OF_THE_OUTPUT = {"output", "one_best", "plot"}  # a resumed run may change it
+
+
+def add_parser(commands: Any, program: str) -> None:
+    """Adds the command to those of `fixedpoint-rescore`."""
+    parser = commands.add_parser(
+        "lattice",
+        help="rescore lattices, and take the best from them",
+        description="Rescores HTK SLF or Kaldi CompactLattice text: every arc gets the score that "
+        "its word has after the last K words, on every path through it. Writes the lattice, "
+        "expanded to these histories, in its own format.",
+    )
+    parser.set_defaults(command=partial(_lattice, program), parser=parser)
+    parser.add_argument("input", type=Path, help="a lattice, a folder of them, or a list of files")
+    parser.add_argument(
+        "--format", choices=sorted(LATTICE_FORMATS), help="default: what it looks like"
+    )
+    parser.add_argument(
+        "--symbols", type=Path, metavar="FILE", help="words.txt, for Kaldi's lattices of word ids"
+    )
+    parser.add_argument(
+        "--output", type=Path, required=True, help="the rescored lattices: a file, or a folder"
+    )
+    wanted = parser.add_argument_group("what is wanted beside the lattices")
+    wanted.add_argument(
+        "--one-best", type=Path, metavar="FILE", help="`id<TAB>text`; for kaldi `id text`"
+    )
+    wanted.add_argument(
+        "--nbest",
+        type=Path,
+        metavar="FILE",
+        help="distinct word sequences as an n-best list (tsv), with the lattice's own scores as "
+        "columns, for `tune` and `nbest`",
+    )
+    wanted.add_argument("--nbest-size", type=int, default=100, metavar="N", help="default: 100")
+    wanted.add_argument(
+        "--posteriors", action="store_true", help="of each arc, in the lattice (p=; SLF only)"
+    )
+    wanted.add_argument(
+        "--confusion",
+        type=Path,
+        metavar="FILE",
+        help="confusion networks: `id<TAB>slot<TAB>word<TAB>posterior`",
+    )
+    wanted.add_argument(
+        "--posterior-scale",
+        type=float,
+        default=1.0,
+        metavar="S",
+        help="of the combined scores, for posteriors (default: 1)",
+    )
+    wanted.add_argument(
+        "--plot",
+        type=Path,
+        metavar="FILE",
+        help="a picture (.png, .svg, .pdf) of a small lattice, with its best path before and after",
+    )
+    scores = parser.add_argument_group("combination of the scores")
+    scores.add_argument("--weights", type=Path, metavar="FILE", help="what `tune` wrote")
+    scores.add_argument(
+        "--weight",
+        action="append",
+        default=[],
+        metavar="NAME=W",
+        help="of one score: acoustic, lm, graph, FixedPoint0, ...; may be repeated. Default: those "
+        "in the lattice as its file has it, new ones 1, the lm that they replace 0",
+    )
+    for option, of in (
+        ("--acoustic-scale", "the acoustic score"),
+        ("--lm-scale", "the --model"),
+        ("--old-lm-weight", "the language score in the lattice (lm; for kaldi graph)"),
+        ("--word-penalty", "the number of words"),
+    ):
+        scores.add_argument(option, type=float, metavar="W", help=f"weight of {of}")
+    search = parser.add_argument_group("expansion to histories of K words")
+    search.add_argument(
+        "--prune-beam",
+        default=PRUNE_BEAM,
+        type=_beam,
+        metavar="B",
+        help="after each order, drop arcs whose best path is worse than the best by more than "
+        f"this; `none` drops nothing, which is exact (default: {PRUNE_BEAM:g})",
+    )
+    search.add_argument(
+        "--max-states",
+        type=int,
+        default=MOST_STATES,
+        metavar="N",
+        help="past this, histories on worse paths stay shorter than K words, and are counted "
+        f"(default: {MOST_STATES:,})",
+    )
+    search.add_argument(
+        "--histories",
+        choices=("expand", "merge"),
+        default="expand",
+        help="merge: keep the lattice's own nodes, whose histories are averaged by posterior; "
+        "cheaper, and not exact (default: expand)",
+    )
+    options.add_model_options(parser)
+    options.add_run_options(parser)
+
+
+def _beam(text: str) -> float | None:
+    if text == "none":
+        return None
+    beam = float(text)
+    if not beam >= 0:
+        raise ValueError
+    return beam
+
+
+def _lattice(program: str, args: Namespace) -> None:
+    processes = Processes.joined()
+    symbols = read_symbols(args.symbols) if args.symbols else None
+    form = lattice_format(args.input, args.format, symbols)
+    files = lattice_files(args.input)
+    _check_options(args, form, by_folder=files != [args.input])
+    rescorer = _rescorer(args, form)
+    skipped = Skipped(program)
+    skips = args.on_error == "skip"
+    # Once through the files, so that what is malformed shows before the long part.
+    if processes.is_first:
+        skipped.restart()
+    total, scores = 0, {}
+    for lattice in read_lattices(args.input, form, skipped if skips else stop):
+        total += 1
+        scores |= dict.fromkeys(lattice.scores)
+    if total == 0:
+        raise RescoringError(f"{args.input} has no lattice that can be read.")
+    if args.plot is not None and total != 1:
+        raise RescoringError(f"--plot draws one lattice, and {args.input} has {total}.")
+    read = partial(read_lattices, args.input, form, _passed_over if skips else stop)
+
+    summary = Summary(rescorer)
+    settings = options.settings(Namespace(**vars(args), files=files), OF_THE_OUTPUT)
+    journal = Journal(args.output, settings, args.resume, processes)
+    with results_of(
+        lambda: groups(
+            read(), lambda lattice: len(lattice.words), ARCS_A_GROUP, lambda lattice: lattice.path
+        ),
+        total,
+        partial(_rescored, rescorer=rescorer, form=form, args=args),
+        journal,
+        progress=not args.no_progress_bar and sys.stderr.isatty(),
+    ) as results:
+        if results is None:
+            return
+        with ExitStack() as outputs:
+
+            def created(path: Path | None) -> TextIO | None:
+                if path is None:
+                    return None
+                return outputs.enter_context(create(outputs.enter_context(written_whole(path))))
+
+            lists, networks = created(args.nbest), created(args.confusion)
+            writer = _Written(form, summary, lists, list(scores), networks, skipped)
+            made = outputs.enter_context(written_whole(args.output))
+            write_lattices(writer.lattices(results), writer, args.input, made)
+            if not summary.best:
+                raise RescoringError(f"{args.input} has no lattice that can be rescored.")
+            if args.one_best is not None:
+                best = outputs.enter_context(written_whole(args.one_best))
+                write_transcripts(best, summary.best, form.name)
+            if args.plot is not None:
+                picture = outputs.enter_context(written_whole(args.plot))
+                _draw(picture, next(read()), rescorer)
+    tell(program, f"{summary.sentence()}{skipped.sentence('lattice')}")
+
+
+def _passed_over(error: FormatError) -> None:
+    """What is malformed is told of once, when the files are first read."""
+
+
+def _check_options(args: Namespace, form: LatticeFormat, by_folder: bool) -> None:
+    """Refuses what could not be done or written, before any work is done.
+
+    Args:
+        by_folder: whether the output is a folder.
+    """
+    named: dict[Path, str] = {}
+    for option in ("output", "one_best", "nbest", "confusion", "plot"):
+        path = getattr(args, option)
+        if path is None:
+            continue
+        require_replaceable(path, by_folder=by_folder and option == "output")
+        other = named.setdefault(path.resolve(), option)
+        if other != option:
+            first, second = (f"--{name.replace('_', '-')}" for name in (other, option))
+            raise RescoringError(f"{first} and {second} name one file: they need two.")
+    if args.plot is not None and args.plot.suffix.lower() not in SUFFIXES:
+        raise RescoringError(f"--plot: a picture's name ends in {', '.join(SUFFIXES)}.")
+    if args.posteriors and form.name != "slf":
+        raise RescoringError("--posteriors are for SLF: Kaldi's lattices have no place for them.")
+    if args.nbest_size < 1 or args.max_states < 1:
+        raise RescoringError("--nbest-size and --max-states must be at least 1.")
+    if not 0 < args.posterior_scale < math.inf:
+        raise RescoringError("--posterior-scale must be a positive number.")
+
+
+def _rescorer(args: Namespace, form: LatticeFormat) -> LatticeRescorer:
+    if args.interpolate is not None:
+        raise RescoringError("--interpolate is for n-best lists: give a lattice both as scores.")
+    scorers = options.line_scorers(args)
+    neural = {name: each for name, each in scorers.items() if isinstance(each, Scorer)}
+    if len(neural) != 1:
+        raise RescoringError(f"lattices take one --model, not {len(neural)}.")
+    ((name, model),) = neural.items()
+    weights: dict[str, float] = {}
+    if args.weights is not None:
+        loaded = Combination.load(args.weights)
+        if loaded.lenpen:
+            raise RescoringError(
+                f"{args.weights} normalises by length, which the arcs of a lattice cannot: tune "
+                "without --lenpen."
+            )
+        weights = dict(loaded.weights)
+        if weights.get("score") == 0:
+            del weights["score"]  # the total of a list that came from lattices
+    language = "graph" if form.name == "kaldi" else "lm"
+    weights |= options.given_weights(args)
+    for score, weight in (
+        ("acoustic", args.acoustic_scale),
+        (name, args.lm_scale),
+        (language, args.old_lm_weight),
+    ):
+        if weight is not None:
+            weights[score] = weight
+    return LatticeRescorer(
+        model=model,
+        name=name,
+        ngrams={key: each for key, each in scorers.items() if isinstance(each, NgramScorer)},
+        weights=Combination(weights).weights,
+        beam=args.prune_beam,
+        limit=args.max_states,
+        merges=args.histories == "merge",
+    )
+
+
+def _rescored(
+    lattices: Sequence[Lattice],
+    rescorer: LatticeRescorer,
+    form: LatticeFormat,
+    args: Namespace,
+) -> list[dict[str, Any]]:
+    """What is written of each lattice, or why it cannot be rescored if it may be skipped."""
+    found = []
+    for lattice in lattices:
+        try:
+            found.append(_result(lattice, rescorer(lattice), form, args))
+        except RescoringError as error:
+            if args.on_error != "skip":
+                raise FormatError(lattice.path, lattice.line, str(error)) from error
+            found.append({"trouble": str(error)})
+    return found
+
+
+def _result(
+    lattice: Lattice, rescored: RescoredLattice, form: LatticeFormat, args: Namespace
+) -> dict[str, Any]:
+    graph, made = rescored.graph, rescored.lattice
+    best = best_path(graph)
+    result: dict[str, Any] = {
+        "best": " ".join(best.words),
+        "states": rescored.states,
+        "shortened": rescored.shortened,
+        "words": sum(map(bool, graph.words)),
+        "unknown": rescored.unknown,
+    }
+    if args.nbest is not None:
+        result["nbest"] = [
+            (path.weight, " ".join(path.words), rescored.scores_of(path))
+            for path in nbest(graph, args.nbest_size)
+        ]
+    if args.posteriors or args.confusion is not None:
+        shares = posteriors(graph, args.posterior_scale)
+        if args.confusion is not None:
+            times = made.times[: len(graph.end)] if made.times is not None else None
+            result["network"] = confusion_network(graph, shares, best.arcs, times)
+        if args.posteriors:
+            made = rescored.with_posteriors(shares)
+    text = io.StringIO()
+    form.write(made, text)
+    result["lattice"] = text.getvalue()
+    return result
+
+
+class Summary:
+    """What a run went through."""
+
+    def __init__(self, rescorer: LatticeRescorer):
+        self.rescorer = rescorer
+        self.best: dict[str, str] = {}
+        self.counts = Counter()
+
+    def add(self, lattice: Lattice, result: dict[str, Any]) -> None:
+        self.best[lattice.utterance] = result["best"]
+        self.counts["shortened lattices"] += result["shortened"] > 0
+        for name in ("states", "shortened", "unknown"):
+            self.counts[name] += result[name]
+
+    def sentence(self) -> str:
+        counts = self.counts
+        sentence = (
+            f"{quantity(len(self.best), 'lattice')}, {quantity(counts['states'], 'state')}, "
+            f"{quantity(counts['unknown'], 'arc')} of unknown words"
+        )
+        if counts["shortened"]:
+            sentence += (
+                f"; past --max-states, {counts['shortened']:,} states of "
+                f"{quantity(counts['shortened lattices'], 'lattice')} have histories of fewer than "
+                f"K = {self.rescorer.model.tokens.order} words"
+            )
+        return f"{sentence}."
+
+
+class _Written(LatticeFormat):
+    """Writes lattices as they were when they were rescored, and what else is wanted of them.
+
+    Args:
+        scores: names of the lattices' own scores, which are columns of the lists.
+    """
+
+    def __init__(
+        self,
+        form: LatticeFormat,
+        summary: Summary,
+        lists: TextIO | None,
+        scores: list[str],
+        networks: TextIO | None,
+        skipped: OnError,
+    ):
+        self.name = form.name
+        self._summary, self._lists, self._networks = summary, lists, networks
+        self._scores = scores
+        self._skipped = skipped
+        self._text = ""
+
+    def recognises(self, path: Path) -> bool:
+        raise NotImplementedError
+
+    def read(self, path: Path, on_error: OnError = stop) -> Iterator[Lattice]:
+        raise NotImplementedError
+
+    def write(self, lattice: Lattice, file: TextIO) -> None:
+        file.write(self._text)
+
+    def lattices(self, results: Iterable[tuple[Lattice, dict[str, Any]]]) -> Iterator[Lattice]:
+        """The lattices that could be rescored; what else there is of each is written on the way."""
+        if self._lists is not None:
+            self._lists.write("\t".join(("id", "score", "hypothesis", *self._scores)) + "\n")
+        for lattice, result in results:
+            if "trouble" in result:
+                trouble = FormatError(lattice.path, lattice.line, result["trouble"])
+                self._skipped(trouble)
+                continue
+            self._summary.add(lattice, result)
+            self._text = result["lattice"]
+            if self._lists is not None:
+                for weight, words, own in result["nbest"]:
+                    numbers = "".join(f"\t{own.get(name, 0.0):.10g}" for name in self._scores)
+                    self._lists.write(f"{lattice.utterance}\t{weight:.10g}\t{words}{numbers}\n")
+            if self._networks is not None:
+                write_network(lattice.utterance, result["network"], self._networks)
+            yield lattice
+
+
+def _draw(path: Path, lattice: Lattice, rescorer: LatticeRescorer) -> None:
+    after = rescorer(lattice).graph
+    plot(rescorer.first_pass(lattice), after, path, title=lattice.utterance)
