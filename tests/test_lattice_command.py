@@ -1,0 +1,832 @@
+"""`fixedpoint-rescore lattice`: what it writes, long runs, several processes, bad input."""
+
+from __future__ import annotations
+
+import functools
+import gzip
+import itertools
+import json
+import logging
+import math
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from dataclasses import replace
+from pathlib import Path
+
+import kenlm
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fairseq_fixedpoint.cli import rescore
+from fairseq_fixedpoint.formats import (
+    FORMATS,
+    Lattice,
+    lattice_format,
+    read_lattices,
+    read_transcripts,
+)
+from fairseq_fixedpoint.formats.compact_lattice import CompactLattice
+from fairseq_fixedpoint.formats.slf import Slf
+from fairseq_fixedpoint.rescoring.combination import Combination
+from fairseq_fixedpoint.rescoring.lattices import LatticeRescorer
+from tests.rescoring import log_probabilities, nbest, refused, tune
+from tests.test_lattice_formats import POCKETSPHINX
+from tests.test_lattices import (
+    FORMS,
+    TRIGRAMS,
+    by_acoustic,
+    every_form,
+    lattice_paths,
+    lattices,
+    sausage,
+    text_of,
+    total,
+)
+
+NAMES = ("acoustic", "lm")  # of the scores in SLF here
+EXACT = ("--prune-beam", "none")
+
+
+def lattice(*arguments) -> int:
+    """`fixedpoint-rescore lattice`, in this process; its exit status."""
+    logger = logging.getLogger("fairseq")
+    level = logger.level
+    try:
+        return rescore.main(["lattice", *map(str, arguments)])
+    finally:
+        logger.setLevel(level)  # which the command sets for as long as its process lives
+
+
+@functools.cache
+def scores_of_words(checkpoint: Path, text: str) -> tuple[float, ...]:
+    """By fairseq itself, of each word and of `</s>`."""
+    known = {f"w{number}" for number in range(30)}
+    words = (word if word in known else "<unk>" for word in text.split())
+    return tuple(log_probabilities(checkpoint, " ".join(words)))
+
+
+def store(path: Path, form: str, *content: Lattice) -> Path:
+    """Lattices as a folder of SLF, or an archive of Kaldi."""
+    if form == "kaldi":
+        with path.open("w") as file:
+            for each in content:
+                CompactLattice().write(each, file)
+        return path
+    path.mkdir()
+    for each in content:
+        with (path / f"{each.utterance}.lat").open("w") as file:
+            Slf().write(each, file)
+    return path
+
+
+def read(path: Path, **options) -> dict[str, Lattice]:
+    form = lattice_format(path, **options)
+    return {each.utterance: each for each in read_lattices(path, form)}
+
+
+def read_list(path: Path) -> dict[str, dict[str, float]]:
+    """The texts of an n-best list with their scores, by utterance."""
+    found: dict[str, dict[str, float]] = defaultdict(dict)
+    for hypothesis in FORMATS["tsv"].read(path):
+        assert hypothesis.text not in found[hypothesis.utterance]  # distinct
+        found[hypothesis.utterance][hypothesis.text] = hypothesis.scores["score"]
+    return found
+
+
+def file_of(text: str, path: Path) -> Path:
+    path.write_text(text)
+    return path
+
+
+# Four ways to say something, with a filler, a variant, an unknown word and an empty one.
+SMALL = """\
+VERSION=1.0
+UTTERANCE=u
+lmscale=9.5 acscale=0.5 wdpenalty=-0.25
+N=5 L=6
+I=0 t=0
+I=1 t=0.5
+I=2 t=0.75
+I=3 t=1
+I=4 t=2
+J=0 S=0 E=1 W=w1 a=-1 l=-2
+J=1 S=0 E=2 W=w2 a=-3.5 l=-4
+J=2 S=1 E=2 W=<sil> a=-5 l=-6
+J=3 S=1 E=3 W=w3(2) a=-7 l=-8
+J=4 S=2 E=3 W=nowhere a=-2.25 l=-4
+J=5 S=3 E=4 W=!NULL a=-0.125 l=0
+"""
+SMALL_TEXTS = {"w1 nowhere": (-8.375, 12.0), "w2 nowhere": (-5.875, 8.0), "w1 w3": (-8.125, 10.0)}
+
+
+@pytest.fixture
+def small(tmp_path) -> Path:
+    return file_of(SMALL, tmp_path / "small.lat")
+
+
+def small_totals(checkpoint: Path, acoustic=0.5, lm=0.0, model=1.0, words=-0.25) -> dict:
+    return {
+        text: acoustic * own - lm * old + model * sum(scores_of_words(checkpoint, text)) + 2 * words
+        for text, (own, old) in SMALL_TEXTS.items()
+    }
+
+
+def listed(input_: Path, checkpoint: Path, *options) -> dict[str, dict[str, float]]:
+    """All that a run lists, of each lattice."""
+    with tempfile.TemporaryDirectory() as folder:
+        outputs = ("--output", Path(folder) / "out", "--nbest", Path(folder) / "list")
+        arguments = ("--model", checkpoint, "--nbest-size", 1000, *EXACT, *options)
+        assert lattice(input_, *outputs, *arguments) == 0
+        return read_list(Path(folder) / "list")
+
+
+# What is written
+
+
+@every_form
+@given(data=st.data())
+@settings(max_examples=12, deadline=None)
+def test_every_arc_of_what_is_written_has_the_sequence_s_score(form, models, data):
+    content = [
+        data.draw(lattices(form, NAMES, utterance=f"u{number}"))
+        for number in range(data.draw(st.integers(1, 6)))
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        path = store(Path(folder) / "in", form, *content)
+        output = Path(folder) / "out"
+        arguments = ("--model", models["gru"], "--output", output, *EXACT)
+        assert lattice(path, *arguments, "--word-penalty", -0.5) == 0
+        before, after = read(path, name=form), read(output, name=form)
+    assert list(after) == list(before)
+    for utterance, found in after.items():
+        old, language = before[utterance], "graph" if form == "kaldi" else "lm"
+        known = {by_acoustic(old, *each): each for each in lattice_paths(old)}
+        seen = []
+        for arcs, end in lattice_paths(found):
+            seen.append(by_acoustic(found, arcs, end))
+            old_arcs, old_end = known[seen[-1]]
+            assert [found.words[arc] for arc in arcs[: len(old_arcs)]] == [
+                old.words[arc] for arc in old_arcs
+            ]
+            scores = iter(scores_of_words(models["gru"], text_of(old, old_arcs)))
+            expected = []
+            for arc in old_arcs:
+                is_word = bool(text_of(old, [arc]))
+                expected.append(next(scores) if is_word else 0.0)
+                if form == "kaldi":  # the rest of the graph's score stays, and penalties join it
+                    expected[-1] += old.scores["graph"][arc] - 0.5 * is_word
+            expected.append(next(scores))
+            values = found.scores[language][arcs].tolist()
+            if form == "kaldi":
+                expected[-1] += old.final_scores["graph"][old_end]
+                values.append(found.final_scores["graph"][end])
+            assert values == pytest.approx(expected, abs=1e-4)
+        assert sorted(seen) == sorted(known)
+        assert found.word_penalty == (0.0 if form == "kaldi" else -0.5)
+
+
+@pytest.mark.parametrize("name", ["gru", "elman"])
+def test_outputs_of_a_small_lattice(name, models, small, tmp_path, capsys):
+    outputs = {option: tmp_path / option for option in ("output", "one-best", "nbest", "confusion")}
+    options = [part for option, path in outputs.items() for part in (f"--{option}", path)]
+    assert lattice(small, "--model", models[name], *EXACT, *options, "--posteriors") == 0
+    after = read(outputs["output"])["u"]
+    states = len(after.final)  # with the end that joins all, and without the state before the start
+    said = f"fixedpoint-rescore: 1 lattice, {states} states, 1 arc of unknown words.\n"
+    assert capsys.readouterr().err == said
+
+    expected = small_totals(models[name])
+    found = list(FORMATS["tsv"].read(outputs["nbest"]))
+    best_first = sorted(expected, key=expected.get, reverse=True)
+    assert [hypothesis.text for hypothesis in found] == best_first
+    for hypothesis in found:
+        acoustic, lm = SMALL_TEXTS[hypothesis.text]
+        assert hypothesis.utterance == "u"
+        assert hypothesis.scores == pytest.approx(
+            {"score": expected[hypothesis.text], "acoustic": acoustic, "lm": -lm}, abs=1e-4
+        )
+    assert read_transcripts(outputs["one-best"], "slf") == {"u": best_first[0]}
+
+    every = list(lattice_paths(after))
+    totals = [total(after, after.weights, *path) for path in every]
+    assert {text_of(after, arcs) for arcs, _ in every} == expected.keys()
+    by_text = {text_of(after, arcs): value for (arcs, _), value in zip(every, totals, strict=True)}
+    assert by_text == pytest.approx(expected, abs=1e-4)
+    assert after.weights == {"acoustic": 0.5, "lm": 1.0} and after.word_penalty == -0.25
+
+    shares = np.exp(totals - np.logaddexp.reduce(totals))
+    posteriors = np.zeros(len(after.source))
+    for (arcs, _), share in zip(every, shares, strict=True):
+        posteriors[arcs] += share
+    np.testing.assert_allclose(after.posteriors, posteriors, atol=1e-5)
+    expected_count = defaultdict(float)  # of each word in the sentence
+    for (arcs, _), share in zip(every, shares, strict=True):
+        for word in text_of(after, arcs).split():
+            expected_count[word] += share
+    slots, counts = defaultdict(float), defaultdict(float)
+    for line in outputs["confusion"].read_text().splitlines():
+        utterance, slot, word, posterior = line.split("\t")
+        assert utterance == "u"
+        slots[int(slot)] += float(posterior)
+        counts[word] += float(posterior)
+    assert list(slots.values()) == pytest.approx([1.0] * len(slots), abs=1e-5)
+    counts.pop("<eps>", None)
+    assert dict(counts) == pytest.approx(dict(expected_count), abs=1e-5)
+
+
+def test_a_scale_flattens_the_posteriors(models, small, tmp_path):
+    arguments = ("--model", models["gru"], "--output", tmp_path / "out", *EXACT, "--posteriors")
+    assert lattice(small, *arguments, "--posterior-scale", 1e-6) == 0
+    after = read(tmp_path / "out")["u"]
+    even = sum(1 for _ in lattice_paths(after))
+    first = [
+        share for share, source in zip(after.posteriors, after.source, strict=True) if not source
+    ]
+    assert sum(first) == pytest.approx(1, abs=1e-5)
+    assert [share * even for share in first] == pytest.approx(
+        [round(share * even) for share in first], abs=1e-3
+    )
+
+
+def test_the_combination_is_what_the_options_say(models, small, tmp_path):
+    checkpoint = models["gru"]
+    weights = tmp_path / "weights.json"
+    content = {"score": 0.0, "acoustic": 0.1, "lm": 0.2, "FixedPoint0": 0.3, "words": 0.4}
+    Combination(content).save(weights)
+    tuned = {"acoustic": 0.1, "lm": 0.2, "model": 0.3, "words": 0.4}
+    cases = {
+        (): {},
+        ("--acoustic-scale", 0.05): {"acoustic": 0.05},
+        ("--lm-scale", 2): {"model": 2},
+        ("--old-lm-weight", 0.75): {"lm": 0.75},
+        ("--old-lm-weight", -0.5): {"lm": -0.5},
+        ("--word-penalty", 1.5): {"words": 1.5},
+        ("--weight", "acoustic=2", "--weight", "words=0"): {"acoustic": 2, "words": 0},
+        ("--weights", weights): tuned,
+        ("--weights", weights, "--lm-scale", 1): {**tuned, "model": 1},
+        ("--weights", weights, "--weight", "lm=0"): {**tuned, "lm": 0},
+    }
+    for options, given_ in cases.items():
+        found = listed(small, checkpoint, *options)["u"]
+        assert found == pytest.approx(small_totals(checkpoint, **given_), abs=1e-4)
+
+
+def test_words_are_made_the_model_s(models, tmp_path):
+    path = file_of(SMALL.replace("W=w1", "W=W1"), tmp_path / "upper.lat")
+    penalty = ("--unknown-penalty", 0.75)
+    for options, text, unknown in (((), "W1 nowhere", 2), (("--lowercase",), "w1 nowhere", 1)):
+        found = listed(path, models["gru"], *penalty, *options)["u"]
+        model = sum(scores_of_words(models["gru"], text)) - 0.75 * unknown
+        assert found["W1 nowhere"] == pytest.approx(-8.375 / 2 - 0.5 + model, abs=1e-4)
+
+
+def test_an_ngram_model_beside(models, arpa, small):
+    found = listed(small, models["gru"], "--kenlm", f"N={arpa}", "--weight", "N=0.5")["u"]
+    reference = kenlm.Model(str(arpa))
+    expected = {
+        text: value + 0.5 * math.log(10) * reference.score(text)
+        for text, value in small_totals(models["gru"]).items()
+    }
+    assert found == pytest.approx(expected, abs=1e-4)
+
+
+def test_words_may_stand_on_nodes(models, tmp_path):
+    words = POCKETSPHINX.replace("W=it\t", "W=w1\t").replace("W=read", "W=w2(3)")
+    path = file_of(words, tmp_path / "in")
+    found = listed(path, models["gru"])["in"]
+    before = read(path)["in"]
+    expected: dict[str, float] = {}
+    for each in lattice_paths(before):
+        text = text_of(before, each[0])
+        score = total(before, before.weights, *each) + sum(scores_of_words(models["gru"], text))
+        expected[text] = max(score, expected.get(text, -math.inf))
+    assert expected.keys() == {"w2 w1", "w2 it's", "red w1", "red it's"}
+    assert found == pytest.approx(expected, abs=1e-3)
+
+    assert lattice(path, "--model", models["gru"], *EXACT, "--output", tmp_path / "out") == 0
+    after = read(tmp_path / "out")["in"]
+    totals = [total(after, after.weights, *each) for each in lattice_paths(after)]
+    assert max(totals) == pytest.approx(max(expected.values()), abs=1e-3)
+    links = [line for line in (tmp_path / "out").read_text().splitlines() if line.startswith("J=")]
+    assert links and not any("W=" in link for link in links)
+
+
+def test_a_picture(models, small, tmp_path, capfd):
+    arguments = (small, "--model", models["gru"], "--output", tmp_path / "out", "--plot")
+    trouble = refused(capfd, lattice, *arguments, tmp_path / "picture.bmp")
+    assert "--plot: a picture's name ends in .pdf, .png, .svg" in trouble
+    assert not (tmp_path / "out").exists()
+    pytest.importorskip("matplotlib")
+    assert lattice(*arguments, tmp_path / "picture.png") == 0
+    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+    path = store(tmp_path / "two", "slf", sausage(1, 2, 2, 1.0), sausage(2, 2, 2, 1.0))
+    arguments = (path, *arguments[1:3], "--output", tmp_path / "new", "--plot")
+    trouble = refused(capfd, lattice, *arguments, tmp_path / "new.png")
+    assert f"--plot draws one lattice, and {path} has 2" in trouble
+
+
+def test_files_keep_their_names_and_compression(models, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "b.lat.gz").write_bytes(gzip.compress(SMALL.replace("=u", "=b").encode()))
+    file_of(SMALL.replace("UTTERANCE=u\n", ""), folder / "a.lat")
+    listing = file_of("in/b.lat.gz\nin/a.lat\n", tmp_path / "list")
+    arguments = ("--model", models["gru"], "--output")
+    for path, order in ((folder, ["a", "b"]), (listing, ["b", "a"])):
+        for _ in range(2):  # the second takes the first's place
+            outputs = (tmp_path / "out", "--one-best", tmp_path / "best")
+            assert lattice(path, *arguments, *outputs) == 0
+            names = sorted(file.name for file in (tmp_path / "out").iterdir())
+            assert names == ["a.lat", "b.lat.gz"]
+            assert gzip.decompress((tmp_path / "out" / "b.lat.gz").read_bytes())
+            assert sorted(read(tmp_path / "out")) == ["a", "b"]
+            assert list(read_transcripts(tmp_path / "best", "slf")) == order
+    assert lattice(folder / "a.lat", *arguments, tmp_path / "a.gz") == 0
+    assert (
+        gzip.decompress((tmp_path / "a.gz").read_bytes())
+        == (tmp_path / "out" / "a.lat").read_bytes()
+    )
+
+
+def test_kaldi_s_words_may_be_ids(models, tmp_path):
+    symbols = file_of("<eps> 0\nw1 1\nw2 2\n<sil> 3\n", tmp_path / "words.txt")
+    path = file_of("k-1\n0 1 1 1,2,5\n1 2 3 0,4,\n1 2 2 1,1,\n2 0.5,0,\n\n", tmp_path / "in")
+    outputs = ("--output", tmp_path / "out", "--one-best", tmp_path / "best")
+    arguments = (path, "--symbols", symbols, "--model", models["gru"], *EXACT, *outputs)
+    assert lattice(*arguments) == 0
+    columns = [line.split() for line in (tmp_path / "out").read_text().splitlines()]
+    labels = [arc[2] for arc in columns if len(arc) == 4]
+    assert sorted(labels) == ["1", "2", "3"]
+    totals = {
+        text: own + sum(scores_of_words(models["gru"], text))
+        for text, own in {"w1": -1.5 - 0.6, "w1 w2": -2.5 - 0.3}.items()
+    }
+    best = max(totals, key=totals.get)
+    assert (tmp_path / "best").read_text() == f"k-1 {best}\n"
+
+
+# Against n-best lists
+
+
+HYPOTHESES = ["w1 w2 w3", "w9 w1", "", "w10 nowhere w4", "w3 w24 w21"]
+
+
+def of_list(texts: list[str]) -> Lattice:
+    """A lattice whose paths are the hypotheses of a list, with their scores on the first arc."""
+    arcs, nodes = [], 1 + sum(max(0, len(text.split()) - 1) for text in texts)
+    free = itertools.count(1)
+    for number, text in enumerate(texts):
+        words, source = text.split() or [""], 0
+        for place, word in enumerate(words):
+            target = nodes if place == len(words) - 1 else next(free)
+            arcs.append((source, target, word, -(number + 1.0) if place == 0 else 0.0))
+            source = target
+    arcs.sort(key=lambda arc: arc[0])
+    source, target, words, scores = zip(*arcs, strict=True)
+    return Lattice(
+        utterance="u",
+        path=Path("file"),
+        line=1,
+        source=np.array(source),
+        target=np.array(target),
+        words=list(words),
+        scores={"acoustic": np.array(scores)},
+        final=np.arange(nodes + 1) == nodes,
+        weights={"acoustic": 0.5},
+    )
+
+
+def test_a_lattice_made_of_a_list_gives_the_list_s_result(models, arpa, tmp_path):
+    path = store(tmp_path / "in", "slf", of_list(HYPOTHESES))
+    rows = (f"u\t{-0.5 * (number + 1)}\t{text}\n" for number, text in enumerate(HYPOTHESES))
+    as_list = file_of("".join(rows), tmp_path / "list")
+    options = ("--kenlm", arpa, "--weight", "KenLM0=0.25", "--word-penalty", -0.5)
+    arguments = ("--model", models["elman"], *options)
+    outputs = ("--output", tmp_path / "rescored", "--one-best", tmp_path / "best")
+    assert nbest(as_list, *arguments, *outputs) == 0
+    found = listed(path, models["elman"], *options, "--one-best", tmp_path / "lattice's best")
+    assert found["u"] == pytest.approx(read_list(tmp_path / "rescored")["u"], abs=1e-4)
+    assert read_transcripts(tmp_path / "best", "tsv") == read_transcripts(
+        tmp_path / "lattice's best", "slf"
+    )
+
+
+@pytest.mark.parametrize("form", sorted(FORMS))
+def test_the_list_of_a_lattice_is_rescored_and_tuned_to_the_same(form, models, tmp_path):
+    """Where each text has one path, so that what is best in it does not depend on weights."""
+    language = "graph" if form == "kaldi" else "lm"
+    content = []
+    for number in range(4):
+        made = sausage(number, slots=4, words=2, spread=1.0)
+        # Each word once, so that no two paths say the same.
+        made = replace(
+            made,
+            words=[f"w{(7 * arc + number) % 30}" for arc in range(len(made.words))],
+            scores={
+                **made.scores,
+                language: np.random.default_rng(number).normal(size=len(made.words)),
+            },
+            weights={"acoustic": 0.1, language: 1.0},
+        )
+        if form == "kaldi":
+            ends = {name: np.where(made.final, -number - 1.0, 0.0) for name in made.scores}
+            made = replace(made, final_scores=ends)
+        content.append(made)
+    path = store(tmp_path / "in", form, *content)
+    first, model = tmp_path / "list", ("--model", models["gru"])
+    arguments = (path, *model, *EXACT, "--output", tmp_path / "out", "--nbest", first)
+    assert lattice(*arguments) == 0
+
+    references = "".join(f"{u}\t{list(texts)[5]}\n" for u, texts in read_list(first).items())
+    file_of(references, tmp_path / "references")
+    weights = tmp_path / "weights.json"
+    tuning = ("--references", tmp_path / "references", "--metric", "wer", "--output", weights)
+    assert tune(first, *model, "--weight", "score=0", *tuning) == 0
+    tuned = Combination.load(weights).weights
+    assert tuned.keys() >= {"score", "acoustic", language, "FixedPoint0", "words"}
+
+    rescored, best = tmp_path / "rescored", tmp_path / "best"
+    outputs = ("--output", rescored, "--one-best", best)
+    assert nbest(first, *model, "--weights", weights, *outputs) == 0
+    found = listed(path, models["gru"], "--weights", weights, "--one-best", tmp_path / "own")
+    expected = read_list(rescored)
+    assert found.keys() == expected.keys()
+    for utterance, texts in expected.items():
+        assert len(texts) == 16
+        assert found[utterance] == pytest.approx(texts, abs=1e-3)
+    report = json.loads(weights.read_text())["report"]
+    errors = read_transcripts(tmp_path / "own", form)
+    wrong = sum(
+        text.split() != errors[u].split()
+        for u, text in read_transcripts(tmp_path / "references", "tsv").items()
+    )
+    assert (wrong == 0) == (report["tuned"]["value"] == 0)
+
+
+def test_lattices_with_other_scores_share_a_list(models, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    file_of(SMALL.replace("=u", "=a"), folder / "a.lat")
+    without = "\n".join(line.partition(" l=")[0] for line in SMALL.replace("=u", "=b").splitlines())
+    file_of(without + "\n", folder / "b.lat")
+    outputs = ("--output", tmp_path / "out", "--nbest", tmp_path / "list")
+    assert lattice(folder, "--model", models["gru"], *EXACT, *outputs) == 0
+    found = list(FORMATS["tsv"].read(tmp_path / "list"))
+    assert {hypothesis.utterance for hypothesis in found} == {"a", "b"}
+    for hypothesis in found:
+        acoustic, lm = SMALL_TEXTS[hypothesis.text]
+        assert hypothesis.scores["acoustic"] == acoustic
+        assert hypothesis.scores["lm"] == (-lm if hypothesis.utterance == "a" else 0)
+
+
+@every_form
+def test_openfst_finds_the_same_paths(form, models, tmp_path):
+    kaldifst = pytest.importorskip("kaldifst")
+    content = [replace(sausage(seed, 3, 3, 1.0), weights={"acoustic": 1.0}) for seed in range(3)]
+    if form == "kaldi":
+        content = [
+            replace(
+                made,
+                scores={**made.scores, "graph": np.zeros(9)},
+                final_scores={name: np.zeros(4) for name in ("graph", "acoustic")},
+            )
+            for made in content
+        ]
+    path, output = store(tmp_path / "in", form, *content), tmp_path / "out"
+    outputs = ("--output", output, "--nbest", tmp_path / "list")
+    scale = ("--acoustic-scale", 1)
+    assert lattice(path, "--model", models["gru"], *EXACT, *scale, *outputs) == 0
+    best = {
+        utterance: max(texts.values()) for utterance, texts in read_list(tmp_path / "list").items()
+    }
+    for utterance, found in read(output, name=form).items():
+        weights = dict.fromkeys(found.scores, 1.0)
+        fst = kaldifst.StdVectorFst()
+        for _ in found.final:
+            fst.add_state()
+        fst.start = 0
+        for state in np.flatnonzero(found.final).tolist():
+            own = sum(values[state] for values in found.final_scores.values())
+            fst.set_final(state, -float(own))
+        for arc, (source, target) in enumerate(zip(found.source, found.target, strict=True)):
+            cost = -sum(weights[name] * values[arc] for name, values in found.scores.items())
+            fst.add_arc(int(source), kaldifst.StdArc(1, 1, float(cost), int(target)))
+        linear = kaldifst.convert_nbest_to_vector(kaldifst.shortest_path(fst, n=1000))
+        costs = [kaldifst.get_linear_symbol_sequence(each)[3].value for each in linear]
+        assert len(costs) == 3**3
+        assert -min(costs) == pytest.approx(best[utterance], abs=1e-3)
+
+
+# Approximations
+
+
+def test_states_past_the_limit_are_counted(models, tmp_path, capsys):
+    path = store(tmp_path / "in", "slf", *(sausage(seed, 6, 3, 1.0) for seed in range(2)))
+    arguments = (path, "--model", models["gru"], *EXACT, "--output", tmp_path / "out")
+    assert lattice(*arguments) == 0
+    assert "--max-states" not in capsys.readouterr().err
+    assert lattice(*arguments, "--max-states", 20) == 0
+    said = capsys.readouterr().err
+    assert "; past --max-states, " in said
+    assert "states of 2 lattices have histories of fewer than K = 4 words.\n" in said
+
+
+def test_merged_histories(models, tmp_path):
+    """One path has the sequence's score; more keep their arcs, and get one to the end."""
+    single = sausage(1, slots=7, words=1, spread=1.0)
+    path = store(tmp_path / "in", "slf", single, sausage(2, 6, 3, 1.0))
+    arguments = (path, "--model", models["gru"], "--output")
+    merged, exact = tmp_path / "merged", tmp_path / "exact"
+    assert lattice(*arguments, merged, "--histories", "merge") == 0
+    assert lattice(*arguments, exact, *EXACT) == 0
+    merged, exact = read(merged), read(exact)
+    np.testing.assert_allclose(merged["u1"].scores["lm"], exact["u1"].scores["lm"], atol=1e-4)
+    assert len(merged["u2"].source) == 6 * 3 + 1
+    assert len(exact["u2"].source) > 100
+    assert not np.isnan(merged["u2"].scores["lm"]).any()
+
+
+# Long runs
+
+
+ARCS = 4000  # of a lattice; three reach the size of a group
+LARGE_GROUPS = 3
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory) -> Path:
+    """A folder of lattices that make several groups."""
+    folder = tmp_path_factory.mktemp("lattices") / "in"
+    made = (sausage(seed, ARCS // 8, 8, 4.0) for seed in range(3 * LARGE_GROUPS))
+    return store(folder, "slf", *made)
+
+
+def command(*arguments) -> list[str]:
+    return [str(part) for part in ("-m", "fairseq_fixedpoint.cli.rescore", "lattice", *arguments)]
+
+
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
+OUTPUTS = ("output", "one-best", "nbest", "confusion")
+
+
+def into(folder: Path) -> list:
+    """Options that write all there is to a folder."""
+    return [part for name in OUTPUTS for part in (f"--{name}", folder / name)]
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {
+        path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def whole(large, models, tmp_path_factory) -> Path:
+    """What one run makes of it."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert lattice(large, *of_large(models), *into(folder)) == 0
+    return folder
+
+
+def of_large(models) -> tuple:
+    return ("--model", models["gru"], "--prune-beam", 2, "--nbest-size", 2)
+
+
+def test_a_killed_run_goes_on_where_it_stopped(models, large, whole, tmp_path, capfd):
+    output = tmp_path / "output"
+    output.mkdir()
+    (output / "u0.lat").write_text("before")
+    arguments = (large, *of_large(models), *into(tmp_path))
+    journal = tmp_path / "output.partial" / "results.0.jsonl"
+    with subprocess.Popen([sys.executable, *command(*arguments)], env=ONE_THREAD) as process:
+        while process.poll() is None and not (journal.exists() and b"\n" in journal.read_bytes()):
+            time.sleep(0.01)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    assert contents(output) == {Path("u0.lat"): b"before"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["output", "output.partial"]
+
+    trouble = refused(capfd, lattice, *arguments, "--resume", "--unknown-penalty", 1)
+    assert "differs in unknown_penalty" in trouble
+    done = journal.read_bytes().count(b"\n")
+    rescored = []
+    genuine = LatticeRescorer.__call__
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            LatticeRescorer,
+            "__call__",
+            lambda self, each: rescored.append(1) or genuine(self, each),
+        )
+        assert lattice(*arguments, "--resume") == 0
+    assert done >= 1
+    assert len(rescored) == 3 * (LARGE_GROUPS - done)
+    assert contents(tmp_path) == contents(whole)
+
+
+def test_two_processes_write_what_one_does(models, large, whole, tmp_path):
+    many = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    done = subprocess.run(
+        [sys.executable, *many, *command(large, *of_large(models), *into(tmp_path))],
+        env=ONE_THREAD,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("fixedpoint-rescore:") == 1
+    assert contents(tmp_path) == contents(whole)
+
+
+def stopped(arguments, monkeypatch) -> None:
+    """A run that is interrupted before its first lattice is rescored."""
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LatticeRescorer, "__call__", interrupt)
+        assert lattice(*arguments) == 130
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "list"])
+def test_lattices_that_have_changed_are_not_resumed(kind, models, tmp_path, capfd, monkeypatch):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    file = file_of(SMALL, folder / "a.lat")
+    path = {"file": file, "folder": folder, "list": tmp_path / "list"}[kind]
+    if kind == "list":
+        path.write_text("in/a.lat\n")
+    arguments = (path, "--model", models["gru"], "--output", tmp_path / "out")
+    stopped(arguments, monkeypatch)
+    file.write_text(SMALL.replace("w2", "w20"))
+    assert "cannot be resumed" in refused(capfd, lattice, *arguments, "--resume")
+
+
+def test_a_resumed_run_may_name_other_places(models, small, tmp_path, monkeypatch):
+    arguments = (small, "--model", models["gru"], "--output", tmp_path / "out")
+    stopped(arguments, monkeypatch)
+    assert lattice(*arguments, "--resume", "--one-best", tmp_path / "best") == 0
+    assert (tmp_path / "best").read_text()
+
+
+# Bad input
+
+
+BAD_SLF = {
+    "cycle": (("J=3 S=1 E=3", "J=3 S=1 E=0"), "line 5: node 0 can be reached from itself"),
+    "dangling link": (("J=4 S=2 E=3", "J=4 S=2 E=9"), "line 14: link 4 leads to node 9"),
+    "not a number": (("a=-7", "a=nan"), "line 13: a= of link 3 must be a"),
+    "no acoustic scores": ((" a=", " x="), "line 1: the lattice has no score acoustic"),
+    "two tokens": (("W=w2", 'W="w2 w3"'), "line 1: the word 'w2 w3' is 2 tokens"),
+}
+
+
+@pytest.fixture
+def mixed(tmp_path) -> Path:
+    """A folder of good lattices and of one of each bad kind."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in ("first", "last"):
+        file_of(SMALL.replace("=u", f"={name}"), folder / f"{name}.lat")
+    for name, (change, _) in BAD_SLF.items():
+        file_of(SMALL.replace("=u", f"={name[:3]}").replace(*change), folder / f"{name}.lat")
+    compressed = gzip.compress(SMALL.encode())
+    (folder / "cut.lat.gz").write_bytes(compressed[: len(compressed) // 2])
+    return folder
+
+
+def test_bad_lattices_are_left_out_and_counted(models, mixed, tmp_path, capsys):
+    options = ("--acoustic-scale", 0.5, "--on-error", "skip", *into(tmp_path))
+    assert lattice(mixed, "--model", models["gru"], *EXACT, *options) == 0
+    said = capsys.readouterr().err.splitlines()
+    assert all(line.startswith("fixedpoint-rescore: ") for line in said)
+    skipped = [line for line in said if ": skipped: " in line and str(mixed) in line]
+    assert len(skipped) == 5 and len(said) == 7  # the sixth is only counted
+    assert said[-1].startswith("fixedpoint-rescore: 2 lattices, ")
+    assert said[-1].endswith(" 6 lattices skipped.")
+    assert sorted(file.name for file in (tmp_path / "output").iterdir()) == [
+        "first.lat",
+        "last.lat",
+    ]
+    assert list(read_transcripts(tmp_path / "one-best", "slf")) == ["first", "last"]
+    expected = small_totals(models["gru"])
+    found = read_list(tmp_path / "nbest")
+    assert found.keys() == {"first", "last"}
+    for texts in found.values():
+        assert texts == pytest.approx(expected, abs=1e-4)
+    assert not (tmp_path / "output.partial").exists()
+
+
+@pytest.mark.parametrize("name", [*BAD_SLF, "cut"])
+@pytest.mark.parametrize("choice", ["stop", "skip"])
+def test_a_bad_lattice_is_named_and_nothing_written(name, choice, models, mixed, tmp_path, capfd):
+    """Whether errors stop or not: here nothing is left to be written."""
+    file = mixed / (f"{name}.lat.gz" if name == "cut" else f"{name}.lat")
+    output = file_of("before", tmp_path / "out")
+    arguments = (
+        file, "--format", "slf", "--model", models["gru"], "--acoustic-scale", 1,
+        "--output", output, "--one-best", tmp_path / "best", "--on-error", choice,
+    )  # fmt: skip
+    trouble = f"{file}, {BAD_SLF[name][1]}" if name != "cut" else f"{file}"
+    if choice == "stop":
+        assert trouble in refused(capfd, lattice, *arguments)
+    else:
+        assert lattice(*arguments) == 1
+        skipped, error = capfd.readouterr().err.splitlines()
+        assert skipped.startswith(f"fixedpoint-rescore: skipped: {trouble}")
+        assert error.startswith(f"fixedpoint-rescore: error: {file} has no lattice that can be re")
+    assert output.read_text() == "before"
+    assert not (tmp_path / "best").exists()
+
+
+def test_a_bad_lattice_of_an_archive(models, tmp_path, capsys):
+    path = file_of(
+        "a\n0 1 w1 1,1,\n1\n\nb\n0 1 w1 1,1,\n1 0 w1 1,1,\n1\n\nc\n0 1 w2 1,1,\n1\n\n",
+        tmp_path / "in",
+    )
+    arguments = (path, "--model", models["gru"], "--output", tmp_path / "out")
+    assert lattice(*arguments, "--on-error", "skip") == 0
+    said = capsys.readouterr().err
+    assert said.count(f"skipped: {path}, line ") == 1 and said.endswith(" 1 lattice skipped.\n")
+    assert list(read(tmp_path / "out")) == ["a", "c"]
+
+
+def test_what_is_no_lattice(models, tmp_path, capfd):
+    path = tmp_path / "in"
+    arguments = (path, "--model", models["gru"], "--output", tmp_path / "out")
+    assert f"{path}: cannot be read" in refused(capfd, lattice, *arguments)
+    file_of("hello\n", path)
+    assert f"{path}: looks like no lattice" in refused(capfd, lattice, *arguments)
+    path.unlink()
+    path.mkdir()
+    assert f"{path}: has no files" in refused(capfd, lattice, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("options", "trouble"),
+    [
+        (("--model", "gru", "--iterations", 0), "of some order K"),
+        (("--model", "lstm"), "of some order K"),
+        (("--model", "gru", "--model", "elman"), "one --model, not 2"),
+        (("--kenlm", "arpa"), "one --model, not 0"),
+        (("--model", "gru", "--iterations", 1, "--kenlm", "trigrams"), "order 2 at most"),
+        (("--model", "gru", "--kenlm", "arpa", "--histories", "merge"), "takes no n-gram model"),
+        (("--model", "gru", "--kenlm", "arpa", "--interpolate", 0.5), "--interpolate is for"),
+        (("--model", "gru", "--bpe", "characters"), "--bpe cannot be used"),
+        (("--model", "acoustic=gru"), "has a score acoustic of its own"),
+        (("--model", "gru", "--weight", "graph=1"), "line 1: the lattice has no score graph"),
+        (("--model", "gru", "--weight", "lm=nan"), "weight of lm must be a finite number"),
+        (("--model", "gru", "--acoustic-scale", "inf"), "weight of acoustic must be a finite"),
+        (("--model", "gru", "--acoustic-scale", "1e308"), "line 1: no path leads"),
+        (("--model", "gru", "--weights", "lenpen"), "normalises by length"),
+        (("--model", "gru", "--nbest-size", 0), "must be at least 1"),
+        (("--model", "gru", "--max-states", 0), "must be at least 1"),
+        (("--model", "gru", "--posterior-scale", 0), "--posterior-scale must be a positive"),
+        (("--model", "gru", "--format", "kaldi", "--posteriors"), "--posteriors are for SLF"),
+        (("--model", "gru", "--one-best", "out"), "--output and --one-best name one file"),
+        (("--model", "gru", "--nbest", "x", "--confusion", "x"), "--nbest and --confusion name"),
+        (("--model", "gru", "--output", "/dev/null"), "no ordinary file"),
+        (("--model", "gru", "--nbest", "/dev/full"), "no ordinary file"),
+        (("--model", "gru", "--symbols", "nowhere"), "nowhere: cannot be read"),
+    ],
+    ids=str,
+)
+def test_options_that_cannot_be_honoured(
+    models, arpa, small, tmp_path, capfd, monkeypatch, options, trouble
+):
+    monkeypatch.chdir(tmp_path)
+    file_of("before", tmp_path / "out")
+    Combination({"acoustic": 1.0}, lenpen=1.0).save(tmp_path / "lenpen")
+    file_of(TRIGRAMS, tmp_path / "trigrams")
+
+    def expanded(option):
+        name, mark, path = str(option).rpartition("=")
+        return f"{name}{mark}{ {**models, 'arpa': arpa}.get(path, path) }"
+
+    arguments = ("--output", "out", *map(expanded, options))
+    assert trouble in refused(capfd, lattice, "small.lat", *arguments)
+    assert (tmp_path / "out").read_text() == "before"
+    left = {item.name for item in tmp_path.iterdir()} - {"out.partial"}
+    assert left == {"small.lat", "out", "lenpen", "trigrams"}
+
+
+@pytest.mark.parametrize("beam", ["-1", "nan", "wide"])
+def test_a_beam_is_a_number_or_none(beam, models, small, tmp_path, capsys):
+    arguments = (small, "--model", models["gru"], "--output", tmp_path / "out")
+    with pytest.raises(SystemExit):
+        lattice(*arguments, f"--prune-beam={beam}")
+    assert "--prune-beam" in capsys.readouterr().err
+
+
+def test_a_lattice_may_take_its_own_place(models, small, tmp_path):
+    arguments = (small, "--model", models["gru"], "--output")
+    assert lattice(*arguments, tmp_path / "out") == 0
+    assert lattice(*arguments, small) == 0
+    assert small.read_bytes() == (tmp_path / "out").read_bytes()
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["out", "small.lat"]
