@@ -175,16 +175,14 @@ def reading(trusted: bool) -> Iterator[None]:
         trusted: load whatever the file holds, running the code that it asks for; else only tensors,
             plain values and the classes that fairseq stores.
     """
-    switch = f"TORCH_FORCE_{'NO_' if trusted else ''}WEIGHTS_ONLY_LOAD"
-    before = os.environ.get(switch)
-    os.environ[switch] = "1"
+    switches = ("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD")
+    before = {switch: os.environ.pop(switch, None) for switch in switches}  # both are refused
+    os.environ[switches[trusted]] = "1"
     try:
         yield
     finally:
-        if before is None:
-            del os.environ[switch]
-        else:
-            os.environ[switch] = before
+        del os.environ[switches[trusted]]
+        os.environ.update({name: value for name, value in before.items() if value is not None})
 
 
 def _protection_is_default() -> bool:

@@ -18,10 +18,13 @@ def require_replaceable(path: Path, by_folder: bool = False) -> None:
         by_folder: whether a folder is to be written there rather than a file.
 
     Raises:
-        OSError: if it is no name of its own, or something of another kind is there: a device, too.
+        OSError: if it is no name of its own, its folder is not there, or something of another kind
+            is: a device, too.
     """
     if path.name in {"", ".."}:
         raise OSError(errno.EINVAL, "is no name for what is written", str(path))
+    if not path.parent.is_dir():
+        raise OSError(errno.ENOENT, "its folder is not there; make it first", str(path))
     if path.exists() and not (path.is_dir() if by_folder else path.is_file()):
         kind = "folder" if by_folder else "ordinary file"
         raise OSError(errno.EEXIST, f"is there and no {kind}; give another name", str(path))

@@ -79,16 +79,18 @@ def nbest_list(words: list[str], by_rank: list[str], rank: dict[str, int], size:
     chooser = random.Random(f"{seed} {' '.join(words)}")
     best: list[tuple[float, tuple[str, ...]]] = [(0.0, ())]
     for word in words:
-        options = [(0.0, word)]
+        options = {word: 0.0}
         if word in rank and chooser.random() < CONFUSED:
             near = rank[word] + np.array([chooser.randint(-20, 20) for _ in range(ALTERNATIVES)])
-            options += [
-                (chooser.expovariate(0.5), by_rank[int(place)])
-                for place in near.clip(0, len(by_rank) - 1)
-            ]
-        extended = ((cost + more, (*said, word)) for cost, said in best for more, word in options)
-        best = heapq.nsmallest(2 * size, extended)  # some words are their own alternative
-    return list(dict.fromkeys(" ".join(said) for _, said in best))[:size]
+            for place in near.clip(0, len(by_rank) - 1):
+                other, cost = by_rank[int(place)], chooser.expovariate(0.5)
+                options[other] = min(cost, options.get(other, cost))
+        # Sequences of other words at one place are other sequences, so none comes twice.
+        best = heapq.nsmallest(
+            size,
+            ((cost + more, (*said, word)) for cost, said in best for word, more in options.items()),
+        )
+    return [" ".join(said) for _, said in best]
 
 
 def model_of(args: argparse.Namespace) -> tuple[FixedPointLanguageModel, Dictionary]:
@@ -225,7 +227,7 @@ def measure(args: argparse.Namespace) -> dict:
         for text in nbest_list(words, by_rank, rank, args.hypotheses, args.seed)
     ]
     part = random.Random(args.seed).sample(texts, min(args.part, len(texts)))
-    few = part[: args.part // 8]
+    few = part[: max(1, args.part // 8)]
 
     def sequences(lines: Sequence[str]) -> list[list[int]]:
         eos = dictionary.eos()

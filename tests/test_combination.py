@@ -40,6 +40,12 @@ def test_a_missing_score_is_told_and_a_sparse_one_is_0():
         Combination({"LM0": 1.0}).total(hypothesis(score=1.0), {})
 
 
+def test_a_score_that_weighs_nothing_may_be_missing_and_none_is_called_words():
+    assert Combination({"score": 2.0, "LM0": 0.0}).total(hypothesis(score=1.0), {}) == 2
+    with pytest.raises(RescoringError, match="a score cannot be named words"):
+        Combination({"score": 1.0}).total(hypothesis(score=1.0, words=3.0), {})
+
+
 def test_weights_come_back_from_their_file(tmp_path):
     path = tmp_path / "weights.json"
     combination = Combination({"a": 1.0, "lenpen": 1 / 3, "é": -2e-9}, 0.5)

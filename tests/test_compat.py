@@ -289,3 +289,16 @@ def test_checkpoint_reaches_the_other_process(checkpoint, tmp_path):
     for output in outputs:
         assert f"{DictConfig.__name__} 0.1 [0.5, 0.25]" in output
         assert "[[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]" in output
+
+
+@pytest.mark.parametrize("switch", ["", "NO_"])
+@pytest.mark.parametrize("trusted", [False, True])
+def test_reading_decides_whatever_the_environment_says(monkeypatch, switch, trusted):
+    """PyTorch refuses to read at all where both of its switches are set."""
+    name = f"TORCH_FORCE_{switch}WEIGHTS_ONLY_LOAD"
+    monkeypatch.setenv(name, "1")
+    with compat.reading(trusted):
+        forced = {each for each in os.environ if each.endswith("WEIGHTS_ONLY_LOAD")}
+        assert forced == {f"TORCH_FORCE_{'NO_' if trusted else ''}WEIGHTS_ONLY_LOAD"}
+    assert os.environ[name] == "1"
+    assert sum(each.endswith("WEIGHTS_ONLY_LOAD") for each in os.environ) == 1

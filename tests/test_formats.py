@@ -448,7 +448,7 @@ def test_default_weights_rank_by_what_the_list_already_says(name):
 
     if name == "kaldi":
         everything = weights("acoustic", "nolm", "withlm", "lmonly")
-        assert everything == {"acoustic": 0.1, "nolm": 1, "withlm": 0, "lmonly": 0}
+        assert everything == {"acoustic": 0.1, "nolm": 1, "withlm": 0, "lmonly": 1}
         assert weights("acoustic", "withlm") == {"acoustic": 0.1, "withlm": 1}
     elif name == "srilm":
         assert weights("acoustic", "lm") == {"acoustic": 1, "lm": 1}

@@ -174,6 +174,17 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
     assert (tmp_path / "out.partial" / "thesis").read_text() == "mine"
 
 
+def test_results_are_not_given_to_other_items(tmp_path):
+    """As many items as were scored, but in another order."""
+    orders = iter([[1, 2], [2, 1]])
+    journal = Journal(tmp_path / "out", SETTING, False, Processes())
+    with (
+        pytest.raises(RescoringError, match="the input has changed"),
+        results_of(lambda: iter([next(orders)]), 2, squares, journal, False) as results,
+    ):
+        list(results)
+
+
 @pytest.mark.parametrize("count", [2, 3])
 def test_processes_share_the_groups(tmp_path, count):
     items = list(range(20))

@@ -246,6 +246,22 @@ def test_scores_of_the_list_are_combined_anew_without_a_model(tmp_path):
     assert tune(tmp_path / "list", "--metric", "wer", *weights) == 0
 
 
+def test_previous_context_wants_an_utterance_in_one_place(models, tmp_path, capfd):
+    (tmp_path / "list").write_text("a\t-1\tw1\nb\t-1\tw2\na\t-2\tw3\n")
+    options = ("--model", models["gru"], "--output", tmp_path / "out", "--previous-context")
+    trouble = refused(capfd, nbest, tmp_path / "list", *options)
+    assert "line 3: utterance a is in two places" in trouble
+
+
+def test_tuning_leaves_malformed_lines_out_on_request(models, tmp_path, capsys):
+    (tmp_path / "list").write_text("a\t-1\tw1\na\tx\tw2\na\t-2\tw3\n")
+    (tmp_path / "references").write_text("a\tw3\n")
+    options = ("--references", tmp_path / "references", "--output", tmp_path / "weights")
+    options += ("--metric", "wer", "--on-error", "skip", "--model", models["gru"])
+    assert tune(tmp_path / "list", *options) == 0
+    assert "1 malformed line skipped" in capsys.readouterr().err
+
+
 def test_the_first_of_equal_hypotheses_is_the_best(models, tmp_path):
     entries = [Entry("1", text, -1, 0) for text in ("w2", "w1 w3", "", "w4")]
     KINDS["tsv"][0](tmp_path, entries)
@@ -603,7 +619,7 @@ def test_a_list_without_hypotheses(models, tmp_path, capsys):
         (("--model", "gru", "--weight", "LM9=1"), "list, line 2: the hypothesis has no score LM9"),
         (("--model", "gru", "--weights", "nowhere"), "nowhere: No such file"),
         (("--model", "gru", "--weights", "list"), "list is not JSON"),
-        (("--model", "score=gru"), "the list already has a score named score"),
+        (("--model", "score=gru"), "a model cannot have the name score"),
         (("--model", "words=gru"), "a model cannot have the name words"),
         (("--model", "A=gru", "--model", "A=lstm"), "two models have the name A"),
         (("--model", "lstm", "--previous-context"), "has no limit of context"),
@@ -619,7 +635,7 @@ def test_a_list_without_hypotheses(models, tmp_path, capsys):
         (("--model", "gru", "--one-best", "."), "is no name"),
         (("--model", "gru", "--one-best", "/dev/null"), "no ordinary file"),
         (("--model", "gru", "--output", "/dev/full"), "no ordinary file"),
-        (("--model", "gru", "--output", "list/out"), "list/out.partial: Not a directory"),
+        (("--model", "gru", "--output", "list/out"), "list/out: its folder is not there"),
         (("--model", "gru", "--output", ".."), "is no name"),
     ],
     ids=str,

@@ -299,7 +299,7 @@ def test_empty_text(models, tmp_path, capsys):
         (("--model", "gru", "--resume"), "need a file to read and --output"),
         (("--model", "gru", "--output", "."), "is no name"),
         (("--model", "gru", "--output", "/dev/null"), "/dev/null: is there and no ordinary file"),
-        (("--model", "gru", "--output", "text/out"), "text/out.partial: Not a directory"),
+        (("--model", "gru", "--output", "text/out"), "text/out: its folder is not there"),
     ],
     ids=str,
 )

@@ -178,7 +178,13 @@ def _lattice(program: str, args: Namespace) -> None:
 
     summary = Summary(rescorer)
     settings = options.settings(Namespace(**vars(args), files=files), OF_THE_OUTPUT)
-    journal = Journal(args.output, settings, args.resume, processes)
+    journal = Journal(
+        args.output,
+        settings,
+        args.resume,
+        processes,
+        identify=lambda lattice: f"{lattice.utterance}\t{' '.join(lattice.words)}",
+    )
     with results_of(
         lambda: groups(
             read(), lambda lattice: len(lattice.words), ARCS_A_GROUP, lambda lattice: lattice.path

@@ -21,6 +21,7 @@ from fairseq_fixedpoint.rescoring.ngrams import InterpolatedScorer, NgramScorer
 from fairseq_fixedpoint.rescoring.scorer import Scorer
 from fairseq_fixedpoint.rescoring.token_scorers import WindowScorer
 
+RESERVED = {WORDS, "id", "score", "hypothesis", "text", "total"}
 NAMED_PATH = re.compile(r"([A-Za-z][A-Za-z0-9.-]*)=(.+)")
 SPLITTERS = ("tokenizer", "bpe")
 
@@ -103,18 +104,23 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 def add_run_options(parser: argparse.ArgumentParser) -> None:
     """Options of long runs."""
     runs = parser.add_argument_group("long runs")
-    runs.add_argument(
-        "--on-error",
-        choices=("stop", "skip"),
-        default="stop",
-        help="at a malformed line stop, or leave it out and count it (default: stop)",
-    )
+    add_error_option(runs)
     runs.add_argument(
         "--resume",
         action="store_true",
         help="go on with what a run that was stopped left in OUTPUT.partial",
     )
     runs.add_argument("--no-progress-bar", action="store_true")
+
+
+def add_error_option(parser: argparse._ActionsContainer) -> None:
+    """What becomes of malformed input."""
+    parser.add_argument(
+        "--on-error",
+        choices=("stop", "skip"),
+        default="stop",
+        help="at a malformed line stop, or leave it out and count it (default: stop)",
+    )
 
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
@@ -250,9 +256,9 @@ def _named(argument: str | Path) -> tuple[str | None, str]:
 def _add(scorers: dict[str, LineScorer], name: str | None, kind: str, scorer: LineScorer) -> None:
     if name is None:
         name = f"{kind}{sum(taken.startswith(kind) for taken in scorers)}"
-    if name == WORDS:
+    if name in RESERVED:
         raise RescoringError(
-            f"a model cannot have the name {WORDS}, which is that of their number."
+            f"a model cannot have the name {name}, which lists have for something else."
         )
     if name in scorers:
         raise RescoringError(f"two models have the name {name}: give one of them another NAME=.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
@@ -27,7 +27,12 @@ from fairseq_fixedpoint.formats import (
     write_transcripts,
 )
 from fairseq_fixedpoint.formats.nbest import name_taken
-from fairseq_fixedpoint.rescoring.combination import WORDS, Combination, normalised_length
+from fairseq_fixedpoint.rescoring.combination import (
+    WORDS,
+    Combination,
+    normalised_length,
+    place,
+)
 from fairseq_fixedpoint.rescoring.errors import RescoringError
 from fairseq_fixedpoint.rescoring.jobs import Journal, Processes, groups, results_of
 from fairseq_fixedpoint.rescoring.metrics import METRICS, Metric, make_metric
@@ -100,6 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     tuner.add_argument("--metric", choices=METRICS, required=True)
     tuner.add_argument("--seed", type=int, default=1, help="of the search's restarts (default: 1)")
     options.add_model_options(tuner)
+    options.add_error_option(tuner)
     tuner.add_argument("--no-progress-bar", action="store_true")
 
     lattices.add_parser(commands, PROGRAM)
@@ -149,17 +155,13 @@ def _nbest(args: argparse.Namespace) -> None:
     scorers = options.line_scorers(args)
     first_pass, combination = _combinations(args, listed, next(read(), None), scorers)
     # Once through the list, so that what is malformed or missing shows before the long part.
-    total, unseen = 0, combination.weights.keys() - {WORDS, *scorers}
     if processes.is_first:
         skipped.restart()
-    for hypothesis in read():
-        _require_new_names(scorers, hypothesis)
+    total = 0
+    for hypothesis in _checked(read(), args, scorers, combination.weights):
         combination.total(hypothesis, dict.fromkeys(scorers, 0.0))
-        unseen -= hypothesis.scores.keys()
         total += 1
     skipped.mute()
-    if total and unseen:
-        raise RescoringError(f"no hypothesis of {args.input} has a score {min(unseen)}.")
 
     summary = Summary()
     journal = Journal(
@@ -167,6 +169,9 @@ def _nbest(args: argparse.Namespace) -> None:
         options.settings(args, OF_THE_COMBINATION),
         args.resume,
         processes,
+        identify=lambda item: "\t".join(
+            (item.hypothesis.utterance, item.hypothesis.text, item.previous or "")
+        ),
     )
     with results_of(
         lambda: _grouped(in_context(read(), first_pass)),
@@ -193,13 +198,16 @@ def _tune(args: argparse.Namespace) -> None:
     listed = _format(args)
     require_replaceable(args.output)
     metric = make_metric(args.metric)
-    hypotheses = list(listed.read(args.input))
+    skipped = Skipped(PROGRAM)
+    skipped.restart()
+    on_error = skipped if args.on_error == "skip" else stop
+    hypotheses = list(listed.read(args.input, on_error))
     if not hypotheses:
         raise RescoringError(f"{args.input} holds no hypothesis to tune on.")
     texts = _references(args, listed, metric, hypotheses)
     scorers = options.line_scorers(args)
-    _require_new_names(scorers, hypotheses[0])
     first_pass, start = _combinations(args, listed, hypotheses[0], scorers)
+    hypotheses = list(_checked(hypotheses, args, scorers, start.weights))
 
     results = []
     with tqdm(total=len(hypotheses), unit=" lines", smoothing=0, disable=not _bar(args)) as bar:
@@ -224,6 +232,8 @@ def _tune(args: argparse.Namespace) -> None:
     )
     with written_whole(args.output) as made:
         Combination(report.weights, start.lenpen).save(made, report=asdict(report))
+    if skipped.count:
+        tell(PROGRAM, skipped.sentence().strip())
     print(report.table())
 
 
@@ -246,10 +256,39 @@ def _check_outputs(args: argparse.Namespace) -> None:
             raise RescoringError("--one-best and --output name one file: they need two.")
 
 
-def _require_new_names(scorers: Mapping[str, LineScorer], hypothesis: Hypothesis) -> None:
-    taken = sorted(scorers.keys() & hypothesis.scores.keys())
-    if taken:
-        raise name_taken(hypothesis, taken[0])
+def _checked(
+    hypotheses: Iterable[Hypothesis],
+    args: argparse.Namespace,
+    scorers: Mapping[str, LineScorer],
+    weights: Mapping[str, float],
+) -> Iterator[Hypothesis]:
+    """The hypotheses, once they are what the options take them for.
+
+    Raises:
+        FormatError: if the list has a score of a model's name.
+        RescoringError: if it has nowhere a score that is weighed; with --previous-context, if the
+            hypotheses of an utterance are not next to each other.
+    """
+    unseen = weights.keys() - {WORDS, *scorers}
+    any_seen, last = False, None
+    ended: set[str] = set()
+    for hypothesis in hypotheses:
+        taken = sorted(scorers.keys() & hypothesis.scores.keys())
+        if taken:
+            raise name_taken(hypothesis, taken[0])
+        unseen, any_seen = unseen - hypothesis.scores.keys(), True
+        if args.previous_context != 0 and hypothesis.utterance != last:
+            if hypothesis.utterance in ended:
+                raise RescoringError(
+                    f"{place(hypothesis)}: utterance {hypothesis.utterance} is in two places of "
+                    "the list, so there is no telling what comes before it: put its hypotheses "
+                    "together for --previous-context."
+                )
+            ended.add(hypothesis.utterance)
+            last = hypothesis.utterance
+        yield hypothesis
+    if unseen and any_seen:
+        raise RescoringError(f"no hypothesis of {args.input} has a score {min(unseen)}.")
 
 
 def _combinations(

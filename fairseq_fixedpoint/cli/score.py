@@ -86,6 +86,7 @@ def _score(args: argparse.Namespace) -> None:
             options.settings(args, {"output", "format"}),
             args.resume,
             processes,
+            identify=lambda line: line.text,
         )
         with results_of(lambda: _grouped(read()), total, score, journal, shown) as results:
             if results is not None:

@@ -60,8 +60,11 @@ class Kaldi(NBestFormat):
         return path.is_dir() and _found(path, WORDS) is not None
 
     def default_weights(self, names: Collection[str]) -> dict[str, float]:
-        graph = "nolm" if "nolm" in names else "withlm"
-        weights = {"acoustic": ACOUSTIC_SCALE, graph: 1.0}
+        # In two parts where they are there, so that the language model's can be weighed.
+        parts = {"nolm", "lmonly"}
+        if not parts <= set(names):
+            parts = {"withlm"} if "withlm" in names else parts
+        weights = {"acoustic": ACOUSTIC_SCALE} | dict.fromkeys(parts, 1.0)
         return {name: weights.get(name, 0.0) for name in names}
 
     def read(self, path: Path, on_error: OnError = stop) -> Iterator[Hypothesis]:

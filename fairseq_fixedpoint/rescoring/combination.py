@@ -51,8 +51,7 @@ class Combination:
         Raises:
             RescoringError: if the hypothesis lacks one of them.
         """
-        words = float(normalised_length(hypothesis) - 1)
-        scores = {WORDS: words, **hypothesis.scores, **features}
+        scores = _scores(hypothesis, features)
         return [_value(hypothesis, scores, name) for name in self.weights]
 
     def total(self, hypothesis: Hypothesis, features: Mapping[str, float]) -> float:
@@ -61,8 +60,12 @@ class Combination:
         Raises:
             RescoringError: if the hypothesis lacks a score, or the result is no finite number.
         """
-        values = self.values(hypothesis, features)
-        products = (w * value for w, value in zip(self.weights.values(), values, strict=True))
+        scores = _scores(hypothesis, features)
+        products = [  # a score that does not count may be missing
+            weight * _value(hypothesis, scores, name)
+            for name, weight in self.weights.items()
+            if weight
+        ]
         try:
             total = math.fsum(products) / normalised_length(hypothesis) ** self.lenpen
         except (ArithmeticError, ValueError):  # a power or a sum that is too large, or inf - inf
@@ -119,6 +122,16 @@ def _is_finite(weight: Any) -> bool:
         return math.isfinite(weight)
     except OverflowError:  # a whole number that no float can hold
         return False
+
+
+def _scores(hypothesis: Hypothesis, features: Mapping[str, float]) -> dict[str, float]:
+    """All that can be weighed."""
+    if WORDS in hypothesis.scores:
+        raise RescoringError(
+            f"{place(hypothesis)}: a score cannot be named {WORDS}, which is the number of words: "
+            "give it another name."
+        )
+    return {WORDS: float(normalised_length(hypothesis) - 1), **hypothesis.scores, **features}
 
 
 def _value(hypothesis: Hypothesis, scores: Mapping[str, float], name: str) -> float:

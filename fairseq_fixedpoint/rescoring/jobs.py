@@ -8,15 +8,15 @@ depend on how many processes there were or how often the run was stopped.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -97,14 +97,23 @@ class Journal:
         settings: what decides the results, as JSON has it.
         resume: whether to go on with what is there.
         processes: those that share the folder.
+        identify: what tells an item from others, so that no result is given to another item.
 
     Raises:
         RescoringError: if what is there was made with other settings, or by something else.
     """
 
-    def __init__(self, output: Path, settings: dict, resume: bool, processes: Processes):
+    def __init__(
+        self,
+        output: Path,
+        settings: dict,
+        resume: bool,
+        processes: Processes,
+        identify: Callable[[Any], str] = str,
+    ):
         folder = self.folder = output.with_name(output.name + ".partial")
         self.processes = processes
+        self._identify = identify
         if processes.is_first:
             if not (resume and (folder / SETTINGS).exists()):
                 _remove(folder)
@@ -150,26 +159,36 @@ class Journal:
                     offset += len(line)
         return places
 
-    def add(self, group: int, results: Sequence) -> None:
-        """Notes the results of a group, as JSON can hold them."""
-        self._file.write(f"{group}\t{json.dumps(results)}\n")
+    def add(self, number: int, group: Sequence, results: Sequence) -> None:
+        """Notes the results of a group, as JSON can hold them, one an item."""
+        self._file.write(f"{number}\t{self._digest(group)}\t{json.dumps(results)}\n")
         self._file.flush()
 
-    def results(self) -> Iterator:
-        """Results of all groups, one an item, in the order of the stream."""
+    def paired(self, stream: Iterable[list[Item]]) -> Iterator[tuple[Item, Any]]:
+        """Each item of the stream with its result.
+
+        Raises:
+            RescoringError: if the stream is not the one that was scored.
+        """
         self._file.close()
         self.places = self._read_places()
-        files = {}
-        try:
-            for group in range(len(self.places)):
-                path, offset = self.places[group]
-                if path not in files:
-                    files[path] = path.open("rb")
+        count = 0
+        with ExitStack() as stack:
+            files = {path: stack.enter_context(path.open("rb")) for path, _ in self.places.values()}
+            for count, group in enumerate(stream, start=1):
+                path, offset = self.places.get(count - 1, (None, 0))
+                if path is None:
+                    raise _changed()
                 files[path].seek(offset)
-                yield from json.loads(files[path].readline().partition(b"\t")[2])
-        finally:
-            for file in files.values():
-                file.close()
+                _, digest, results = files[path].readline().split(b"\t", 2)
+                if digest.decode() != self._digest(group):
+                    raise _changed()
+                yield from zip(group, json.loads(results), strict=True)
+        if count != len(self.places):
+            raise _changed()
+
+    def _digest(self, group: Sequence) -> str:
+        return hashlib.sha256("\n".join(map(self._identify, group)).encode()).hexdigest()[:16]
 
     def remove(self) -> None:
         """When the output has been written."""
@@ -206,25 +225,20 @@ def results_of(
                 done_before += len(group)
                 bar.initial = done_before  # no part of the rate; a bar not shown has no such value
             elif number % processes.count == processes.rank:
-                journal.add(number, score(group))
+                journal.add(number, group, score(group))
             bar.update(len(group))
     processes.wait()
     if not processes.is_first:
         yield None
         return
-    yield _paired(chain.from_iterable(stream()), journal.results())
+    yield journal.paired(stream())
     journal.remove()
 
 
-def _paired(items: Iterable[Item], results: Iterable) -> Iterator[tuple[Item, Any]]:
-    missing = object()
-    for item, result in zip_longest(items, results, fillvalue=missing):
-        if item is missing or result is missing:
-            raise RescoringError(
-                "the input has changed since it was scored: run the command again, without "
-                "--resume."
-            )
-        yield item, result
+def _changed() -> RescoringError:
+    return RescoringError(
+        "the input has changed since it was scored: run the command again, without --resume."
+    )
 
 
 def _remove(folder: Path) -> None:
