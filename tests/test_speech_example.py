@@ -13,9 +13,12 @@ from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+
+from fairseq_fixedpoint.formats import Lattice, spoken
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples" / "speech_rescoring"))
 
@@ -28,6 +31,7 @@ from speech_text import (
     distinct,
     limit_vocabulary,
     normalise,
+    respelled,
     sentences,
 )
 
@@ -204,3 +208,65 @@ def test_a_choice_that_lacks_an_utterance_is_refused(tmp_path, capsys):
     (tmp_path / "rescored.best").write_text("u2\tthe dog\n")
     assert wer.main(arguments) == 1
     assert "rescored.best lacks u1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("written", "spelled"),
+    [
+        ("I=3\tt=0.45\tW=t.\tv=1\n", "I=3\tt=0.45\tW=t\tv=1\n"),
+        ("I=3\tt=0.45\tW=states'\tv=2\n", "I=3\tt=0.45\tW=states\tv=2\n"),
+        ("I=3\tt=0.45\tW=built-in\tv=1\n", "I=3\tt=0.45\tW=built-in\tv=1\n"),
+        ("I=3\tt=0.45\tW=!NULL\tv=1\n", "I=3\tt=0.45\tW=!NULL\tv=1\n"),
+        ("I=3\tt=0.45\tW=[NOISE]\tv=1\n", "I=3\tt=0.45\tW=[NOISE]\tv=1\n"),
+        ("J=0\tS=4\tE=2\ta=-1.5\tp=1\n", "J=0\tS=4\tE=2\ta=-1.5\tp=1\n"),
+    ],
+)
+def test_words_of_lattices_get_the_spelling_of_the_text(written, spelled):
+    assert respelled(written) == spelled
+
+
+def errors_between(hypothesis: list[str], reference: list[str]) -> int:
+    row = list(range(len(reference) + 1))
+    for number, word in enumerate(hypothesis, 1):
+        before, row = row, [number]
+        for place, wanted in enumerate(reference, 1):
+            row.append(min(before[place] + 1, row[-1] + 1, before[place - 1] + (word != wanted)))
+    return row[-1]
+
+
+WORDS = st.sampled_from(["a", "a(2)", "b", "c", "", "<sil>"])
+
+
+@given(
+    st.lists(st.lists(WORDS, min_size=1, max_size=3), min_size=1, max_size=4),
+    st.dictionaries(st.tuples(st.integers(0, 4), st.integers(0, 4)), WORDS, max_size=4),
+    st.lists(st.sampled_from("abd"), min_size=1, max_size=5),
+)
+def test_the_best_of_a_lattice_is_the_best_of_its_paths(slots, jumps, reference):
+    arcs = [(node, node + 1, word) for node, slot in enumerate(slots) for word in slot]
+    arcs += [(s, t, word) for (s, t), word in jumps.items() if s < t <= len(slots)]
+    arcs.sort()
+
+    def paths(node: int) -> list[list[str]]:
+        if node == len(slots):
+            return [[]]
+        return [
+            [*filter(None, [spoken(word)]), *rest]
+            for source, target, word in arcs
+            if source == node
+            for rest in paths(target)
+        ]
+
+    lattice = Lattice(
+        utterance="u",
+        path=Path("u.lat"),
+        line=1,
+        source=np.array([source for source, _, _ in arcs]),
+        target=np.array([target for _, target, _ in arcs]),
+        words=[word for _, _, word in arcs],
+        scores={},
+        final=np.arange(len(slots) + 1) == len(slots),
+    )
+    assert wer.fewest_errors(lattice, reference) == min(
+        errors_between(path, reference) for path in paths(0)
+    )

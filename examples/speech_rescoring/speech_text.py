@@ -125,6 +125,17 @@ def clean_hypothesis(words: str) -> str:
     return normalise(" ".join(re.sub(r"\(\d+\)$", "", word) for word in heard))
 
 
+def respelled(line: str) -> str:
+    """A line of the recogniser's lattice, HTK SLF, with its word in the spelling of
+    :func:`normalise`. Fillers and ``!NULL`` stay, and what would be several words."""
+
+    def spelled(found: re.Match[str]) -> str:
+        words = clean_hypothesis(found[0]).split()
+        return words[0] if len(words) == 1 else found[0]
+
+    return re.sub(r"(?<=\tW=)[^!\s]\S*", spelled, line)
+
+
 def distinct(candidates: Iterable[tuple[str, float]], limit: int) -> dict[str, tuple[float, str]]:
     """The best way to each text among a recogniser's candidates, as far as ``limit`` texts.
 

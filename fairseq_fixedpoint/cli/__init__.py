@@ -1,1 +1,1 @@
-"""The commands `fixedpoint-score` and `fixedpoint-rescore`: options, and nothing else."""
+"""The commands `fixedpoint-score` and `fixedpoint-rescore`: what they read and write."""

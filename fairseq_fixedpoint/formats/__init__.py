@@ -1,6 +1,6 @@
 """N-best lists, lattices and transcripts: what the files say, and how to write it back.
 
-Imports neither torch nor fairseq.
+Itself imports neither torch nor fairseq.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -16,6 +17,8 @@ from fairseq_fixedpoint import compat
 from fairseq_fixedpoint.models.fixedpoint_lm import FixedPointDecoder
 from fairseq_fixedpoint.rescoring.errors import RescoringError
 
+logger = logging.getLogger(__name__)
+
 
 def load_language_model(
     path: str | Path,
@@ -23,6 +26,7 @@ def load_language_model(
     *,
     iterations: int | None = None,
     device: torch.device | str = "cpu",
+    normalized: bool = True,
     trust_checkpoint: bool = False,
 ) -> tuple[FairseqLanguageModel, Dictionary]:
     """A language model ready to evaluate, and its dictionary.
@@ -33,6 +37,8 @@ def load_language_model(
         iterations: K in place of the checkpoint's; for `fixedpoint_lm` only. 0 is the exact
             recurrence.
         device: where to put it.
+        normalized: whether its normalisers will be computed; if not, a warning tells of a model
+            that was not trained to do without.
         trust_checkpoint: read classes that fairseq does not store, too, which can run code.
 
     Raises:
@@ -60,6 +66,11 @@ def load_language_model(
             f"{path} holds no model that can be made here ({_shown(error)}): name "
             "a checkpoint of a language model that needs no --user-dir but this one."
         ) from error
+    if not normalized and not (cfg.get("criterion") or {}).get("log_z_penalty"):
+        logger.warning(
+            f"{path} was not trained with --log-z-penalty, so its logits are no log-probabilities "
+            "and --unnormalized makes no sense of them."
+        )
     model = models[0].eval().to(device)
     if not isinstance(model, FairseqLanguageModel):
         raise RescoringError(

@@ -118,7 +118,12 @@ class Scorer:
             RescoringError: if the file is wrong, or the model cannot do what is asked.
         """
         model, dictionary = load_language_model(
-            path, data, iterations=iterations, device=device, trust_checkpoint=trust_checkpoint
+            path,
+            data,
+            iterations=iterations,
+            device=device,
+            normalized=normalized,
+            trust_checkpoint=trust_checkpoint,
         )
         if isinstance(model.decoder, FixedPointDecoder):
             tokens = WindowScorer(model.decoder, bf16, normalized)
