@@ -1,4 +1,4 @@
-"""The rescoring benchmark's small form: its lists, and that both ways score alike. No time."""
+"""The rescoring benchmarks' small forms: their lists, and that both ways score alike. No time."""
 
 from __future__ import annotations
 
@@ -12,16 +12,18 @@ import pytest
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 
 
-@pytest.fixture(scope="module")
-def benchmark():
-    specification = importlib.util.spec_from_file_location(
-        "benchmark_rescoring", SCRIPTS / "benchmark_rescoring.py"
-    )
+def script(name: str):
+    specification = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
     module = importlib.util.module_from_spec(specification)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "path", [str(SCRIPTS), *sys.path])
         specification.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def benchmark():
+    return script("benchmark_rescoring")
 
 
 def test_a_list_holds_distinct_texts_and_the_cheapest_first(benchmark):
@@ -51,3 +53,21 @@ def test_all_ways_are_measured_and_score_alike(benchmark, data, tmp_path, cutoff
     shares = [level["distinct"] / level["positions"] for level in found["sharing"]]
     assert all(0 < share <= 1 for share in shares)
     assert "shared windows" in capsys.readouterr().out
+
+
+def test_lattices_are_measured_at_every_order_and_beam(models, tmp_path, capsys):
+    for number in range(3):
+        links = [(0, 1, "w1"), (0, 1, "w2"), (1, 2, "w3"), (1, 2, "w4"), (2, 3, "w5")]
+        rows = [f"J={j}\tS={s}\tE={e}\tW={w}\ta=-{j}.5\n" for j, (s, e, w) in enumerate(links)]
+        nodes = "".join(f"I={node}\n" for node in range(4))
+        (tmp_path / f"{number}.lat").write_text(f"N=4\tL=5\n{nodes}{''.join(rows)}")
+    results = tmp_path.with_suffix(".json")
+    arguments = [tmp_path, "--model", models["gru"], "--iterations", 1, 2, "--beams", 5, 10]
+    arguments += ["--device", "cpu", "--json", results]
+    assert script("benchmark_lattices").main(list(map(str, arguments))) == 0
+    found = json.loads(results.read_text())
+    assert [(each["iterations"], each["beam"]) for each in found["expansion"]] == [
+        (1, 5), (1, 10), (2, 5), (2, 10)
+    ]  # fmt: skip
+    assert found["lstm_lm"]["hypotheses"] == 4
+    assert "3 lattices, median 5 links" in capsys.readouterr().out
