@@ -41,7 +41,7 @@ from fairseq_fixedpoint.rescoring.ngrams import NgramScorer
 from fairseq_fixedpoint.rescoring.scorer import Scorer
 
 ARCS_A_GROUP = 10_000
-PRUNE_BEAM = 10.0
+PRUNE_BEAM = 12.0
 MOST_STATES = 200_000
 OF_THE_OUTPUT = {"output", "one_best", "plot"}  # a resumed run may change it
 
