@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import sys
-from argparse import Namespace
+from argparse import ArgumentTypeError, Namespace
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -148,9 +148,12 @@ def add_parser(commands: Any, program: str) -> None:
 def _beam(text: str) -> float | None:
     if text == "none":
         return None
-    beam = float(text)
+    try:
+        beam = float(text)
+    except ValueError:
+        beam = math.nan
     if not beam >= 0:
-        raise ValueError
+        raise ArgumentTypeError(f"must be a number of 0 or more, or none, not {text!r}")
     return beam
 
 
@@ -161,7 +164,7 @@ def _lattice(program: str, args: Namespace) -> None:
     files = lattice_files(args.input)
     _check_options(args, form, by_folder=files != [args.input])
     rescorer = _rescorer(args, form)
-    skipped = Skipped(program)
+    skipped = Skipped(program, shown=math.inf)  # each is a whole utterance
     skips = args.on_error == "skip"
     # Once through the files, so that what is malformed shows before the long part.
     if processes.is_first:
@@ -416,5 +419,6 @@ class _Written(LatticeFormat):
 
 
 def _draw(path: Path, lattice: Lattice, rescorer: LatticeRescorer) -> None:
-    after = rescorer(lattice).graph
+    rescored = rescorer(lattice)
+    after = rescored.arc[best_path(rescored.graph).arcs].tolist()
     plot(rescorer.first_pass(lattice), after, path, title=lattice.utterance)

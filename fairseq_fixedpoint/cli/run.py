@@ -56,10 +56,9 @@ class Skipped:
     A list is read more than once; what is read between :meth:`restart` and :meth:`mute` counts.
     """
 
-    SHOWN = 5
-
-    def __init__(self, program: str):
+    def __init__(self, program: str, shown: float = 5):
         self.program = program
+        self.shown = shown
         self.count = 0
         self.muted = True
 
@@ -67,9 +66,9 @@ class Skipped:
         if self.muted:
             return
         self.count += 1
-        if self.count <= self.SHOWN:
+        if self.count <= self.shown:
             tell(self.program, f"skipped: {error}")
-        elif self.count == self.SHOWN + 1:
+        elif self.count == self.shown + 1:
             tell(self.program, "skipped: more, which are only counted.")
 
     def restart(self) -> None:

@@ -16,7 +16,7 @@ from textwrap import shorten
 import numpy as np
 
 from fairseq_fixedpoint.rescoring.errors import RescoringError
-from fairseq_fixedpoint.rescoring.lattice_search import ScoredGraph, best_path, nbest, path_of
+from fairseq_fixedpoint.rescoring.lattice_search import ScoredGraph, best_path, nbest
 
 ARCS = 60  # no more can be read in one picture
 SUFFIXES = (".pdf", ".png", ".svg")
@@ -34,7 +34,7 @@ STRAIGHTNESS = 1e4  # how much more a place on the straight line weighs than ano
 SWEEPS = 24  # over the layers; more change nothing in pictures of this size
 
 
-def plot(before: ScoredGraph, after: ScoredGraph, path: FilePath, title: str = "") -> None:
+def plot(before: ScoredGraph, after: Sequence[int], path: FilePath, title: str = "") -> None:
     """Draws the graph as it was, with its best path then and the path of what is best now.
 
     If the graph has more than 60 arcs, those of the best word sequences are drawn, and the title
@@ -42,12 +42,12 @@ def plot(before: ScoredGraph, after: ScoredGraph, path: FilePath, title: str = "
 
     Args:
         before: what is drawn.
-        after: the same paths with new weights; states and arcs can be others.
+        after: arcs of the path that is best now.
         path: where the picture goes; .png, .svg or .pdf.
 
     Raises:
-        RescoringError: for another suffix, without matplotlib, if no path is complete, if `before`
-            has not the best words of `after`, or these paths alone are too long to be read.
+        RescoringError: for another suffix, without matplotlib, if no path is complete, or the two
+            paths alone are too long to be read.
     """
     if path.suffix.lower() not in SUFFIXES:
         raise RescoringError(f"{path}: a picture's name ends in {', '.join(SUFFIXES)}.")
@@ -56,17 +56,11 @@ def plot(before: ScoredGraph, after: ScoredGraph, path: FilePath, title: str = "
     except ImportError:
         raise RescoringError("a picture needs matplotlib, which is not installed.") from None
     first = best_path(before)
-    words = best_path(after).words
-    second = path_of(before, words)
-    if second is None:
-        raise RescoringError(
-            f"the best path after rescoring ({shorten(' '.join(words), 60)}) is not in the graph "
-            "before: draw a graph with the one made from it."
-        )
-    arcs, left_out = _chosen(before, [first.arcs, second.arcs])
+    second = list(after)
+    arcs, left_out = _chosen(before, [first.arcs, second])
     if left_out:
         title = f"{title} ({left_out})" if title else left_out
-    layout = _Layout(before, arcs, second.arcs)
+    layout = _Layout(before, arcs, second)
 
     height = layout.height + 2 * ROW + TITLE + LEGEND
     figure = Figure(figsize=(max(layout.width + 2 * STATE_COLUMN, LEAST_WIDTH), height))
@@ -75,9 +69,10 @@ def plot(before: ScoredGraph, after: ScoredGraph, path: FilePath, title: str = "
     margin = (figure.get_figwidth() - layout.width) / 2
     axes.set_xlim(-margin, layout.width + margin)
     axes.set_ylim(layout.low - ROW - LEGEND, layout.low + layout.height + ROW + TITLE)
-    _draw_arcs(axes, before, layout, set(first.arcs), set(second.arcs))
+    _draw_arcs(axes, before, layout, set(first.arcs), set(second))
     _draw_states(axes, before, layout)
-    _draw_legend(figure, {"before": (first.words, BEFORE), "after": (second.words, AFTER)})
+    words = tuple(word for arc in second if (word := before.words[arc]))
+    _draw_legend(figure, {"before": (first.words, BEFORE), "after": (words, AFTER)})
     if title:
         figure.suptitle(_plain(title), y=1 - 0.12 / height, va="top", fontsize=10)
     figure.savefig(path, dpi=160)

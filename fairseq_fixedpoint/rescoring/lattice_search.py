@@ -9,7 +9,6 @@ beginning that is looked at is one of a sequence that belongs in the list.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from heapq import heapify, heappop, heappush, nsmallest
@@ -160,20 +159,6 @@ def nbest(graph: ScoredGraph, size: int) -> list[Path]:
             queue = nsmallest(size - len(found), queue)
     # Ranks are rounded.
     return sorted(found, key=lambda path: (-path.weight, path.words))
-
-
-def path_of(graph: ScoredGraph, words: Iterable[str]) -> Path | None:
-    """The best of the paths with these words, or None if there is none.
-
-    Raises:
-        RescoringError: if no path at all is complete.
-    """
-    search = _Beginnings(graph)
-    ways = search.through_empty({0: START})
-    for word in words:
-        ways = search.through_empty(search.followed(ways).get(word, {}))
-    whole = search.ended(ways)
-    return None if whole is None else _path(graph, whole.weight, _arcs(whole))
 
 
 def posteriors(graph: ScoredGraph, scale: float = 1.0) -> np.ndarray:
