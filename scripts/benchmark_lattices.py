@@ -13,7 +13,6 @@ OMP_NUM_THREADS sets the number of threads.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -21,8 +20,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from benchmark import hardware, head, log, row, write_whole  # the script beside this one
-from benchmark_rescoring import by_sequence_scorer, lstm_lm_like, model_device
+from benchmark import hardware, head, log, row  # the script beside this one
+from benchmark_rescoring import by_sequence_scorer, lstm_lm_like, model_device, report
 
 from fairseq_fixedpoint.formats import Lattice, lattice_format, read_lattices
 from fairseq_fixedpoint.rescoring.checkpoints import load_language_model
@@ -193,9 +192,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     args = parser().parse_args(arguments)
     results = measure(args)
-    print(render(results), end="")
-    if args.json is not None:
-        write_whole(args.json, json.dumps(results, indent=2) + "\n")
+    report(results, render(results), args.json)
     return 0
 
 

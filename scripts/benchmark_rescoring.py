@@ -357,12 +357,17 @@ def parser() -> argparse.ArgumentParser:
     return found
 
 
+def report(results: dict, text: str, path: Path | None) -> None:
+    """Prints the results as `text`, and saves them as JSON if a path is given."""
+    print(text, end="")
+    if path is not None:
+        write_whole(path, json.dumps(results, indent=2) + "\n")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     args = parser().parse_args(arguments)
     results = measure(args)
-    print(render(results), end="")
-    if args.json is not None:
-        write_whole(args.json, json.dumps(results, indent=2) + "\n")
+    report(results, render(results), args.json)
     return 0
 
 

@@ -317,7 +317,6 @@ def _result(
         "best": " ".join(best.words),
         "states": rescored.states,
         "shortened": rescored.shortened,
-        "words": sum(map(bool, graph.words)),
         "unknown": rescored.unknown,
     }
     if args.nbest is not None:

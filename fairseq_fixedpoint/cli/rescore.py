@@ -174,7 +174,7 @@ def _nbest(args: argparse.Namespace) -> None:
         ),
     )
     with results_of(
-        lambda: _grouped(in_context(read(), first_pass)),
+        lambda: _grouped(_in_context(args, read(), first_pass)),
         total,
         partial(scored, scorers=scorers),
         journal,
@@ -211,7 +211,7 @@ def _tune(args: argparse.Namespace) -> None:
 
     results = []
     with tqdm(total=len(hypotheses), unit=" lines", smoothing=0, disable=not _bar(args)) as bar:
-        for group in _grouped(in_context(hypotheses, first_pass)):
+        for group in _grouped(_in_context(args, hypotheses, first_pass)):
             results += scored(group, scorers)
             bar.update(len(group))
     candidates = _candidates(metric, hypotheses, results, texts, start, list(scorers))
@@ -367,6 +367,15 @@ def _candidates(
         offsets=np.concatenate([[0], np.cumsum(sizes)]),
         ids=list(texts),
     )
+
+
+def _in_context(
+    args: argparse.Namespace, hypotheses: Iterable[Hypothesis], first_pass: Combination
+) -> Iterator[InContext]:
+    """With what comes before, if anybody looks at it."""
+    if args.previous_context == 0:
+        return (InContext(hypothesis, None) for hypothesis in hypotheses)
+    return in_context(hypotheses, first_pass)
 
 
 def _grouped(hypotheses: Iterator[InContext]) -> Iterator[list[InContext]]:

@@ -167,6 +167,13 @@ def normalised(text: str) -> str:
     return " ".join(words(text))
 
 
+def utterance_of(path: Path) -> str:
+    """The id of what a file of its own holds: its name without `.gz` and one further suffix."""
+    name = path.name.removesuffix(".gz")
+    stem, _, suffix = name.rpartition(".")
+    return stem if stem and suffix else name
+
+
 def read_lines(path: Path, on_error: OnError = stop) -> Iterator[Line]:
     """The lines of a text file, those that are not UTF-8 going to `on_error`.
 

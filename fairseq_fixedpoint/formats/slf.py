@@ -33,6 +33,7 @@ from fairseq_fixedpoint.formats.nbest import (
     read_lines,
     shown,
     stop,
+    utterance_of,
     words,
 )
 
@@ -278,7 +279,7 @@ def _lattice(
         if name in scores or scale in header
     }
     lattice = Lattice(
-        utterance=header.pop("UTTERANCE", (None, ""))[1] or _utterance(path),
+        utterance=header.pop("UTTERANCE", (None, ""))[1] or utterance_of(path),
         path=path,
         line=1,
         source=source,
@@ -402,12 +403,6 @@ def _times(nodes: list[_Entry], scale: float) -> np.ndarray | None:
             if math.isinf(times[node]):
                 raise line.error("the time t= is too large for a number.")
     return None if np.isnan(times).all() else times
-
-
-def _utterance(path: Path) -> str:
-    name = path.name.removesuffix(".gz")
-    stem, _, suffix = name.rpartition(".")
-    return stem if stem and suffix else name
 
 
 def _ends(lattice: Lattice) -> Fields:

@@ -31,6 +31,7 @@ from fairseq_fixedpoint.formats.nbest import (
     read_lines,
     shown,
     stop,
+    utterance_of,
     words,
 )
 
@@ -114,21 +115,15 @@ def _files(path: Path) -> list[Path]:
     files = _listed(path)
     found: dict[str, Path] = {}
     for file in files:
-        other = found.setdefault(_utterance(file), file)
+        other = found.setdefault(utterance_of(file), file)
         if other is not file:
             raise FormatError(
                 path,
                 None,
-                f"{other.name} and {file.name} are both of utterance {_utterance(file)}; "
+                f"{other.name} and {file.name} are both of utterance {utterance_of(file)}; "
                 "rename one or move it away.",
             )
     return files
-
-
-def _utterance(file: Path) -> str:
-    name = file.name.removesuffix(".gz")
-    stem, _, suffix = name.rpartition(".")
-    return stem if stem and suffix else name
 
 
 def _is_list(first: str) -> bool:
@@ -225,7 +220,7 @@ def _hypothesis(
     if spoken[-1:] == ["</s>"]:
         spoken = spoken[:-1]
     return Hypothesis(
-        _utterance(line.path), " ".join(spoken), scores, line.path, line.number, record
+        utterance_of(line.path), " ".join(spoken), scores, line.path, line.number, record
     )
 
 

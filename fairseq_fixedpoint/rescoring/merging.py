@@ -36,7 +36,9 @@ def merge(graph: WordGraph, scorer: WindowScorer, sentence_end: int) -> Expansio
     token = np.append(graph.token, sentence_end)[scored.arc]  # (E,)
     source, target = torch.from_numpy(scored.source), torch.from_numpy(scored.target)
     spoken = torch.from_numpy(token != EMPTY)  # (E,)
-    rounds = _longest_chain(scored, token == EMPTY)
+    empty = token == EMPTY
+    # The longest chain of empty arcs.
+    rounds = int(layers(scored.source[empty], scored.target[empty], len(scored.node)).max())
 
     used, word = np.unique(token[token != EMPTY], return_inverse=True)
     with scorer.precision():
@@ -80,16 +82,6 @@ def _shares(scored: Expansion, graph: WordGraph) -> np.ndarray:
     layer = layers(graph.source, graph.target, len(graph.final_score))
     forward, _ = scored.sums(layer)(arcs, ends, np.logaddexp)
     return np.exp(forward[scored.source] + arcs - forward[scored.target])
-
-
-def _longest_chain(scored: Expansion, empty: np.ndarray) -> int:
-    """The most empty arcs in a row."""
-    length = np.zeros(len(scored.node), dtype=np.int64)
-    order = np.flatnonzero(empty)
-    for arc in order[np.argsort(scored.source[order], kind="stable")].tolist():
-        source, target = scored.source[arc], scored.target[arc]
-        length[target] = max(length[target], length[source] + 1)
-    return int(length.max())
 
 
 def _averaged(
