@@ -2,8 +2,8 @@
 
 ``wikitext-2/prepare`` and ``penn-treebank/prepare`` are this module's :func:`main` with one of
 the two :class:`Corpus` records below; ``kneser-ney/run`` takes its text from here too, so every
-result in the examples comes from the same bytes. Only the standard library is imported:
-fairseq runs as a separate process.
+result in the examples comes from the same bytes. Only the standard library and the project's own
+``files`` are imported: fairseq runs as a separate process.
 
 The order is the contract: find all files, verify all of them, and only then write; what is
 written grows in a temporary folder beside the output and takes its name when it is whole.
@@ -32,6 +32,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # in a clone that is not installed
 
 
 class CorpusError(Exception):
@@ -448,16 +450,15 @@ def scratch_folder(out: Path) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def move_into_place(made: Path, out: Path, scratch: Path) -> None:
+def move_into_place(made: Path, out: Path) -> None:
     """Give the finished folder its name; what had the name is removed, or back after an error."""
-    replaced = scratch / "replaced"
-    if out.exists():
-        os.rename(out, replaced)
+    # Not with the others: importing the package imports fairseq and torch where they are.
+    from fairseq_fixedpoint.files import written_whole
+
     try:
-        os.rename(made, out)
+        with written_whole(out) as place:
+            os.rename(made, place)
     except OSError as error:
-        if replaced.exists():
-            os.rename(replaced, out)
         raise CorpusError(
             f"{out} cannot take the finished data ({error}): did another run write it? "
             "Look there and run this again."
@@ -501,7 +502,7 @@ def prepare(corpus: Corpus, args: argparse.Namespace) -> dict[str, int]:
         made = scratch / "made"
         preprocess(texts, scratch, made)
         counts = check_prepared(corpus, made)
-        move_into_place(made, out, scratch)
+        move_into_place(made, out)
     return counts
 
 

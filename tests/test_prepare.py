@@ -301,6 +301,14 @@ class TestExistingOutput:
         assert "thesis.tex" in capsys.readouterr().err
         assert (out / "thesis.tex").read_text() == "ten years"
 
+    def test_force_drops_no_split_that_the_new_data_lack(self, source, out, capsys):
+        assert prepare("--from", source, "--out", out) == 0
+        (source / "tiny.test.txt").unlink()
+        assert prepare("--from", source, "--out", out, "--force") == 1
+        assert "holds test.bin, test.idx, which would be lost" in capsys.readouterr().err
+        assert prepare_corpus.check_prepared(CORPUS, out) == TOKENS
+        assert [path.name for path in out.parent.iterdir()] == ["tiny"]
+
     def test_empty_folder_is_filled(self, source, out):
         out.mkdir(parents=True)
         assert prepare("--from", source, "--out", out) == 0
