@@ -131,7 +131,8 @@ def small(tmp_path) -> Path:
     return file_of(SMALL, tmp_path / "small.lat")
 
 
-def small_totals(checkpoint: Path, acoustic=0.5, lm=0.0, model=1.0, words=-0.25) -> dict:
+def small_totals(checkpoint: Path, acoustic=0.5, lm=0.0, model=9.5, words=-0.25) -> dict:
+    """By default the weights of the file, the model's being that of the score it replaces."""
     return {
         text: acoustic * own - lm * old + model * sum(scores_of_words(checkpoint, text)) + 2 * words
         for text, (own, old) in SMALL_TEXTS.items()
@@ -219,9 +220,10 @@ def test_outputs_of_a_small_lattice(name, models, small, tmp_path, capsys):
     assert {text_of(after, arcs) for arcs, _ in every} == expected.keys()
     by_text = {text_of(after, arcs): value for (arcs, _), value in zip(every, totals, strict=True)}
     assert by_text == pytest.approx(expected, abs=1e-4)
-    assert after.weights == {"acoustic": 0.5, "lm": 1.0} and after.word_penalty == -0.25
+    assert after.weights == {"acoustic": 0.5, "lm": 9.5} and after.word_penalty == -0.25
 
-    shares = np.exp(totals - np.logaddexp.reduce(totals))
+    scaled = np.array(totals) / 9.5  # in units of the model's log-probability
+    shares = np.exp(scaled - np.logaddexp.reduce(scaled))
     posteriors = np.zeros(len(after.source))
     for (arcs, _), share in zip(every, shares, strict=True):
         posteriors[arcs] += share
@@ -284,7 +286,7 @@ def test_words_are_made_the_model_s(models, tmp_path):
     for options, text, unknown in (((), "W1 nowhere", 2), (("--lowercase",), "w1 nowhere", 1)):
         found = listed(path, models["gru"], *penalty, *options)["u"]
         model = sum(scores_of_words(models["gru"], text)) - 0.75 * unknown
-        assert found["W1 nowhere"] == pytest.approx(-8.375 / 2 - 0.5 + model, abs=1e-4)
+        assert found["W1 nowhere"] == pytest.approx(-8.375 / 2 - 0.5 + 9.5 * model, abs=1e-4)
 
 
 def test_an_ngram_model_beside(models, arpa, small):
@@ -777,7 +779,6 @@ def test_what_is_no_lattice(models, tmp_path, capfd):
         (("--kenlm", "arpa"), "one --model, not 0"),
         (("--model", "gru", "--iterations", 1, "--kenlm", "trigrams"), "order 2 at most"),
         (("--model", "gru", "--kenlm", "arpa", "--histories", "merge"), "takes no n-gram model"),
-        (("--model", "gru", "--kenlm", "arpa", "--interpolate", 0.5), "--interpolate is for"),
         (("--model", "gru", "--bpe", "characters"), "--bpe cannot be used"),
         (("--model", "acoustic=gru"), "has a score acoustic of its own"),
         (("--model", "gru", "--weight", "graph=1"), "line 1: the lattice has no score graph"),
@@ -814,6 +815,16 @@ def test_options_that_cannot_be_honoured(
     assert (tmp_path / "out").read_text() == "before"
     left = {item.name for item in tmp_path.iterdir()} - {"out.partial"}
     assert left == {"small.lat", "out", "lenpen", "trigrams"}
+
+
+def test_word_probabilities_of_a_lattice_are_not_mixed(models, arpa, small, tmp_path, capsys):
+    arguments = (small, "--model", models["gru"], "--kenlm", arpa, "--output", tmp_path / "out")
+    for options in (("--help",), ("--interpolate", 0.5)):
+        with pytest.raises(SystemExit):
+            lattice(*arguments, *options)
+    written, said = capsys.readouterr()
+    assert "--kenlm" in written and "--interpolate" not in written
+    assert "unrecognized arguments: --interpolate" in said
 
 
 @pytest.mark.parametrize("beam", ["-1", "nan", "wide"])

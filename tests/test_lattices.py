@@ -146,8 +146,10 @@ def rescored_by(lattice: Lattice, **options) -> RescoredLattice:
 
 def expected_weights(lattice: Lattice, given: dict[str, float]) -> dict[str, float]:
     """Of the scores of the lattice, of the model A and of words."""
-    defaults = lattice.weights | ({"lm": 0.0} if "graph" not in lattice.scores else {})
-    return defaults | {"A": 1.0, WORDS: lattice.word_penalty} | given
+    replaced = {}
+    if "graph" not in lattice.scores:
+        replaced = {"A": lattice.weights.get("lm", 1.0), "lm": 0.0}
+    return {"A": 1.0} | lattice.weights | replaced | {WORDS: lattice.word_penalty} | given
 
 
 def totals(lattice: Lattice, model: Scorer, given: dict[str, float]) -> dict[tuple, float]:
@@ -263,7 +265,7 @@ def test_the_best_are_the_best_of_all_paths_one_by_one(form, data):
     lines = model.score([" ".join(path.words) for path in listed])
     for path, line in zip(listed, lines, strict=True):
         own = sum(weights[name] * value for name, value in found.scores_of(path).items())
-        own += weights[WORDS] * len(path.words) + line.log_probability
+        own += weights[WORDS] * len(path.words) + weights["A"] * line.log_probability
         assert own == pytest.approx(path.weight, abs=1e-10)
 
 
@@ -413,6 +415,38 @@ def test_a_beam_finds_what_twice_the_beam_finds(models):
         )
         assert narrow.weight == pytest.approx(acoustic + line.log_probability, abs=1e-3)
     assert same >= 27
+
+
+@pytest.mark.parametrize("scale", [0.5, 1.0, 9.5])
+def test_a_beam_that_scales_drops_the_same_whatever_the_weights_are_multiplied_by(models, scale):
+    """And one that does not drops more of them."""
+    model = Scorer.from_checkpoint(models["gru"])
+    weights = {"acoustic": scale, "A": scale}
+    options = {"model": model, "beam": 2.0}
+    for seed in range(5):
+        lattice = sausage(seed, slots=6, words=3, spread=1.0)
+        expected = rescored_by(lattice, **options)
+        found = rescored_by(lattice, weights=weights, scales_beam=True, **options)
+        if scale < 1:
+            assert found.states >= expected.states
+            continue
+        assert found.states == expected.states
+        fixed = rescored_by(lattice, weights=weights, **options)
+        assert (fixed.states < expected.states) == (scale > 1)
+
+
+@pytest.mark.parametrize("scale", [9.5, 0.0])
+def test_the_model_takes_over_the_scale_of_the_score_it_replaces(scale):
+    """0 would switch it off, so then it is 1, as with a file that gives no scale."""
+    lattice = one_path(["w1", "w2"], acoustic=0.0, lm=1.0)
+    lattice = replace(lattice, weights={"acoustic": 0.5, "lm": scale})
+    (line,) = scorer().score(["w1 w2"])
+    found = rescored_by(lattice)
+    expected = (scale or 1.0) * line.log_probability
+    assert best_path(found.graph).weight == pytest.approx(expected, abs=1e-10)
+    assert found.lattice.weights == {"acoustic": 0.5, "lm": scale or 1.0}
+    again_ = rescored_by(found.lattice)  # a lattice that was rescored is one like any other
+    assert best_path(again_.graph).weight == pytest.approx(expected, abs=1e-10)
 
 
 def test_a_beam_keeps_fewer_states(models):

@@ -22,6 +22,7 @@ from fairseq_fixedpoint.cli import rescore
 from fairseq_fixedpoint.formats import FORMATS, read_transcripts
 from fairseq_fixedpoint.rescoring.combination import Combination
 from fairseq_fixedpoint.rescoring.metrics import make_metric
+from fairseq_fixedpoint.rescoring.scorer import Scorer
 from tests.rescoring import log_probabilities, nbest, refused, tune
 from tests.test_formats import (
     BYTELOG,
@@ -491,6 +492,93 @@ def test_tuning_normalises_by_length_as_rescoring_does(models, tmp_path):
         assert measured("wer", tmp_path / "best", wanted) == errors
 
 
+@every_kind
+def test_a_hypothesis_too_long_for_a_model_is_named_or_skipped(kind, models, tmp_path, capfd):
+    """The transformer was trained with 20 tokens a sample, which is what it takes."""
+    too_long = Entry("0", " ".join(["w3"] * 25), -3.5, -4.5)
+    store, name, _ = KINDS[kind]
+    entries = store(tmp_path, [*ENTRIES[:4], too_long, *ENTRIES[4:]])
+    arguments = (tmp_path / "list", "--model", models["gru"], "--model", models["transformer"])
+    arguments += ("--output", tmp_path / "out")
+    trouble = refused(capfd, nbest, *arguments)
+    assert "26 tokens with </s>, more than the 20" in trouble
+    assert nbest(*arguments, "--on-error", "skip") == 0
+    said = capfd.readouterr().err
+    assert "hypotheses 9, " in said and "1 malformed line skipped" in said
+    if name == "kaldi":  # whose own files come back as they are
+        assert len((tmp_path / "out" / "total").read_text().splitlines()) == 9
+    else:
+        again = [hypothesis.text for hypothesis in FORMATS[name].read(tmp_path / "out")]
+        assert again == [entry.text for entry in entries if entry.text != too_long.text]
+
+
+def test_the_context_before_is_what_a_model_has_room_for(models, tmp_path):
+    """The transformer takes 20 tokens."""
+    before, text = [f"w{number}" for number in range(15)], " ".join(["w3"] * 12)
+    entries = [Entry("a", " ".join(before), -1, 0), Entry("b", text, -1, 0)]
+    KINDS["tsv"][0](tmp_path, entries)
+    arguments = (tmp_path / "list", "--model", models["transformer"], "--previous-context", 99)
+    assert nbest(*arguments, "--output", tmp_path / "out") == 0
+    _, found = scores_in(tmp_path / "out", "Fairseq0")
+    # Of 20 tokens the line leaves 8: seven words and the </s> behind them.
+    model = Scorer.from_checkpoint(models["transformer"])
+    tokens = [*before[-7:], "</s>", *text.split(), "</s>"]
+    sequence = [model.encoder.dictionary.index(token) for token in tokens]
+    [expected] = model.tokens.log_probabilities([sequence], [8])
+    assert found == pytest.approx(float(expected.sum()), abs=1e-4)
+
+
+def moses(tmp_path, *features):
+    """A list whose hypotheses of one utterance have these features, and its references."""
+    texts = ("w1 w2", "w3 w4", "w5 w6")
+    rows = [
+        f"0 ||| {text} ||| {given} ||| {-1 - row}\n"
+        for row, (text, given) in enumerate(zip(texts, features, strict=True))
+    ]
+    (tmp_path / "list").write_text("".join(rows))
+    (tmp_path / "references").write_text("w5 w6\n")
+    return (tmp_path / "list", "--references", tmp_path / "references", "--metric", "wer",
+            "--output", tmp_path / "weights.json")  # fmt: skip
+
+
+def test_sparse_features_are_left_to_the_total_wherever_they_are(models, tmp_path, capsys):
+    arguments = (
+        *moses(tmp_path, "LM0= -1 PP_b= 1", "LM0= -2 PP_a= 1", "LM0= -3"),
+        *("--model", models["gru"]),
+    )
+    assert tune(*arguments) == 0
+    assert "left out of the tuning: 2 sparse features such as PP_a." in capsys.readouterr().err
+    weights = Combination.load(tmp_path / "weights.json").weights
+    assert set(weights) == {"LM0", "total", "FixedPoint0", "words"}
+    for given in ("PP_a", "PP_b"):
+        assert tune(*arguments, "--weight", f"{given}=-0.5") == 0
+        assert "1 sparse feature such as PP_" in capsys.readouterr().err
+        assert Combination.load(tmp_path / "weights.json").weights[given] == -0.5
+
+
+def test_a_dense_feature_that_is_not_everywhere_is_told(models, tmp_path, capfd):
+    for features in (("LM0= -1", "LM0= -1 D= 1", "LM0= -1"), ("D= 1 LM0= -1",) + 2 * ("LM0= -1",)):
+        arguments = (*moses(tmp_path, *features), "--model", models["gru"])
+        line = 1 + next(row for row, given in enumerate(features) if "D=" not in given)
+        assert f"line {line}: the hypothesis has no score D" in refused(capfd, tune, *arguments)
+        assert not (tmp_path / "weights.json").exists()
+
+
+def test_a_model_whose_weight_becomes_negative_is_told(models, tmp_path, capsys):
+    texts = sorted(("w1 w2", "w3 w3"), key=lambda text: sum(log_probabilities(models["gru"], text)))
+    arguments = (tmp_path / "list", "--model", models["gru"], "--metric", "wer")
+    arguments += ("--references", tmp_path / "references", "--output", tmp_path / "weights.json")
+    for wanted, other, is_negative in ((*texts, True), (*reversed(texts), False)):
+        (tmp_path / "list").write_text(f"a\t-1\t{other}\na\t-1\t{wanted}\n")
+        (tmp_path / "references").write_text(f"a\t{wanted}\n")
+        for fixed in ((), ("--weight", f"FixedPoint0={-1 if is_negative else 1}")):
+            assert tune(*arguments, *fixed) == 0
+            weight = Combination.load(tmp_path / "weights.json").weights["FixedPoint0"]
+            assert (weight < 0) == is_negative
+            told = "the weight of FixedPoint0 became negative" in capsys.readouterr().err
+            assert told == (is_negative and not fixed)
+
+
 def test_several_references(models, list_, references, tmp_path):
     second = tmp_path / "second"
     second.write_text("7\tw9 w1\n0\tnowhere w4\n2\tw5\n")
@@ -631,7 +719,7 @@ def test_a_list_without_hypotheses(models, tmp_path, capsys):
         (("--kenlm", "list"), "kenlm cannot read"),
         (("--kenlm", "nowhere"), "nowhere is no file"),
         (("--model", "gru", "--format", "moses"), "list, line 1: "),
-        (("--model", "gru", "--one-best", "out"), "--one-best and --output name one file"),
+        (("--model", "gru", "--one-best", "out"), "--output and --one-best name one file"),
         (("--model", "gru", "--one-best", "."), "is no name"),
         (("--model", "gru", "--one-best", "/dev/null"), "no ordinary file"),
         (("--model", "gru", "--output", "/dev/full"), "no ordinary file"),

@@ -188,6 +188,24 @@ def test_an_output_that_cannot_hold_the_text_or_all_of_it(models, tmp_path, capf
         assert "No space left" in refused(capfd, fixedpoint_score, *arguments)
 
 
+def test_a_line_too_long_for_the_model_is_named_or_skipped(models, tmp_path, capfd):
+    """The transformer was trained with 20 tokens a sample, which is what it takes."""
+    path = tmp_path / "text"
+    lines = ["w1 w2", " ".join(["w3"] * 19), " ".join(["w3"] * 20), "w4"]
+    path.write_text("".join(f"{line}\n" for line in lines))
+    arguments = (path, "--model", models["transformer"], "--output", tmp_path / "out")
+    trouble = refused(capfd, fixedpoint_score, *arguments)
+    assert f"{path}, line 3: has 21 tokens with </s>, more than the 20" in trouble
+    assert not (tmp_path / "out").exists()
+    assert fixedpoint_score(*arguments, "--on-error", "skip") == 0
+    said = capfd.readouterr().err
+    assert f"skipped: {path}, line 3: " in said and "3 lines" in said
+    assert "1 malformed line skipped" in said
+    assert [row["text"] for row in tsv((tmp_path / "out").read_text())] == [*lines[:2], lines[3]]
+    mixed = ("--model", models["gru"])  # which has no limit
+    assert fixedpoint_score(path, *mixed) == 0
+
+
 def test_an_ngram_model_and_a_mixture(models, arpa, text, capsys):
     def run(*arguments):
         assert fixedpoint_score(text, "--format", "json", "--per-token", *arguments) == 0

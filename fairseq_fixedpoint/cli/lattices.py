@@ -15,7 +15,7 @@ from typing import Any, TextIO
 
 from fairseq_fixedpoint.cli import options
 from fairseq_fixedpoint.cli.run import Skipped, quantity, tell
-from fairseq_fixedpoint.files import require_replaceable, written_whole
+from fairseq_fixedpoint.files import written_whole
 from fairseq_fixedpoint.formats import (
     Lattice,
     LatticeFormat,
@@ -90,9 +90,9 @@ def add_parser(commands: Any, program: str) -> None:
     wanted.add_argument(
         "--posterior-scale",
         type=float,
-        default=1.0,
         metavar="S",
-        help="of the combined scores, for posteriors (default: 1)",
+        help="of the combined scores, for posteriors (default: 1, divided by the weight of the "
+        "--model where that is above 1)",
     )
     wanted.add_argument(
         "--plot",
@@ -108,7 +108,8 @@ def add_parser(commands: Any, program: str) -> None:
         default=[],
         metavar="NAME=W",
         help="of one score: acoustic, lm, graph, FixedPoint0, ...; may be repeated. Default: those "
-        "in the lattice as its file has it, new ones 1, the lm that they replace 0",
+        "in the lattice as its file has it; the --model that of the lm that it replaces (lmscale), "
+        "or 1, and that lm 0; --kenlm 1",
     )
     for option, of in (
         ("--acoustic-scale", "the acoustic score"),
@@ -120,11 +121,11 @@ def add_parser(commands: Any, program: str) -> None:
     search = parser.add_argument_group("expansion to histories of K words")
     search.add_argument(
         "--prune-beam",
-        default=PRUNE_BEAM,
         type=_beam,
         metavar="B",
         help="after each order, drop arcs whose best path is worse than the best by more than "
-        f"this; `none` drops nothing, which is exact (default: {PRUNE_BEAM:g})",
+        "this, in units of the combined score; `none` drops nothing, which is exact (default: "
+        f"{PRUNE_BEAM:g}, times the weight of the --model where that is above 1)",
     )
     search.add_argument(
         "--max-states",
@@ -141,13 +142,14 @@ def add_parser(commands: Any, program: str) -> None:
         help="merge: keep the lattice's own nodes, whose histories are averaged by posterior; "
         "cheaper, and not exact (default: expand)",
     )
-    options.add_model_options(parser)
+    options.add_model_options(parser, mixes=False)
     options.add_run_options(parser)
 
 
-def _beam(text: str) -> float | None:
+def _beam(text: str) -> float:
+    """Infinite for `none`."""
     if text == "none":
-        return None
+        return math.inf
     try:
         beam = float(text)
     except ValueError:
@@ -231,29 +233,22 @@ def _check_options(args: Namespace, form: LatticeFormat, by_folder: bool) -> Non
     Args:
         by_folder: whether the output is a folder.
     """
-    named: dict[Path, str] = {}
-    for option in ("output", "one_best", "nbest", "confusion", "plot"):
-        path = getattr(args, option)
-        if path is None:
-            continue
-        require_replaceable(path, by_folder=by_folder and option == "output")
-        other = named.setdefault(path.resolve(), option)
-        if other != option:
-            first, second = (f"--{name.replace('_', '-')}" for name in (other, option))
-            raise RescoringError(f"{first} and {second} name one file: they need two.")
+    options.check_outputs(
+        args,
+        *("output", "one_best", "nbest", "confusion", "plot"),
+        folders={"output"} if by_folder else (),
+    )
     if args.plot is not None and args.plot.suffix.lower() not in SUFFIXES:
         raise RescoringError(f"--plot: a picture's name ends in {', '.join(SUFFIXES)}.")
     if args.posteriors and form.name != "slf":
         raise RescoringError("--posteriors are for SLF: Kaldi's lattices have no place for them.")
     if args.nbest_size < 1 or args.max_states < 1:
         raise RescoringError("--nbest-size and --max-states must be at least 1.")
-    if not 0 < args.posterior_scale < math.inf:
+    if args.posterior_scale is not None and not 0 < args.posterior_scale < math.inf:
         raise RescoringError("--posterior-scale must be a positive number.")
 
 
 def _rescorer(args: Namespace, form: LatticeFormat) -> LatticeRescorer:
-    if args.interpolate is not None:
-        raise RescoringError("--interpolate is for n-best lists: give a lattice both as scores.")
     scorers = options.line_scorers(args)
     neural = {name: each for name, each in scorers.items() if isinstance(each, Scorer)}
     if len(neural) != 1:
@@ -279,12 +274,14 @@ def _rescorer(args: Namespace, form: LatticeFormat) -> LatticeRescorer:
     ):
         if weight is not None:
             weights[score] = weight
+    beam = PRUNE_BEAM if args.prune_beam is None else args.prune_beam
     return LatticeRescorer(
         model=model,
         name=name,
         ngrams={key: each for key, each in scorers.items() if isinstance(each, NgramScorer)},
         weights=Combination(weights).weights,
-        beam=args.prune_beam,
+        beam=None if math.isinf(beam) else beam,
+        scales_beam=args.prune_beam is None,
         limit=args.max_states,
         merges=args.histories == "merge",
     )
@@ -325,7 +322,8 @@ def _result(
             for path in nbest(graph, args.nbest_size)
         ]
     if args.posteriors or args.confusion is not None:
-        shares = posteriors(graph, args.posterior_scale)
+        scale = 1 / rescored.unit if args.posterior_scale is None else args.posterior_scale
+        shares = posteriors(graph, scale)
         if args.confusion is not None:
             times = made.times[: len(graph.end)] if made.times is not None else None
             result["network"] = confusion_network(graph, shares, best.arcs, times)

@@ -6,7 +6,7 @@ import argparse
 import hashlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ from fairseq.data import encoders
 from fairseq.dataclass.utils import gen_parser_from_dataclass
 from fairseq.registry import REGISTRIES
 
+from fairseq_fixedpoint.files import require_replaceable
 from fairseq_fixedpoint.rescoring.combination import WORDS
 from fairseq_fixedpoint.rescoring.errors import RescoringError
 from fairseq_fixedpoint.rescoring.nbest import LineScorer
@@ -26,8 +27,13 @@ NAMED_PATH = re.compile(r"([A-Za-z][A-Za-z0-9.-]*)=(.+)")
 SPLITTERS = ("tokenizer", "bpe")
 
 
-def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Options that :func:`line_scorers` reads."""
+def add_model_options(parser: argparse.ArgumentParser, mixes: bool = True) -> None:
+    """Options that :func:`line_scorers` reads.
+
+    Args:
+        mixes: whether the command can mix the word probabilities of two models.
+    """
+    parser.set_defaults(interpolate=None)
     models = parser.add_argument_group("models")
     models.add_argument(
         "--model",
@@ -52,13 +58,14 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         metavar="[NAME=]FILE",
         help="an n-gram model, ARPA or kenlm's binary; may be repeated (KenLM0, ...)",
     )
-    models.add_argument(
-        "--interpolate",
-        type=float,
-        metavar="WEIGHT",
-        help="mix the word probabilities of the one --model, with this weight, and of the one "
-        "--kenlm into one score, Interpolated0",
-    )
+    if mixes:
+        models.add_argument(
+            "--interpolate",
+            type=float,
+            metavar="WEIGHT",
+            help="mix the word probabilities of the one --model, with this weight, and of the one "
+            "--kenlm into one score, Interpolated0",
+        )
     models.add_argument(
         "--iterations",
         type=int,
@@ -139,6 +146,29 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpar
             elif getattr(chosen, "__dataclass", None) is not None:
                 gen_parser_from_dataclass(group, getattr(chosen, "__dataclass")())
     return parser.parse_args(argv)
+
+
+def check_outputs(args: argparse.Namespace, *names: str, folders: Collection[str] = ()) -> None:
+    """Refuses places that the results could not take, before any work is done.
+
+    Args:
+        names: of the options that say where results are written; those not given are None.
+        folders: which of them will be folders.
+
+    Raises:
+        OSError: if something of another kind is there, or the place's folder is not.
+        RescoringError: if two of them are one.
+    """
+    option_of: dict[Path, str] = {}
+    for name in names:
+        path = getattr(args, name)
+        if path is None:
+            continue
+        require_replaceable(path, by_folder=name in folders)
+        option = f"--{name.replace('_', '-')}"
+        other = option_of.setdefault(path.resolve(), option)
+        if other != option:
+            raise RescoringError(f"{other} and {option} name one file: they need two.")
 
 
 def line_scorers(args: argparse.Namespace) -> dict[str, LineScorer]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from fairseq_fixedpoint.cli import lattices, options
 from fairseq_fixedpoint.cli.run import Skipped, quantity, run, tell
-from fairseq_fixedpoint.files import require_replaceable, written_whole
+from fairseq_fixedpoint.files import written_whole
 from fairseq_fixedpoint.formats import (
     FORMATS,
     Hypothesis,
@@ -42,6 +42,7 @@ from fairseq_fixedpoint.rescoring.nbest import (
     Summary,
     combined,
     in_context,
+    scorable,
     scored,
 )
 from fairseq_fixedpoint.rescoring.tuning import Candidates, TuningReport, selected, tune
@@ -149,11 +150,18 @@ def _add_list_options(parser: argparse.ArgumentParser) -> None:
 def _nbest(args: argparse.Namespace) -> None:
     processes = Processes.joined()
     listed = _format(args)
-    _check_outputs(args)
+    folders = {"output"} if args.input.is_dir() else ()
+    options.check_outputs(args, "output", "one_best", folders=folders)
     skipped = Skipped(PROGRAM)
-    read = partial(listed.read, args.input, skipped if args.on_error == "skip" else stop)
+    on_error = skipped if args.on_error == "skip" else stop
     scorers = options.line_scorers(args)
-    first_pass, combination = _combinations(args, listed, next(read(), None), scorers)
+
+    def read() -> Iterator[Hypothesis]:
+        return scorable(listed.read(args.input, on_error), scorers.values(), on_error)
+
+    first = next(read(), None)
+    names = first.scores if first is not None else ()
+    first_pass, combination = _combinations(args, listed, names, scorers)
     # Once through the list, so that what is malformed or missing shows before the long part.
     if processes.is_first:
         skipped.restart()
@@ -196,17 +204,20 @@ def _tune(args: argparse.Namespace) -> None:
     if Processes.joined().count > 1:
         raise RescoringError("tune runs in one process: start it without torchrun.")
     listed = _format(args)
-    require_replaceable(args.output)
+    options.check_outputs(args, "output")
     metric = make_metric(args.metric)
     skipped = Skipped(PROGRAM)
     skipped.restart()
     on_error = skipped if args.on_error == "skip" else stop
-    hypotheses = list(listed.read(args.input, on_error))
+    scorers = options.line_scorers(args)
+    read = listed.read(args.input, on_error)
+    hypotheses = list(scorable(read, scorers.values(), on_error))
     if not hypotheses:
         raise RescoringError(f"{args.input} holds no hypothesis to tune on.")
     texts = _references(args, listed, metric, hypotheses)
-    scorers = options.line_scorers(args)
-    first_pass, start = _combinations(args, listed, hypotheses[0], scorers)
+    names = dict.fromkeys(name for hypothesis in hypotheses for name in hypothesis.scores)
+    first_pass, start = _combinations(args, listed, names, scorers)
+    _tell_of_sparse(names.keys() - start.weights.keys())
     hypotheses = list(_checked(hypotheses, args, scorers, start.weights))
 
     results = []
@@ -230,6 +241,14 @@ def _tune(args: argparse.Namespace) -> None:
     report = TuningReport.of(
         candidates, metric, baseline, selected(normalised, found.weights), found.weights
     )
+    for name in scorers:
+        if report.weights[name] < 0 and name not in fixed:
+            tell(
+                PROGRAM,
+                f"the weight of {name} became negative, which ranks lower what the model finds "
+                "likely: unless its score is to be subtracted, that is chance. Tune on more "
+                "utterances, or leave the model out.",
+            )
     with written_whole(args.output) as made:
         Combination(report.weights, start.lenpen).save(made, report=asdict(report))
     if skipped.count:
@@ -245,15 +264,6 @@ def _format(args: argparse.Namespace) -> NBestFormat:
             "store it in a file first."
         )
     return FORMATS[args.format] if args.format else detect(args.input)
-
-
-def _check_outputs(args: argparse.Namespace) -> None:
-    """Refuses places that the results could not take, before any work is done."""
-    require_replaceable(args.output, by_folder=args.input.is_dir())
-    if args.one_best is not None:
-        require_replaceable(args.one_best)
-        if args.one_best.resolve() == args.output.resolve():
-            raise RescoringError("--one-best and --output name one file: they need two.")
 
 
 def _checked(
@@ -294,11 +304,11 @@ def _checked(
 def _combinations(
     args: argparse.Namespace,
     listed: NBestFormat,
-    first: Hypothesis | None,
+    names: Collection[str],
     scorers: Mapping[str, LineScorer],
 ) -> tuple[Combination, Combination]:
-    """That of the first pass, and the one that the options ask for."""
-    first_pass = Combination(listed.default_weights(first.scores if first else ()))
+    """That of the first pass, whose scores have `names`, and the one that the options ask for."""
+    first_pass = Combination(listed.default_weights(names))
     weights, lenpen = {**first_pass.weights, **dict.fromkeys(scorers, 1.0)}, 0.0
     if getattr(args, "weights", None) is not None:
         loaded = Combination.load(args.weights)
@@ -311,6 +321,16 @@ def _combinations(
             )
     weights |= options.given_weights(args)
     return first_pass, Combination(weights, lenpen if args.lenpen is None else args.lenpen)
+
+
+def _tell_of_sparse(names: Collection[str]) -> None:
+    if names:
+        tell(
+            PROGRAM,
+            f"left out of the tuning: {quantity(len(names), 'sparse feature')} such as "
+            f"{min(names)}. `total` holds them with the decoder's weights; --weight NAME=W gives "
+            "one a weight of its own.",
+        )
 
 
 def _references(

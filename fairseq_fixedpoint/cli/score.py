@@ -22,7 +22,7 @@ from fairseq_fixedpoint.formats import stop
 from fairseq_fixedpoint.formats.nbest import Line, create, read_lines
 from fairseq_fixedpoint.rescoring.errors import RescoringError
 from fairseq_fixedpoint.rescoring.jobs import Journal, Processes, groups, results_of
-from fairseq_fixedpoint.rescoring.nbest import LineScorer
+from fairseq_fixedpoint.rescoring.nbest import LineScorer, scorable
 from fairseq_fixedpoint.rescoring.scorer import perplexity
 
 PROGRAM = "fixedpoint-score"
@@ -71,8 +71,12 @@ def _score(args: argparse.Namespace) -> None:
         )
     score = partial(_scored, scorer=next(iter(scorers.values())), per_token=args.per_token)
     skipped = Skipped(PROGRAM)
+    on_error = skipped if args.on_error == "skip" else stop
     path = Path("/dev/stdin" if args.input == "-" else args.input)
-    read = partial(read_lines, path, skipped if args.on_error == "skip" else stop)
+
+    def read() -> Iterator[Line]:
+        return scorable(read_lines(path, on_error), scorers.values(), on_error)
+
     if processes.is_first:
         skipped.restart()
     shown = not args.no_progress_bar and sys.stderr.isatty()

@@ -32,6 +32,10 @@ UTTERANCE, TEXT, FEATURES, TOTAL = range(4)
 class Moses(NBestFormat):
     """Scores: `total`; a feature with one value by its name, `LM0`; one with more as `TM0.1`, ...
 
+    A sparse feature is written only where it is not 0. It has no weight of its own unless one is
+    given: there can be thousands, too many for minimum error rate training, as in Moses itself,
+    and `total` holds them with the decoder's weights.
+
     Old lists write a name as `d:`. Written back, new features stand after the old ones, and the
     rest of the line stays as it was.
     """
@@ -42,7 +46,7 @@ class Moses(NBestFormat):
         return path.is_file() and first_line(path).count(SEPARATOR) >= TOTAL
 
     def default_weights(self, names: Collection[str]) -> dict[str, float]:
-        return {name: float(name == "total") for name in names}
+        return {name: float(name == "total") for name in names if not is_sparse(name)}
 
     def read(self, path: Path, on_error: OnError = stop) -> Iterator[Hypothesis]:
         for line in read_lines(path, on_error):
@@ -57,6 +61,11 @@ class Moses(NBestFormat):
         with create(destination) as file:
             for item in rescored:
                 file.write(_rewritten(item) + "\n")
+
+
+def is_sparse(name: str) -> bool:
+    """Whether a feature is absent where it is 0; Moses allows this mark in no other's name."""
+    return "_" in name
 
 
 def _parsed(line: Line) -> Hypothesis:

@@ -73,6 +73,9 @@ class Hypothesis:
     line: int | None
     record: Any
 
+    def error(self, sentence: str) -> FormatError:
+        return FormatError(self.path, self.line, sentence)
+
 
 @dataclass(frozen=True, slots=True)
 class Rescored:
@@ -224,9 +227,7 @@ def formatted(value: float, name: str, hypothesis: Hypothesis, form: str = ".10g
         FormatError: if it is not finite, because no reader would take it back.
     """
     if not math.isfinite(value):
-        raise FormatError(
-            hypothesis.path,
-            hypothesis.line,
+        raise hypothesis.error(
             f"the new score {name} of utterance {shown(hypothesis.utterance)} is not finite, which "
             "no list can hold; score it with a model that gives every text a probability.",
         )
@@ -235,10 +236,8 @@ def formatted(value: float, name: str, hypothesis: Hypothesis, form: str = ".10g
 
 
 def name_taken(hypothesis: Hypothesis, name: str) -> FormatError:
-    return FormatError(
-        hypothesis.path,
-        hypothesis.line,
-        f"the list already has a score named {name}; give the new one another name.",
+    return hypothesis.error(
+        f"the list already has a score named {name}; give the new one another name."
     )
 
 

@@ -45,11 +45,9 @@ def load_language_model(
         RescoringError: if the file, the dictionary or the kind of model is wrong.
     """
     path = Path(path)
-    if not path.is_file():
-        raise RescoringError(f"{path} is no file: --model takes a checkpoint of fairseq-train.")
-    state = _read(path, trust_checkpoint)
-    cfg = _configuration(path, state)
-    folder = _dictionary_folder(path, cfg.task.get("data"), data)
+    state = read_checkpoint(path, trust_checkpoint)
+    cfg = configuration(path, state)
+    folder = dictionary_folder(path, cfg.task.get("data"), data)
     cfg.task.data = folder
     try:
         task = tasks.setup_task(cfg.task, from_checkpoint=True)
@@ -88,8 +86,17 @@ def load_language_model(
     return model, task.target_dictionary
 
 
-def _read(path: Path, trusted: bool) -> dict[str, Any]:
-    """What the file holds."""
+def read_checkpoint(path: Path, trusted: bool = False) -> dict[str, Any]:
+    """What a checkpoint of `fairseq-train` holds.
+
+    Args:
+        trusted: read classes that fairseq does not store, too, which can run code.
+
+    Raises:
+        RescoringError: if it is none, or cannot be read.
+    """
+    if not path.is_file():
+        raise RescoringError(f"{path} is no file: name a checkpoint of fairseq-train.")
     try:
         with compat.reading(trusted):
             return checkpoint_utils.load_checkpoint_to_cpu(str(path))
@@ -105,8 +112,12 @@ def _shown(error: Exception) -> str:
     return shorten(f"{type(error).__name__}: {error}", 200, placeholder=" ...")
 
 
-def _configuration(path: Path, state: dict[str, Any]) -> Any:
-    """How the model was trained; attributes `task` and `model`."""
+def configuration(path: Path, state: dict[str, Any]) -> Any:
+    """How the model of a checkpoint was trained; attributes `task` and `model`.
+
+    Raises:
+        RescoringError: if the checkpoint does not say.
+    """
     if state.get("args") is not None:
         return convert_namespace_to_omegaconf(state["args"])
     cfg = state.get("cfg")
@@ -118,7 +129,16 @@ def _configuration(path: Path, state: dict[str, Any]) -> Any:
     return cfg
 
 
-def _dictionary_folder(path: Path, trained_with: str | None, data: str | Path | None) -> str:
+def dictionary_folder(path: Path, trained_with: str | None, data: str | Path | None) -> str:
+    """The folder whose dict.txt a checkpoint's model goes with.
+
+    Args:
+        trained_with: what the checkpoint says of it.
+        data: what is to be taken instead, or None.
+
+    Raises:
+        RescoringError: if there is no dict.txt.
+    """
     if data is not None:
         folder, origin = str(data), "--data"
     else:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fairseq_fixedpoint.formats import Hypothesis
+from fairseq_fixedpoint.formats.moses import is_sparse
 from fairseq_fixedpoint.rescoring.errors import RescoringError
 
 WORDS = "words"  # the number of words, whose weight is the word penalty
@@ -136,8 +137,8 @@ def _scores(hypothesis: Hypothesis, features: Mapping[str, float]) -> dict[str, 
 
 def _value(hypothesis: Hypothesis, scores: Mapping[str, float], name: str) -> float:
     value = scores.get(name)
-    if value is None and "_" in name:
-        return 0.0  # Moses's mark of a sparse feature, which is written only where it is not 0
+    if value is None and is_sparse(name):
+        return 0.0
     if value is None:
         raise RescoringError(
             f"{place(hypothesis)}: the hypothesis has no score {name}, which the weights name, but "

@@ -33,12 +33,13 @@ class RescoredLattice:
 
     Attributes:
         lattice: with the topology of the expansion. Its language score (`lm`, or `graph` where the
-            format has that) holds all that is not acoustic, so that its weights and word penalty
-            give the combined score.
+            format has that) holds all that is not acoustic, in the model's units, so that its
+            weights and word penalty give the combined score.
         graph: the same paths for a search, words being what is spoken.
         read: the lattice as it was.
         arc: of the lattice that was read, for each arc of the graph, ``(A,)``.
         node: of the lattice that was read, for each state of the graph, ``(S,)``.
+        unit: of the combined score: the model's weight, but at least 1.
         states, arcs: of the expansion.
         shortened: states whose history is shorter than the model could use, past the limit.
         unknown: spoken words on the lattice's arcs that the model does not know.
@@ -49,6 +50,7 @@ class RescoredLattice:
     read: Lattice
     arc: np.ndarray
     node: np.ndarray
+    unit: float
     states: int
     arcs: int
     shortened: int
@@ -86,9 +88,12 @@ class LatticeRescorer:
         ngrams: n-gram models by name; each may look back K words at most.
         name: of the neural model's score.
         weights: of the scores by name: those that a lattice has (`acoustic`, `lm`, ...), the
-            models', and `words`. What is left out weighs as the lattice's file says; new scores
-            weigh 1, and `lm`, the score that they replace, 0.
+            models', and `words`. What is left out weighs as the lattice's file says. The model
+            takes the place of `lm`, with its weight, HTK's `lmscale`; `lm` then weighs 0. N-gram
+            models weigh 1, as does the model where the format has no `lm`.
         beam, limit: see :func:`~fairseq_fixedpoint.rescoring.expansion.expand`.
+        scales_beam: multiply the beam by :attr:`RescoredLattice.unit`, so that greater weights of
+            all scores drop no more.
         merges: average the histories at each node instead of expanding them.
 
     Raises:
@@ -102,6 +107,7 @@ class LatticeRescorer:
     beam: float | None = None
     limit: int | None = None
     merges: bool = False
+    scales_beam: bool = False
 
     def __post_init__(self):
         tokens = self.model.tokens
@@ -133,6 +139,7 @@ class LatticeRescorer:
         number = {word: place for place, word in enumerate(vocabulary)} | {"": EMPTY}
         token = np.array([number[word] for word in words], dtype=np.int64)
         weights = self._weights_of(lattice)
+        unit = max(1.0, weights[self.name])
         entries = self._entries(vocabulary)  # (V,)
         graph = _word_graph(lattice, token, weights)
         if self.merges:
@@ -140,14 +147,19 @@ class LatticeRescorer:
             expansion = self._merged(_word_graph(lattice, token, own), entries, weights)
         else:
             histories = _Together(self._histories(vocabulary, entries, weights))
-            expansion = expand(graph, histories, SENTENCE_END, beam=self.beam, limit=self.limit)
+            beam = self.beam
+            if beam is not None and self.scales_beam:
+                beam *= unit
+            expansion = expand(graph, histories, SENTENCE_END, beam=beam, limit=self.limit)
         unrolled = _Unrolled(lattice, graph, expansion)
+        has_scale = _language(lattice) == "lm" and weights[self.name] > 0
         return RescoredLattice(
-            lattice=unrolled.lattice(weights),
+            lattice=unrolled.lattice(weights, weights[self.name] if has_scale else 1.0),
             graph=unrolled.graph(words),
             read=lattice,
             arc=unrolled.arc,
             node=unrolled.node,
+            unit=unit,
             states=len(expansion.node),
             arcs=len(expansion.arc),
             shortened=0 if self.merges else expansion.shortened(self.model.tokens.order),
@@ -169,9 +181,12 @@ class LatticeRescorer:
     def _weights_of(self, lattice: Lattice) -> dict[str, float]:
         """The weight of each score, of the lattice and of the models."""
         own = {name: lattice.weights.get(name, 1.0) for name in lattice.scores}
-        if _language(lattice) == "lm":
-            own["lm"] = 0.0
         new = dict.fromkeys([self.name, *self.ngrams], 1.0)
+        if _language(lattice) == "lm":
+            scale = lattice.weights.get("lm", 1.0)
+            if scale > 0:  # else the file gives no scale to take over
+                new[self.name] = scale
+            own["lm"] = 0.0
         taken = sorted(own.keys() & new.keys())
         if taken:
             raise RescoringError(
@@ -304,8 +319,12 @@ class _Unrolled:
         spoken_words = [words[arc] for arc in self.arc.tolist()]
         return ScoredGraph(self.source, self.target, spoken_words, self.weight, self.end)
 
-    def lattice(self, weights: Mapping[str, float]) -> Lattice:
-        """As a lattice of the format that was read, with what is not acoustic as language score."""
+    def lattice(self, weights: Mapping[str, float], scale: float) -> Lattice:
+        """As a lattice of the format that was read, with what is not acoustic as language score.
+
+        Args:
+            scale: the weight that the language score gets; 1 where the format has none.
+        """
         language = _language(self.read)
         made = self.read.rewired(self.node, self.arc, self.source, self.target)
         acoustic = {name: values for name, values in made.scores.items() if name == "acoustic"}
@@ -313,12 +332,12 @@ class _Unrolled:
         rest = self.weight - _weighted(acoustic, own, len(self.arc)) - weights[WORDS] * self.is_word
         made = replace(
             made,
-            scores={**acoustic, language: rest},
-            weights={**own, language: 1.0},
+            scores={**acoustic, language: rest / scale},
+            weights={**own, language: scale},
             word_penalty=weights[WORDS],
         )
         if not self.read.final_scores:
-            return self._with_one_end(made, language)
+            return self._with_one_end(made, language, self.end / scale)
         ends = {name: values for name, values in made.final_scores.items() if name in acoustic}
         of_ends = np.where(made.final, self.end, 0.0) - _weighted(ends, own, len(self.node))
         # A format with no place for word penalties has them in the language score.
@@ -328,8 +347,12 @@ class _Unrolled:
             final_scores={**ends, language: of_ends},
         )
 
-    def _with_one_end(self, made: Lattice, language: str) -> Lattice:
-        """A node behind the ends; the arcs to it have the scores that ends have no place for."""
+    def _with_one_end(self, made: Lattice, language: str, end: np.ndarray) -> Lattice:
+        """A node behind the ends; the arcs to it have the scores that ends have no place for.
+
+        Args:
+            end: language score of ending in each state, ``(S,)``.
+        """
         ends = np.flatnonzero(made.final)
         order = np.argsort(np.append(self.source, ends), kind="stable")
         last = len(self.node)
@@ -348,7 +371,7 @@ class _Unrolled:
             target=joined(self.target, last),
             words=listed(made.words, ""),
             scores={
-                name: joined(values, self.end[ends] if name == language else 0.0)
+                name: joined(values, end[ends] if name == language else 0.0)
                 for name, values in made.scores.items()
             },
             final=np.arange(last + 1) == last,

@@ -6,20 +6,38 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 from fairseq_fixedpoint.formats import Hypothesis, Rescored
+from fairseq_fixedpoint.formats.nbest import Line, OnError
 from fairseq_fixedpoint.rescoring.combination import Combination, place
 from fairseq_fixedpoint.rescoring.errors import RescoringError
 from fairseq_fixedpoint.rescoring.scorer import LineScore
+
+Item = TypeVar("Item", Line, Hypothesis)
 
 
 class LineScorer(Protocol):
     """What gives a line of text a probability: a neural model, an n-gram model, or a mixture."""
 
+    def trouble_with(self, line: str) -> str | None: ...
+
     def score(
         self, lines: Sequence[str], previous: Sequence[str | None] | None = None
     ) -> list[LineScore]: ...
+
+
+def scorable(
+    items: Iterable[Item], scorers: Iterable[LineScorer], on_error: OnError
+) -> Iterator[Item]:
+    """The lines or hypotheses that all models can take; each other one goes to `on_error`."""
+    for item in items:
+        troubles = (scorer.trouble_with(item.text) for scorer in scorers)
+        trouble = next(filter(None, troubles), None)
+        if trouble is None:
+            yield item
+        else:
+            on_error(item.error(trouble))
 
 
 class InContext(NamedTuple):

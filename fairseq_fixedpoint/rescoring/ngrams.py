@@ -46,6 +46,9 @@ class NgramScorer:
         self.lowercase = lowercase
         self.unknown_penalty = unknown_penalty
 
+    def trouble_with(self, line: str) -> None:
+        """None, as :meth:`Scorer.trouble_with`: every line can be scored."""
+
     def score(
         self, lines: Sequence[str], previous: Sequence[str | None] | None = None
     ) -> list[LineScore]:
@@ -130,6 +133,10 @@ class InterpolatedScorer:
         self.neural = neural
         self.ngram = ngram
         self.weight = weight
+
+    def trouble_with(self, line: str) -> str | None:
+        """As :meth:`Scorer.trouble_with`."""
+        return self.neural.trouble_with(line)
 
     def score(
         self, lines: Sequence[str], previous: Sequence[str | None] | None = None

@@ -61,7 +61,8 @@ class Scorer:
         encoder: how text becomes its tokens.
         unknown_penalty: subtracted from the log-probability of each unknown token.
         previous_context: how many of the last tokens of the text before a line, its `</s>`
-            included, the model sees; 0 starts every line from `</s>` alone.
+            included, the model sees, as far as it has room for them; 0 starts every line from
+            `</s>` alone.
 
     Raises:
         RescoringError: for a penalty or a context out of range.
@@ -151,6 +152,18 @@ class Scorer:
             tokens.order if previous_context is None else previous_context,
         )
 
+    def trouble_with(self, line: str) -> str | None:
+        """Why a line cannot be scored, as the end of a sentence; None if it can."""
+        if self.tokens.longest is None:
+            return None
+        tokens = len(self.encoder.symbols(line)) + 1  # it starts after </s>
+        if tokens <= self.tokens.longest:
+            return None
+        return (
+            f"has {tokens} tokens with </s>, more than the {self.tokens.longest} that the model "
+            "takes; leave it out, or use a model without that limit."
+        )
+
     def score(
         self, lines: Sequence[str], previous: Sequence[str | None] | None = None
     ) -> list[LineScore]:
@@ -177,7 +190,7 @@ class Scorer:
         batch, size = [], 0
         for line, previous in lines:
             symbols = self.encoder.symbols(line)
-            context = self._context(previous)
+            context = self._context(previous, len(symbols))
             eos = self.encoder.dictionary.eos()
             sequence = [*context, *self.encoder.indices(symbols), eos]
             if batch and size + len(sequence) > TOKENS_AT_ONCE:
@@ -188,13 +201,16 @@ class Scorer:
         if batch:
             yield batch
 
-    def _context(self, previous: str | None) -> list[int]:
-        """What a line is preceded by: `</s>` at least."""
+    def _context(self, previous: str | None, tokens: int) -> list[int]:
+        """What a line of so many tokens is preceded by: `</s>` at least."""
         eos = self.encoder.dictionary.eos()
-        if previous is None or self.previous_context < 2:
+        seen = self.previous_context
+        if self.tokens.longest is not None:
+            seen = min(seen, self.tokens.longest - tokens)
+        if previous is None or seen < 2:
             return [eos]
         before = self.encoder.indices(self.encoder.symbols(previous))
-        return [eos, *before, eos][-self.previous_context :]
+        return [eos, *before, eos][-seen:]
 
     def _line_score(
         self, symbols: list[str], sequence: list[int], first: int, found: np.ndarray

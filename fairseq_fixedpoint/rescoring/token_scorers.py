@@ -36,9 +36,11 @@ class TokenScorer(Protocol):
 
     Attributes:
         order: how many tokens of context the model can use; None for no limit.
+        longest: how many tokens it can take before the last one of a sequence; None for no limit.
     """
 
     order: int | None
+    longest: int | None
 
     def log_probabilities(
         self, sequences: Sequence[Sequence[int]], first: Sequence[int]
@@ -66,6 +68,8 @@ class WindowScorer:
     Raises:
         RescoringError: for `normalized=False` with an adaptive softmax, which has no one `Z`.
     """
+
+    longest = None
 
     def __init__(self, decoder: FixedPointDecoder, bf16: bool = False, normalized: bool = True):
         self.decoder = decoder
@@ -193,6 +197,10 @@ class ModelScorer:
         self.model = model
         self.padding = model.decoder.dictionary.pad()
 
+    @property
+    def longest(self) -> int:
+        return self.model.max_positions()
+
     @torch.inference_mode()
     def log_probabilities(
         self, sequences: Sequence[Sequence[int]], first: Sequence[int]
@@ -204,10 +212,10 @@ class ModelScorer:
         """
         distinct: dict[tuple[int, ...], np.ndarray | None] = dict.fromkeys(map(tuple, sequences))
         longest = max(map(len, distinct), default=0) - 1
-        if longest > self.model.max_positions():
+        if longest > self.longest:
             raise RescoringError(
-                f"a line has {longest} tokens, more than the {self.model.max_positions()} that the "
-                "model takes: leave it out, or use a model without that limit."
+                f"a line has {longest} tokens, more than the {self.longest} that the model takes: "
+                "leave it out, or use a model without that limit."
             )
         for batch in _batches(sorted(distinct, key=len)):
             for sequence, found in zip(batch, self._batch(batch), strict=True):
@@ -249,11 +257,7 @@ def _softmax_of(
     """The decoder's output layer."""
     adaptive = decoder.adaptive_softmax
     if adaptive is None:
-        if decoder.fc_out is None:
-            words = OutputWords(decoder.embed_tokens.weight, None, dtype)
-        else:
-            words = OutputWords(decoder.fc_out.weight, decoder.fc_out.bias, dtype)
-        return Softmax(words, normalized)
+        return Softmax(OutputWords(*decoder.output_words, dtype), normalized)
     if not normalized:
         raise RescoringError(
             "--unnormalized needs a model with one softmax over all words, trained with "
