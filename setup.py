@@ -59,6 +59,7 @@ setup(
     ],
     entry_points={
         "console_scripts": [
+            "fixedpoint-convert = fairseq_fixedpoint.cli.convert:main",
             "fixedpoint-score = fairseq_fixedpoint.cli.score:main",
             "fixedpoint-rescore = fairseq_fixedpoint.cli.rescore:main",
         ],

@@ -11,7 +11,7 @@ import torch
 from fairseq import checkpoint_utils
 from fairseq.sequence_scorer import SequenceScorer
 
-from fairseq_fixedpoint.cli import rescore, score
+from fairseq_fixedpoint.cli import convert, rescore, score
 from tests.commands import train
 
 TRAINED = {
@@ -84,6 +84,11 @@ def _loaded(checkpoint: Path, overrides: tuple):
     return models[0].eval(), task.target_dictionary
 
 
+def fixedpoint_convert(*arguments) -> int:
+    """The command, in this process; its exit status."""
+    return _status(convert.main, arguments)
+
+
 def fixedpoint_score(*arguments) -> int:
     """The command, in this process; its exit status."""
     return _status(score.main, arguments)
@@ -117,7 +122,8 @@ def refused(capfd, command: Callable[..., int], *arguments) -> str:
     capfd.readouterr()
     assert command(*arguments) == 1
     said = capfd.readouterr().err
-    program = "fixedpoint-score" if command is fixedpoint_score else "fixedpoint-rescore"
+    programs = {fixedpoint_convert: convert.PROGRAM, fixedpoint_score: score.PROGRAM}
+    program = programs.get(command, rescore.PROGRAM)
     assert said.startswith(f"{program}: error: ") and said.endswith("\n")
     assert said.count("\n") == 1
     return said
