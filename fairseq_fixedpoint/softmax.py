@@ -10,7 +10,7 @@ tail cluster only for the contexts that want a word of it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -31,8 +31,8 @@ class OutputWords:
     Attributes:
         weight: ``(V, C)``.
         bias: ``(V,)``, or None.
-        dtype: of the products that make the normaliser; logits of wanted words and everything
-            that is summed stay in the weight's own.
+        dtype: of the products that make the normaliser, the features' own by default. Logits of
+            wanted words, and everything that is summed, are float32 at least.
     """
 
     weight: Tensor
@@ -41,31 +41,33 @@ class OutputWords:
 
     def logits(self, features: Tensor, context: Tensor, word: Tensor) -> Tensor:
         """Logit of each pair, ``(Q,)``, from features ``(N, C)`` and indices ``(Q,)``."""
+        summed = torch.promote_types(features.dtype, torch.float32)
         found = []
-        for rows in _blocks(context.numel(), PAIRS_AT_ONCE):
+        for rows in blocks(context.numel(), PAIRS_AT_ONCE):
             x, w = features.index_select(0, context[rows]), self.weight.index_select(0, word[rows])
-            found.append(torch.linalg.vecdot(x, w))
-        logits = torch.cat(found) if found else features.new_empty(0)
+            found.append(torch.linalg.vecdot(x.to(summed), w.to(summed)))
+        logits = torch.cat(found) if found else features.new_empty(0, dtype=summed)
         return logits if self.bias is None else logits + self.bias.index_select(0, word)
 
     def log_normalizer(self, features: Tensor) -> Tensor:
         """`log Z` of each context: features ``(N, C)`` to ``(N,)``."""
         dtype = self.dtype or features.dtype
+        summed = torch.promote_types(features.dtype, torch.float32)
         weight = self.weight.to(dtype)
         bias = None if self.bias is None else self.bias.to(dtype)
         found = []
-        for rows in _blocks(features.size(0), CONTEXTS_AT_ONCE):
+        for rows in blocks(features.size(0), CONTEXTS_AT_ONCE):
             x = features[rows].to(dtype)
-            largest = features.new_full((x.size(0),), -torch.inf)
-            total = features.new_zeros(x.size(0))
-            for words in _blocks(weight.size(0), WORDS_AT_ONCE):
+            largest = x.new_full((x.size(0),), -torch.inf, dtype=summed)
+            total = x.new_zeros(x.size(0), dtype=summed)
+            for words in blocks(weight.size(0), WORDS_AT_ONCE):
                 logits = F.linear(x, weight[words], None if bias is None else bias[words])
-                logits = logits.to(features.dtype)  # (n, v)
+                logits = logits.to(summed)  # (n, v)
                 before, largest = largest, torch.maximum(largest, logits.amax(1))
-                summed = logits.sub_(largest.unsqueeze(1)).exp_().sum(1)
-                total = total * (before - largest).exp_() + summed
+                block_total = logits.sub_(largest.unsqueeze(1)).exp_().sum(1)
+                total = total * (before - largest).exp_() + block_total
             found.append(largest + total.log_())
-        return torch.cat(found) if found else features.new_empty(0)
+        return torch.cat(found) if found else features.new_empty(0, dtype=summed)
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,7 @@ class AdaptiveSoftmax:
         return found
 
 
-def _blocks(size: int, step: int):
+def blocks(size: int, step: int) -> Iterator[slice]:
     """Slices of at most `step` that cover ``range(size)``."""
     for begin in range(0, size, step):
         yield slice(begin, min(begin + step, size))

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from fairseq.logging import metrics
 
 from fairseq_fixedpoint.criterions.fixedpoint_cross_entropy import FixedPointCrossEntropy
@@ -54,14 +55,58 @@ def test_loss_is_the_negative_log_likelihood_of_counted_targets(iterations):
     assert criterion(sentence_avg=True)(model, sample)[1] == 3
 
 
-def test_adaptive_softmax_gives_the_same_sum():
-    model, sample = build(adaptive_softmax_cutoff="10,25"), sample_of(random_tokens())
+def parameter_gradients(loss: torch.Tensor, model) -> dict[str, torch.Tensor | None]:
+    model.zero_grad(set_to_none=True)
+    loss.backward()
+    return {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.parametrize("options", [{}, {"share_decoder_input_output_embed": True}])
+@pytest.mark.parametrize("iterations", [0, 3])
+def test_gradients_are_those_of_all_logits(options, iterations):
+    """Left context and padding, whose targets do not count, among them."""
+    model, sample = build(iterations=iterations, **options), sample_of(random_tokens())
+    found = parameter_gradients(criterion()(model, sample)[0], model)
+    logits = model(**sample["net_input"])[0]
+    dense = F.cross_entropy(
+        logits.flatten(0, 1), sample["target"].flatten(), ignore_index=1, reduction="sum"
+    )
+    torch.testing.assert_close(found, parameter_gradients(dense, model), **EXACT)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("highest", [44, 25, 10])
+def test_adaptive_softmax_gives_fairseq_s_loss_and_gradients(highest, training):
+    """Also where no target is in a cluster, which then has no gradient on either side."""
+    model = build(adaptive_softmax_cutoff="10,25", dropout=0.0).train(training)
+    sample = sample_of(torch.randint(4, highest, (3, 9)))
     loss, _, log = criterion()(model, sample)
-    scores = model.get_normalized_probs(model(**sample["net_input"]), log_probs=True)
-    picked = scores.gather(2, sample["target"].unsqueeze(-1)).squeeze(-1)
-    expected = -(picked * sample["target"].ne(1)).sum()
-    torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=0)
+    features, counted = model(**sample["net_input"])[0], sample["target"].ne(1)
+    outputs, targets = model.decoder.adaptive_softmax(features[counted], sample["target"][counted])
+    expected = sum(  # fairseq's ignore_index would leave out the second word of each tail, too
+        F.cross_entropy(output, target, reduction="sum")
+        for output, target in zip(outputs, targets, strict=True)
+        if target is not None
+    )
+    torch.testing.assert_close(loss, expected, **EXACT)
+    found, theirs = (parameter_gradients(total, model) for total in (loss, expected))
+    assert {name for name, grad in found.items() if grad is None} == {
+        name for name, grad in theirs.items() if grad is None
+    }
+    for name, grad in theirs.items():
+        if grad is not None:
+            torch.testing.assert_close(found[name], grad, **EXACT)
+    with torch.no_grad():
+        torch.testing.assert_close(criterion()(model, sample)[0], expected, **EXACT)
     assert "log_z" not in log
+
+
+def test_a_batch_without_targets_has_no_loss_and_no_gradient():
+    model, sample = build(), sample_of(random_tokens())
+    sample["target"].fill_(1)
+    loss, sample_size, _ = criterion()(model, sample)
+    assert loss == 0 and sample_size == 0
+    assert all(grad.eq(0).all() for grad in parameter_gradients(loss, model).values())
 
 
 def test_several_orders_are_averaged():
@@ -72,6 +117,21 @@ def test_several_orders_are_averaged():
     terms = [expected_nll(model, sample, k) for k in (1, 2, 4)]
     torch.testing.assert_close(loss, torch.stack(terms).mean(), **EXACT)
     torch.testing.assert_close(log["nll_loss"], terms[-1], **EXACT)
+
+
+@pytest.mark.parametrize("options", [{}, {"share_decoder_input_output_embed": True}])
+def test_several_orders_and_the_penalty_of_the_last_have_their_gradients(options):
+    model, sample = build(iterations=4, dropout=0.0, **options).train(), sample_of(random_tokens())
+    penalised = criterion(loss_iterations="1,2,4", log_z_penalty=0.3)
+    found = penalised(model, sample)[0]
+    features, extra = model(**sample["net_input"], features_only=True, orders=[1, 2])
+    features, counted = (*extra["iterates"].values(), features), sample["target"].ne(1)
+    logits = [model.decoder.output_layer(each)[counted] for each in features]
+    losses = [F.cross_entropy(each, sample["target"][counted], reduction="sum") for each in logits]
+    expected = torch.stack(losses).mean() + 0.3 * logits[-1].logsumexp(-1).square().sum()
+    torch.testing.assert_close(found, expected, **EXACT)
+    ours, theirs = (parameter_gradients(loss, model) for loss in (found, expected))
+    torch.testing.assert_close(ours, theirs, **EXACT)
 
 
 def test_penalties_count_in_training_and_leave_validation_alone():

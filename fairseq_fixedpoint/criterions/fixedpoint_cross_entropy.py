@@ -5,14 +5,16 @@ from dataclasses import dataclass, field
 from typing import Optional
 
 import torch
-import torch.nn.functional as F
 from fairseq import utils
 from fairseq.criterions import FairseqCriterion, register_criterion
 from fairseq.dataclass import FairseqDataclass
 from fairseq.logging import metrics
+from fairseq.modules import AdaptiveSoftmax
 from fairseq.tasks import FairseqTask
 from omegaconf import II
 from torch import Tensor
+
+from fairseq_fixedpoint.cross_entropy import CrossEntropy, linear_cross_entropy
 
 
 @dataclass
@@ -45,7 +47,8 @@ class FixedPointCrossEntropy(FairseqCriterion):
     """Cross-entropy in nats over the positions whose target is not padding.
 
     Positions of left context have a padding target: they reach the recurrence, but neither the
-    output layer nor the loss.
+    output layer nor the loss. All logits are never held at once, see
+    :func:`~fairseq_fixedpoint.cross_entropy.linear_cross_entropy`.
 
     Args:
         task: the fairseq task.
@@ -103,24 +106,23 @@ class FixedPointCrossEntropy(FairseqCriterion):
         ntokens = target.numel()
         sample_size = sample["nsentences"] if self.sentence_avg else ntokens
 
-        nll, log_z = self._nll(decoder, _take(features, counted), target)
+        # One order alone is penalised, and the mean over orders divides its term again.
+        penalty = self.log_z_penalty * len(orders) if model.training else 0.0
+        at_k = _cross_entropy(decoder, _take(features, counted), target, penalty)
         losses = [
-            nll
-            if k == decoder.iterations
-            else self._nll(decoder, _take(extra["iterates"][k], counted), target)[0]
+            _cross_entropy(decoder, _take(extra["iterates"][k], counted), target).loss
             for k in orders
+            if k != decoder.iterations
         ]
-        loss = torch.stack(losses).mean()
+        loss = torch.stack([*losses, at_k.loss]).mean()
         logging_output = {
-            "nll_loss": nll.detach(),
+            "nll_loss": at_k.nll,
             "ntokens": ntokens,
             "nsentences": sample["nsentences"],
             "sample_size": sample_size,
         }
-        if log_z is not None:
-            logging_output["log_z"] = log_z.detach().sum()
-            if model.training and self.log_z_penalty > 0:
-                loss = loss + self.log_z_penalty * log_z.square().sum()
+        if at_k.log_z is not None:
+            logging_output["log_z"] = at_k.log_z.sum()
         squared_residuals = extra["squared_residuals"]
         if squared_residuals is not None:
             if model.training and self.residual_penalty > 0:
@@ -164,20 +166,6 @@ class FixedPointCrossEntropy(FairseqCriterion):
         lower = [k for k in self.orders if k < decoder.iterations]
         return [*lower, decoder.iterations]  # K may differ from training's when evaluating
 
-    def _nll(self, decoder, features: Tensor, target: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Summed negative log-likelihood, and `log Z` ``(M,)`` where the softmax is a full one."""
-        if decoder.adaptive_softmax is not None:
-            outputs, targets = decoder.adaptive_softmax(features, target)
-            return sum(
-                F.cross_entropy(output.float(), part, reduction="sum")
-                for output, part in zip(outputs, targets, strict=True)
-                if part is not None
-            ), None
-        logits = decoder.output_layer(features)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # (M, V)
-        log_z = logits.logsumexp(-1)
-        return (log_z - logits.gather(1, target.unsqueeze(1)).squeeze(1)).sum(), log_z
-
     def _check_finite(self, loss: Tensor, model) -> None:
         # In training on a GPU fairseq itself checks the gradients before each update (and lowers
         # the loss scale under fp16); asking here would wait for the device at every step.
@@ -212,6 +200,33 @@ class FixedPointCrossEntropy(FairseqCriterion):
     def logging_outputs_can_be_summed() -> bool:
         """They are sums."""
         return True
+
+
+def _cross_entropy(
+    decoder, features: Tensor, target: Tensor, log_z_penalty: float = 0.0
+) -> CrossEntropy:
+    """Of the decoder's output layer, from features ``(M, C)`` and targets ``(M,)``."""
+    if decoder.adaptive_softmax is None:
+        return linear_cross_entropy(features, *decoder.output_words, target, log_z_penalty)
+    return adaptive_cross_entropy(decoder.adaptive_softmax, features, target)
+
+
+def adaptive_cross_entropy(
+    adaptive: AdaptiveSoftmax, features: Tensor, target: Tensor
+) -> CrossEntropy:
+    """Of an adaptive softmax: `log p(cluster) + log p(word | cluster)`; it has no single `log Z`.
+
+    A cluster that no target is in is left out, its parameters without a gradient.
+    """
+    targets, positions = adaptive.adapt_target(target)
+    parts = [linear_cross_entropy(features, adaptive.head.weight, None, targets[0])]
+    for (projection, dropout, words), within, rows in zip(
+        adaptive.tail, targets[1:], positions, strict=True
+    ):
+        if rows is not None:
+            projected = dropout(projection(features.index_select(0, rows)))
+            parts.append(linear_cross_entropy(projected, words.weight, None, within))
+    return CrossEntropy(sum(part.loss for part in parts), sum(part.nll for part in parts), None)
 
 
 def _take(features: Tensor, counted: Tensor) -> Tensor:

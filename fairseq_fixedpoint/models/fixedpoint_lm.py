@@ -159,50 +159,32 @@ class FixedPointDecoder(FairseqIncrementalDecoder):
         reset_at_eos: bool = False,
     ):
         super().__init__(dictionary)
-        if cfg.iterations < 0:
-            raise ValueError(
-                f"--iterations must be 0 (the exact recurrence) or more, not {cfg.iterations}."
-            )
-        for option, value in (
-            ("--decoder-embed-dim", cfg.decoder_embed_dim),
-            ("--decoder-hidden-size", cfg.decoder_hidden_size),
-            ("--decoder-out-embed-dim", cfg.decoder_out_embed_dim),
-            ("--decoder-layers", cfg.decoder_layers),
-            ("--gradient-iterations", cfg.gradient_iterations),
-            ("--adaptive-softmax-factor", cfg.adaptive_softmax_factor),
-        ):
-            if value is not None and value < 1:
-                raise ValueError(f"{option} must be at least 1, not {value}.")
-        self.iterations = cfg.iterations
-        self.gradient_iterations = None
-        if cfg.gradient_iterations is not None:  # the last N of fewer than N are all
-            self.gradient_iterations = min(cfg.gradient_iterations, cfg.iterations)
-        self.checkpoint_iterations = cfg.checkpoint_iterations
+        check_at_least_one(
+            cfg,
+            "decoder_embed_dim",
+            "decoder_hidden_size",
+            "decoder_out_embed_dim",
+            "decoder_layers",
+            "adaptive_softmax_factor",
+        )
+        self.iterations = checked_iterations("--iterations", cfg.iterations)
+        self.gradient_options = gradient_options(cfg, cfg.iterations)
         self.reset_at_eos = reset_at_eos
         self.padding_idx = dictionary.pad()
-        self.dropout_in = _or_default(cfg.decoder_dropout_in, cfg.dropout)
-        self.dropout_out = _or_default(cfg.decoder_dropout_out, cfg.dropout)
+        self.dropout_in = or_default(cfg.decoder_dropout_in, cfg.dropout)
+        self.dropout_out = or_default(cfg.decoder_dropout_out, cfg.dropout)
         self.variational_dropout = cfg.variational_dropout
         check_probability("--decoder-dropout-in (or --dropout)", self.dropout_in)
-        hidden_size = _or_default(cfg.decoder_hidden_size, cfg.decoder_embed_dim)
+        hidden_size = or_default(cfg.decoder_hidden_size, cfg.decoder_embed_dim)
         shared = cfg.share_decoder_input_output_embed
-        output_size = _or_default(
+        output_size = or_default(
             cfg.decoder_out_embed_dim, cfg.decoder_embed_dim if shared else hidden_size
         )
+        self.output_size = output_size
 
         self.embed_tokens = Embedding(len(dictionary), cfg.decoder_embed_dim, self.padding_idx)
-        self.rnn = FixedPointRNN(
-            cfg.decoder_embed_dim,
-            hidden_size,
-            cfg.decoder_layers,
-            cell=str(cfg.cell),
-            nonlinearity=str(cfg.nonlinearity),
-            dropout=self.dropout_out,
-            variational_dropout=cfg.variational_dropout,
-            weight_dropout=cfg.weight_dropout,
-            learned_initial_state=cfg.learned_initial_state,
-            spectral_bound=cfg.spectral_bound,
-            orthogonal=cfg.orthogonal,
+        self.rnn = build_recurrence(
+            cfg, cfg.decoder_embed_dim, hidden_size, cfg.decoder_layers, self.dropout_out
         )
         self.additional_fc = None
         if output_size != hidden_size:
@@ -229,8 +211,9 @@ class FixedPointDecoder(FairseqIncrementalDecoder):
                 "--share-decoder-input-output-embed needs --decoder-out-embed-dim "
                 f"({output_size}) to equal --decoder-embed-dim ({cfg.decoder_embed_dim})."
             )
-        self.register_buffer("dictionary_fingerprint", _fingerprint(dictionary))
+        self.register_buffer("dictionary_fingerprint", fingerprint(dictionary))
         self.register_buffer("resets_at_eos", torch.tensor(int(reset_at_eos)))
+        self.register_buffer("trained_iterations", torch.tensor(self.iterations))
 
     def forward(
         self,
@@ -263,6 +246,7 @@ class FixedPointDecoder(FairseqIncrementalDecoder):
         """
         features, extra = self.extract_features(
             prev_output_tokens,
+            encoder_out=encoder_out,
             incremental_state=incremental_state,
             orders=orders,
             residuals=residuals,
@@ -283,15 +267,12 @@ class FixedPointDecoder(FairseqIncrementalDecoder):
         if incremental_state is not None:
             return self._step(prev_output_tokens, incremental_state), {"attn": [None]}
         tokens = prev_output_tokens.t()  # (T, B)
-        x = self._dropped(self.embed_tokens(tokens), self.dropout_in)  # (T, B, D)
+        x = self.embed_tokens(tokens)  # (T, B, D)
+        if self.training and self.dropout_in > 0:
+            x = x * dropout_mask(x, self.dropout_in, self.variational_dropout)
         options = {}
         if self.iterations > 0:
-            options = {
-                "orders": orders,
-                "residuals": residuals,
-                "gradient_iterations": self.gradient_iterations,
-                "checkpoint_iterations": self.checkpoint_iterations,
-            }
+            options = {"orders": orders, "residuals": residuals, **self.gradient_options}
         elif carried_state is not None:
             options = {"initial_state": _continued(carried_state, x.size(1))}
         padding_mask = tokens.eq(self.padding_idx)  # (T, B)
@@ -318,13 +299,30 @@ class FixedPointDecoder(FairseqIncrementalDecoder):
         """Logits ``(..., V)``; the features themselves with an adaptive softmax, as in fairseq."""
         if self.adaptive_softmax is not None:
             return features
+        return F.linear(features, *self.output_words)
+
+    @property
+    def output_words(self) -> tuple[Tensor, Tensor | None]:
+        """Weight ``(V, C)`` and bias ``(V,)`` of the full softmax."""
         if self.fc_out is None:
-            return F.linear(features, self.embed_tokens.weight)
-        return self.fc_out(features)
+            return self.embed_tokens.weight, None
+        return self.fc_out.weight, self.fc_out.bias
+
+    def get_normalized_probs(self, net_output, log_probs: bool, sample: dict | None = None):
+        """As fairseq's, but float64 logits keep their precision."""
+        logits = net_output[0]
+        if self.adaptive_softmax is not None or logits.dtype != torch.float64:
+            return super().get_normalized_probs(net_output, log_probs, sample)
+        return logits.log_softmax(-1) if log_probs else logits.softmax(-1)
 
     def output_features(self, h: Tensor) -> Tensor:
         """From the top layer's `h` ``(..., H)`` to the input of the output layer, ``(..., C)``."""
         return h if self.additional_fc is None else self.additional_fc(h)
+
+    @property
+    def order(self) -> int | None:
+        """K, the number of last tokens that all predictions depend on; None if on all of them."""
+        return self.iterations or None
 
     def max_positions(self) -> int:
         """A recurrence has no limit."""
@@ -353,33 +351,43 @@ class FixedPointDecoder(FairseqIncrementalDecoder):
                 "way: its probabilities at the start of sentences will differ."
             )
             state_dict["decoder.resets_at_eos"] = self.resets_at_eos.clone()
-        theirs = state_dict.get("decoder.dictionary_fingerprint")
-        if theirs is not None and not torch.equal(theirs.cpu(), self.dictionary_fingerprint.cpu()):
-            rows = state_dict["decoder.embed_tokens.weight"].size(0)
-            raise ValueError(
-                "the checkpoint was trained with another dictionary "
-                f"({rows} entries) than this data's dict.txt ({len(self.dictionary)} entries): "
-                "evaluate it on data that was prepared with its own dictionary "
-                "(fairseq-preprocess --srcdict)."
+        trained = int(state_dict.get("decoder.trained_iterations", self.iterations))
+        if trained and (self.iterations == 0 or self.iterations > trained):
+            now = f"the last {self.iterations}" if self.iterations else "all of them"
+            logger.warning(
+                f"the checkpoint was trained with --iterations {trained} and is now used with "
+                f"--iterations {self.iterations}: a model that learned to predict from the last "
+                f"{trained} tokens sees {now}, and its probabilities are other ones, "
+                "better or worse."
             )
+        state_dict["decoder.trained_iterations"] = self.trained_iterations.clone()
+        check_dictionary(state_dict, "decoder", self.dictionary)
 
     def _step(self, tokens: Tensor, incremental_state: dict) -> Tensor:
-        """One cached step a new token, ``(B, 1, C)``."""
+        """The last token's features, ``(B, 1, C)``, from the cache or at first the whole prefix."""
         saved = self.get_incremental_state(incremental_state, "iterates")
-        new = 1
-        if saved is not None:
-            cache = saved["cache"]
+        if saved is None and self.iterations == 0:
+            solution = self.rnn(
+                self.embed_tokens(tokens.t()),  # (T, B, D)
+                0,
+                resets=self._resets(tokens.t()),
+                padding_mask=tokens.t().eq(self.padding_idx),
+            )
+            output, cache = solution.output[-1], solution.final_state.unsqueeze(1)
         else:
-            # A window of K tokens is all that iterate K can see.
-            new = min(tokens.size(1), self.iterations or tokens.size(1))
-            cache = self.rnn.initial_cache(tokens.size(0), self.iterations)
-        after_padding = F.pad(tokens[:, :-1].eq(self.padding_idx), (1, 0))
-        resets = after_padding & tokens.ne(self.padding_idx)
-        if self.reset_at_eos:
-            resets = resets | tokens.eq(self.dictionary.eos())
-        x = self.embed_tokens(tokens[:, -new:])  # (B, new, D)
-        for position in range(-new, 0):
-            output, cache = self.rnn.step(x[:, position], cache, resets[:, position])
+            new = 1
+            if saved is not None:
+                cache = saved["cache"]
+            else:  # the last K tokens are all that iterate K can see: K steps, as many as a block's
+                new = min(tokens.size(1), self.iterations)
+                cache = self.rnn.initial_cache(tokens.size(0), self.iterations)
+            after_padding = F.pad(tokens[:, :-1].eq(self.padding_idx), (1, 0))
+            resets = after_padding & tokens.ne(self.padding_idx)
+            if self.reset_at_eos:
+                resets = resets | tokens.eq(self.dictionary.eos())
+            x = self.embed_tokens(tokens[:, -new:])  # (B, new, D)
+            for position in range(-new, 0):
+                output, cache = self.rnn.step(x[:, position], cache, resets[:, position])
         self.set_incremental_state(incremental_state, "iterates", {"cache": cache})
         # A copy: the generator divides by its temperature in place, and `output` may be the cache.
         return self._features(output.unsqueeze(0).clone(), None)
@@ -393,14 +401,66 @@ class FixedPointDecoder(FairseqIncrementalDecoder):
             output = output * mask
         return self.output_features(output).transpose(0, 1)
 
-    def _dropped(self, x: Tensor, p: float) -> Tensor:
-        if not self.training or p == 0:
-            return x
-        return x * dropout_mask(x, p, self.variational_dropout)
 
-
-def _or_default(value, default):
+def or_default(value, default):
+    """`value`, or `default` for an option that was not given."""
     return default if value is None else value
+
+
+def checked_iterations(option: str, iterations: int) -> int:
+    """`iterations`, unless negative, which raises ValueError."""
+    if iterations < 0:
+        raise ValueError(f"{option} must be 0 (the exact recurrence) or more, not {iterations}.")
+    return iterations
+
+
+def check_at_least_one(cfg: FairseqDataclass, *names: str) -> None:
+    """Raises ValueError for an option that is given and below 1."""
+    for name in names:
+        value = getattr(cfg, name)
+        if value is not None and value < 1:
+            option = "--" + name.replace("_", "-")
+            raise ValueError(f"{option} must be at least 1, not {value}.")
+
+
+def build_recurrence(
+    cfg: FixedPointLanguageModelConfig,
+    input_size: int,
+    hidden_size: int,
+    num_layers: int,
+    dropout: float,
+) -> FixedPointRNN:
+    """A stack of layers of the kind that the options describe."""
+    return FixedPointRNN(
+        input_size,
+        hidden_size,
+        num_layers,
+        cell=str(cfg.cell),
+        nonlinearity=str(cfg.nonlinearity),
+        dropout=dropout,
+        variational_dropout=cfg.variational_dropout,
+        weight_dropout=cfg.weight_dropout,
+        learned_initial_state=cfg.learned_initial_state,
+        spectral_bound=cfg.spectral_bound,
+        orthogonal=cfg.orthogonal,
+    )
+
+
+def gradient_options(cfg: FixedPointLanguageModelConfig, iterations: int) -> dict:
+    """How the backward pass goes through the iterations, as `FixedPointRNN.forward` takes it.
+
+    Raises:
+        ValueError: for a truncation to no iteration.
+    """
+    check_at_least_one(cfg, "gradient_iterations")
+    last = cfg.gradient_iterations
+    if iterations == 0:
+        return {}
+    return {
+        # The last N of fewer than N are all.
+        "gradient_iterations": None if last is None else min(last, iterations),
+        "checkpoint_iterations": cfg.checkpoint_iterations,
+    }
 
 
 def _continued(carried_state: dict, batch_size: int) -> Tensor | None:
@@ -424,26 +484,37 @@ def _cutoffs(text: str, vocabulary_size: int) -> list[int]:
     return cutoffs
 
 
-def _fingerprint(dictionary: Dictionary) -> Tensor:
+def check_dictionary(state_dict: dict, module: str, dictionary: Dictionary) -> None:
+    """Raises ValueError if a checkpoint's `module` was trained with another dictionary."""
+    theirs = state_dict.get(f"{module}.dictionary_fingerprint")
+    if theirs is not None and not torch.equal(theirs.cpu(), fingerprint(dictionary)):
+        rows = state_dict[f"{module}.embed_tokens.weight"].size(0)
+        raise ValueError(
+            f"the checkpoint's {module} was trained with another dictionary ({rows} entries) than "
+            f"this data's ({len(dictionary)} entries): evaluate it on data that was prepared with "
+            "its own dictionary (fairseq-preprocess --srcdict, --tgtdict)."
+        )
+
+
+def fingerprint(dictionary: Dictionary) -> Tensor:
     """A hash of the symbols in order, as 8 bytes that travel in the checkpoint."""
     symbols = "\n".join(dictionary.symbols).encode()
     # Wide integers, so that averaging checkpoints by summing and dividing leaves them as they are.
     return torch.tensor(list(hashlib.sha256(symbols).digest()[:8]), dtype=torch.int64)
 
 
-def _architecture(name: str, **defaults):
+def register_architecture(model: str, name: str, **defaults) -> None:
     """Registers an architecture: defaults that options given by the user override."""
 
-    @register_model_architecture("fixedpoint_lm", name)
+    @register_model_architecture(model, name)
     def set_defaults(args):
         for option, value in defaults.items():
             setattr(args, option, utils.safe_getattr(args, option, value))
 
-    return set_defaults
-
 
 # "Medium" size of Zaremba, Sutskever and Vinyals (2014): 650 units.
-_architecture(
+register_architecture(
+    "fixedpoint_lm",
     "fixedpoint_lm_ptb",
     decoder_embed_dim=650,
     dropout=0.5,
@@ -451,7 +522,8 @@ _architecture(
 )
 # The same width over a vocabulary three times as large, whose full softmax would be most of the
 # work: an adaptive one.
-_architecture(
+register_architecture(
+    "fixedpoint_lm",
     "fixedpoint_lm_wikitext2",
     decoder_embed_dim=650,
     dropout=0.4,
@@ -459,14 +531,16 @@ _architecture(
     adaptive_softmax_factor=2.0,
 )
 # For a CPU.
-_architecture(
+register_architecture(
+    "fixedpoint_lm",
     "fixedpoint_lm_wikitext2_small",
     decoder_embed_dim=256,
     dropout=0.4,
     adaptive_softmax_cutoff="4000,12000",
     adaptive_softmax_factor=2.0,
 )
-_architecture(
+register_architecture(
+    "fixedpoint_lm",
     "fixedpoint_lm_ptb_small",
     decoder_embed_dim=256,
     dropout=0.5,
