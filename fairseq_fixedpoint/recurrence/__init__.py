@@ -3,13 +3,25 @@
 from fairseq_fixedpoint.recurrence.cells import CELLS, NONLINEARITIES
 from fairseq_fixedpoint.recurrence.dropout import check_probability, dropout_mask
 from fairseq_fixedpoint.recurrence.iteration import Solution
+from fairseq_fixedpoint.recurrence.solvers import (
+    Jacobi,
+    Newton,
+    QuasiNewton,
+    SolverSolution,
+    solve,
+)
 from fairseq_fixedpoint.recurrence.stack import FixedPointRNN
 
 __all__ = [
     "CELLS",
     "NONLINEARITIES",
     "FixedPointRNN",
+    "Jacobi",
+    "Newton",
+    "QuasiNewton",
     "Solution",
+    "SolverSolution",
     "check_probability",
     "dropout_mask",
+    "solve",
 ]
