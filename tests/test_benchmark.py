@@ -1,82 +1,433 @@
-"""The benchmark's quick form: every row is there. No time is asserted."""
+"""The benchmark suite: records, floors, tables and documents. No time is asserted."""
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import json
-import sys
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
+from fairseq import options
+from fairseq.modules import AdaptiveSoftmax
+from torch.utils.flop_counter import FlopCounterMode
 
-SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "benchmark.py"
+from scripts.benchmarks import __main__ as command
+from scripts.benchmarks import (
+    aims,
+    end_to_end,
+    growth,
+    layer,
+    measuring,
+    memory,
+    perplexity,
+    rendering,
+    results,
+)
+from scripts.benchmarks.floors import Work, floor_ms, layer_work, share
+from scripts.benchmarks.parts import ON_REQUEST, SUITE, part
+from scripts.benchmarks.results import BenchmarkError
+from scripts.benchmarks.training import UPDATES, logged
+
+QUICK = ("layer", "growth", "memory")  # the others start processes, or are tested elsewhere
+CPU = torch.device("cpu")
+MACHINE = {"matrix_rate": {"fp32": 1e11, "bf16": 2e11}, "bandwidth": 1e10}
 
 
 @pytest.fixture(scope="module")
-def benchmark():
-    specification = importlib.util.spec_from_file_location("benchmark_script", SCRIPT)
-    module = importlib.util.module_from_spec(specification)
-    sys.modules[specification.name] = module  # dataclasses look their module up
-    specification.loader.exec_module(module)
-    return module
+def saved(tmp_path_factory) -> Path:
+    """The JSON of a quick run of the parts that are quick, measured in two calls."""
+    path = tmp_path_factory.mktemp("benchmark") / "results.json"
+    for names in (QUICK[:1], QUICK[1:]):
+        assert command.main([*names, "--quick", "--device", "cpu", "--json", str(path)]) == 0
+    return path
 
 
-@pytest.fixture(scope="module")
-def measured(benchmark, tmp_path_factory) -> tuple[Path, Path]:
-    """The JSON and the Markdown of one quick run of the layer part."""
-    folder = tmp_path_factory.mktemp("benchmark")
-    files = folder / "results.json", folder / "results.md"
-    arguments = ["--quick", "--only", "layer", "--device", "cpu", "--seconds", "0"]
-    arguments += ["--json", str(files[0]), "--markdown", str(files[1])]
-    assert benchmark.main(arguments) == 0
-    assert sorted(folder.iterdir()) == sorted(files)  # no temporary file is left
-    return files
+# --- what is measured ---
 
 
-def test_results_hold_every_combination(measured):
-    results = json.loads(measured[0].read_text())
-    settings = results["settings"]
+@pytest.mark.parametrize("name", [*SUITE, *ON_REQUEST])
+def test_a_part_has_what_the_suite_wants_of_it(name):
+    module = part(name)
+    assert module.__doc__ and is_dataclass(module.Settings)
+    assert {"cpu", "quick"} <= module.PRESETS.keys() <= {"cpu", "cuda", "quick"}
+    assert all(isinstance(preset, module.Settings) for preset in module.PRESETS.values())
+    assert callable(module.measure) and callable(module.tables)
+    for field in fields(module.Settings):  # each becomes an option, so an option must say it
+        kind = command.kind_of(field.default)
+        for preset in module.PRESETS.values():
+            value = getattr(preset, field.name)
+            assert value is None or kind(command.shown(value)) == value
+
+
+def test_results_hold_every_combination_and_what_it_was_measured_on(saved):
+    found = json.loads(saved.read_text())
+    assert found["device"] == "cpu" and found["hardware"]
+    assert set(found["parts"]) == set(QUICK)
+    for run in found["parts"].values():
+        assert run["complete"] and run["threads"] >= 1 and run["torch"] == torch.__version__
+        assert run["machine"]["bandwidth"] > 0
+        assert set(run["machine"]["matrix_rate"]) == {"fp32", "bf16"}
+    settings = found["parts"]["layer"]["settings"]
     expected = itertools.product(
-        settings["cells"], settings["batches"], settings["lengths"], ("training", "forward")
+        settings["cells"], settings["widths"], settings["batches"], settings["lengths"],
+        settings["precisions"], settings["modes"], (0, *settings["iterations"]),
+    )  # fmt: skip
+    records = found["parts"]["layer"]["records"]
+    keys = (*layer.SHAPE, "iterations")
+    assert sorted(tuple(record[key] for key in keys) for record in records) == sorted(expected)
+    assert all(record["ms"] > 0 for record in records)
+
+
+def test_a_cell_that_would_be_too_long_is_told_and_not_measured():
+    settings = layer.Settings(cells=("elman",), widths=(16,), batches=(1,), lengths=(8,),
+                              modes=("forward",), precisions=("fp32",), longest=0.0)  # fmt: skip
+    machine = SimpleNamespace(device=CPU, **MACHINE)
+    records = list(layer.measure(settings, machine))
+    assert [record["reason"] for record in records] == ["too long"] * 4
+    run = {"records": records, "machine": MACHINE, "settings": vars(settings)}
+    assert layer.tables(run)["layer-forward-fp32"].count("too long") == 4
+
+
+def test_the_same_weights_are_on_both_sides_of_a_comparison():
+    for cell in layer.THEIRS:
+        ours, theirs = layer.layers(cell, 8, CPU)
+        x, _ = layer.block(6, 2, 8, CPU)
+        torch.testing.assert_close(ours(x, 6).output, theirs(x)[0])
+
+
+def test_calls_run_in_turn_and_the_first_of_each_does_not_count():
+    order = []
+    calls = {name: lambda name=name: order.append(name) for name in "abc"}
+    milliseconds, rounds = measuring.interleaved(calls, 0.001, CPU)
+    assert "".join(order) == "abc" * (rounds + 1)
+    assert set(milliseconds) == set("abc")
+
+
+def test_peak_is_what_a_call_holds_at_one_time_beyond_what_was_there():
+    there = torch.ones(2**14)  # 64 KiB
+
+    def call():
+        for _ in range(3):
+            a = there + 1  # gives its bytes back before the next comes
+            del a
+        b, c = there + 1, there + 2
+        return b, c
+
+    peak = measuring.peak_bytes(call, CPU)
+    assert 2 * 2**16 <= peak < 2 * 2**16 + 100  # the numbers 1 and 2 are tensors, too
+
+
+# --- floors ---
+
+
+def operations(call) -> int:
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("mode", layer.PRESETS["cpu"].modes)
+@pytest.mark.parametrize("iterations", [0, 1, 3])
+@pytest.mark.parametrize("cell", layer.THEIRS)
+def test_no_evaluation_takes_fewer_operations_than_its_floor(cell, iterations, mode):
+    if cell != "elman" and not iterations:
+        pytest.skip("oneDNN's LSTM is one operation to the counter, and GRU's are another kind")
+    length, batch, width = 64, 2, 16
+    modules = layer.layers(cell, width, CPU)
+    module = modules[0] if iterations else modules[1]
+    x, grad = layer.block(length, batch, width, CPU)
+    counted = operations(layer.step(module, x, grad, iterations, mode, "fp32"))
+    work = layer_work(cell, iterations, length, batch, width, mode == "training", 4)
+    # One step in `length` starts from h_init and needs no product.
+    assert counted >= work.operations * (1 - 1 / length)
+    if cell == "elman":
+        assert counted <= 1.1 * work.operations
+
+
+def test_adaptive_softmax_is_counted_as_fairseq_computes_it():
+    counts, cutoffs, width = [3] * 10 + [2] * 20 + [1] * 10, (10, 30), 32
+    target = torch.arange(40).repeat_interleave(torch.tensor(counts))
+    features = torch.randn(len(target), width)
+    softmax = AdaptiveSoftmax(40, width, list(cutoffs), dropout=0, factor=end_to_end.FACTOR)
+    forward = operations(lambda: softmax(features.unsqueeze(0), target))
+    work = end_to_end.adaptive_work(len(target), width, cutoffs, counts, 4)
+    assert work.operations == 3 * forward
+
+
+def test_the_floor_is_the_higher_of_the_two():
+    by_operations = {"operations": 2e11, "bytes": 1e9, "ms": 4000}
+    by_bytes = {"operations": 1e8, "bytes": 1e9, "ms": None}
+    assert floor_ms(by_operations, MACHINE, "fp32") == 2000
+    assert floor_ms(by_operations, MACHINE, "bf16") == 1000
+    assert share(by_operations, MACHINE, "fp32") == 0.5
+    assert floor_ms(by_bytes, MACHINE, "fp32") == 100
+    assert share(by_bytes, MACHINE, "fp32") is None
+    assert (Work(1, 2) + Work(3, 4)) * 2 == Work(8, 12)
+
+
+# --- fairseq-train ---
+
+
+def test_training_log_is_read_and_tokens_must_agree():
+    log = logged(
+        [
+            '2026-01-01 00:00:00 | INFO | train_inner | {"num_updates": "20", "wps": "700", '
+            '"wpb": "100"}',
+            '2026-01-01 00:00:00 | INFO | valid | {"epoch": 1, "valid_ppl": "9"}',
+            "2026-01-01 00:00:00 | INFO | fairseq_cli.train | done training",
+        ]
     )
-    found = [(r["cell"], r["batch"], r["length"], r["mode"]) for r in results["layer"]]
-    assert sorted(found) == sorted(expected)
-    for record in results["layer"]:
-        assert set(record["iterations"]) == {str(k) for k in settings["iterations"]}
-    assert results["hardware"] and results["threads"] >= 1 and results["torch"]
-    assert "end_to_end" not in results
+    assert log == {
+        "train_inner": [{"num_updates": "20", "wps": "700", "wpb": "100"}],
+        "valid": [{"epoch": 1, "valid_ppl": "9"}],
+        "train": [],
+    }
+    found = end_to_end.speed(log[UPDATES], 10, "elman-5", 100)
+    assert found == {"tokens_per_second": 700.0}
+    with pytest.raises(BenchmarkError, match="elman-5 counts 100 tokens an update"):
+        end_to_end.speed(log[UPDATES], 10, "elman-5", 80)
+    with pytest.raises(BenchmarkError, match="elman-5 logged no speed"):
+        end_to_end.speed(log[UPDATES], 20, "elman-5", 100)
 
 
-def test_tables_are_rendered_from_the_json_alone(benchmark, measured, capsys):
-    assert benchmark.main(["--render", str(measured[0])]) == 0
-    text = capsys.readouterr().out
-    assert text == measured[1].read_text()
-    results = json.loads(measured[0].read_text())
-    rows = [line for line in text.splitlines() if line.startswith(("| elman", "| gru", "| lstm"))]
-    assert len(rows) == len(results["layer"])
+def test_time_of_training_adds_up_over_epochs():
+    def epoch(number, updates, speed):
+        train = {"epoch": number, "train_num_updates": str(updates), "train_wpb": "50",
+                 "train_wps": str(speed)}  # fmt: skip
+        return train, {"epoch": number, "valid_ppl": "9.5"}
+
+    train, valid = zip(epoch(1, 10, 100), epoch(2, 20, 250), strict=True)
+    found = list(perplexity.epochs(5, {"train": train, "valid": valid, "train_inner": []}))
+    assert [record["seconds"] for record in found] == [5.0, 7.0]
+    assert {record["perplexity"] for record in found} == {9.5}
 
 
-def test_training_log_is_read_and_tokens_must_agree(benchmark):
-    log = [
-        '2026-01-01 00:00:00 | INFO | train_inner | {"num_updates": "20", "wps": "700"}',
-        "2026-01-01 00:00:00 | INFO | fairseq_cli.train | done training",
-    ]
-    assert list(benchmark.logged(log)) == [{"num_updates": "20", "wps": "700"}]
-    benchmark.check_counts({"lstm_lm": 700.0, "lstm K=5": 699.0}, 700)
-    with pytest.raises(benchmark.BenchmarkError, match="lstm K=5 counts 780 tokens"):
-        benchmark.check_counts({"lstm_lm": 700.0, "lstm K=5": 780.0}, 700)
+@pytest.mark.parametrize("softmax", end_to_end.Settings.softmaxes)
+@pytest.mark.parametrize("model", end_to_end.Settings.models)
+def test_fairseq_takes_the_options_of_every_model(model, softmax):
+    given = map(str, end_to_end.options(end_to_end.Settings(), model, softmax))
+    parsed = options.parse_args_and_arch(options.get_training_parser(), ["data", *given])
+    if model == end_to_end.BASELINE:  # which has cutoffs always, and uses them with this criterion
+        assert (parsed.criterion == "adaptive_loss") == (softmax == "adaptive")
+    if softmax == "adaptive":
+        assert parsed.adaptive_softmax_cutoff == "2000,8000"
+    assert parsed.tokens_per_sample == end_to_end.Settings.length
+
+
+def test_perplexity_is_read_from_a_real_training(data, monkeypatch):
+    monkeypatch.setattr(perplexity, "corpus", lambda folder, threshold: data)
+    settings = perplexity.Settings(iterations=(2,), width=8, epochs=2)
+    records = list(perplexity.measure(settings, SimpleNamespace(device=CPU)))
+    assert [(record["iterations"], record["epoch"]) for record in records] == [(2, 1), (2, 2)]
+    assert 0 < records[0]["seconds"] < records[1]["seconds"]
+    assert records[1]["perplexity"] < records[0]["perplexity"]
+    run = {"records": records, "settings": vars(settings)}
+    assert f"{records[1]['perplexity']:.1f}" in perplexity.tables(run)["perplexity"]
+    assert set(perplexity.plots(run)) == {"perplexity"}
+
+
+# --- runs that end early ---
+
+
+@dataclass(frozen=True)
+class Settings:
+    stops: str = "never"
+
+
+def fake_part(stops: BaseException):
+    """A part that measures one case, and is stopped in the second."""
+
+    def measure(settings, machine):
+        yield {"ms": 1.0}
+        raise stops
+
+    return SimpleNamespace(
+        __doc__="A part.",
+        Settings=Settings,
+        PRESETS={"cpu": Settings(), "quick": Settings()},
+        measure=measure,
+        tables=lambda run: {"fake": f"{len(run['records'])} case\n"},
+    )
+
+
+@pytest.mark.parametrize(
+    ("stops", "status"),
+    [(KeyboardInterrupt(), 130), (BenchmarkError("no more"), 1), (ZeroDivisionError(), 1)],
+)
+def test_what_was_measured_before_a_stop_is_kept(stops, status, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(command, "part", lambda name: fake_part(stops))
+    monkeypatch.setattr(rendering, "part", lambda name: fake_part(stops))
+    path = tmp_path / "results.json"
+    arguments = ["layer", "memory", "--quick", "--device", "cpu", "--json", str(path)]
+    assert command.main(arguments) == status
+    parts = json.loads(path.read_text())["parts"]
+    assert parts["layer"]["records"] == [{"ms": 1.0}] and not parts["layer"]["complete"]
+    # The next part is another matter, unless a person has ended it all.
+    assert ("memory" in parts) == (status == 1)
+    assert "interrupted" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--warm-up", "60", "--updates", "60"], "--updates 60 leaves nothing"),
-        (["--data", "no-such-folder"], "has no dict.txt"),
-        (["--json", "no-such-folder/results.json"], "its folder does not exist"),
-        (["--render", "no-such-file.json"], "give a file that --json wrote"),
+        (["end_to_end", "--updates", "5", "--warm-up", "5"], "--updates 5 leaves nothing"),
+        (["rescoring"], "rescoring needs --text"),
+        (["lattices"], "lattices needs --lattices"),
+        (["layer", "--json", "{folder}/other.json"], "has the results of a Cray-1"),
+        (["layer", "--json", "{folder}/none/new.json"], "none/new.json cannot take the results"),
+        (["layer", "--json", "{folder}/broken.json"], "name a file that scripts/benchmark wrote"),
     ],
 )
-def test_what_cannot_be_done_is_refused_at_once(benchmark, arguments, message, capsys):
-    assert benchmark.main(["--device", "cpu", *arguments]) == 1
+def test_what_cannot_be_done_is_refused_in_a_sentence(arguments, message, tmp_path, capsys):
+    results.save({"hardware": "a Cray-1", "device": "cpu", "parts": {}}, tmp_path / "other.json")
+    (tmp_path / "broken.json").write_text('{"layer": 1}')
+    given = [argument.format(folder=tmp_path) for argument in arguments]
+    assert command.main([*given, "--quick", "--device", "cpu"]) == 1
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_quick_parts_run_on_a_gpu(tmp_path):
+    path = tmp_path / "results.json"
+    assert command.main([*QUICK, "--quick", "--device", "cuda", "--json", str(path)]) == 0
+    parts = json.loads(path.read_text())["parts"]
+    assert all(run["complete"] for run in parts.values())
+    assert all(record["peak"] > 0 for record in parts["memory"]["records"])
+
+
+@pytest.mark.parametrize(
+    ("message", "passed_by"),
+    [("CUDA out of memory. Tried", True), ("CUBLAS_STATUS_ALLOC_FAILED", True), ("shape", False)],
+)
+def test_want_of_memory_is_passed_by_and_no_other_error(message, passed_by, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+
+    def call():
+        raise RuntimeError(message)
+
+    calls = {"large": call, "small": lambda: None}
+    if passed_by:
+        milliseconds, _ = measuring.interleaved(calls, 0, CPU)
+        assert milliseconds["large"] is None and milliseconds["small"] is not None
+    else:
+        with pytest.raises(RuntimeError, match=message):
+            measuring.interleaved(calls, 0, CPU)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_named(capsys):
+    assert command.main(["layer", "--quick", "--device", "cuda"]) == 1
+    assert "--device cuda needs a GPU" in capsys.readouterr().err
+
+
+# --- tables and documents ---
+
+
+def test_tables_and_plots_come_from_the_json_alone(saved, monkeypatch):
+    monkeypatch.setattr(results, "FOLDER", saved.parent)
+    document = saved.parent / "README.md"
+    markers = ["layer-training-fp32 cpu", "growth cpu", "growth.png cpu", "memory.png cpu",
+               "memory cuda", "aims"]  # fmt: skip
+    before = "".join(f"<!-- benchmark: {name} -->\nold\n<!-- end -->\n\n" for name in markers)
+    runs = results.newest(saved.parent)
+    text = rendering.rendered(before, document, runs)
+    assert "old" not in text
+    assert rendering.rendered(text, document, runs) == text
+    assert part("growth").tables(runs["cpu"]["growth"])["growth"] in text
+    for link in ("growth", "memory"):
+        name = f"{results.slug(runs['cpu'][link]['hardware'])}-{link}.png"
+        assert f"![{link}]({name})" in text
+        assert (saved.parent / name).read_bytes().startswith(b"\x89PNG")
+    assert text.count("Not measured on a GPU.") == 1
+    for aim in aims.AIMS:
+        assert aim.what in text
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_a_run_that_was_killed_can_be_rendered_too(saved, name):
+    run = json.loads(saved.read_text())["parts"][name]
+    for count in range(1, 6):
+        begun = {**run, "records": run["records"][:count]}
+        assert all(part(name).tables(begun).values())
+        if hasattr(part(name), "plots"):
+            part(name).plots(begun)
+
+
+def test_a_later_run_takes_the_place_of_an_earlier_one(tmp_path):
+    for number, hardware in enumerate(("one", "two")):
+        run = {"date": f"2026-01-0{number + 1}", "records": [{"a": number}, {"b": None}]}
+        found = {"hardware": hardware, "device": "cpu", "parts": {"layer": run, "growth": run}}
+        results.save(found, tmp_path / f"{hardware}.json")
+        assert json.loads((tmp_path / f"{hardware}.json").read_text()) == found
+    runs = results.newest(tmp_path)
+    assert runs["cpu"]["layer"]["hardware"] == "two" and not runs["cuda"]
+
+
+@pytest.mark.parametrize(
+    ("marker", "message"),
+    [("layer-nothing cpu", "the marker layer-nothing cpu names nothing"),
+     ("layer-summary", "the marker of layer-summary names no device")],
+)  # fmt: skip
+def test_a_marker_that_nothing_is_known_of_is_named_with_its_document(saved, marker, message):
+    runs = results.newest(saved.parent)
+    text = f"<!-- benchmark: {marker} -->\n<!-- end -->\n"
+    with pytest.raises(BenchmarkError, match=rf"README\.md: {message}"):
+        rendering.rendered(text, Path("README.md"), runs)
+
+
+@pytest.mark.parametrize("document", rendering.DOCUMENTS, ids=lambda path: path.parent.name)
+def test_documents_hold_what_the_saved_results_render(document):
+    if not document.exists():
+        pytest.skip("there is no such page")
+    text = document.read_text(encoding="utf-8")
+    assert rendering.rendered(text, document, results.newest()) == text, (
+        "run scripts/benchmark --render"
+    )
+
+
+def test_recomputation_is_held_against_the_exact_recurrence_at_the_longest_length(saved):
+    runs = {"memory": json.loads(saved.read_text())["parts"]["memory"]}
+    peaks = {
+        record["way"]: record["peak"]
+        for record in runs["memory"]["records"]
+        if (record["length"], record["iterations"]) == (32, 4)
+    }
+    found = memory.recomputed_over_exact(runs, "elman", 4)
+    assert found == peaks["recomputed"] / peaks["exact"]
+    assert memory.recomputed_over_exact(runs, "lstm", 4) is None
+    assert memory.recomputed_over_exact({}, "elman", 4) is None
+
+
+def test_aims_are_held_against_the_cells_that_they_name():
+    def record(iterations: int, ms: float | None, **shape) -> dict:
+        common = {"cell": "elman", "width": 650, "batch": 1, "length": 1024, "precision": "fp32",
+                  "mode": "training", "operations": 1e11, "bytes": 0}  # fmt: skip
+        return {**common, **shape, "iterations": iterations, "ms": ms}
+
+    runs = {
+        "layer": {
+            "machine": MACHINE,
+            "records": [
+                record(0, 8000), record(5, 2000), record(0, 9, batch=20), record(5, None, batch=20),
+                record(0, 1, length=35), record(5, 100, length=35),
+            ],
+        }
+    }  # fmt: skip
+    assert aims.speed(650, 1, 1024, 5)(runs) == 4
+    assert aims.floor_share(650, 1, 1024, 5, "fp32")(runs) == 0.5
+    assert aims.speed(650, 20, 1024, 5)(runs) is None  # what was left out reached nothing
+    assert aims.slowest(256)(runs) == 4
+    assert aims.slowest(2048)(runs) is None
+    assert "| at least 3.0x | 4.0x |" in aims.summary({"cpu": runs})
+    assert aims.summary({}).count("not measured") == len(aims.AIMS)
+
+
+def test_growth_has_each_axis_through_the_centre(saved):
+    run = json.loads(saved.read_text())["parts"]["growth"]
+    for axis in growth.AXES:
+        at = [point for point, _, _ in growth.points(run, axis)]
+        assert at == run["settings"][f"several_{axis}"]

@@ -1,0 +1,215 @@
+"""Tokens a second of fairseq-train with `fixedpoint_lm`, against fairseq's `lstm_lm`: the same
+width, output layer, optimizer and data, no dropout.
+
+The text is made up, words drawn independently by Zipf's law. SGD, as Adam's dense update of the
+embeddings is the same work on both sides and can hide the rest. `+bf16` is `--bf16-products`,
+which lstm_lm has no equal of.
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from scripts.benchmarks.floors import Work, layer_work, output_work, share
+from scripts.benchmarks.machine import PRECISIONS, Machine
+from scripts.benchmarks.markdown import number, percent, table, times
+from scripts.benchmarks.results import BenchmarkError
+from scripts.benchmarks.training import SENTENCE, UPDATES, ours, synthetic_corpus, train
+
+BASELINE = "lstm_lm"
+BF16 = "+bf16"
+FACTOR = 4  # of the adaptive softmax: the one that lstm_lm has
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is trained, and for how long.
+
+    Attributes:
+        models: `lstm_lm`, or a cell with its K (0 is exact): `elman-5`, `elman-5+bf16`.
+        softmaxes: `full`, `adaptive`.
+        words: of the vocabulary.
+        cutoffs: of the adaptive softmax.
+        rounds: how often each model is trained, in turn.
+        updates, warm_up: of one training, and how many of them do not count.
+        tokens: of the text.
+    """
+
+    models: tuple[str, ...] = (BASELINE, "elman-5", "elman-5+bf16", "lstm-5", "lstm-0")
+    softmaxes: tuple[str, ...] = ("full", "adaptive")
+    words: int = 10_000
+    cutoffs: tuple[int, ...] = (2000, 8000)
+    width: int = 256
+    batch: int = 32
+    length: int = 70
+    rounds: int = 2
+    updates: int = 30
+    warm_up: int = 10
+    tokens: int = 400_000
+
+
+PRESETS = {
+    "cpu": Settings(),
+    "cuda": Settings(models=(BASELINE, "elman-5", "elman-5+bf16", "lstm-0"), width=1024,
+                     batch=128, length=128, updates=60, warm_up=20, rounds=1,
+                     tokens=4_000_000),
+    "quick": Settings(models=(BASELINE, "elman-2"), softmaxes=("adaptive",), words=500,
+                      cutoffs=(100,), width=16, batch=4, length=10, rounds=1, updates=8, warm_up=4,
+                      tokens=20_000),
+}  # fmt: skip
+
+
+def measure(settings: Settings, machine: Machine) -> Iterator[dict]:
+    """A record for each softmax and model."""
+    if settings.updates <= settings.warm_up:
+        raise BenchmarkError(
+            f"--updates {settings.updates} leaves nothing after --warm-up {settings.warm_up}: "
+            "make it larger."
+        )
+    positions = settings.batch * settings.length
+    with tempfile.TemporaryDirectory() as folder:
+        data = synthetic_corpus(Path(folder), settings.words, settings.tokens)
+        frequencies = counts(data)
+        for softmax in settings.softmaxes:
+            runs: dict[str, list[dict]] = {name: [] for name in settings.models}
+            for _, name in itertools.product(range(settings.rounds), settings.models):
+                log = train(data, machine.device.type, *options(settings, name, softmax))
+                runs[name].append(speed(log[UPDATES], settings.warm_up, name, positions))
+            for name, found in runs.items():
+                work = update_work(settings, name, softmax, frequencies)
+                per_second = [run["tokens_per_second"] for run in found]
+                yield {
+                    "model": name,
+                    "softmax": softmax,
+                    "tokens_per_second": statistics.median(per_second),
+                    "of_rounds": per_second,
+                    "operations": work.operations / positions,  # a token
+                    "bytes": work.bytes / positions,
+                }
+
+
+def options(settings: Settings, name: str, softmax: str) -> list[object]:
+    """Of fairseq-train, for one model."""
+    width = settings.width
+    found: list[object] = []
+    if name == BASELINE:
+        criterion = "cross_entropy" if softmax == "full" else "adaptive_loss"
+        found += ["--task", "language_modeling", "--arch", "lstm_lm", "--criterion", criterion]
+    else:
+        cell, _, iterations = name.removesuffix(BF16).partition("-")
+        found += ours(cell, int(iterations))
+        found += ["--bf16-products"] if name.endswith(BF16) else []
+    if softmax == "adaptive":
+        found += ["--adaptive-softmax-cutoff", ",".join(map(str, settings.cutoffs))]
+        found += [] if name == BASELINE else ["--adaptive-softmax-factor", FACTOR]
+    found += ["--decoder-embed-dim", width, "--decoder-hidden-size", width]
+    found += ["--decoder-out-embed-dim", width, "--decoder-layers", 1, "--dropout", 0]
+    found += ["--batch-size", settings.batch, "--tokens-per-sample", settings.length]
+    found += ["--optimizer", "sgd", "--lr", 0.1, "--max-update", settings.updates]
+    found += ["--log-interval", max(1, settings.warm_up // 2)]
+    return [*found, "--disable-validation"]
+
+
+def speed(updates: list[dict], warm_up: int, name: str, expected: int) -> dict:
+    """Median tokens a second after the warm-up.
+
+    Raises:
+        BenchmarkError: if no speed was logged, or an update has other tokens than the others.
+    """
+    measured = [line for line in updates if int(line["num_updates"]) > warm_up]
+    if not measured:
+        raise BenchmarkError(f"{name} logged no speed: give more --updates, or more --tokens.")
+    # Targets, as the criterion counts them: left context is not among them.
+    count = statistics.median(float(line["wpb"]) for line in measured)
+    if abs(count - expected) > 0.01 * expected:
+        raise BenchmarkError(
+            f"{name} counts {count:g} tokens an update where a batch has {expected}, so its "
+            "tokens a second cannot be compared: give more --tokens, or a smaller --batch."
+        )
+    return {"tokens_per_second": statistics.median(float(line["wps"]) for line in measured)}
+
+
+def counts(data: Path) -> list[int]:
+    """How often each entry of the dictionary is a target, by index."""
+    lines = (data / "dict.txt").read_text(encoding="utf-8").splitlines()
+    words = [int(line.rpartition(" ")[2]) for line in lines]
+    # The file lacks fairseq's four special entries: <s>, <pad>, </s>, <unk>.
+    return [0, 0, sum(words) // SENTENCE, 0, *words]
+
+
+def update_work(settings: Settings, name: str, softmax: str, frequencies: list[int]) -> Work:
+    """Of one update: the recurrent layer and the output layer, forward and backward."""
+    cell, iterations = "lstm", 0
+    if name != BASELINE:
+        cell, _, iterations = name.removesuffix(BF16).partition("-")
+    itemsize = PRECISIONS[precision(name)].itemsize
+    positions, width = settings.batch * settings.length, settings.width
+    layer = layer_work(
+        cell, int(iterations), settings.length, settings.batch, width, True, itemsize
+    )
+    if softmax == "full":
+        return layer + output_work(positions, width, len(frequencies), True, itemsize)
+    return layer + adaptive_work(positions, width, settings.cutoffs, frequencies, itemsize)
+
+
+def adaptive_work(
+    positions: int, width: int, cutoffs: tuple[int, ...], frequencies: list[int], itemsize: int
+) -> Work:
+    """A head for all positions, and each tail for those whose target is in it."""
+    work = output_work(positions, width, cutoffs[0] + len(cutoffs), True, itemsize)
+    tails = itertools.pairwise([*cutoffs, len(frequencies)])
+    for place, (begin, end) in enumerate(tails, start=1):
+        inside = round(positions * sum(frequencies[begin:end]) / sum(frequencies))
+        narrow = width // FACTOR**place
+        work += output_work(inside, width, narrow, True, itemsize)
+        work += output_work(inside, narrow, end - begin, True, itemsize)
+    return work
+
+
+def precision(name: str) -> str:
+    return "bf16" if name.endswith(BF16) else "fp32"
+
+
+def tables(run: dict) -> dict[str, str]:
+    """`end_to_end`: all of it."""
+    records = run["records"]
+    rows = []
+    for record in records:
+        rate = record["tokens_per_second"]
+        against = times_baseline({"end_to_end": run}, record["model"], record["softmax"])
+        token = {**record, "ms": 1000 / rate}
+        rows.append(
+            (
+                record["softmax"],
+                label(record["model"]),
+                number(rate),
+                times(against),
+                percent(share(token, run["machine"], precision(record["model"]))),
+            )
+        )
+    head = ("softmax", "model", "tokens/s", "times lstm_lm", "share of the floor")
+    return {"end_to_end": table(head, rows)}
+
+
+def times_baseline(runs: dict[str, dict], model: str, softmax: str) -> float | None:
+    """How many times as fast as lstm_lm; None unless both were measured."""
+    records = runs.get("end_to_end", {}).get("records", ())
+    rates = {
+        record["model"]: record["tokens_per_second"]
+        for record in records
+        if record["softmax"] == softmax
+    }
+    return rates[model] / rates[BASELINE] if {model, BASELINE} <= rates.keys() else None
+
+
+def label(model: str) -> str:
+    if model == BASELINE:
+        return "fairseq's `lstm_lm`"
+    cell, _, iterations = model.removesuffix(BF16).partition("-")
+    order = "exact" if iterations == "0" else f"K = {iterations}"
+    return f"{cell}, {order}" + (", `--bf16-products`" if model.endswith(BF16) else "")

@@ -1,0 +1,211 @@
+"""Generation: tokens a second, and peak memory against the length of what is generated.
+
+"ours" is a model of order K under `FixedPointSequenceGenerator`, and "lstm_lm" is fairseq's, of
+equal width and with the same output layer, under fairseq's `SequenceGenerator`; "theirs" is our
+model under fairseq's generator, which tells what the generator does from what the model does.
+Weights are random, hypotheses begin at the sentence start, and all are of the given length. A token
+is one that is returned: a beam counts once. Beams are recombined, which is the default.
+
+The floor has the matrix products of one step at a time, since a token cannot be known before the
+last one: the weights are read again for each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from fairseq.data import Dictionary
+from fairseq.sequence_generator import SequenceGenerator
+from matplotlib.figure import Figure
+
+from fairseq_fixedpoint.generation import FixedPointSequenceGenerator
+from fairseq_fixedpoint.models.fixedpoint_lm import (
+    FixedPointLanguageModel,
+    FixedPointLanguageModelConfig,
+)
+from scripts.benchmarks.figures import COLOURS, logarithmic, new_figure
+from scripts.benchmarks.floors import Work, layer_work, output_work, share
+from scripts.benchmarks.machine import Machine
+from scripts.benchmarks.markdown import mebibytes, number, percent, table, times
+from scripts.benchmarks.measuring import interleaved, peak_bytes
+from scripts.benchmarks.rescoring import both, lstm_lm_like
+
+WAYS = {
+    "ours": "K iterates, our generator",
+    "theirs": "K iterates, fairseq's generator",
+    "lstm_lm": "lstm_lm, fairseq's generator",
+}
+ITEMSIZE = 4
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured.
+
+    Attributes:
+        cell: ours.
+        iterations: K.
+        width: of embeddings and layer.
+        words: of the vocabulary, under a full softmax.
+        batches: sentences generated at once.
+        beams: hypotheses a sentence.
+        lengths: tokens a hypothesis.
+        memory_lengths: tokens a hypothesis where the peak of memory is measured, with the last of
+            `beams` and one sentence.
+        seconds: for the rounds of one batch, beam and length.
+    """
+
+    cell: str = "elman"
+    iterations: int = 5
+    width: int = 256
+    words: int = 10_000
+    batches: tuple[int, ...] = (1, 32)
+    beams: tuple[int, ...] = (1, 5)
+    lengths: tuple[int, ...] = (64, 1024)
+    memory_lengths: tuple[int, ...] = (64, 256, 1024)
+    seconds: float = 1.0
+
+
+PRESETS = {
+    "cpu": Settings(),
+    "cuda": Settings(width=1024, words=33_000, memory_lengths=(64, 256, 1024, 4096)),
+    "quick": Settings(
+        width=8, words=30, batches=(1, 2), beams=(1, 2), lengths=(4, 8), memory_lengths=(4, 8),
+        seconds=0.01,
+    ),
+}  # fmt: skip
+
+
+def measure(settings: Settings, machine: Machine) -> Iterator[dict]:
+    """A record for each way, batch, beam and length; then for each way and length the memory."""
+    generators = _generators(settings, machine.device)
+    for length in settings.lengths:
+        for batch in settings.batches:
+            for beam in settings.beams:
+                calls = {way: generate(batch, beam, length) for way, generate in generators.items()}
+                milliseconds, _ = interleaved(calls, settings.seconds, machine.device)
+                work = step_work(settings, batch * beam) * length
+                for way in WAYS:
+                    yield {
+                        "task": "speed",
+                        "way": way,
+                        "batch": batch,
+                        "beam": beam,
+                        "length": length,
+                        "ms": milliseconds[way],
+                        "operations": work.operations,
+                        "bytes": work.bytes,
+                    }
+    for length in settings.memory_lengths:
+        for way, generate in generators.items():
+            peak = peak_bytes(generate(1, settings.beams[-1], length), machine.device)
+            yield {
+                "task": "memory",
+                "way": way,
+                "batch": 1,
+                "beam": settings.beams[-1],
+                "length": length,
+                "peak": peak,
+            }
+
+
+def step_work(settings: Settings, rows: int) -> Work:
+    """One token of each of so many hypotheses."""
+    layer = layer_work(settings.cell, settings.iterations, 1, rows, settings.width, False, ITEMSIZE)
+    return layer + output_work(rows, settings.width, settings.words, False, ITEMSIZE)
+
+
+def _generators(
+    settings: Settings, device: torch.device
+) -> dict[str, Callable[[int, int, int], Callable[[], object]]]:
+    """For each way what makes a call from batch, beam and length."""
+    dictionary = Dictionary()
+    while len(dictionary) < settings.words:
+        dictionary.add_symbol(f"w{len(dictionary)}")
+    torch.manual_seed(1)
+    cfg = FixedPointLanguageModelConfig(
+        cell=settings.cell, iterations=settings.iterations, decoder_embed_dim=settings.width
+    )
+    model = FixedPointLanguageModel.build_model(cfg, both(dictionary)).eval().to(device)
+    ways = {
+        "ours": (FixedPointSequenceGenerator, model),
+        "theirs": (SequenceGenerator, model),
+        "lstm_lm": (SequenceGenerator, lstm_lm_like(model, dictionary)),
+    }
+
+    def maker(generator_class, language_model):
+        def make(batch: int, beam: int, length: int):
+            generator = generator_class(
+                [language_model], dictionary, beam_size=beam, min_len=length, max_len_b=length
+            )
+            starts = torch.full((batch, 1), dictionary.eos(), device=device)
+            sample = {"id": torch.arange(batch), "net_input": {"src_tokens": starts}}
+            return lambda: generator.generate([language_model], sample)
+
+        return make
+
+    return {way: maker(*parts) for way, parts in ways.items()}
+
+
+def tables(run: dict) -> dict[str, str]:
+    """`generation`: tokens a second; `generation-memory`: the peak against the length."""
+    speed = _by_case(run["records"], "speed")
+    rows = []
+    for (length, batch, beam), ways in speed.items():
+        rates = {way: _tokens_a_second(record) for way, record in ways.items()}
+        rows.append(
+            (
+                batch,
+                beam,
+                length,
+                *(number(rates[way]) for way in WAYS),
+                times(_ratio(rates["ours"], rates["lstm_lm"])),
+                percent(share(ways["ours"], run["machine"], "fp32")),
+            )
+        )
+    head = ("batch", "beam", "length", *WAYS.values(), "first over last", "first's share of floor")
+    memory = _by_case(run["records"], "memory")
+    peaks = [
+        (length, *(mebibytes(ways[way]["peak"]) for way in WAYS))
+        for (length, _, _), ways in memory.items()
+    ]
+    return {
+        "generation": table(head, rows),
+        "generation-memory": table(("length", *WAYS.values()), peaks),
+    }
+
+
+def plots(run: dict) -> dict[str, Figure]:
+    """`generation`: peak memory against the length."""
+    figure, [axes] = new_figure()
+    memory = [record for record in run["records"] if record["task"] == "memory"]
+    for (way, name), colour in zip(WAYS.items(), COLOURS, strict=False):
+        points = [(r["length"], r["peak"] / 2**20) for r in memory if r["way"] == way]
+        axes.plot(*zip(*points, strict=True), "o-", color=colour, label=name)
+    logarithmic(axes, [record["length"] for record in memory])
+    axes.set_xlabel("tokens generated")
+    axes.set_ylabel("peak memory (MiB)")
+    axes.legend()
+    return {"generation": figure}
+
+
+def _by_case(records: list[dict], task: str) -> dict[tuple[int, int, int], dict[str, dict]]:
+    """Records of a task by length, batch and beam, and then by way."""
+    found: dict[tuple[int, int, int], dict[str, dict]] = {}
+    for record in records:
+        if record["task"] == task:
+            case = (record["length"], record["batch"], record["beam"])
+            found.setdefault(case, {})[record["way"]] = record
+    return found
+
+
+def _tokens_a_second(record: dict) -> float | None:
+    if record["ms"] is None:
+        return None
+    return 1000 * record["batch"] * record["length"] / record["ms"]
+
+
+def _ratio(ours: float | None, theirs: float | None) -> float | None:
+    return None if ours is None or theirs is None else ours / theirs

@@ -1,0 +1,24 @@
+"""The parts of the suite, and what a part is."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+# In this order, so that the most wanted is there first should a run be stopped.
+SUITE = (
+    "layer",
+    "growth",
+    "memory",
+    "output_layer",
+    "end_to_end",
+    "perplexity",
+    "solvers",
+    "generation",
+)
+ON_REQUEST = ("rescoring", "lattices")  # they want files
+
+
+def part(name: str) -> ModuleType:
+    """The module of a part: `Settings`, `PRESETS`, `measure`, `tables`, maybe `plots`."""
+    return importlib.import_module(f"scripts.benchmarks.{name}")

@@ -1,0 +1,146 @@
+"""Validation perplexity against training time: the Elman model at several K and the exact
+recurrence, with one recipe, one after another on the same machine.
+
+The text is the documentation that Python carries. Time is that of training alone: neither
+starting Python nor validation is in it. The exact recurrence is trained over
+contiguous streams with the state carried along.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from scripts.benchmarks.figures import BASELINE_COLOUR, COLOURS, new_figure
+from scripts.benchmarks.machine import Machine
+from scripts.benchmarks.markdown import number, table
+from scripts.benchmarks.training import EPOCH, ROOT, VALIDATION, ours, preprocess, run, train
+
+EXACT = 0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The recipe.
+
+    Attributes:
+        iterations: K of the models, 0 being the exact recurrence.
+        threshold: words that the text has fewer times become `<unk>`.
+    """
+
+    iterations: tuple[int, ...] = (1, 2, 5, 8, EXACT)
+    threshold: int = 3
+    width: int = 256
+    batch: int = 20
+    length: int = 64
+    epochs: int = 10
+    dropout: float = 0.4
+    learning_rate: float = 0.003
+
+
+PRESETS = {
+    "cpu": Settings(),
+    "cuda": Settings(iterations=(1, 2, 8, EXACT), epochs=6),
+    "quick": Settings(iterations=(2, EXACT), width=16, epochs=1, threshold=20),
+}
+
+
+def measure(settings: Settings, machine: Machine) -> Iterator[dict]:
+    """A record for each model and epoch."""
+    with tempfile.TemporaryDirectory() as name:
+        data = corpus(Path(name), settings.threshold)
+        for iterations in settings.iterations:
+            log = train(data, machine.device.type, *recipe(settings, iterations))
+            yield from epochs(iterations, log)
+
+
+def corpus(folder: Path, threshold: int) -> Path:
+    """Python's documentation, binarised."""
+    script = ROOT / "examples" / "demo" / "corpus.py"
+    run([sys.executable, script, folder, "--threshold", threshold])
+    return preprocess(folder, ["train", "valid"])
+
+
+def epochs(iterations: int, log: dict[str, list[dict]]) -> Iterator[dict]:
+    """A record for each epoch, with the seconds of training from the start to its end."""
+    seconds, updates_before = 0.0, 0
+    for epoch, validation in zip(log[EPOCH], log[VALIDATION], strict=True):
+        updates = int(epoch["train_num_updates"])
+        tokens = (updates - updates_before) * float(epoch["train_wpb"])
+        # What fairseq logs as seconds is rounded to whole ones.
+        seconds += tokens / float(epoch["train_wps"])
+        updates_before = updates
+        yield {
+            "iterations": iterations,
+            "epoch": int(epoch["epoch"]),
+            "seconds": seconds,
+            "tokens_per_second": float(epoch["train_wps"]),
+            "perplexity": float(validation["valid_ppl"]),
+        }
+
+
+def recipe(settings: Settings, iterations: int) -> list[object]:
+    """Options of fairseq-train."""
+    return [
+        *ours("elman", iterations),
+        "--decoder-embed-dim", settings.width, "--decoder-hidden-size", settings.width,
+        "--share-decoder-input-output-embed", "--dropout", settings.dropout,
+        "--optimizer", "adam", "--lr", settings.learning_rate, "--clip-norm", 0.25,
+        "--batch-size", settings.batch, "--tokens-per-sample", settings.length,
+        "--max-epoch", settings.epochs,
+    ]  # fmt: skip
+
+
+def by_model(records: list[dict]) -> dict[int, list[dict]]:
+    """The records of each K."""
+    found: dict[int, list[dict]] = {}
+    for record in records:
+        found.setdefault(record["iterations"], []).append(record)
+    return found
+
+
+def label(iterations: int) -> str:
+    return "exact recurrence" if iterations == EXACT else f"K = {iterations}"
+
+
+def tables(run: dict) -> dict[str, str]:
+    """`perplexity`: the best of each model, and when."""
+    rows = []
+    for iterations, records in by_model(run["records"]).items():
+        best = min(records, key=lambda record: record["perplexity"])
+        rows.append(
+            (
+                label(iterations),
+                number(records[-1]["tokens_per_second"]),
+                f"{best['perplexity']:.1f}",
+                best["epoch"],
+                number(best["seconds"]),
+            )
+        )
+    head = ("", "tokens/s", "best validation perplexity", "epoch", "seconds of training until then")
+    return {"perplexity": table(head, rows)}
+
+
+def plots(run: dict) -> dict[str, Figure]:
+    """`perplexity`: a line a model."""
+    figure, (axes,) = new_figure()
+    colours = iter(COLOURS)
+    for iterations, records in by_model(run["records"]).items():
+        exact = iterations == EXACT
+        axes.plot(
+            [record["seconds"] for record in records],
+            [record["perplexity"] for record in records],
+            "s--" if exact else "o-",
+            color=BASELINE_COLOUR if exact else next(colours),
+            label=label(iterations),
+            markersize=4,
+        )
+    axes.set_xlabel("training time (s)")
+    axes.set_ylabel("validation perplexity")
+    axes.legend()
+    return {"perplexity": figure}

@@ -1,0 +1,108 @@
+"""Results as JSON: one file a machine, in it one run a part.
+
+    {"hardware": "...", "device": "cpu", "parts": {"layer": RUN, ...}}
+
+A run has `date`, `torch`, `threads`, `seconds`, `complete`, `settings`, `machine` (the measured
+rates) and `records`. Whatever stands in a table or a plot is computed from these.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from fairseq_fixedpoint.files import require_replaceable, written_whole
+
+FOLDER = Path(__file__).parent / "results"
+
+
+class BenchmarkError(Exception):
+    """Something cannot be measured or read; the message is a sentence for the user."""
+
+
+def slug(hardware: str) -> str:
+    """A name for files: ``amd-epyc-2-cores``."""
+    return re.sub(r"[^a-z0-9]+", "-", hardware.lower()).strip("-")
+
+
+def read(path: Path) -> dict:
+    """A file of results.
+
+    Raises:
+        BenchmarkError: if it cannot be read, or holds something else.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found["parts"], dict) or found["device"] not in ("cpu", "cuda"):
+            raise ValueError("these are no results of scripts/benchmark")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BenchmarkError(
+            f"{path} cannot be read ({error}): name a file that scripts/benchmark wrote, or remove "
+            "it and measure anew."
+        ) from error
+    return found
+
+
+def require_place(path: Path) -> None:
+    """Refuses, before anything is measured, a file that could not be written.
+
+    Raises:
+        BenchmarkError: telling why.
+    """
+    FOLDER.mkdir(exist_ok=True)
+    try:
+        require_replaceable(path)
+    except OSError as error:
+        raise BenchmarkError(f"{path} cannot take the results: {error.strerror}.") from error
+
+
+def of_machine(path: Path, hardware: str, device: str) -> dict:
+    """What `path` holds of this machine, nothing if there is no such file.
+
+    Raises:
+        BenchmarkError: if it holds results of another machine.
+    """
+    if not path.exists():
+        return {"hardware": hardware, "device": device, "parts": {}}
+    found = read(path)
+    if found["hardware"] != hardware:
+        raise BenchmarkError(
+            f"{path} has the results of {found['hardware']}, and this is {hardware}: give another "
+            "--json, as one file holds one machine."
+        )
+    return found
+
+
+def save(results: dict, path: Path) -> None:
+    with written_whole(path) as file:
+        file.write_text("\n".join(_lines(results)) + "\n", encoding="utf-8")
+
+
+def _lines(results: dict) -> Iterator[str]:
+    """JSON with a record a line, so that a person can read it and its changes."""
+    head = {key: value for key, value in results.items() if key != "parts"}
+    yield json.dumps(head)[:-1] + ', "parts": {'
+    for place, (name, run) in enumerate(sorted(results["parts"].items())):
+        head = {key: value for key, value in run.items() if key != "records"}
+        yield f'{"," if place else ""}"{name}": {json.dumps(head)[:-1]}, "records": ['
+        yield ",\n".join(map(json.dumps, run["records"]))
+        yield "]}"
+    yield "}}"
+
+
+def newest(folder: Path = FOLDER) -> dict[str, dict[str, dict]]:
+    """For each device the latest run of each part, with its `hardware` in it."""
+    found: dict[str, dict[str, dict]] = {"cpu": {}, "cuda": {}}
+    for path in sorted(folder.glob("*.json")):
+        results = read(path)
+        runs = found[results["device"]]
+        for name, run in results["parts"].items():
+            if name not in runs or runs[name]["date"] < run["date"]:
+                runs[name] = {**run, "hardware": results["hardware"]}
+    return found
+
+
+def default_path(hardware: str) -> Path:
+    return FOLDER / f"{slug(hardware)}.json"

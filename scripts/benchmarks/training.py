@@ -1,0 +1,84 @@
+"""fairseq-train as a process of its own, and what it logs."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from collections.abc import Sequence
+from itertools import accumulate
+from pathlib import Path
+
+from scripts.benchmarks.results import BenchmarkError
+
+ROOT = Path(__file__).resolve().parents[2]
+PLUGIN = ROOT / "fairseq_fixedpoint"
+SENTENCE = 20  # words of the synthetic text, `</s>` not counted
+# `--log-format json` prints one object a line behind these.
+UPDATES, EPOCH, VALIDATION = "train_inner", "train", "valid"
+
+
+def run(command: Sequence[object]) -> str:
+    """The output of a process, its errors among it.
+
+    Raises:
+        BenchmarkError: with the end of the output, if it fails.
+    """
+    words = list(map(str, command))
+    done = subprocess.run(
+        words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
+    if done.returncode != 0:
+        raise BenchmarkError(f"{' '.join(words)} failed:\n{done.stdout[-3000:]}")
+    return done.stdout
+
+
+def preprocess(folder: Path, splits: Sequence[str]) -> Path:
+    """The files `train.tokens` and so on of `folder`, binarised."""
+    command = [sys.executable, "-m", "fairseq_cli.preprocess", "--only-source"]
+    for split in splits:
+        command += [f"--{split}pref", folder / f"{split}.tokens"]
+    run([*command, "--destdir", folder / "data-bin"])
+    return folder / "data-bin"
+
+
+def synthetic_corpus(folder: Path, words: int, tokens: int) -> Path:
+    """Words drawn independently by Zipf's law, always the same ones, binarised."""
+    chooser = random.Random(1)
+    vocabulary = [f"w{number}" for number in range(words)]
+    cumulative = list(accumulate(1 / (rank + 1) for rank in range(words)))
+    with (folder / "train.tokens").open("w", encoding="utf-8") as lines:
+        for _ in range(tokens // (SENTENCE + 1)):
+            print(*chooser.choices(vocabulary, cum_weights=cumulative, k=SENTENCE), file=lines)
+    return preprocess(folder, ["train"])
+
+
+def train(data: Path, device: str, *options: object) -> dict[str, list[dict]]:
+    """Runs fairseq-train: the statistics that it logs for updates, epochs and validations."""
+    command = [sys.executable, "-m", "fairseq_cli.train", data, *options]
+    command += ["--required-batch-size-multiple", 1, "--num-workers", 0, "--seed", 1]
+    command += ["--ddp-backend", "legacy_ddp"]  # fairseq's adaptive_loss insists on it
+    # Nothing is saved; but what lies in its default place would be resumed.
+    command += ["--no-save", "--save-dir", data.parent / "nothing-saved"]
+    command += ["--no-progress-bar", "--log-format", "json"]
+    return logged(run(command + (["--cpu"] if device == "cpu" else [])).splitlines())
+
+
+def logged(lines: Sequence[str]) -> dict[str, list[dict]]:
+    """Statistics by what they are of: :data:`UPDATES`, :data:`EPOCH` or :data:`VALIDATION`."""
+    found: dict[str, list[dict]] = {UPDATES: [], EPOCH: [], VALIDATION: []}
+    for line in lines:
+        kind, separator, text = line.partition(" | {")
+        kind = kind.rpartition("| ")[2]
+        if separator and kind in found:
+            found[kind].append(json.loads("{" + text))
+    return found
+
+
+def ours(cell: str, iterations: int) -> list[object]:
+    """Options of a `fixedpoint_lm`."""
+    return [
+        "--user-dir", PLUGIN, "--task", "fixedpoint_language_modeling", "--arch", "fixedpoint_lm",
+        "--criterion", "fixedpoint_cross_entropy", "--cell", cell, "--iterations", iterations,
+    ]  # fmt: skip
