@@ -14,5 +14,7 @@ if find_spec("fairseq") is not None:
     compat.apply()
 
     import fairseq_fixedpoint.criterions.fixedpoint_cross_entropy
+    import fairseq_fixedpoint.models.fixedpoint
     import fairseq_fixedpoint.models.fixedpoint_lm
-    import fairseq_fixedpoint.tasks.fixedpoint_language_modeling  # noqa: F401
+    import fairseq_fixedpoint.tasks.fixedpoint_language_modeling
+    import fairseq_fixedpoint.tasks.fixedpoint_translation  # noqa: F401

@@ -5,6 +5,9 @@ compute lower orders at its first positions, so blocks carry K-1 tokens of left 
 is not counted: training, validation and evaluation then see one function whatever the block size.
 The exact recurrence (`--iterations 0`) is trained on contiguous streams instead, its state carried
 from block to block.
+
+:class:`~fairseq_fixedpoint.generation.FixedPointSequenceGenerator` generates, from any text: none
+at all, with sentence ends inside, or of another length than the others of its batch.
 """
 
 import logging
@@ -15,17 +18,20 @@ from dataclasses import dataclass, field
 import torch
 from fairseq import utils
 from fairseq.data import FairseqDataset
+from fairseq.models import ARCH_MODEL_REGISTRY, MODEL_REGISTRY, FairseqLanguageModel
 from fairseq.tasks import register_task
 from fairseq.tasks.language_modeling import LanguageModelingConfig, LanguageModelingTask
 
 from fairseq_fixedpoint.criterions.fixedpoint_cross_entropy import FixedPointCrossEntropy
 from fairseq_fixedpoint.data import ContiguousStreamsDataset, LeftContextDataset
+from fairseq_fixedpoint.generation.tasks import GenerationTask, GenerationTaskConfig
+from fairseq_fixedpoint.generation.texts import prefixes_of, texts_dataset
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass
-class FixedPointLanguageModelingConfig(LanguageModelingConfig):
+class FixedPointLanguageModelingConfig(LanguageModelingConfig, GenerationTaskConfig):
     """Options of `fixedpoint_language_modeling`."""
 
     reset_at_eos: bool = field(
@@ -45,7 +51,7 @@ class FixedPointLanguageModelingConfig(LanguageModelingConfig):
 
 
 @register_task("fixedpoint_language_modeling", dataclass=FixedPointLanguageModelingConfig)
-class FixedPointLanguageModelingTask(LanguageModelingTask):
+class FixedPointLanguageModelingTask(GenerationTask, LanguageModelingTask):
     """Language modelling whose blocks see what the model's window needs."""
 
     def __init__(self, args, dictionary, output_dictionary=None, targets=None):
@@ -79,7 +85,18 @@ class FixedPointLanguageModelingTask(LanguageModelingTask):
         return super().setup_task(args, **kwargs)
 
     def build_model(self, args, from_checkpoint=False):
-        """Builds the model and learns from it how much left context blocks need."""
+        """Builds the model and learns from it how much left context blocks need.
+
+        Raises:
+            ValueError: for a model that is no language model.
+        """
+        name = getattr(args, "_name", None) or getattr(args, "arch", None)
+        kind = MODEL_REGISTRY.get(name) or ARCH_MODEL_REGISTRY.get(name)
+        if kind is not None and not issubclass(kind, FairseqLanguageModel):
+            raise ValueError(
+                f"{name} is no language model: choose another --arch or --path, or the --task that "
+                "it is made for."
+            )
         model = super().build_model(args, from_checkpoint)
         self.iterations = getattr(model.decoder, "iterations", None)
         self._in_training = None if from_checkpoint else model.decoder
@@ -221,6 +238,32 @@ class FixedPointLanguageModelingTask(LanguageModelingTask):
                 "text's (and 1 if nothing is left): give a smaller --tokens-per-sample."
             )
         return iterator.next_epoch_itr(shuffle=False)
+
+    def build_dataset_for_inference(self, src_tokens, src_lengths, constraints=None):
+        """Texts to go on from or to score; with no token, a text starts at the sentence start."""
+        return texts_dataset(src_tokens, self.source_dictionary, constraints)
+
+    def inference_step(self, generator, models, sample, prefix_tokens=None, constraints=None):
+        """The hypotheses of each text, which begin with it.
+
+        Args:
+            prefix_tokens: what they begin with instead, ``(B, P)``, as with `--prefix-size`.
+            constraints: packed as fairseq does, a row a text; they count from the end of the text.
+        """
+        prefixes = prefixes_of(sample, prefix_tokens, self.source_dictionary)  # (B, P)
+        if constraints is None:
+            return generator.generate(models, sample, prefix_tokens=prefixes)
+        lengths = prefixes.ne(self.source_dictionary.pad()).sum(1)
+        found = [None] * len(prefixes)
+        for length in lengths.unique():  # the strategy has to begin where all texts end
+            rows = lengths.eq(length).nonzero().squeeze(1)
+            part = {"net_input": {"src_tokens": sample["net_input"]["src_tokens"][rows]}}
+            hypotheses = generator.generate(
+                models, part, prefix_tokens=prefixes[rows, :length], constraints=constraints[rows]
+            )
+            for row, text in zip(rows.tolist(), hypotheses, strict=True):
+                found[row] = text
+        return found
 
     def train_step(self, sample, model, criterion, optimizer, update_num, ignore_grad=False):
         """One training step, the state of a stream carried from the step before."""

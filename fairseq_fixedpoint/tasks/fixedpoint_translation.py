@@ -1,0 +1,35 @@
+"""`fixedpoint_translation`: fairseq's `translation` with a generator of constant work a token.
+
+Any encoder-decoder of fairseq works in it, and so does a language model beside it (`--lm-path`),
+which is stepped from its cached state too, instead of reading the whole text at every token.
+"""
+
+from dataclasses import dataclass
+
+from fairseq.tasks import register_task
+from fairseq.tasks.translation import TranslationConfig, TranslationTask
+
+from fairseq_fixedpoint.generation.tasks import GenerationTask, GenerationTaskConfig
+
+
+@dataclass
+class FixedPointTranslationTaskConfig(TranslationConfig, GenerationTaskConfig):
+    """Options of `fixedpoint_translation`."""
+
+
+@register_task("fixedpoint_translation", dataclass=FixedPointTranslationTaskConfig)
+class FixedPointTranslationTask(GenerationTask, TranslationTask):
+    """Translation with :class:`~fairseq_fixedpoint.generation.FixedPointSequenceGenerator`."""
+
+    def build_generator(self, models, args, *more, **options):
+        """As :class:`~fairseq_fixedpoint.generation.tasks.GenerationTask`'s.
+
+        Raises:
+            ValueError: for a model without an encoder, or options that the models cannot honour.
+        """
+        if not all(hasattr(model, "encoder") for model in models):
+            raise ValueError(
+                "--path names a language model, which has no source to translate: give it as "
+                "--lm-path beside a translation model, or use --task fixedpoint_language_modeling."
+            )
+        return super().build_generator(models, args, *more, **options)

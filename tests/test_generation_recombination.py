@@ -1,0 +1,210 @@
+"""Recombination: what it drops has a better twin with the same future, and the best is kept."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from fairseq import search
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fairseq_fixedpoint.generation import FixedPointSequenceGenerator
+from fairseq_fixedpoint.generation.recombination import recombine_, sorted_groups
+from tests.test_generation import (
+    DICTIONARY,
+    EOS,
+    PAD,
+    forced_log_probs,
+    language_model,
+    lstm_lm,
+    ours,
+    peaked,
+    prefixes_of,
+    source_batch,
+    text_batch,
+    translation_model,
+)
+from tests.test_model import build, dictionary
+
+TINY = dictionary(2)
+CHOOSABLE = [number for number in range(len(TINY)) if number not in (PAD, EOS)]
+
+
+def recombined_one_by_one(log_probs, scores, contexts, order, eos):
+    """The definition, continuation by continuation."""
+    found = log_probs.clone()
+    for sentence in range(log_probs.size(0)):
+        best = {}
+        for row, token in itertools.product(range(log_probs.size(1)), range(log_probs.size(2))):
+            text = [*contexts[sentence, row].tolist(), token]
+            ending = tuple(text[-order:])
+            score = float(log_probs[sentence, row, token] + scores[sentence, row])
+            if ending not in best or score > best[ending][0]:
+                best[ending] = (score, row)
+        for row, token in itertools.product(range(log_probs.size(1)), range(log_probs.size(2))):
+            ending = (*contexts[sentence, row].tolist(), token)[-order:]
+            if token != eos and best[ending][1] != row:
+                found[sentence, row, token] = -math.inf
+    return found
+
+
+@settings(deadline=None, max_examples=60)
+@given(data=st.data())
+def test_recombination_equals_its_definition(data):
+    batch, beam, vocabulary = (data.draw(st.integers(1, n)) for n in (3, 6, 4))
+    length, order = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 5))
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 999)))
+    contexts = torch.randint(0, 2, (batch, beam, length), generator=generator)
+    # Few values, so that there are ties; and hypotheses that are no longer alive.
+    log_probs = torch.randint(-3, 0, (batch, beam, vocabulary), generator=generator).double()
+    scores = torch.randint(-3, 0, (batch, beam), generator=generator).double()
+    scores[torch.rand(batch, beam, generator=generator) < 0.2] = -math.inf
+    expected = recombined_one_by_one(log_probs, scores, contexts, order, eos=0)
+    found = log_probs.clone()
+    recombine_(found, scores, contexts, order, eos=0)
+    alive = scores.ne(-math.inf).unsqueeze(2).expand_as(found)
+    assert torch.equal(found[alive], expected[alive])
+
+
+@settings(deadline=None, max_examples=40)
+@given(data=st.data())
+def test_equal_texts_and_no_others_are_one_group(data):
+    batch, beam, length = (data.draw(st.integers(low, 6)) for low in (1, 1, 0))
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 999)))
+    texts = torch.randint(0, 2, (batch, beam, length), generator=generator)
+    rows, group = sorted_groups(texts)
+    assert sorted(rows.tolist()) == list(range(batch * beam))
+    ordered = [(row // beam, *texts.flatten(0, 1)[row].tolist()) for row in rows.tolist()]
+    assert ordered == sorted(ordered)
+    pairs = set(zip(ordered, group.tolist(), strict=True))
+    assert len(pairs) == len(set(ordered)) == len(set(group.tolist()))
+    for number in set(group.tolist()):
+        members = rows[group == number].tolist()
+        assert members == sorted(members)
+
+
+OPTIONS = {
+    "normalized": {},
+    "unnormalized": {"normalize_scores": False},
+    "long ones preferred": {"len_penalty": 2.0},
+    "min_len": {"min_len": 3},
+    "unkpen": {"unk_penalty": 0.7},
+    "temperature": {"temperature": 0.6},
+    "suppressed": {"tokens_to_suppress": ("w1",)},
+}
+
+
+def best_of_all(
+    model, prefix, max_len, normalize_scores=True, len_penalty=1.0, min_len=1, **options
+):
+    """The best hypothesis by enumeration: its score and tokens."""
+    words = [
+        word
+        for word in CHOOSABLE
+        if word != TINY.index(*options.get("tokens_to_suppress", ["<pad>"]))
+    ]
+    best = (-math.inf, None)
+    for length in range(max(len(prefix), min_len), max_len + 1):
+        texts = [
+            [*prefix, *written, EOS]
+            for written in itertools.product(words, repeat=length - len(prefix))
+        ]
+        targets = torch.tensor(texts)
+        inputs = torch.nn.functional.pad(targets[:, :-1], (1, 0), value=EOS)
+        log_probs = (model(inputs)[0] / options.get("temperature", 1.0)).log_softmax(-1)
+        log_probs[..., TINY.unk()] -= options.get("unk_penalty", 0.0)
+        scores = log_probs.gather(2, targets.unsqueeze(2)).sum((1, 2))
+        if normalize_scores:
+            scores = scores / (length + 1) ** len_penalty
+        score, number = scores.detach().max(0)
+        if score > best[0]:
+            best = (float(score), texts[int(number)])
+    return best
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=list(OPTIONS))
+@pytest.mark.parametrize("order", [1, 2])
+def test_a_beam_for_every_context_finds_the_best_of_all(options, order):
+    """Viterbi: V^K hypotheses, V being words that can be chosen, find the best of V^length."""
+    prefixes = torch.tensor([[5], [PAD]])
+    for seed in range(3):
+        model = peaked(build(words=2, iterations=order), seed, scale=0.5)
+        generator = FixedPointSequenceGenerator(
+            [model], TINY, beam_size=len(CHOOSABLE) ** order, max_len_b=5, **options
+        )
+        assert generator.is_exact
+        found = generator.generate([model], text_batch(prefixes), prefix_tokens=prefixes)
+        for row, hypotheses in zip(prefixes, found, strict=True):
+            score, tokens = best_of_all(model, row[row.ne(PAD)].tolist(), 5, **options)
+            assert hypotheses[0]["score"] == pytest.approx(score, abs=1e-10)
+            assert hypotheses[0]["tokens"].tolist() == tokens
+
+
+def test_a_smaller_beam_is_no_viterbi_search_and_finds_less():
+    """The test above would not see a search that is exact by luck."""
+    missed = 0
+    for seed in range(20):
+        model = peaked(build(words=2, iterations=2), seed, scale=0.5)
+        generator = FixedPointSequenceGenerator([model], TINY, beam_size=2, max_len_b=5)
+        assert not generator.is_exact
+        [[best, *_]] = generator.generate([model], text_batch(prefixes_of([0])))
+        missed += best["score"] < best_of_all(model, [], 5)[0] - 1e-9
+    assert missed
+
+
+def test_recombination_keeps_the_beam_for_hypotheses_that_can_differ():
+    """Two that end in the same K tokens would go on alike; the beam holds other ones instead."""
+    better = 0
+    for seed in range(12):
+        model = language_model(seed, iterations=1)
+        sample, options = text_batch(prefixes_of([0, 0])), {"beam_size": 4, "max_len_b": 12}
+        without = ours([model], sample, **options)
+        found = ours([model], sample, recombination=True, **options)
+        for hypotheses, others in zip(found, without, strict=True):
+            texts = [tuple(h["tokens"].tolist()) for h in hypotheses]
+            assert len(set(texts)) == len(texts)
+            for hypothesis in hypotheses:
+                tokens = hypothesis["tokens"]
+                expected = forced_log_probs(model, tokens).gather(1, tokens[:, None])[:, 0]
+                torch.testing.assert_close(
+                    hypothesis["positional_scores"], expected, rtol=0, atol=1e-10
+                )
+            better += hypotheses[0]["score"] > others[0]["score"] + 1e-9
+    assert better
+
+
+def test_a_translation_of_bounded_memory_is_recombined_exactly():
+    """Its attention comes after the recurrence, so the last K tokens decide all that follows."""
+    sample = source_batch()
+    words = len(DICTIONARY) - 2
+    model = translation_model(iterations=1)
+    found = ours([model], sample, recombination=True, beam_size=words, max_len_b=3)
+    # So large a beam without recombination loses nothing on three tokens.
+    expected = ours([model], sample, beam_size=words**3, max_len_b=3)
+    for hypotheses, others in zip(found, expected, strict=True):
+        assert hypotheses[0]["score"] == pytest.approx(float(others[0]["score"]), abs=1e-6)
+        assert hypotheses[0]["tokens"].tolist() == others[0]["tokens"].tolist()
+
+
+def order_of(models, **options):
+    return FixedPointSequenceGenerator(models, DICTIONARY, beam_size=3, **options).order
+
+
+def test_it_is_off_where_it_would_not_be_exact(caplog):
+    caplog.set_level("INFO")
+    short, long = language_model(iterations=2), language_model(iterations=4)
+    assert order_of([short, long]) == 4
+    assert order_of([short], lm_model=long) == 4
+    assert not caplog.text
+    assert order_of([short], recombination=False) is None
+    assert not caplog.text
+    assert order_of([short, language_model(iterations=0)]) is None
+    assert order_of([short], lm_model=lstm_lm()) is None
+    assert order_of([short], no_repeat_ngram_size=2) is None
+    for strategy in (search.Sampling(DICTIONARY), search.DiverseBeamSearch(DICTIONARY, 3, 0.5)):
+        assert order_of([short], search_strategy=strategy) is None
+    assert caplog.text.count("no recombination") == 5
+    assert "Sampling goes by more than the best score" in caplog.text
