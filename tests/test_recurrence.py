@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fairseq_fixedpoint.recurrence import FixedPointRNN
-from fairseq_fixedpoint.recurrence.reference import sequential, window_by_window
+from fairseq_fixedpoint.recurrence import FixedPointRNN, chains
+from fairseq_fixedpoint.recurrence.cells import hidden
+from fairseq_fixedpoint.recurrence.reference import cell_step, sequential, window_by_window
 
 EXACT = {"rtol": 0, "atol": 1e-10}
 KINDS = [("elman", "tanh"), ("elman", "relu"), ("gru", "tanh"), ("lstm", "tanh")]
@@ -33,6 +37,18 @@ def block(length, batch=2, size=3) -> torch.Tensor:
     return torch.randn(length, batch, size, dtype=torch.float64)
 
 
+@contextmanager
+def _one_row_at_once():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chains, "ROWS_ON_CPU", 1)
+        yield
+
+
+def pieces_of_one_chain(wanted: bool = True):
+    """Evaluates blocks in the smallest pieces: K chains at once."""
+    return _one_row_at_once() if wanted else nullcontext()
+
+
 @given(
     kind=kinds,
     layers=st.integers(1, 3),
@@ -40,19 +56,23 @@ def block(length, batch=2, size=3) -> torch.Tensor:
     length=st.integers(1, 9),
     learned=st.booleans(),
     with_resets=st.booleans(),
+    orders=st.sets(st.integers(1, 9)),
+    in_pieces=st.booleans(),
     seed=seeds,
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_iterate_is_the_rnn_over_the_last_tokens(
-    kind, layers, iterations, length, learned, with_resets, seed
+    kind, layers, iterations, length, learned, with_resets, orders, in_pieces, seed
 ):
-    """Contract 1, for every order k <= K of one pass."""
+    """Contract 1, for any orders k <= K of one pass."""
     model = make(kind, seed, layers, learned_initial_state=learned)
     x = block(length)
     resets = torch.rand(length, 2) < 0.3 if with_resets else None
-    orders = range(1, iterations + 1)
-    solution = model(x, iterations, resets=resets, orders=orders)
-    for k in orders:
+    orders = {k for k in orders if k <= iterations}
+    with pieces_of_one_chain(in_pieces):
+        solution = model(x, iterations, resets=resets, orders=orders)
+    assert set(solution.iterates) == orders | {iterations}
+    for k in solution.iterates:
         expected = window_by_window(model.effective_layers(), x, k, resets)
         torch.testing.assert_close(solution.iterates[k], expected, **EXACT)
     torch.testing.assert_close(solution.output, solution.iterates[iterations], rtol=0, atol=0)
@@ -100,10 +120,12 @@ def test_a_token_more_than_k_back_changes_nothing():
     assert not torch.allclose(before[2:6], after[2:6])
 
 
-def gradients(output: torch.Tensor, tensors: list) -> list:
+def gradients(output: torch.Tensor, tensors: list, retain_graph: bool = False) -> list:
     torch.manual_seed(7)
     loss = (output * torch.randn_like(output)).sum()
-    return torch.autograd.grad(loss, tensors, allow_unused=True, materialize_grads=True)
+    return torch.autograd.grad(
+        loss, tensors, retain_graph=retain_graph, allow_unused=True, materialize_grads=True
+    )
 
 
 @given(
@@ -113,11 +135,12 @@ def gradients(output: torch.Tensor, tensors: list) -> list:
     learned=st.booleans(),
     with_resets=st.booleans(),
     checkpointed=st.booleans(),
+    in_pieces=st.booleans(),
     seed=seeds,
 )
 @settings(max_examples=60, deadline=None)
 def test_gradient_is_that_of_the_order_k_model(
-    kind, layers, iterations, learned, with_resets, checkpointed, seed
+    kind, layers, iterations, learned, with_resets, checkpointed, in_pieces, seed
 ):
     """Contract 3: against autograd through the window-by-window reference."""
     model = make(kind, seed, layers, learned_initial_state=learned)
@@ -125,9 +148,9 @@ def test_gradient_is_that_of_the_order_k_model(
     resets = torch.rand(7, 2) < 0.3 if with_resets else None
     tensors = [x, *model.parameters()]
     expected = gradients(window_by_window(model.effective_layers(), x, iterations, resets), tensors)
-    found = gradients(
-        model(x, iterations, resets=resets, checkpoint_iterations=checkpointed).output, tensors
-    )
+    with pieces_of_one_chain(in_pieces):
+        output = model(x, iterations, resets=resets, checkpoint_iterations=checkpointed).output
+        found = gradients(output, tensors)
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-10)
 
@@ -135,18 +158,21 @@ def test_gradient_is_that_of_the_order_k_model(
 @pytest.mark.parametrize("kind", KINDS, ids="-".join)
 @pytest.mark.parametrize("checkpointed", [False, True])
 def test_gradcheck(kind, checkpointed):
+    """Of several iterates and the residuals at once, in several pieces."""
     model = make(kind, learned_initial_state=True)
     names = [name for name, _ in model.named_parameters()]
     resets = torch.tensor([[False, False], [False, True], [True, False], [False, False]])
+    padding = torch.tensor([[False, False], [False, False], [False, False], [False, True]])
 
     def run(x, *weights):
         solution = torch.func.functional_call(
             model,
             dict(zip(names, weights, strict=True)),
-            (x, 3),
+            (x, 2),
             {
                 "resets": resets,
-                "orders": [1, 2],
+                "padding_mask": padding,
+                "orders": [1],
                 "residuals": True,
                 "checkpoint_iterations": checkpointed,
             },
@@ -154,7 +180,8 @@ def test_gradcheck(kind, checkpointed):
         return *solution.iterates.values(), solution.squared_residuals
 
     weights = [parameter.detach().requires_grad_() for parameter in model.parameters()]
-    assert torch.autograd.gradcheck(run, (block(4).requires_grad_(), *weights))
+    with pieces_of_one_chain():
+        assert torch.autograd.gradcheck(run, (block(4).requires_grad_(), *weights))
 
 
 @pytest.mark.parametrize("kind", KINDS, ids="-".join)
@@ -185,19 +212,50 @@ def test_truncated_gradient_stops_at_the_iterate_it_names(kind):
         )
     )
     one = gradients(model(x, 5, gradient_iterations=1).output, weights)
-    # With H^(4) constant, iteration 5 is one application of the cells to known states.
-    from fairseq_fixedpoint.recurrence.iteration import sweep
-
-    layers = model.effective_layers()
-    with torch.no_grad():
-        states = [None, None]
-        for _ in range(4):
-            states = sweep(layers, layers[0].project(x), states, None)
-    top = sweep(layers, layers[0].project(x), states, None)[-1][1:]
-    expected = gradients(top[..., :4], weights)
-    for ours, theirs in zip(one, expected, strict=True):
-        torch.testing.assert_close(ours, theirs, **EXACT)
     assert not all(torch.allclose(a, b) for a, b in zip(one, full, strict=True))
+
+
+@given(
+    kind=kinds,
+    layers=st.integers(1, 3),
+    iterations=st.integers(1, 6),
+    differentiated=st.integers(1, 6),
+    with_resets=st.booleans(),
+    in_pieces=st.booleans(),
+    seed=seeds,
+)
+@settings(max_examples=40, deadline=None)
+def test_truncated_gradient_is_that_of_windows_with_a_constant_start(
+    kind, layers, iterations, differentiated, with_resets, in_pieces, seed
+):
+    """The last n tokens of a window are differentiated, from constant states before them."""
+    differentiated = min(differentiated, iterations)
+    model = make(kind, seed, layers, learned_initial_state=True)
+    x = block(7).requires_grad_()
+    resets = torch.rand(7, 2) < 0.3 if with_resets else None
+    tensors = [x, *model.parameters()]
+    with pieces_of_one_chain(in_pieces):
+        found = model(x, iterations, resets=resets, gradient_iterations=differentiated).output
+        found = gradients(found, tensors)
+    stack = model.effective_layers()
+    outputs = []
+    for end in range(1, 8):
+        states = [layer.initial.expand(2, -1) for layer in stack]
+        begin = max(0, end - iterations)
+        for t in range(begin, end):
+            if t == end - differentiated > begin:
+                states = [state.detach() for state in states]
+            below = x[t] if t >= end - differentiated else x[t].detach()
+            for number, layer in enumerate(stack):
+                if resets is not None:
+                    start = resets[t].unsqueeze(-1)
+                    states[number] = torch.where(start, layer.initial, states[number])
+                states[number] = cell_step(layer, below, states[number])
+                below = hidden(states[number], layer.cell)
+        outputs.append(below)
+    expected = gradients(torch.stack(outputs), tensors)
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-10)
 
 
 @pytest.mark.parametrize("iterations", [0, 1, 3])
@@ -277,12 +335,14 @@ def test_one_token_steps_equal_the_block(kind, layers, iterations, with_resets, 
         resets = None if resets is None else resets[:, order]
 
 
-def test_residuals_measure_the_change_of_every_layer():
+@pytest.mark.parametrize("in_pieces", [False, True])
+def test_residuals_measure_the_change_of_every_layer(in_pieces):
     model = make(("gru", "tanh"), layers=2)
     x = block(6)
     padding = torch.zeros(6, 2, dtype=torch.bool)
     padding[4:, 1] = True
-    found = model(x, 4, residuals=True, padding_mask=padding).residuals
+    with pieces_of_one_chain(in_pieces):
+        found = model(x, 4, residuals=True, padding_mask=padding).residuals
     bottom = FixedPointRNN(3, 4, 1, cell="gru").double()
     bottom.layers[0] = model.layers[0]
     total = torch.zeros(4, dtype=torch.float64)
@@ -301,22 +361,38 @@ def test_residual_vanishes_once_every_position_is_exact():
     assert torch.equal(residuals[3:], torch.zeros(3, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("in_pieces", [False, True])
 @pytest.mark.parametrize("variational", [False, True])
-def test_one_mask_and_one_recurrent_matrix_serve_all_iterations(variational):
-    """With dropout drawn, K >= T still equals the sequential run of the very same layers."""
+def test_one_mask_and_one_recurrent_matrix_serve_all_iterations(variational, in_pieces):
+    """Every window, and the exact recurrence, is a run of the very same layers."""
     model = make(
         ("lstm", "tanh"), layers=3, dropout=0.5, weight_dropout=0.3, variational_dropout=variational
     ).train()
-    x = block(5)
+    x = block(5).requires_grad_()
     torch.manual_seed(11)
     drawn = model.effective_layers(x)
-    torch.manual_seed(11)
-    output = model(x, 8).output
-    torch.manual_seed(11)
-    torch.testing.assert_close(model(x, 0).output, output, **EXACT)
     assert any((layer.weight_hh == 0).any() for layer in drawn)
     assert drawn[1].input_mask.shape == (1 if variational else 5, 2, 4)
-    torch.testing.assert_close(output, sequential(drawn, x), **EXACT)
+    torch.manual_seed(11)
+    torch.testing.assert_close(model(x, 0).output, sequential(drawn, x), **EXACT)
+
+    def over(window: slice) -> torch.Tensor:
+        masks = [layer.input_mask for layer in drawn]
+        masks = [None if mask is None else mask.expand(5, -1, -1)[window] for mask in masks]
+        stack = [replace(layer, input_mask=mask) for layer, mask in zip(drawn, masks, strict=True)]
+        return sequential(stack, x[window])[-1]
+
+    tensors = [x, *model.parameters()]
+    for iterations in (3, 8):
+        torch.manual_seed(11)
+        with pieces_of_one_chain(in_pieces):
+            output = model(x, iterations).output
+            found = gradients(output, tensors)
+        expected = torch.stack([over(slice(max(0, t - iterations), t)) for t in range(1, 6)])
+        torch.testing.assert_close(output, expected, **EXACT)
+        expected = gradients(expected, tensors, retain_graph=True)  # what is drawn is used twice
+        for ours, theirs in zip(found, expected, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-10)
 
 
 @pytest.mark.parametrize("kind", KINDS, ids="-".join)

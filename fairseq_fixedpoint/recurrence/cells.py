@@ -1,7 +1,8 @@
 """The recurrent cells `h_t = f(x_t, h_{t-1})`, forward and backward, on many positions at once.
 
 A cell knows nothing of time. It receives N projected inputs and the N states before them, and
-returns the N states after them; which state precedes which input is decided in `iteration.py`.
+writes the N states after them; which state precedes which input is decided elsewhere
+(`chains.py`). Here are the recurrent products; the arithmetic around them is in `pointwise.py`.
 
 The state is one tensor of width ``cell.parts * hidden_size``: `h` alone, or `h` and the LSTM's
 memory `c` side by side. That lets a cache, a carried state or a beam reordering treat every cell
@@ -15,12 +16,13 @@ positions share one previous state (the first iteration), it shrinks to one row.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from itertools import pairwise
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-aten = torch.ops.aten
+from fairseq_fixedpoint.recurrence import pointwise
 
 CELLS = ("elman", "gru", "lstm")
 NONLINEARITIES = ("tanh", "relu")
@@ -59,6 +61,19 @@ def make_cell(name: str, nonlinearity: str = "tanh") -> Cell:
     raise ValueError(f"unknown cell {name!r}: choose one of {', '.join(CELLS)}.")
 
 
+class Carry(NamedTuple):
+    """Gradient of the states before N positions, its matrix product still to be done.
+
+    Attributes:
+        recurrent: gradient of the recurrent product `h W^T`, ``(N, G*H)``; `h` has it times W.
+        direct: what goes past the product, ``(N, H)``: to the GRU's `h` or to the LSTM's `c`; None
+            where nothing does.
+    """
+
+    recurrent: Tensor
+    direct: Tensor | None = None
+
+
 @dataclass(frozen=True)
 class Cell:
     """What every cell provides.
@@ -69,8 +84,8 @@ class Cell:
 
     gates: ClassVar[int]
     parts: ClassVar[int] = 1
-    keeps_input: ClassVar[bool] = True
-    """Whether the backward pass needs `x` again, to recompute the gates."""
+    kept: ClassVar[int] = 0
+    """Width, in units of H, of what the forward pass leaves to the backward pass beside states."""
 
     def recurrence(self, input_size: int, hidden_size: int) -> nn.RNNBase:
         """PyTorch's own one-layer module of this cell: the parameters and the exact recurrence."""
@@ -81,7 +96,13 @@ class Cell:
         return bias_ih + bias_hh, None
 
     def forward(
-        self, x: Tensor, previous: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor
+        self,
+        x: Tensor,
+        previous: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        gates: Tensor,
+        out: Tensor,
     ) -> None:
         """Writes the states after `x` into `out`.
 
@@ -90,27 +111,36 @@ class Cell:
             previous: states before them, ``(N, P*H)`` or ``(1, P*H)``.
             weight: recurrent matrix, ``(G*H, H)``.
             bias: the recurrent bias that :meth:`split_bias` kept apart, or None.
+            gates: ``(N, kept*H)``, written for the backward pass.
             out: ``(N, P*H)``, written.
         """
         raise NotImplementedError
 
     def backward(
         self,
-        grad: Tensor,
-        x: Tensor | None,
+        grad: Tensor | None,
+        later: Carry | None,
         previous: Tensor,
-        state: Tensor,
         weight: Tensor,
-        bias: Tensor | None,
-        grad_previous: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Writes the gradient for `previous`, and returns those for `x`, `weight` and `bias`.
+        gates: Tensor,
+        state: Tensor,
+        grad_x: Tensor | None,
+    ) -> tuple[Tensor, Carry]:
+        """Gradients, from those of the states after N positions.
+
+        These are `grad` on the first rows plus `later` on the first rows, 0 where one is None or
+        has fewer rows than N.
 
         Args:
-            grad: gradient of the states `forward` returned, ``(N, P*H)``.
-            x, previous, weight, bias: what `forward` received (`x` only if :attr:`keeps_input`).
-            state: the states `forward` returned, ``(N, P*H)``.
-            grad_previous: of the shape of `previous`, written.
+            grad: gradient of `h`, ``(n, H)``, or None.
+            later: of the positions that came after the first ones of these, or None.
+            previous, weight: what `forward` received.
+            gates, state: what it wrote; their N rows are the positions.
+            grad_x: ``(N, G*H)``, the gradient of `x` is added; or None.
+
+        Returns:
+            The gradient of `x`, ``(N, G*H)``, or `grad_x` with it added; and that of `previous`, N
+            rows even if `previous` has one.
         """
         raise NotImplementedError
 
@@ -120,25 +150,30 @@ class Elman(Cell):
     """`h' = act(x + W h)`, act being tanh or relu."""
 
     gates: ClassVar[int] = 1
-    keeps_input: ClassVar[bool] = False
     nonlinearity: str = "tanh"
 
     def recurrence(self, input_size: int, hidden_size: int) -> nn.RNNBase:
         return nn.RNN(input_size, hidden_size, nonlinearity=self.nonlinearity)
 
-    def forward(self, x, previous, weight, bias, out):
-        _preactivation(x, previous, weight, out=out)
-        if self.nonlinearity == "tanh":
-            out.tanh_()
-        else:
-            out.relu_()
+    def forward(self, x, previous, weight, bias, gates, out):
+        pointwise.of(x.device).elman_forward(x, previous, weight, self.nonlinearity, out)
 
-    def backward(self, grad, x, previous, state, weight, bias, grad_previous):
-        if self.nonlinearity == "tanh":
-            d = aten.tanh_backward(grad, state)
-        else:
-            d = aten.threshold_backward(grad, state, 0)
-        return d, _recurrent_gradients(d, previous, weight, grad_previous), None
+    def backward(self, grad, later, previous, weight, gates, state, grad_x):
+        d = torch.empty_like(state)
+        own, carried = _rows_of(grad), _rows_of(later and later.recurrent)
+        # Rows with both gradients, then rows with one of them: no product with rows of zeros.
+        for begin, end in pairwise(sorted({0, own, carried})):
+            rows = slice(begin, end)
+            pointwise.of(state.device).elman_backward(
+                grad[rows] if end <= own else None,
+                later.recurrent[rows] if end <= carried else None,
+                weight,
+                state[rows],
+                self.nonlinearity,
+                d[rows],
+                None if grad_x is None else grad_x[rows],
+            )
+        return d if grad_x is None else grad_x, Carry(d)
 
 
 @dataclass(frozen=True)
@@ -149,6 +184,7 @@ class GRU(Cell):
     """
 
     gates: ClassVar[int] = 3
+    kept: ClassVar[int] = 4
 
     def recurrence(self, input_size: int, hidden_size: int) -> nn.RNNBase:
         return nn.GRU(input_size, hidden_size)
@@ -158,28 +194,20 @@ class GRU(Cell):
         before_r = torch.cat([bias_hh[: 2 * size], bias_hh.new_zeros(size)])
         return bias_ih + before_r, bias_hh[2 * size :]
 
-    def _gates(self, x, previous, weight, bias):
-        r_z, n = x.split([2 * previous.size(1), previous.size(1)], dim=1)
-        h_r_z, h_n = (previous @ weight.t()).split([2 * previous.size(1), previous.size(1)], dim=1)
-        r, z = (r_z + h_r_z).sigmoid_().chunk(2, dim=1)  # (N, H) each
-        q = h_n + bias  # (N, H), or (1, H) for a shared previous state
-        return r, z, torch.addcmul(n, r, q).tanh_(), q
+    def forward(self, x, previous, weight, bias, gates, out):
+        recurrent = previous @ weight.t()  # (N, 3H), or (1, 3H) for a shared previous state
+        pointwise.of(x.device).gru_forward(x, recurrent, bias, previous, gates, out)
 
-    def forward(self, x, previous, weight, bias, out):
-        _, z, n, _ = self._gates(x, previous, weight, bias)
-        torch.lerp(n, previous.expand_as(n), z, out=out)
-
-    def backward(self, grad, x, previous, state, weight, bias, grad_previous):
-        r, z, n, q = self._gates(x, previous, weight, bias)
-        d_n = grad * (1 - z) * (1 - n * n)
-        d_z = grad * (previous - n) * z * (1 - z)
-        d_r = d_n * q * r * (1 - r)
-        d_q = d_n * r
-        d_x = torch.cat([d_r, d_z, d_n], dim=1)  # (N, 3H)
-        d_recurrent = torch.cat([d_r, d_z, d_q], dim=1)  # (N, 3H)
-        d_weight = _recurrent_gradients(d_recurrent, previous, weight, grad_previous)
-        grad_previous += _rows_of(grad * z, previous)
-        return d_x, d_weight, d_q.sum(0)
+    def backward(self, grad, later, previous, weight, gates, state, grad_x):
+        total = torch.empty_like(state)  # (N, H)
+        _sum_gradients(grad, later, weight, total)
+        if later is not None:
+            total[: later.direct.size(0)] += later.direct
+        d_recurrent = state.new_empty(state.size(0), weight.size(0))  # (N, 3H)
+        if grad_x is None:
+            grad_x = torch.zeros_like(d_recurrent)
+        pointwise.of(state.device).gru_backward(total, gates, previous, grad_x, d_recurrent, total)
+        return grad_x, Carry(d_recurrent, total)
 
 
 @dataclass(frozen=True)
@@ -188,60 +216,40 @@ class LSTM(Cell):
 
     gates: ClassVar[int] = 4
     parts: ClassVar[int] = 2
+    kept: ClassVar[int] = 4
 
     def recurrence(self, input_size: int, hidden_size: int) -> nn.RNNBase:
         return nn.LSTM(input_size, hidden_size)
 
-    def _gates(self, x, h, weight):
-        size = h.size(1)
-        gates = _preactivation(x, h, weight)  # (N, 4H)
-        gates[:, : 2 * size].sigmoid_()
-        gates[:, 2 * size : 3 * size].tanh_()
-        gates[:, 3 * size :].sigmoid_()
-        return gates
-
-    def forward(self, x, previous, weight, bias, out):
+    def forward(self, x, previous, weight, bias, gates, out):
         h, c = previous.chunk(2, dim=1)
-        i, f, g, o = self._gates(x, h, weight).chunk(4, dim=1)  # (N, H) each
-        h_out, c_out = out.chunk(2, dim=1)
-        torch.mul(f, c, out=c_out)
-        c_out.addcmul_(i, g)
-        torch.tanh(c_out, out=h_out)
-        h_out.mul_(o)
+        shared = h.size(0) != x.size(0)
+        recurrent = torch.mm(h, weight.t(), out=None if shared else gates)  # (N | 1, 4H)
+        pointwise.of(x.device).lstm_forward(x, recurrent, c, gates, out)
 
-    def backward(self, grad, x, previous, state, weight, bias, grad_previous):
-        h, c = previous.chunk(2, dim=1)
-        gates = self._gates(x, h, weight)
-        i, f, g, o = gates.chunk(4, dim=1)  # (N, H) each
-        grad_h, grad_c = grad.chunk(2, dim=1)
-        tanh_c = state[:, h.size(1) :].tanh()
-        d_c = aten.tanh_backward(grad_h * o, tanh_c).add_(grad_c)
-        d_x = torch.empty_like(gates)  # (N, 4H)
-        d_i, d_f, d_g, d_o = d_x.chunk(4, dim=1)
-        aten.sigmoid_backward(d_c * g, i, grad_input=d_i)
-        aten.sigmoid_backward(d_c * c, f, grad_input=d_f)
-        aten.tanh_backward(d_c * i, g, grad_input=d_g)
-        aten.sigmoid_backward(grad_h * tanh_c, o, grad_input=d_o)
-        grad_h_before, grad_c_before = grad_previous.chunk(2, dim=1)
-        d_weight = _recurrent_gradients(d_x, h, weight, grad_h_before)
-        grad_c_before.copy_(_rows_of(d_c * f, c))
-        return d_x, d_weight, None
+    def backward(self, grad, later, previous, weight, gates, state, grad_x):
+        c = previous.chunk(2, dim=1)[1]
+        total = torch.empty_like(state)  # (N, 2H)
+        grad_h, grad_c = total.chunk(2, dim=1)
+        _sum_gradients(grad, later, weight, grad_h)
+        carried = _rows_of(later and later.direct)
+        grad_c[carried:] = 0
+        if later is not None:
+            grad_c[:carried] = later.direct
+        d = torch.empty_like(gates)  # (N, 4H)
+        pointwise.of(state.device).lstm_backward(total, gates, c, state, d, grad_c, grad_x)
+        return d if grad_x is None else grad_x, Carry(d, grad_c)
 
 
-def _preactivation(x: Tensor, h: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
-    """`x + h W^T`, ``(N, G*H)``; with a shared `h` the product has one row."""
-    if h.size(0) == x.size(0):
-        return torch.addmm(x, h, weight.t(), out=out)
-    return torch.add(x, h @ weight.t(), out=out)
+def _rows_of(gradient: Tensor | None) -> int:
+    return 0 if gradient is None else gradient.size(0)
 
 
-def _rows_of(grad: Tensor, like: Tensor) -> Tensor:
-    """Sums a gradient over the positions that shared one row."""
-    return grad if grad.size(0) == like.size(0) else grad.sum(0, keepdim=True)
-
-
-def _recurrent_gradients(d: Tensor, h: Tensor, weight: Tensor, grad_h: Tensor) -> Tensor:
-    """From the gradient `d` ``(N, G*H)`` of `h W^T`: writes that of `h`, returns that of `W`."""
-    d = _rows_of(d, h)
-    torch.mm(d, weight, out=grad_h)
-    return d.t() @ h
+def _sum_gradients(grad: Tensor | None, later: Carry | None, weight: Tensor, total: Tensor) -> None:
+    """Writes `grad` plus `later.recurrent W` into `total` ``(N, H)``, 0 where rows are missing."""
+    carried = _rows_of(later and later.recurrent)
+    if later is not None:
+        torch.mm(later.recurrent, weight, out=total[:carried])
+    total[carried:] = 0
+    if grad is not None:
+        total[: grad.size(0)] += grad

@@ -1,0 +1,539 @@
+"""The iteration over a block as chains: the forward pass, and its adjoint by hand.
+
+`H^(k)_t` is the ordinary RNN run over the last k tokens. Follow one window from its first token on:
+a *chain* begins at position i from `h_init` and takes one token an iteration, so that after k
+iterations it holds `H^(k)` of position i + k - 1,
+
+    S_l^(k)_i = f_l(x_{i+k-1} or S_{l-1}^(k)_i, S_l^(k-1)_i),    S_l^(k)_i = H_l^(k)_{i+k-1}
+
+which is the joint iteration of `iteration.py`, its shift moved from the states to the inputs. A
+position with fewer than K tokens up to it is exact already: chain 0 passes it on its way. So
+T - K + 1 chains of K tokens give every `H^(K)_t`; what others would compute, no output needs.
+
+Chains do not depend on each other. They are evaluated in pieces, small enough for a CPU's caches,
+and a piece can be computed once more in the backward pass instead of being kept: memory that does
+not grow with the block, or with K for all of it at once, and the same gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from fairseq_fixedpoint.recurrence.cells import Carry, Cell, hidden
+
+# Rows (chains times batch) evaluated at once. On a CPU their iterates stay in the cache and their
+# memory is used again by the next ones; elsewhere large products are all that counts.
+ROWS_ON_CPU = 2048
+ROWS_RECOMPUTED = 16384
+
+
+class LayerWeights(NamedTuple):
+    """A layer's tensors: matrices and biases as in `Layer`, `initial` being `h_init`.
+
+    ``(G*H, D)``, ``(G*H, H)``, ``(G*H,)``, the recurrent bias that the cell keeps apart or None,
+    and ``(P*H,)``.
+    """
+
+    weight_ih: Tensor
+    weight_hh: Tensor
+    input_bias: Tensor
+    recurrent_bias: Tensor | None
+    initial: Tensor
+
+
+@dataclass(frozen=True)
+class Block:
+    """What to compute of a block; the tensors that have gradients aside.
+
+    Attributes:
+        cell: of all layers.
+        input_masks: each layer's scaled dropout mask, broadcastable to ``(T, B, D)``, or None. The
+            first layer's is not used.
+        length, batch: T and B.
+        iterations: K.
+        orders: iterates to return, K among them.
+        residuals: whether to measure the changes.
+        resets: where `h_init` replaces the state before, bool ``(T, B)``, or None.
+        padding_mask: positions that do not count in the changes, bool ``(T, B)``, or None.
+        constant: gradients stop at `H^(constant)`; 0 for none of that.
+        recompute: keep nothing for the backward pass but the input.
+    """
+
+    cell: Cell
+    input_masks: Sequence[Tensor | None]
+    length: int
+    batch: int
+    iterations: int
+    orders: Sequence[int]
+    residuals: bool = False
+    resets: Tensor | None = None
+    padding_mask: Tensor | None = None
+    constant: int = 0
+    recompute: bool = False
+
+    @property
+    def steps(self) -> int:
+        """Iterations that change anything: after T of them every position is exact."""
+        return min(self.iterations, self.length)
+
+    def led_by(self, lead: int, device: torch.device) -> Block:
+        """The same after `lead` positions of padding.
+
+        Then a chain of its own ends at each of the first positions, too. Where gradients stop at
+        an iterate, chain 0 would have to be cut off in several places.
+        """
+        nowhere = torch.zeros(self.length, self.batch, dtype=torch.bool, device=device)
+        resets = nowhere if self.resets is None else self.resets
+        padding = nowhere if self.padding_mask is None else self.padding_mask
+        resets = F.pad(resets, (0, 0, lead, 0))
+        resets[lead] = True
+        return replace(
+            self,
+            input_masks=[
+                F.pad(mask, (0, 0, 0, 0, lead, 0))
+                if mask is not None and mask.size(0) == self.length
+                else mask
+                for mask in self.input_masks
+            ],
+            length=lead + self.length,
+            resets=resets,
+            padding_mask=F.pad(padding, (0, 0, lead, 0), value=True),
+        )
+
+    def chains(self, k: int) -> int:
+        """How many chains iteration k is wanted of."""
+        wanted = k if self.residuals else min(order for order in self.orders if order >= k)
+        return max(self.length - wanted + 1, 1)
+
+    def pieces(self, device: torch.device) -> list[range]:
+        """All chains, in pieces of like size."""
+        total = self.chains(1)
+        if device.type == "cpu":
+            rows = ROWS_ON_CPU
+        else:
+            rows = ROWS_RECOMPUTED if self.recompute else total * self.batch
+        # A piece of fewer than K chains would project each input more than twice.
+        number = -(-total // max(rows // self.batch, self.iterations))
+        bounds = [total * piece // number for piece in range(number + 1)]
+        return [range(*pair) for pair in pairwise(bounds)]
+
+
+def iterate(
+    block: Block, x: Tensor, layers: Sequence[LayerWeights], dtype: torch.dtype
+) -> tuple[list[Tensor], Tensor | None]:
+    """Runs K iterations.
+
+    Args:
+        block: what to compute.
+        x: inputs, ``(T, B, D)``.
+        layers: the stack, bottom first.
+        dtype: of states and products.
+
+    Returns:
+        The top layer's `h` at each of the orders, ``(T, B, H)``, and the mean squared changes
+        ``(K,)``, or None.
+    """
+    weights = [tensor for layer in layers for tensor in layer]
+    *outputs, changes = _Iterate.apply(block, dtype, x, *weights)
+    return outputs, changes
+
+
+class _Trace(NamedTuple):
+    """What one iteration of a piece leaves: each layer's states and gates, ``(rows, ...)``."""
+
+    states: list[Tensor]
+    gates: list[Tensor]
+
+
+class _Iterate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, block, dtype, x, *weights):
+        # Nobody differentiates if no input asks for it (also under no_grad).
+        keep = any(ctx.needs_input_grad) and not block.recompute
+        layers = _layers(weights, dtype)
+        outputs = [
+            x.new_empty(block.length, block.batch, layers[-1].weight_hh.size(1), dtype=dtype)
+            for _ in block.orders
+        ]
+        changes = None
+        if block.residuals:
+            wide = torch.promote_types(dtype, torch.float32)
+            changes = x.new_zeros(block.iterations, dtype=wide)
+        kept: list[Tensor] = []
+        with torch.autocast(x.device.type, enabled=False):
+            for piece in block.pieces(x.device):
+                before = None
+                for k, trace in enumerate(_traces(block, x, layers, piece), start=1):
+                    _write_outputs(block, piece, k, trace.states[-1], outputs)
+                    if changes is not None:
+                        for layer, after in enumerate(trace.states):
+                            change = _change(block, piece, k, layer, layers, before, after)
+                            changes[k - 1] += change.to(changes.dtype).square().sum()
+                    before = trace.states
+                    if keep:
+                        kept += [*trace.states, *trace.gates]
+        if changes is not None:
+            changes /= _elements(block, layers)
+        ctx.block, ctx.dtype, ctx.kept = block, dtype, len(kept)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*kept, x, *weights)
+        return *outputs, changes
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *grads):
+        block, dtype = ctx.block, ctx.dtype
+        kept, (x, *weights) = ctx.saved_tensors[: ctx.kept], ctx.saved_tensors[ctx.kept :]
+        layers = _layers(weights, dtype)
+        sums = [_Gradients.like(layer, dtype) for layer in _layers(weights)]
+        grad_x = torch.zeros_like(x) if ctx.needs_input_grad[2] else None
+        grad_changes = grads[-1]
+        if grad_changes is not None:
+            grad_changes = 2 * grad_changes / _elements(block, layers)
+        kept = iter(kept)
+        with torch.autocast(x.device.type, enabled=False):
+            for piece in block.pieces(x.device):
+                if block.recompute:
+                    traces = list(_traces(block, x, layers, piece))
+                else:
+                    traces = [
+                        _Trace([next(kept) for _ in layers], [next(kept) for _ in layers])
+                        for _ in range(_steps(block, piece))
+                    ]
+                _backward_piece(
+                    block, piece, x, layers, traces, grads[:-1], grad_changes, sums, grad_x
+                )
+            weight_grads = [
+                None if grad is None else grad.to(weight.dtype)
+                for total, layer in zip(sums, layers, strict=True)
+                for grad, weight in zip(total.finished(block.cell, layer), layer, strict=True)
+            ]
+        return None, None, grad_x, *weight_grads
+
+
+def _layers(weights: Sequence[Tensor | None], dtype: torch.dtype | None = None):
+    """The flat list as layers, in another type if given."""
+    if dtype is not None:
+        weights = [None if weight is None else weight.to(dtype) for weight in weights]
+    size = len(LayerWeights._fields)
+    return [LayerWeights(*weights[i : i + size]) for i in range(0, len(weights), size)]
+
+
+def _rows(tensor: Tensor) -> Tensor:
+    """``(n, B, S)`` to ``(n * B, S)``."""
+    return tensor.reshape(-1, tensor.size(-1))
+
+
+def _traces(
+    block: Block, x: Tensor, layers: Sequence[LayerWeights], piece: range
+) -> Iterator[_Trace]:
+    """The iterations of a piece, one after the other."""
+    cell, batch = block.cell, block.batch
+    positions = _positions(block, piece)
+    inputs = _rows(x[positions]).to(layers[0].weight_ih.dtype)
+    projected = F.linear(inputs, layers[0].weight_ih, layers[0].input_bias)
+    states: list[Tensor] | None = None
+    for k in range(1, _steps(block, piece) + 1):
+        rows = _chains(block, piece, k) * batch
+        below = projected[(k - 1) * batch :][:rows]  # (rows, G*H)
+        advanced, gates = [], []
+        for number, layer in enumerate(layers):
+            if number > 0:
+                h = hidden(advanced[-1], cell)
+                h = _masked(block, piece, k, number, h)
+                below = F.linear(h, layer.weight_ih, layer.input_bias)
+            before = _before(block, piece, k, layer, states and states[number], rows)
+            gates.append(below.new_empty(rows, cell.kept * layer.weight_hh.size(1)))
+            advanced.append(below.new_empty(rows, layer.initial.numel()))
+            cell.forward(
+                below, before, layer.weight_hh, layer.recurrent_bias, gates[-1], advanced[-1]
+            )
+        states = advanced
+        yield _Trace(advanced, gates)
+
+
+def _positions(block: Block, piece: range) -> slice:
+    """The inputs that a piece takes on its way."""
+    return slice(piece.start, piece.start + _chains(block, piece, 1) + _steps(block, piece) - 1)
+
+
+def _steps(block: Block, piece: range) -> int:
+    """Iterations that any chain of a piece is wanted in."""
+    return sum(piece.start < block.chains(k) for k in range(1, block.steps + 1))
+
+
+def _chains(block: Block, piece: range, k: int) -> int:
+    """How many chains of a piece iteration k is wanted of.
+
+    A change needs the chain after it, too: it had this chain's position an iteration ago.
+    """
+    return min(piece.stop + block.residuals, block.chains(k)) - piece.start
+
+
+def _at(block: Block, piece: range, k: int, what: Tensor, rows: int) -> Tensor:
+    """What of ``(T, B, ...)`` a piece's first rows meet in iteration k, ``(rows, ...)``."""
+    first = piece.start + k - 1
+    return what[first : first + rows // block.batch].flatten(0, 1)
+
+
+def _before(
+    block: Block, piece: range, k: int, layer: LayerWeights, states: Tensor | None, rows: int
+) -> Tensor:
+    """The state before iteration k takes its input, ``(rows, P*H)``; one row if all share it."""
+    if states is None:
+        return layer.initial.unsqueeze(0)
+    if block.resets is None:
+        return states[:rows]
+    resets = _at(block, piece, k, block.resets, rows).unsqueeze(1)
+    return torch.where(resets, layer.initial, states[:rows])
+
+
+def _masked(block: Block, piece: range, k: int, layer: int, h: Tensor) -> Tensor:
+    """`h`, or its gradient, ``(rows, H)``, under a layer's dropout mask."""
+    mask = block.input_masks[layer]
+    if mask is None:
+        return h
+    return h * _at(block, piece, k, mask.expand(block.length, -1, -1), h.size(0)).to(h.dtype)
+
+
+def _write_outputs(block: Block, piece: range, k: int, top: Tensor, outputs: list[Tensor]) -> None:
+    h = hidden(top, block.cell).unflatten(0, (-1, block.batch))  # (n, B, H)
+    for order, output in zip(block.orders, outputs, strict=True):
+        if order == k:
+            own = h[: len(piece)]
+            output[piece.start + k - 1 :][: own.size(0)] = own
+        elif order > k and piece.start == 0:
+            output[k - 1] = h[0]
+
+
+def _output_gradient(
+    block: Block, piece: range, k: int, grads: Sequence[Tensor | None]
+) -> Tensor | None:
+    """Gradient of the top layer's `h` in iteration k, ``(rows, H)`` of the first rows, or None."""
+    total = None
+    own = min(piece.stop, block.chains(k)) - piece.start
+    for order, grad in zip(block.orders, grads, strict=True):
+        if grad is None or order < k or (order > k and piece.start > 0):
+            continue
+        chains = own if order == k else 1  # chain 0 passes positions that are exact already
+        total = _sum_of_rows(total, _rows(grad[piece.start + k - 1 :][:chains]))
+    return total
+
+
+def _sum_of_rows(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    """The sum of two gradients, the rows that the shorter one lacks being 0."""
+    if a is None or b is None:
+        return b if a is None else a
+    longer, shorter = (a, b) if a.size(0) >= b.size(0) else (b, a)
+    total = longer.clone()
+    total[: shorter.size(0)] += shorter
+    return total
+
+
+def _change(
+    block: Block,
+    piece: range,
+    k: int,
+    layer: int,
+    layers: Sequence[LayerWeights],
+    before: Sequence[Tensor] | None,
+    after: Tensor,
+) -> Tensor:
+    """`H^(k) - H^(k-1)` of a layer at the positions of a piece's own chains, ``(n * B, H)``."""
+    rows = (min(piece.stop, block.chains(k)) - piece.start) * block.batch
+    if before is None:
+        start = layers[layer].initial.unsqueeze(0)
+    else:  # the chain after had this position before
+        start = before[layer][block.batch :][:rows]
+    change = hidden(after[:rows], block.cell) - hidden(start, block.cell)
+    if block.padding_mask is not None:
+        padded = _at(block, piece, k, block.padding_mask, rows).unsqueeze(1)
+        change = change.masked_fill(padded, 0)
+    return change
+
+
+def _elements(block: Block, layers: Sequence[LayerWeights]) -> int | Tensor:
+    """How many numbers a change has, over layers, units and real positions."""
+    positions: int | Tensor = block.length * block.batch
+    if block.padding_mask is not None:
+        positions = (~block.padding_mask).sum().clamp(min=1)
+    return positions * len(layers) * layers[0].weight_hh.size(1)
+
+
+@dataclass
+class _Gradients:
+    """Sums of a layer's gradients over iterations and pieces, in float32 or wider.
+
+    Attributes:
+        weight_ih, weight_hh, input_bias, recurrent_bias, initial: as in :class:`LayerWeights`.
+        into_initial: gradient of the recurrent product summed over the rows whose state before was
+            `h_init`, ``(G*H,)``: its product with the matrix comes once, at the end.
+    """
+
+    weight_ih: Tensor
+    weight_hh: Tensor
+    input_bias: Tensor
+    recurrent_bias: Tensor | None
+    initial: Tensor
+    into_initial: Tensor
+
+    @classmethod
+    def like(cls, layer: LayerWeights, dtype: torch.dtype) -> _Gradients:
+        wide = torch.promote_types(dtype, torch.float32)
+        zeros = [None if w is None else torch.zeros_like(w, dtype=wide) for w in layer]
+        return cls(*zeros, into_initial=torch.zeros_like(layer.input_bias, dtype=wide))
+
+    def add_step(self, cell: Cell, carry: Carry, before: Tensor) -> None:
+        """Adds what one iteration gives to the recurrent matrix and bias."""
+        d = carry.recurrent
+        if before.size(0) == 1 != d.size(0):
+            d = d.sum(0, keepdim=True)
+        _add_product(self.weight_hh, d, hidden(before, cell))
+        if self.recurrent_bias is not None:
+            self.recurrent_bias += carry.recurrent[:, -self.recurrent_bias.numel() :].sum(0)
+
+    def add_input(self, d: Tensor, inputs: Tensor) -> None:
+        """Adds what the gradient `d` of projected inputs gives to the input matrix and bias."""
+        _add_product(self.weight_ih, d, inputs)
+        self.input_bias += d.sum(0)
+
+    def add_initial(self, carry: Carry, which: Tensor | None = None) -> None:
+        """Adds a carry that ends at `h_init`, or its rows that `which` says, bool ``(rows, 1)``."""
+        for total, part in (
+            (self.into_initial, carry.recurrent),
+            (self.initial, carry.direct),
+        ):
+            if part is not None:
+                part = part if which is None else part * which
+                total[total.size(0) - part.size(1) :] += part.sum(0)
+
+    def finished(self, cell: Cell, layer: LayerWeights) -> LayerWeights:
+        h = hidden(self.initial, cell)
+        h += self.into_initial @ layer.weight_hh.to(h.dtype)
+        return LayerWeights(
+            self.weight_ih, self.weight_hh, self.input_bias, self.recurrent_bias, self.initial
+        )
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """`total += left^T right`; a sum wider than its factors stays wide."""
+    if total.dtype == left.dtype:
+        total.addmm_(left.t(), right)
+    else:
+        total += left.t() @ right
+
+
+def _backward_piece(
+    block: Block,
+    piece: range,
+    x: Tensor,
+    layers: Sequence[LayerWeights],
+    traces: Sequence[_Trace],
+    grad_outputs: Sequence[Tensor | None],
+    grad_changes: Tensor | None,
+    sums: Sequence[_Gradients],
+    grad_x: Tensor | None,
+) -> None:
+    """The adjoint of :func:`_traces` on one piece, the last iteration first.
+
+    Args:
+        grad_outputs: of each of the orders, ``(T, B, H)``, or None.
+        grad_changes: what a change of each iteration is multiplied by, ``(K,)``, or None.
+        sums: each layer's gradients, added to.
+        grad_x: ``(T, B, D)``, added to; or None.
+    """
+    cell, batch = block.cell, block.batch
+    positions = _positions(block, piece)
+    inputs = x[positions]
+    grad_projected = sums[0].input_bias.new_zeros(
+        inputs.size(0) * batch, layers[0].input_bias.numel()
+    )  # summed over the iterations
+    later: list[Carry | None] = [None] * len(layers)
+    for k in range(len(traces), block.constant, -1):
+        trace = traces[k - 1]
+        states_before = traces[k - 2].states if k > 1 else None
+        grad = _output_gradient(block, piece, k, grad_outputs)
+        for number in reversed(range(len(layers))):
+            layer, total = layers[number], sums[number]
+            if grad_changes is not None:
+                changed = _change_gradient(
+                    block, piece, k, number, layers, traces, grad_changes, total
+                )
+                grad = _sum_of_rows(grad, changed)
+            rows = max(
+                0 if grad is None else grad.size(0),
+                0 if later[number] is None else later[number].recurrent.size(0),
+            )
+            if rows == 0:
+                continue
+            before = _before(block, piece, k, layer, states_before and states_before[number], rows)
+            first = (k - 1) * batch
+            d_x, carry = cell.backward(
+                grad,
+                later[number],
+                before,
+                layer.weight_hh,
+                trace.gates[number][:rows],
+                trace.states[number][:rows],
+                grad_projected[first : first + rows] if number == 0 else None,
+            )
+            total.add_step(cell, carry, before)
+            grad = None
+            if number > 0:
+                h = hidden(trace.states[number - 1][:rows], cell)
+                total.add_input(d_x, _masked(block, piece, k, number, h))
+                grad = _masked(block, piece, k, number, d_x @ layer.weight_ih)
+            later[number] = _cut(block, piece, k, carry, total)
+    inputs = _rows(inputs).to(layers[0].weight_ih.dtype)
+    d_x = grad_projected.to(inputs.dtype)
+    sums[0].add_input(d_x, inputs)
+    if grad_x is not None:
+        _rows(grad_x[positions]).add_(d_x @ layers[0].weight_ih)
+
+
+def _cut(block: Block, piece: range, k: int, carry: Carry, total: _Gradients) -> Carry | None:
+    """What of a carry goes on to the iteration before; the rest ends at `h_init`."""
+    if k == 1:
+        total.add_initial(carry)
+        return None
+    if block.resets is not None:
+        resets = _at(block, piece, k, block.resets, carry.recurrent.size(0)).unsqueeze(1)
+        total.add_initial(carry, resets)
+        for part in carry:
+            if part is not None:
+                part.masked_fill_(resets, 0)
+    return carry
+
+
+def _change_gradient(
+    block: Block,
+    piece: range,
+    k: int,
+    number: int,
+    layers: Sequence[LayerWeights],
+    traces: Sequence[_Trace],
+    grad_changes: Tensor,
+    total: _Gradients,
+) -> Tensor:
+    """Gradient of a layer's `h` in iteration k from the changes of iterations k and k + 1."""
+
+    def of(k: int) -> Tensor:
+        before = traces[k - 2].states if k > 1 else None
+        change = _change(block, piece, k, number, layers, before, traces[k - 1].states[number])
+        return change * grad_changes[k - 1].to(change.dtype)
+
+    own = of(k)
+    if k == 1:
+        hidden(total.initial, block.cell).sub_(own.sum(0))
+    if k == len(traces):
+        return own
+    after = of(k + 1)  # of position p, whose `h` this iteration has one chain further on
+    return _sum_of_rows(own, F.pad(-after, (0, 0, block.batch, 0)))
