@@ -36,6 +36,8 @@ EXTRAS = {
         "pytest-xdist>=3",
         "ruff>=0.6",
         "tensorboardX>=2.5",
+        # Its interpreter runs the GPU kernels on a CPU. PyTorch's builds for CUDA bring it along.
+        "triton>=3.3; platform_system == 'Linux' and platform_machine == 'x86_64'",
     ],
 }
 

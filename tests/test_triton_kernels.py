@@ -1,0 +1,383 @@
+"""Triton's kernels against `pointwise.py`, on the CPU through Triton's interpreter.
+
+The interpreter runs a kernel's programs with numpy: indices, masks and arithmetic are those of the
+GPU, its speed and its rounding inside a product are not. It takes more than the compiler does, so
+every kernel is compiled too, for which no GPU is needed.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from types import ModuleType
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from fairseq_fixedpoint.recurrence import pointwise
+from fairseq_fixedpoint.recurrence.reference import window_by_window
+from tests.test_recurrence import KINDS, block, gradients, make
+
+triton = pytest.importorskip("triton")
+
+NAME = "fairseq_fixedpoint.recurrence.triton_kernels"
+FUNCTIONS = (
+    "elman_forward", "elman_backward", "lstm_forward", "lstm_backward", "gru_forward",
+    "gru_backward",
+)  # fmt: skip
+SIZES = st.tuples(st.integers(1, 33), st.integers(1, 140))
+
+
+def interpreted() -> ModuleType:
+    """The kernels once more, as the interpreter runs them: it is chosen when they are defined."""
+    spec = importlib.util.find_spec(NAME)
+    module = importlib.util.module_from_spec(spec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_INTERPRET", "1")
+        spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def separate() -> ModuleType:
+    """Every product by PyTorch, the pointwise part by a kernel."""
+    module = interpreted()
+    module._fastest = lambda *_, left: None
+    return module
+
+
+@pytest.fixture(scope="module")
+def fused() -> ModuleType:
+    """Every product of the Elman cell in the kernel of its pointwise part."""
+    module = interpreted()
+    module._fastest = lambda *_, left: None if left is None else module.TILINGS[-1]
+    return module
+
+
+class Matrices:
+    """Random arguments of one call, each a view into a larger matrix of NaN.
+
+    What is read beside a view would spoil the results, and what is written beside one shows.
+    """
+
+    def __init__(self, dtype: torch.dtype, device: str = "cpu") -> None:
+        self.dtype, self.device = dtype, device
+        self.wholes: list[tuple[Tensor, Tensor]] = []
+
+    def random(self, rows: int, columns: int, scale: float = 1.0, shift: float = 0.0) -> Tensor:
+        values = torch.randn(rows, columns, dtype=torch.float64) * scale + shift
+        view = self.empty(rows, columns)
+        view.copy_(values)
+        return view
+
+    def empty(self, rows: int, columns: int) -> Tensor:
+        # Whole multiples of 16 elements stay aligned, for which the compiler has other code.
+        left, right = (0, 16) if columns % 16 == 0 else (1, 2)
+        size = rows + 2, left + columns + right
+        whole = torch.full(size, torch.nan, dtype=self.dtype, device=self.device)
+        view = whole[1:-1, left : left + columns]
+        self.wholes.append((whole, view))
+        return view
+
+    def assert_nothing_beside(self) -> None:
+        for whole, view in self.wholes:
+            view.fill_(torch.nan)
+            assert whole.isnan().all()
+
+
+def call(
+    functions: ModuleType, name: str, inputs: dict, outputs: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    getattr(functions, name)(**inputs, **outputs)
+    return outputs
+
+
+def arguments(
+    matrices: Matrices, name: str, n: int, h: int, shared: bool, nonlinearity: str = "tanh"
+) -> tuple[dict, dict[str, Tensor]]:
+    """Inputs and outputs of a function; `shared`: one row precedes all, or a summand is missing."""
+    random, empty, rows = matrices.random, matrices.empty, 1 if shared else n
+    if name == "elman_forward":
+        return {
+            "x": random(n, h), "previous": random(rows, h), "weight": random(h, h, h**-0.5),
+            "nonlinearity": nonlinearity,
+        }, {"out": empty(n, h)}  # fmt: skip
+    if name == "elman_backward":
+        state = random(n, h, 0.5)
+        if nonlinearity == "relu":
+            state.relu_()
+        return {
+            "grad": None if shared else random(n, h), "d": random(n, h),
+            "weight": random(h, h, h**-0.5), "state": state, "nonlinearity": nonlinearity,
+        }, {"out": empty(n, h), "grad_x": random(n, h)}  # fmt: skip
+    if name == "lstm_forward":
+        return {
+            "x": random(n, 4 * h), "recurrent": random(rows, 4 * h), "c": random(rows, h),
+        }, {"gates": empty(n, 4 * h), "out": empty(n, 2 * h)}  # fmt: skip
+    if name == "lstm_backward":
+        return {
+            "grad": random(n, 2 * h), "gates": random(n, 4 * h, 0.2, 0.5), "c": random(rows, h),
+            "state": random(n, 2 * h),
+        }, {
+            "d_gates": empty(n, 4 * h), "grad_c": empty(n, h),
+            "grad_x": None if shared else random(n, 4 * h),
+        }  # fmt: skip
+    if name == "gru_forward":
+        return {
+            "x": random(n, 3 * h), "recurrent": random(rows, 3 * h), "bias": random(1, h)[0],
+            "previous": random(rows, h),
+        }, {"gates": empty(n, 4 * h), "out": empty(n, h)}  # fmt: skip
+    return {
+        "grad": random(n, h), "gates": random(n, 4 * h, 0.2, 0.5), "previous": random(rows, h),
+    }, {
+        "grad_x": random(n, 3 * h), "d_recurrent": empty(n, 3 * h), "grad_previous": empty(n, h),
+    }  # fmt: skip
+
+
+def assert_equals_reference(
+    kernels: ModuleType, name: str, dtype: torch.dtype, *size_and_kind, device: str = "cpu"
+) -> None:
+    """No further from the reference in float64 than twice what the reference in `dtype` is."""
+    torch.manual_seed(0)
+    matrices = Matrices(dtype, device)
+    inputs, outputs = arguments(matrices, name, *size_and_kind)
+
+    def copies(values: dict, dtype: torch.dtype) -> dict:
+        return {
+            k: v.to(dtype, copy=True) if isinstance(v, Tensor) else v for k, v in values.items()
+        }
+
+    double = torch.float64
+    exact = call(pointwise, name, copies(inputs, double), copies(outputs, double))
+    theirs = call(pointwise, name, copies(inputs, dtype), copies(outputs, dtype))
+    ours = call(kernels, name, inputs, outputs)
+    for key, expected in exact.items():
+        if expected is not None:
+            error, allowed = ((other[key] - expected).abs().max() for other in (ours, theirs))
+            # A rounding more, as the reference may happen to be exact (in float64 it always is),
+            # and a few where the order of a product's sum decides.
+            roundings = 8 if dtype in (double, torch.float32) else 1
+            largest = expected.abs().max().clamp(min=1)
+            assert error <= 2 * allowed + roundings * torch.finfo(dtype).eps * largest, key
+    matrices.assert_nothing_beside()
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+@settings(max_examples=10, deadline=None)
+@given(
+    size=SIZES,
+    dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16]),
+    shared=st.booleans(),
+    nonlinearity=st.sampled_from(["tanh", "relu"]),
+)
+def test_equals_the_reference(separate, name, size, dtype, shared, nonlinearity):
+    assert_equals_reference(separate, name, dtype, *size, shared, nonlinearity)
+
+
+@pytest.mark.parametrize("name", ["elman_forward", "elman_backward"])
+@settings(max_examples=10, deadline=None)
+@given(
+    size=SIZES,
+    # Not bfloat16, whose bits the interpreter takes for integers in a product.
+    dtype=st.sampled_from([torch.float32, torch.float16]),
+    shared=st.booleans(),
+    nonlinearity=st.sampled_from(["tanh", "relu"]),
+)
+def test_a_fused_product_equals_the_reference(fused, name, size, dtype, shared, nonlinearity):
+    assert_equals_reference(fused, name, dtype, *size, shared, nonlinearity)
+
+
+@pytest.mark.parametrize("kernels", ["separate", "fused"])
+@pytest.mark.parametrize("kind", KINDS, ids="-".join)
+def test_states_and_gradients_of_a_model_equal_the_reference(request, monkeypatch, kernels, kind):
+    module = request.getfixturevalue(kernels)
+    monkeypatch.setattr(pointwise, "of", lambda device: module)
+    model = make(kind, layers=2, learned_initial_state=True).float()
+    x = block(7).float().requires_grad_()
+    resets = torch.rand(7, 2) < 0.3
+    tensors = [x, *model.parameters()]
+    found = model(x, 3, resets=resets).output
+    expected = window_by_window(model.effective_layers(), x, 3, resets)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    for ours, theirs in zip(gradients(found, tensors), gradients(expected, tensors), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("name", "output", "place"),
+    [
+        ("lstm_forward", "gates", lambda inputs, h: inputs["recurrent"]),
+        ("lstm_backward", "grad_c", lambda inputs, h: inputs["grad"][:, h:]),
+        ("gru_backward", "grad_previous", lambda inputs, h: inputs["grad"]),
+    ],
+    ids=["gates", "grad_c", "grad_previous"],
+)
+def test_an_output_may_take_the_place_of_an_input(separate, name, output, place, dtype):
+    n, h = 20, 140
+    inputs, outputs = arguments(Matrices(dtype), name, n, h, False)
+    expected = {k: v.clone() for k, v in outputs.items()}
+    call(separate, name, inputs, expected)
+    found = call(separate, name, inputs, outputs | {output: place(inputs, h)})
+    for key, value in expected.items():
+        torch.testing.assert_close(found[key], value, rtol=0, atol=0)
+
+
+def test_the_gates_of_a_gru_may_be_left_out(separate):
+    inputs, outputs = arguments(Matrices(torch.float32), "gru_forward", 20, 40, False)
+    expected = call(separate, "gru_forward", inputs, outputs)["out"].clone()
+    outputs["out"].fill_(torch.nan)
+    call(separate, "gru_forward", inputs, outputs | {"gates": None})
+    torch.testing.assert_close(outputs["out"], expected, rtol=0, atol=0)
+
+
+@pytest.fixture
+def tf32():
+    """Lets tensor cores multiply float32."""
+    allowed = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = True
+    yield
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+
+
+@pytest.mark.parametrize(
+    ("name", "fastest"), [("elman_forward", 1), ("elman_backward", 0), ("elman_backward", 4)]
+)
+def test_the_fastest_way_is_timed_once_and_taken(tf32, monkeypatch, name, fastest):
+    """And timing leaves nothing behind: what a kernel adds to is added to once."""
+    kernels, timed, launched = interpreted(), [], []
+
+    def bench(run, **_):
+        run()
+        timed.append(run)
+        return 1.0 if len(timed) == fastest + 1 else 2.0
+
+    def launch(kernel, matrices, n, h, *constants, **tile):
+        launched.append(tile)
+        kernel_launch(kernel, matrices, n, h, *constants, **tile)
+
+    kernel_launch = kernels._launch
+    monkeypatch.setattr(triton.testing, "do_bench", bench)
+    monkeypatch.setattr(kernels, "_launch", launch)
+    assert_equals_reference(kernels, name, torch.float32, 70, 130, False)
+    assert_equals_reference(kernels, name, torch.float32, 75, 130, False)
+    ways = [kernels.POINTWISE, *kernels.TILINGS[:4]]
+    assert launched == [*ways, ways[fastest], ways[fastest]]
+    assert len(timed) == len(ways)
+
+
+def test_a_tile_too_large_for_the_gpu_is_never_the_fastest(tf32, monkeypatch):
+    kernels = interpreted()
+
+    def bench(run, **_):
+        raise triton.OutOfResources(200_000, 100_000, "shared memory")
+
+    monkeypatch.setattr(triton.testing, "do_bench", bench)
+    assert_equals_reference(kernels, "elman_forward", torch.float32, 20, 70, False)
+    assert list(kernels._timed.values()) == [None]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_without_tensor_cores_pytorch_multiplies(dtype):
+    kernels = interpreted()  # tf32 is not allowed by default
+    assert_equals_reference(kernels, "elman_forward", dtype, 20, 70, False)
+    assert not kernels._timed
+
+
+def compiled(kernel, dtype: str, capability: int, tile: dict):
+    """Machine code of a kernel for a GPU that need not be there."""
+    options = {"num_warps": tile["num_warps"], "num_stages": tile.get("num_stages", 2)}
+    constants = {"ROWS": tile["ROWS"], "COLUMNS": tile["COLUMNS"], "NONLINEARITY": "tanh"}
+    constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
+    numbers = {"n", "h", *(name for name in kernel.arg_names if name.startswith("stride_"))}
+    types = {
+        name: "constexpr" if name in constants else "i32" if name in numbers else dtype
+        for name in kernel.arg_names
+    }
+    source = triton.compiler.ASTSource(kernel, types, constants)
+    target = triton.backends.compiler.GPUTarget("cuda", capability, 32)
+    return triton.compile(source, target=target, options=options)
+
+
+KERNELS = (
+    "_elman_forward_product_kernel", "_elman_backward_product_kernel", "_elman_forward_kernel",
+    "_elman_backward_kernel", "_lstm_forward_kernel", "_lstm_backward_kernel",
+    "_gru_forward_kernel", "_gru_backward_kernel",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("capability", [80, 90], ids=["ampere", "hopper"])
+@pytest.mark.parametrize("name", KERNELS)
+def test_compiles(tmp_path, monkeypatch, name, capability):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    from fairseq_fixedpoint.recurrence import triton_kernels
+
+    product = "product" in name
+    tile = triton_kernels.TILINGS[-2] if product else triton_kernels.POINTWISE
+    kernel = compiled(getattr(triton_kernels, name), "*bf16", capability, tile)
+    assert kernel.asm["cubin"]
+    if product:  # by tensor cores, asynchronously on Hopper
+        assert ("wgmma" if capability == 90 else "mma.sync") in kernel.asm["ptx"]
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+class TestOnTheGPU:
+    @pytest.fixture(scope="class")
+    def kernels(self) -> ModuleType:
+        return importlib.import_module(NAME)
+
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+    @pytest.mark.parametrize("name", FUNCTIONS)
+    def test_equals_the_reference(self, kernels, name, dtype):
+        for size in (1, 5), (33, 70), (100, 256), (600, 650), (3000, 256):
+            assert_equals_reference(kernels, name, dtype, *size, False, device="cuda")
+            assert_equals_reference(kernels, name, dtype, *size, True, device="cuda")
+
+    @pytest.mark.parametrize("name", ["elman_forward", "elman_backward"])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+    @pytest.mark.parametrize("way", range(6))
+    def test_every_tiling_equals_the_reference(self, kernels, tf32, monkeypatch, name, dtype, way):
+        monkeypatch.setattr(kernels, "_fastest", lambda *_, left: kernels.TILINGS[way])
+        try:
+            assert_equals_reference(kernels, name, dtype, 300, 650, False, device="cuda")
+        except triton.OutOfResources:
+            pytest.skip("the tile needs more shared memory than this GPU has")
+
+
+class TestChoice:
+    """Which module `pointwise.of` gives."""
+
+    @pytest.fixture(autouse=True)
+    def a_gpu(self, monkeypatch):
+        pointwise.of.cache_clear()
+        self.give(monkeypatch, (9, 0))
+        yield
+        pointwise.of.cache_clear()
+
+    def give(self, monkeypatch, capability: tuple[int, int]) -> None:
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+
+    def test_a_gpu_gets_the_kernels(self):
+        assert pointwise.of(torch.device("cuda")).__name__ == NAME
+
+    def test_a_cpu_gets_pytorch(self):
+        assert pointwise.of(torch.device("cpu")) is pointwise
+
+    def test_a_gpu_without_bfloat16_gets_pytorch(self, monkeypatch):
+        self.give(monkeypatch, (7, 5))
+        assert pointwise.of(torch.device("cuda")) is pointwise
+
+    def test_an_amd_gpu_gets_pytorch(self, monkeypatch):
+        monkeypatch.setattr(torch.version, "hip", "6.0")
+        assert pointwise.of(torch.device("cuda")) is pointwise
+
+    def test_without_triton_there_is_pytorch(self, monkeypatch):
+        monkeypatch.delitem(sys.modules, NAME, raising=False)
+        monkeypatch.setitem(sys.modules, "triton", None)  # as if it were not installed
+        with pytest.raises(ImportError):
+            importlib.import_module(NAME)
+        assert pointwise.of(torch.device("cuda")) is pointwise
