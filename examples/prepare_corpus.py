@@ -392,7 +392,9 @@ def write_texts(texts: dict[str, bytes], folder: Path) -> dict[str, Path]:
     return paths
 
 
-def preprocess(texts: dict[str, bytes], folder: Path, destination: Path) -> None:
+def preprocess(
+    texts: dict[str, bytes], folder: Path, destination: Path, dictionary: Path | None = None
+) -> None:
     """Run ``fairseq-preprocess --only-source`` on the text.
 
     The literal ``<unk>`` in both corpora is the spelling of fairseq's own unknown symbol, so its
@@ -403,6 +405,8 @@ def preprocess(texts: dict[str, bytes], folder: Path, destination: Path) -> None
         texts: the verified text by split.
         folder: an existing scratch folder.
         destination: the folder that fairseq writes.
+        dictionary: a file of another data set's, to be used as it is; words that it lacks become
+            fairseq's unknown symbol. None makes one of the training text.
 
     Raises:
         CorpusError: fairseq is not installed in this Python, or the command failed.
@@ -414,6 +418,8 @@ def preprocess(texts: dict[str, bytes], folder: Path, destination: Path) -> None
         )
     command = [sys.executable, "-m", "fairseq_cli.preprocess", "--only-source"]
     command += ["--destdir", str(destination), "--workers", "2"]
+    if dictionary is not None:
+        command += ["--srcdict", str(dictionary)]
     for split, path in write_texts(texts, folder).items():
         command += [f"--{split}pref", str(path)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
