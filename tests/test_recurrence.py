@@ -109,6 +109,15 @@ def test_first_k_positions_are_exact_after_k_iterations(kind, layers, k, seed):
     torch.testing.assert_close(model(x, k).output[:k], expected[:k], **EXACT)
 
 
+@pytest.mark.parametrize(("length", "batch"), [(0, 2), (3, 0)])
+def test_an_empty_block_has_empty_states_and_no_gradient(length, batch):
+    model = make(("lstm", "tanh"))
+    output = model(block(length, batch), 3, orders=[1], residuals=True).output
+    assert output.shape == (length, batch, 4)
+    output.sum().backward()
+    assert all(not parameter.grad.any() for parameter in model.parameters())
+
+
 def test_a_token_more_than_k_back_changes_nothing():
     model = make(("lstm", "tanh"), layers=3)
     x = block(9)
@@ -333,6 +342,27 @@ def test_one_token_steps_equal_the_block(kind, layers, iterations, with_resets, 
         cache, x = cache.index_select(2, order), x[:, order]
         expected = expected[:, order]
         resets = None if resets is None else resets[:, order]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids="-".join)
+def test_bfloat16_products_err_no_more_than_the_exact_recurrence_does(kind):
+    """States and gradients under autocast; the tolerance is PyTorch's own error, in norm."""
+    model = make(kind, layers=1, input_size=64, hidden_size=64)
+    x = block(16, 8, 64)
+    inexact = make(kind, layers=1, input_size=64, hidden_size=64).float()
+
+    def error(iterations: int) -> list[torch.Tensor]:
+        """Relative, of the output and of each gradient."""
+        found = []
+        for network, enabled in ((model, False), (inexact, True)):
+            inputs = x.to(network.initial_state.dtype).requires_grad_()
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+                output = network(inputs, iterations).output.double()
+            found.append([output, *gradients(output, [inputs, *network.parameters()])])
+        return [(ours - theirs).norm() / theirs.norm() for theirs, ours in zip(*found, strict=True)]
+
+    for ours, theirs in zip(error(16), error(0), strict=True):
+        assert 0 < ours <= 2 * theirs
 
 
 @pytest.mark.parametrize("in_pieces", [False, True])

@@ -158,8 +158,8 @@ def assert_equals_reference(
         if expected is not None:
             error, allowed = ((other[key] - expected).abs().max() for other in (ours, theirs))
             # A rounding more, as the reference may happen to be exact (in float64 it always is),
-            # and a few where the order of a product's sum decides.
-            roundings = 8 if dtype in (double, torch.float32) else 1
+            # and one for each term of a product where the order of its sum decides.
+            roundings = max(8, size_and_kind[1]) if dtype in (double, torch.float32) else 1
             largest = expected.abs().max().clamp(min=1)
             assert error <= 2 * allowed + roundings * torch.finfo(dtype).eps * largest, key
     matrices.assert_nothing_beside()

@@ -20,6 +20,7 @@ from itertools import pairwise
 from typing import ClassVar, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fairseq_fixedpoint.recurrence import pointwise
@@ -133,7 +134,7 @@ class Cell:
 
         Args:
             grad: gradient of `h`, ``(n, H)``, or None.
-            later: of the positions that came after the first ones of these, or None.
+            later: of the positions that came after the first ones of these, or None; used up.
             previous, weight: what `forward` received.
             gates, state: what it wrote; their N rows are the positions.
             grad_x: ``(N, G*H)``, the gradient of `x` is added; or None.
@@ -199,10 +200,13 @@ class GRU(Cell):
         pointwise.of(x.device).gru_forward(x, recurrent, bias, previous, gates, out)
 
     def backward(self, grad, later, previous, weight, gates, state, grad_x):
-        total = torch.empty_like(state)  # (N, H)
-        _sum_gradients(grad, later, weight, total)
-        if later is not None:
-            total[: later.direct.size(0)] += later.direct
+        if later is None:
+            total = torch.zeros_like(state)  # (N, H)
+        else:
+            total = later.direct.addmm_(later.recurrent, weight)
+            total = F.pad(total, (0, 0, 0, state.size(0) - total.size(0)))
+        if grad is not None:
+            total[: grad.size(0)] += grad
         d_recurrent = state.new_empty(state.size(0), weight.size(0))  # (N, 3H)
         if grad_x is None:
             grad_x = torch.zeros_like(d_recurrent)
@@ -229,13 +233,14 @@ class LSTM(Cell):
 
     def backward(self, grad, later, previous, weight, gates, state, grad_x):
         c = previous.chunk(2, dim=1)[1]
-        total = torch.empty_like(state)  # (N, 2H)
+        total = torch.zeros_like(state)  # (N, 2H)
         grad_h, grad_c = total.chunk(2, dim=1)
-        _sum_gradients(grad, later, weight, grad_h)
-        carried = _rows_of(later and later.direct)
-        grad_c[carried:] = 0
         if later is not None:
+            carried = later.recurrent.size(0)
+            torch.mm(later.recurrent, weight, out=grad_h[:carried])
             grad_c[:carried] = later.direct
+        if grad is not None:
+            grad_h[: grad.size(0)] += grad
         d = torch.empty_like(gates)  # (N, 4H)
         pointwise.of(state.device).lstm_backward(total, gates, c, state, d, grad_c, grad_x)
         return d if grad_x is None else grad_x, Carry(d, grad_c)
@@ -243,13 +248,3 @@ class LSTM(Cell):
 
 def _rows_of(gradient: Tensor | None) -> int:
     return 0 if gradient is None else gradient.size(0)
-
-
-def _sum_gradients(grad: Tensor | None, later: Carry | None, weight: Tensor, total: Tensor) -> None:
-    """Writes `grad` plus `later.recurrent W` into `total` ``(N, H)``, 0 where rows are missing."""
-    carried = _rows_of(later and later.recurrent)
-    if later is not None:
-        torch.mm(later.recurrent, weight, out=total[:carried])
-    total[carried:] = 0
-    if grad is not None:
-        total[: grad.size(0)] += grad

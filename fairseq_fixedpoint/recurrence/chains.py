@@ -11,14 +11,15 @@ position with fewer than K tokens up to it is exact already: chain 0 passes it o
 T - K + 1 chains of K tokens give every `H^(K)_t`; what others would compute, no output needs.
 
 Chains do not depend on each other. They are evaluated in pieces, small enough for a CPU's caches,
-and a piece can be computed once more in the backward pass instead of being kept: memory that does
-not grow with the block, or with K for all of it at once, and the same gradient.
+and a piece can be computed once more in the backward pass instead of being kept: the same gradient
+for one more forward pass, and the iterates of one piece are all that is ever held.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -30,8 +31,10 @@ from torch.autograd.function import once_differentiable
 from fairseq_fixedpoint.recurrence.cells import Carry, Cell, hidden
 
 # Rows (chains times batch) evaluated at once. On a CPU their iterates stay in the cache and their
-# memory is used again by the next ones; elsewhere large products are all that counts.
+# memory is used again by the next ones; elsewhere large products are all that counts. To recompute
+# is to want little memory: smaller pieces, a tenth slower on a CPU.
 ROWS_ON_CPU = 2048
+ROWS_RECOMPUTED_ON_CPU = 512
 ROWS_RECOMPUTED = 16384
 
 
@@ -108,16 +111,21 @@ class Block:
             padding_mask=F.pad(padding, (0, 0, lead, 0), value=True),
         )
 
-    def chains(self, k: int) -> int:
-        """How many chains iteration k is wanted of."""
-        wanted = k if self.residuals else min(order for order in self.orders if order >= k)
-        return max(self.length - wanted + 1, 1)
+    @cached_property
+    def chains(self) -> tuple[int, ...]:
+        """How many chains each iteration is wanted of, in `chains[k]`; `chains[0]` are all."""
+        wanted = range(1, self.steps + 1) if self.residuals else sorted(self.orders)
+        ends = [next(order for order in wanted if order >= k) for k in range(1, self.steps + 1)]
+        chains = [max(self.length - end + 1, 1) for end in ends]
+        return max(chains, default=0), *chains
 
     def pieces(self, device: torch.device) -> list[range]:
         """All chains, in pieces of like size."""
-        total = self.chains(1)
+        if self.length * self.batch == 0:
+            return []
+        total = self.chains[0]
         if device.type == "cpu":
-            rows = ROWS_ON_CPU
+            rows = ROWS_RECOMPUTED_ON_CPU if self.recompute else ROWS_ON_CPU
         else:
             rows = ROWS_RECOMPUTED if self.recompute else total * self.batch
         # A piece of fewer than K chains would project each input more than twice.
@@ -267,7 +275,7 @@ def _positions(block: Block, piece: range) -> slice:
 
 def _steps(block: Block, piece: range) -> int:
     """Iterations that any chain of a piece is wanted in."""
-    return sum(piece.start < block.chains(k) for k in range(1, block.steps + 1))
+    return sum(piece.start < chains for chains in block.chains[1:])
 
 
 def _chains(block: Block, piece: range, k: int) -> int:
@@ -275,7 +283,7 @@ def _chains(block: Block, piece: range, k: int) -> int:
 
     A change needs the chain after it, too: it had this chain's position an iteration ago.
     """
-    return min(piece.stop + block.residuals, block.chains(k)) - piece.start
+    return min(piece.stop + block.residuals, block.chains[k]) - piece.start
 
 
 def _at(block: Block, piece: range, k: int, what: Tensor, rows: int) -> Tensor:
@@ -319,7 +327,7 @@ def _output_gradient(
 ) -> Tensor | None:
     """Gradient of the top layer's `h` in iteration k, ``(rows, H)`` of the first rows, or None."""
     total = None
-    own = min(piece.stop, block.chains(k)) - piece.start
+    own = min(piece.stop, block.chains[k]) - piece.start
     for order, grad in zip(block.orders, grads, strict=True):
         if grad is None or order < k or (order > k and piece.start > 0):
             continue
@@ -348,7 +356,7 @@ def _change(
     after: Tensor,
 ) -> Tensor:
     """`H^(k) - H^(k-1)` of a layer at the positions of a piece's own chains, ``(n * B, H)``."""
-    rows = (min(piece.stop, block.chains(k)) - piece.start) * block.batch
+    rows = (min(piece.stop, block.chains[k]) - piece.start) * block.batch
     if before is None:
         start = layers[layer].initial.unsqueeze(0)
     else:  # the chain after had this position before
@@ -362,7 +370,7 @@ def _change(
 
 def _elements(block: Block, layers: Sequence[LayerWeights]) -> int | Tensor:
     """How many numbers a change has, over layers, units and real positions."""
-    positions: int | Tensor = block.length * block.batch
+    positions: int | Tensor = max(block.length * block.batch, 1)
     if block.padding_mask is not None:
         positions = (~block.padding_mask).sum().clamp(min=1)
     return positions * len(layers) * layers[0].weight_hh.size(1)

@@ -207,7 +207,8 @@ def fixed_point(
     lead = iterations - 1 if block.constant else 0
     if lead:
         block, x = block.led_by(lead, x.device), F.pad(x, (0, 0, 0, 0, lead, 0))
-    outputs, changes = iterate(block, x, [layer.weights() for layer in layers], _product_type(x))
+    weights = [layer.weights() for layer in layers]
+    outputs, changes = iterate(block, x, weights, _product_type(x, layers[0].weight_ih))
     outputs = [output[lead:] for output in outputs]
     if padding_mask is not None:
         outputs = [h.masked_fill(padding_mask.unsqueeze(-1), 0) for h in outputs]
@@ -218,11 +219,10 @@ def fixed_point(
     )
 
 
-def _product_type(x: Tensor) -> torch.dtype:
-    """The type of states and products: that of `x`, or autocast's."""
-    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
-        return torch.get_autocast_dtype(x.device.type)
-    return x.dtype
+def _product_type(x: Tensor, weight: Tensor) -> torch.dtype:
+    """The type of states and products: that of `x`, or autocast's; asked of an empty product."""
+    with torch.no_grad():
+        return F.linear(x[:0], weight).dtype
 
 
 def joined_resets(resets: Tensor | None, padding_mask: Tensor | None) -> Tensor | None:
