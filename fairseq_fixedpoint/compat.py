@@ -86,6 +86,7 @@ def stored_classes() -> list:
 
     - a file holds `argparse.Namespace`, where a model, task or criterion without a dataclass has
       its options from the command line;
+    - translation with `--eval-bleu` logs counts as numpy arrays, which are saved with the meters;
     - what is sent to the other processes holds the configuration as an object of omegaconf, made
       of the other classes below, and placeholders for the tensors.
 
@@ -111,7 +112,14 @@ def stored_classes() -> list:
         list,
         # Before Python 3.11 this is no class and does not know its name.
         (typing.Any, "typing.Any"),
+        numpy.ndarray,
+        numpy.dtype,
+        *{type(numpy.dtype(kind)) for kind in (numpy.int64, numpy.float64)},
     ]
+    # numpy 2 calls the module _core; a file names the one it was written with.
+    reconstruct = numpy.zeros(1).__reduce__()[0]
+    names = (f"numpy.{core}.multiarray._reconstruct" for core in ("_core", "core"))
+    classes += [(reconstruct, name) for name in names]
     placeholder = getattr(distributed_utils, "_TensorPlaceholder", None)
     if placeholder is not None:
         classes.append(placeholder)

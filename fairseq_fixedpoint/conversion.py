@@ -38,7 +38,11 @@ from fairseq_fixedpoint.tasks.fixedpoint_language_modeling import (
 TASKS = ("language_modeling", "fixedpoint_language_modeling")
 CELL = re.compile(r"decoder\.layers\.(\d+)\.((?:weight|bias)_[ih]h)")
 # What fixedpoint_lm stores beside its weights, and lstm_lm does not.
-BUFFERS = ("decoder.dictionary_fingerprint", "decoder.resets_at_eos")
+BUFFERS = (
+    "decoder.dictionary_fingerprint",
+    "decoder.resets_at_eos",
+    "decoder.trained_iterations",
+)
 
 
 @dataclass(frozen=True)
@@ -127,6 +131,10 @@ def convert(
         model_options, weights = from_lstm_lm(cfg.model, state.get("model") or {}, iterations)
         # Resolved, so that nothing but what is put in here refers to another part.
         trained_with = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
+        trained_with = {  # options of optimizers that fairseq has no dataclass for
+            part: vars(options) if isinstance(options, Namespace) else options
+            for part, options in trained_with.items()
+        }
         cfg = OmegaConf.create(
             {
                 **trained_with,
@@ -141,6 +149,7 @@ def convert(
         )
         own = model.state_dict()
         model.load_state_dict({**weights, **{name: own[name] for name in BUFFERS}})
+        model.decoder.trained_iterations.zero_()  # whatever K it is to be evaluated at
     except RescoringError as error:
         raise RescoringError(f"{path}: {error}") from error
     except Exception as error:  # fairseq's and PyTorch's ways to say that it lacks a part

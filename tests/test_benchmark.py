@@ -124,7 +124,11 @@ def test_peak_is_what_a_call_holds_at_one_time_beyond_what_was_there():
 
 
 def operations(call) -> int:
-    with FlopCounterMode(display=False) as counter:
+    def product(total, left, right, **_) -> int:  # shapes
+        return 2 * left[0] * left[1] * right[1]
+
+    in_place = {torch.ops.aten.addmm_: product}  # which the counter does not know of
+    with FlopCounterMode(display=False, custom_mapping=in_place) as counter:
         call()
     return counter.get_total_flops()
 
@@ -141,8 +145,7 @@ def test_no_evaluation_takes_fewer_operations_than_its_floor(cell, iterations, m
     x, grad = layer.block(length, batch, width, CPU)
     counted = operations(layer.step(module, x, grad, iterations, mode, "fp32"))
     work = layer_work(cell, iterations, length, batch, width, mode == "training", 4)
-    # One step in `length` starts from h_init and needs no product.
-    assert counted >= work.operations * (1 - 1 / length)
+    assert counted >= work.operations
     if cell == "elman":
         assert counted <= 1.1 * work.operations
 
@@ -200,7 +203,7 @@ def test_time_of_training_adds_up_over_epochs():
         return train, {"epoch": number, "valid_ppl": "9.5"}
 
     train, valid = zip(epoch(1, 10, 100), epoch(2, 20, 250), strict=True)
-    found = list(perplexity.epochs(5, {"train": train, "valid": valid, "train_inner": []}))
+    found = list(perplexity.epochs({"train": train, "valid": valid, "train_inner": []}))
     assert [record["seconds"] for record in found] == [5.0, 7.0]
     assert {record["perplexity"] for record in found} == {9.5}
 
@@ -219,7 +222,7 @@ def test_fairseq_takes_the_options_of_every_model(model, softmax):
 
 def test_perplexity_is_read_from_a_real_training(data, monkeypatch):
     monkeypatch.setattr(perplexity, "corpus", lambda folder, threshold: data)
-    settings = perplexity.Settings(iterations=(2,), width=8, epochs=2)
+    settings = perplexity.Settings(iterations=(2,), bf16_iterations=(), width=8, epochs=2)
     records = list(perplexity.measure(settings, SimpleNamespace(device=CPU)))
     assert [(record["iterations"], record["epoch"]) for record in records] == [(2, 1), (2, 2)]
     assert 0 < records[0]["seconds"] < records[1]["seconds"]

@@ -166,6 +166,16 @@ def test_old_torch_needs_no_allowance(unmended, monkeypatch):
             assert set(torch.serialization.get_safe_globals()) == before
 
 
+def test_counts_of_bleu_are_read(tmp_path):
+    """Translation with `--eval-bleu` leaves numpy arrays among the meters."""
+    path = tmp_path / "checkpoint.pt"
+    counts = {"_bleu_counts": np.arange(4), "_bleu_totals": np.ones(4)}
+    torch.save(checkpoint_state(extra_state={"metrics": counts}), path)
+    found = checkpoint_utils.load_checkpoint_to_cpu(str(path))["extra_state"]["metrics"]
+    for name, value in counts.items():
+        np.testing.assert_array_equal(found[name], value)
+
+
 # --- files that are no checkpoint
 
 

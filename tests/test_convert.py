@@ -80,12 +80,16 @@ def test_probabilities_are_those_of_the_lstm_lm(kind, dtype, tolerance):
 
 @pytest.fixture(scope="module")
 def adaptive(data, tmp_path_factory):
-    """An `lstm_lm` of two layers with an adaptive softmax, trained for a few updates."""
+    """An `lstm_lm` of two layers with an adaptive softmax, trained for a few updates.
+
+    By an optimizer whose options fairseq keeps in no dataclass.
+    """
     folder = tmp_path_factory.mktemp("adaptive")
     train(
         data, folder, *OF_FAIRSEQ, "--arch", "lstm_lm", "--criterion", "adaptive_loss",
         "--ddp-backend", "legacy_ddp", "--adaptive-softmax-cutoff", "8,20", "--decoder-layers", 2,
         "--decoder-hidden-size", 16, "--max-update", 40, "--disable-validation",
+        "--optimizer", "sgd", "--lr", 0.5,
     )  # fmt: skip
     return folder / "checkpoint_last.pt"
 

@@ -207,6 +207,7 @@ def test_bad_options_are_refused(options, message):
         ({"iterations": 0}, {"residual_penalty": 0.1}, "--residual-penalty and"),
         ({"iterations": 0}, {"loss_iterations": "1"}, "--loss-iterations need"),
         ({"adaptive_softmax_cutoff": "9"}, {"log_z_penalty": 0.1}, "needs the full softmax"),
+        ({"gradient_iterations": 2}, {"loss_iterations": "1,3"}, "leaves order 1 of"),
     ],
 )
 def test_options_the_model_cannot_honour_are_refused(model_options, options, message):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fairseq_fixedpoint.recurrence import CELLS, FixedPointRNN
+from fairseq_fixedpoint.recurrence import CELLS, FixedPointRNN, chains
 
 LENGTH, BATCH, SIZE = 64, 4, 8
 ITERATE = (LENGTH + 1) * BATCH * SIZE * 4  # bytes of one h of one layer in float32
@@ -102,3 +102,19 @@ def test_recomputation_needs_little_more_memory_than_the_exact_recurrence():
     assert len(exact) == len(CELLS)
     for cell, ours, theirs in zip(CELLS, recomputed, exact, strict=True):
         assert ours <= 1.3 * theirs, cell
+
+
+@pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode])
+def test_nothing_is_kept_without_gradients(off, monkeypatch):
+    """What is evaluated keeps one iterate, though the parameters could be trained."""
+    asked = []
+    apply = chains._Iterate.apply
+    monkeypatch.setattr(
+        chains._Iterate, "apply", lambda *given: asked.append(given[2]) or apply(*given)
+    )
+    model = FixedPointRNN(SIZE, SIZE)
+    x = torch.randn(LENGTH, BATCH, SIZE)
+    model(x, 3)
+    with off():
+        model(x, 3)
+    assert asked == [True, False]

@@ -145,15 +145,19 @@ def gradients(output: torch.Tensor, tensors: list, retain_graph: bool = False) -
     with_resets=st.booleans(),
     checkpointed=st.booleans(),
     in_pieces=st.booleans(),
+    batch_first=st.booleans(),
     seed=seeds,
 )
 @settings(max_examples=60, deadline=None)
 def test_gradient_is_that_of_the_order_k_model(
-    kind, layers, iterations, learned, with_resets, checkpointed, in_pieces, seed
+    kind, layers, iterations, learned, with_resets, checkpointed, in_pieces, batch_first, seed
 ):
     """Contract 3: against autograd through the window-by-window reference."""
     model = make(kind, seed, layers, learned_initial_state=learned)
-    x = block(7).requires_grad_()
+    x = block(7)
+    if batch_first:  # in memory; the input need not be contiguous
+        x = x.transpose(0, 1).contiguous().transpose(0, 1)
+    x.requires_grad_()
     resets = torch.rand(7, 2) < 0.3 if with_resets else None
     tensors = [x, *model.parameters()]
     expected = gradients(window_by_window(model.effective_layers(), x, iterations, resets), tensors)

@@ -226,14 +226,6 @@ def test_an_output_may_take_the_place_of_an_input(separate, name, output, place,
         torch.testing.assert_close(found[key], value, rtol=0, atol=0)
 
 
-def test_the_gates_of_a_gru_may_be_left_out(separate):
-    inputs, outputs = arguments(Matrices(torch.float32), "gru_forward", 20, 40, False)
-    expected = call(separate, "gru_forward", inputs, outputs)["out"].clone()
-    outputs["out"].fill_(torch.nan)
-    call(separate, "gru_forward", inputs, outputs | {"gates": None})
-    torch.testing.assert_close(outputs["out"], expected, rtol=0, atol=0)
-
-
 @pytest.fixture
 def tf32():
     """Lets tensor cores multiply float32."""

@@ -97,7 +97,7 @@ class FixedPointCrossEntropy(FairseqCriterion):
             **sample["net_input"],
             features_only=True,
             orders=[k for k in orders if k != decoder.iterations],
-            residuals=decoder.iterations > 0,
+            residuals=decoder.iterations > 0 and (not model.training or self.residual_penalty > 0),
         )
         features, extra = net_output
         target = model.get_targets(sample, net_output)  # (B, T)
@@ -156,6 +156,15 @@ class FixedPointCrossEntropy(FairseqCriterion):
                 f"--loss-iterations must end with --iterations ({decoder.iterations}), the order "
                 f"the model is evaluated at, not with {self.orders[-1]}."
             )
+        last = decoder.gradient_options.get("gradient_iterations")
+        if self.orders is not None and last is not None:
+            without = decoder.iterations - last
+            if self.orders[0] <= without:
+                raise ValueError(
+                    f"--gradient-iterations {last} leaves order {self.orders[0]} of "
+                    "--loss-iterations without a gradient through the recurrence: give orders "
+                    f"above {without}, or more gradient iterations."
+                )
 
     def _orders_of(self, decoder) -> list[int]:
         """Which iterates this pass is scored at, K last."""

@@ -8,7 +8,13 @@ iterations it holds `H^(k)` of position i + k - 1,
 
 which is the joint iteration of `iteration.py`, its shift moved from the states to the inputs. A
 position with fewer than K tokens up to it is exact already: chain 0 passes it on its way. So
-T - K + 1 chains of K tokens give every `H^(K)_t`; what others would compute, no output needs.
+T - K + 1 chains of K tokens give every `H^(K)_t`; what others would compute, no output needs. With
+K = 3 and T = 5, each chain's k where it meets a position:
+
+    position   1  2  3  4  5
+    chain 0    1  2  3            H^(3): the threes, and chain 0 at positions 1 and 2
+    chain 1       1  2  3
+    chain 2          1  2  3
 
 Chains do not depend on each other. They are evaluated in pieces, small enough for a CPU's caches,
 and a piece can be computed once more in the backward pass instead of being kept: the same gradient
@@ -35,7 +41,7 @@ from fairseq_fixedpoint.recurrence.cells import Carry, Cell, hidden
 # is to want little memory: smaller pieces, a tenth slower on a CPU.
 ROWS_ON_CPU = 2048
 ROWS_RECOMPUTED_ON_CPU = 512
-ROWS_RECOMPUTED = 16384
+ROWS_RECOMPUTED_ON_GPU = 16384
 
 
 class LayerWeights(NamedTuple):
@@ -127,7 +133,7 @@ class Block:
         if device.type == "cpu":
             rows = ROWS_RECOMPUTED_ON_CPU if self.recompute else ROWS_ON_CPU
         else:
-            rows = ROWS_RECOMPUTED if self.recompute else total * self.batch
+            rows = ROWS_RECOMPUTED_ON_GPU if self.recompute else total * self.batch
         # A piece of fewer than K chains would project each input more than twice.
         number = -(-total // max(rows // self.batch, self.iterations))
         bounds = [total * piece // number for piece in range(number + 1)]
@@ -150,7 +156,12 @@ def iterate(
         ``(K,)``, or None.
     """
     weights = [tensor for layer in layers for tensor in layer]
-    *outputs, changes = _Iterate.apply(block, dtype, x, *weights)
+    # Asked here: inside an autograd function gradients are always off.
+    differentiated = torch.is_grad_enabled() and any(
+        tensor is not None and tensor.requires_grad for tensor in (x, *weights)
+    )
+    keep = differentiated and not block.recompute
+    *outputs, changes = _Iterate.apply(block, dtype, keep, x, *weights)
     return outputs, changes
 
 
@@ -163,9 +174,7 @@ class _Trace(NamedTuple):
 
 class _Iterate(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, block, dtype, x, *weights):
-        # Nobody differentiates if no input asks for it (also under no_grad).
-        keep = any(ctx.needs_input_grad) and not block.recompute
+    def forward(ctx, block, dtype, keep, x, *weights):
         layers = _layers(weights, dtype)
         outputs = [
             x.new_empty(block.length, block.batch, layers[-1].weight_hh.size(1), dtype=dtype)
@@ -202,7 +211,10 @@ class _Iterate(torch.autograd.Function):
         kept, (x, *weights) = ctx.saved_tensors[: ctx.kept], ctx.saved_tensors[ctx.kept :]
         layers = _layers(weights, dtype)
         sums = [_Gradients.like(layer, dtype) for layer in _layers(weights)]
-        grad_x = torch.zeros_like(x) if ctx.needs_input_grad[2] else None
+        grad_x = None
+        if ctx.needs_input_grad[3]:  # contiguous whatever `x` is: its rows are added to
+            grad_x = torch.zeros_like(x, memory_format=torch.contiguous_format)
+        grads = [None if grad is None else grad.contiguous() for grad in grads]
         grad_changes = grads[-1]
         if grad_changes is not None:
             grad_changes = 2 * grad_changes / _elements(block, layers)
@@ -224,7 +236,7 @@ class _Iterate(torch.autograd.Function):
                 for total, layer in zip(sums, layers, strict=True)
                 for grad, weight in zip(total.finished(block.cell, layer), layer, strict=True)
             ]
-        return None, None, grad_x, *weight_grads
+        return None, None, None, grad_x, *weight_grads
 
 
 def _layers(weights: Sequence[Tensor | None], dtype: torch.dtype | None = None):
@@ -504,7 +516,7 @@ def _backward_piece(
     d_x = grad_projected.to(inputs.dtype)
     sums[0].add_input(d_x, inputs)
     if grad_x is not None:
-        _rows(grad_x[positions]).add_(d_x @ layers[0].weight_ih)
+        grad_x[positions].view(-1, grad_x.size(-1)).add_(d_x @ layers[0].weight_ih)
 
 
 def _cut(block: Block, piece: range, k: int, carry: Carry, total: _Gradients) -> Carry | None:

@@ -74,7 +74,7 @@ class Layer:
         if previous is None:
             before = weights.initial.unsqueeze(0)
         else:
-            before = previous[:-1]
+            before = previous[:-1].to(x.dtype)  # a cache stays as it is under autocast
             if resets is not None:
                 before = torch.where(resets.unsqueeze(-1), weights.initial, before)
             before = before.reshape(length * batch, -1)
@@ -174,8 +174,9 @@ def fixed_point(
         gradient_iterations: back-propagate through the last n iterations only; None means all,
             which is the exact gradient of the order-K model.
         checkpoint_iterations: keep no iterates for the backward pass but compute them once more,
-            a piece of the block at a time: the same gradient, in memory that does not grow with
-            the iterates, for one more forward pass.
+            a piece of the block at a time: the same gradient for one more forward pass, in the
+            memory of one piece's iterates. A piece has K chains at least, so for a large K that
+            grows with its square.
 
     Raises:
         ValueError: for iterations, orders or gradient_iterations out of range.
@@ -204,12 +205,13 @@ def fixed_point(
         constant=iterations - (gradient_iterations or iterations),
         recompute=checkpoint_iterations,
     )
-    lead = iterations - 1 if block.constant else 0
+    lead = iterations - 1 if block.constant and x.size(0) else 0
     if lead:
         block, x = block.led_by(lead, x.device), F.pad(x, (0, 0, 0, 0, lead, 0))
     weights = [layer.weights() for layer in layers]
     outputs, changes = iterate(block, x, weights, _product_type(x, layers[0].weight_ih))
-    outputs = [output[lead:] for output in outputs]
+    if lead:
+        outputs = [output[lead:] for output in outputs]
     if padding_mask is not None:
         outputs = [h.masked_fill(padding_mask.unsqueeze(-1), 0) for h in outputs]
     return Solution(

@@ -39,7 +39,7 @@ class SpectralBound(nn.Module):
             with torch.no_grad():
                 self._power_iteration(weight, steps=1)
         norm = torch.dot(self.left, weight @ self.right)
-        return weight * (self.bound / norm).clamp(max=1)
+        return weight * (self.bound / norm.clamp(min=self.bound))
 
 
 def constrain(

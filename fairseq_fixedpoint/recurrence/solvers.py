@@ -250,6 +250,8 @@ def _solve_layer(
             break
         if transitions is not None:
             _correct(images, transitions, differences, scale)
+            if padding_mask is not None:
+                images.masked_fill_(padding_mask.unsqueeze(-1), 0)
         states[1:] = torch.where(active.unsqueeze(-1), images, states[1:])
         iterations += active
     exact_prefix = _exact_prefix(iterations, length, resets, padding_mask)

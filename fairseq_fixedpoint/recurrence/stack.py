@@ -187,7 +187,7 @@ class FixedPointRNN(nn.Module):
         return self.initial_state[:, None, None].expand(-1, rows, batch_size, -1).contiguous()
 
     def step(self, x: Tensor, cache: Tensor, resets: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Takes one token: all K iterates of the new position in one batched step.
+        """Takes one token: all K iterates of its position in one batched step. Without gradient.
 
         Args:
             x: the token's input, ``(B, D)``.

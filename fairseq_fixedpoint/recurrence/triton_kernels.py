@@ -322,12 +322,11 @@ def _gru_forward_kernel(
     q = _load(recurrent + 2 * h, inside) + _load(bias + row * stride_bias + column, inside)
     v = _tanh(_load(x + 2 * h, inside) + r * q)
     h_before = _load(previous + row * stride_previous + column, inside)
-    if gates is not None:
-        gates += row * stride_gates + column
-        tl.store(gates, r, mask=inside)
-        tl.store(gates + h, z, mask=inside)
-        tl.store(gates + 2 * h, v, mask=inside)
-        tl.store(gates + 3 * h, q, mask=inside)
+    gates += row * stride_gates + column
+    tl.store(gates, r, mask=inside)
+    tl.store(gates + h, z, mask=inside)
+    tl.store(gates + 2 * h, v, mask=inside)
+    tl.store(gates + 3 * h, q, mask=inside)
     tl.store(out + row * stride_out + column, v + z * (h_before - v), mask=inside)
 
 
@@ -365,7 +364,7 @@ def gru_forward(
     recurrent: Tensor,
     bias: Tensor,
     previous: Tensor,
-    gates: Tensor | None,
+    gates: Tensor,
     out: Tensor,
 ) -> None:
     """See :func:`pointwise.gru_forward`."""

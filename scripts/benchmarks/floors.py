@@ -43,16 +43,18 @@ def layer_work(
 ) -> Work:
     """One recurrent layer of D = H = `width` over a block ``(T, B)``.
 
-    The first iteration starts from one constant row, so that K iterations take K - 1 recurrent
-    products over the block. The exact recurrence (`iterations` = 0) takes one, a row of it a step.
+    The first iteration starts from one constant row, and T - K + 1 chains of K positions cover the
+    block, so that K iterations take K - 1 recurrent products with a row for each of them. The exact
+    recurrence (`iterations` = 0) takes one product, a row of it a step but for the first.
     A training step is three times the products: the gradients of either side come to the forward
     one. Its bytes add reading the output's gradient and the input again, and writing the
     gradients of input and weights.
     """
     positions = length * batch
-    recurrent_products = iterations - 1 if iterations else 1
+    steps = min(iterations, length)
+    rows = (steps - 1) * (length - steps + 1) * batch if iterations else (length - 1) * batch
     weights = 2 * GATES[cell] * width * width
-    operations = 2 * positions * (GATES[cell] * width * width) * (1 + recurrent_products)
+    operations = 2 * (positions + rows) * (GATES[cell] * width * width)
     elements = 2 * positions * width + weights  # input, output
     if training:
         operations *= 3

@@ -1,5 +1,6 @@
 """Validation perplexity against training time: the Elman model at several K and the exact
-recurrence, with one recipe, one after another on the same machine.
+recurrence, with one recipe, one after another on the same machine; and what `--bf16-products`
+changes of both.
 
 The text is the documentation that Python carries. Time is that of training alone: neither
 starting Python nor validation is in it. The exact recurrence is trained over
@@ -30,10 +31,12 @@ class Settings:
 
     Attributes:
         iterations: K of the models, 0 being the exact recurrence.
+        bf16_iterations: K of those that are trained with `--bf16-products` as well.
         threshold: words that the text has fewer times become `<unk>`.
     """
 
     iterations: tuple[int, ...] = (1, 2, 5, 8, EXACT)
+    bf16_iterations: tuple[int, ...] = (5,)
     threshold: int = 3
     width: int = 256
     batch: int = 20
@@ -45,8 +48,10 @@ class Settings:
 
 PRESETS = {
     "cpu": Settings(),
-    "cuda": Settings(iterations=(1, 2, 8, EXACT), epochs=6),
-    "quick": Settings(iterations=(2, EXACT), width=16, epochs=1, threshold=20),
+    "cuda": Settings(iterations=(1, 2, 8, EXACT), bf16_iterations=(8,), epochs=6),
+    "quick": Settings(
+        iterations=(2, EXACT), bf16_iterations=(2,), width=16, epochs=1, threshold=20
+    ),
 }
 
 
@@ -54,9 +59,12 @@ def measure(settings: Settings, machine: Machine) -> Iterator[dict]:
     """A record for each model and epoch."""
     with tempfile.TemporaryDirectory() as name:
         data = corpus(Path(name), settings.threshold)
-        for iterations in settings.iterations:
-            log = train(data, machine.device.type, *recipe(settings, iterations))
-            yield from epochs(iterations, log)
+        models = [(iterations, False) for iterations in settings.iterations]
+        models += [(iterations, True) for iterations in settings.bf16_iterations]
+        for iterations, bf16 in models:
+            log = train(data, machine.device.type, *recipe(settings, iterations, bf16))
+            for record in epochs(log):
+                yield {"iterations": iterations, "bf16": bf16, **record}
 
 
 def corpus(folder: Path, threshold: int) -> Path:
@@ -66,7 +74,7 @@ def corpus(folder: Path, threshold: int) -> Path:
     return preprocess(folder, ["train", "valid"])
 
 
-def epochs(iterations: int, log: dict[str, list[dict]]) -> Iterator[dict]:
+def epochs(log: dict[str, list[dict]]) -> Iterator[dict]:
     """A record for each epoch, with the seconds of training from the start to its end."""
     seconds, updates_before = 0.0, 0
     for epoch, validation in zip(log[EPOCH], log[VALIDATION], strict=True):
@@ -76,7 +84,6 @@ def epochs(iterations: int, log: dict[str, list[dict]]) -> Iterator[dict]:
         seconds += tokens / float(epoch["train_wps"])
         updates_before = updates
         yield {
-            "iterations": iterations,
             "epoch": int(epoch["epoch"]),
             "seconds": seconds,
             "tokens_per_second": float(epoch["train_wps"]),
@@ -84,7 +91,7 @@ def epochs(iterations: int, log: dict[str, list[dict]]) -> Iterator[dict]:
         }
 
 
-def recipe(settings: Settings, iterations: int) -> list[object]:
+def recipe(settings: Settings, iterations: int, bf16: bool) -> list[object]:
     """Options of fairseq-train."""
     return [
         *ours("elman", iterations),
@@ -92,30 +99,31 @@ def recipe(settings: Settings, iterations: int) -> list[object]:
         "--share-decoder-input-output-embed", "--dropout", settings.dropout,
         "--optimizer", "adam", "--lr", settings.learning_rate, "--clip-norm", 0.25,
         "--batch-size", settings.batch, "--tokens-per-sample", settings.length,
-        "--max-epoch", settings.epochs,
+        "--max-epoch", settings.epochs, *(["--bf16-products"] if bf16 else []),
     ]  # fmt: skip
 
 
-def by_model(records: list[dict]) -> dict[int, list[dict]]:
-    """The records of each K."""
-    found: dict[int, list[dict]] = {}
+def by_model(records: list[dict]) -> dict[tuple[int, bool], list[dict]]:
+    """The records of each K, without and with bf16 products."""
+    found: dict[tuple[int, bool], list[dict]] = {}
     for record in records:
-        found.setdefault(record["iterations"], []).append(record)
+        found.setdefault((record["iterations"], record["bf16"]), []).append(record)
     return found
 
 
-def label(iterations: int) -> str:
-    return "exact recurrence" if iterations == EXACT else f"K = {iterations}"
+def label(iterations: int, bf16: bool) -> str:
+    name = "exact recurrence" if iterations == EXACT else f"K = {iterations}"
+    return f"{name}, bf16 products" if bf16 else name
 
 
 def tables(run: dict) -> dict[str, str]:
     """`perplexity`: the best of each model, and when."""
     rows = []
-    for iterations, records in by_model(run["records"]).items():
+    for model, records in by_model(run["records"]).items():
         best = min(records, key=lambda record: record["perplexity"])
         rows.append(
             (
-                label(iterations),
+                label(*model),
                 number(records[-1]["tokens_per_second"]),
                 f"{best['perplexity']:.1f}",
                 best["epoch"],
@@ -130,14 +138,14 @@ def plots(run: dict) -> dict[str, Figure]:
     """`perplexity`: a line a model."""
     figure, (axes,) = new_figure()
     colours = iter(COLOURS)
-    for iterations, records in by_model(run["records"]).items():
+    for (iterations, bf16), records in by_model(run["records"]).items():
         exact = iterations == EXACT
         axes.plot(
             [record["seconds"] for record in records],
             [record["perplexity"] for record in records],
             "s--" if exact else "o-",
             color=BASELINE_COLOUR if exact else next(colours),
-            label=label(iterations),
+            label=label(iterations, bf16),
             markersize=4,
         )
     axes.set_xlabel("training time (s)")
