@@ -22,6 +22,14 @@ from fairseq_fixedpoint.models.fixedpoint import (
     FixedPointTranslationConfig,
     FixedPointTranslationModel,
 )
+from fairseq_fixedpoint.tasks.fixedpoint_language_modeling import (
+    FixedPointLanguageModelingConfig,
+    FixedPointLanguageModelingTask,
+)
+from fairseq_fixedpoint.tasks.fixedpoint_translation import (
+    FixedPointTranslationTask,
+    FixedPointTranslationTaskConfig,
+)
 from tests.test_model import build, dictionary
 
 WORDS = 12
@@ -42,6 +50,18 @@ def peaked(model, seed: int = 0, scale: float = 0.6):
 
 def language_model(seed: int = 0, **options):
     return peaked(build(words=WORDS, **options), seed)
+
+
+def without(model, word: int):
+    """The model with probability 0 for a word."""
+    normalized = model.get_normalized_probs
+
+    def without_word(*args, **kwargs):
+        log_probs = normalized(*args, **kwargs)
+        return log_probs.index_fill(2, torch.tensor([word]), -math.inf).log_softmax(2)
+
+    model.get_normalized_probs = without_word
+    return model
 
 
 def lstm_lm(seed: int = 0):
@@ -319,6 +339,81 @@ def test_allowed_tokens_are_kept_to():
                 assert tokens[position] in allowed(sentence, tokens[:position])
 
 
+def test_allowed_tokens_are_kept_to_after_texts_of_any_length():
+    """Which need not be allowed themselves."""
+
+    def allowed(sentence, text):
+        return [4 + sentence, EOS]
+
+    task = FixedPointLanguageModelingTask(FixedPointLanguageModelingConfig(), DICTIONARY)
+    models, prefixes = [language_model()], prefixes_of([3, 1, 2, 1])
+    args = Namespace(beam=2, max_len_b=6, min_len=5)
+    generator = task.build_generator(models, args, prefix_allowed_tokens_fn=allowed)
+    sample = text_batch(prefixes)
+    order = torch.tensor([2, 0, 3, 1])  # numbers in the data set are not places in the batch
+    sample["id"] = order
+    found = task.inference_step(generator, models, sample)
+    for number, row, hypotheses in zip(order.tolist(), prefixes, found, strict=True):
+        text = row[row.ne(PAD)].tolist()
+        assert hypotheses[0]["tokens"].tolist()[: len(text)] == text
+        assert set(hypotheses[0]["tokens"].tolist()[len(text) :]) == {4 + number, EOS}
+
+
+@pytest.mark.parametrize("penalty", [1.5, math.inf])
+@pytest.mark.parametrize("lengths", [[3, 3, 3], UNEQUAL], ids=str)
+def test_unknown_words_cost_where_they_are_chosen_not_where_they_are_given(lengths, penalty):
+    model, prefixes = language_model(), prefixes_of(lengths)
+    prefixes[:, 0] = UNK
+    options = {"beam_size": 3, "max_len_b": 8, "unk_penalty": penalty}
+    found = ours([model], text_batch(prefixes), prefixes, **options)
+    for length, hypotheses in zip(lengths, found, strict=True):
+        assert len(hypotheses) == 3
+        for hypothesis in hypotheses:
+            tokens = hypothesis["tokens"]
+            expected = forced_log_probs(model, tokens).gather(1, tokens[:, None])[:, 0]
+            chosen = tokens.eq(UNK) & (torch.arange(len(tokens)) >= length)
+            assert penalty != math.inf or not chosen.any()
+            expected = torch.where(chosen, expected - penalty, expected)
+            torch.testing.assert_close(
+                hypothesis["positional_scores"], expected, rtol=0, atol=1e-10
+            )
+
+
+def test_an_impossible_prefix_has_no_hypothesis_and_leaves_the_others_theirs():
+    model, prefixes = without(language_model(), 5), torch.tensor([[5, 7, 8], [6, 7, 9]])
+    for strategy in (
+        lambda: search.BeamSearch(DICTIONARY),
+        lambda: search.DiverseBeamSearch(DICTIONARY, 2, 0.5),
+    ):
+        options = {"beam_size": 4, "max_len_b": 8, "strategy": strategy}
+        found = ours([model], text_batch(prefixes), prefixes, **options)
+        alone = ours([model], text_batch(prefixes[1:]), prefixes[1:], **options)
+        assert found[0] == []
+        assert_same(found[1:], alone)
+
+
+@pytest.mark.parametrize("topp", [-1.0, 0.9])
+def test_a_given_word_may_be_too_improbable_to_be_drawn(topp):
+    """At a low temperature its probability is 0 in floating point."""
+    model, prefixes = without(language_model(), PAD), prefixes_of([6, 1, 4])
+    found = ours(
+        [model], text_batch(prefixes), prefixes, beam_size=3, max_len_b=9, temperature=1e-3,
+        strategy=lambda: search.Sampling(DICTIONARY, -1, topp),
+    )  # fmt: skip
+    lowest = 0.0
+    for row, hypotheses in zip(prefixes, found, strict=True):
+        text = row[row.ne(PAD)].tolist()
+        for hypothesis in hypotheses:
+            tokens = hypothesis["tokens"]
+            assert tokens.tolist()[: len(text)] == text
+            log_probs = (forced_log_probs(model, tokens) / 1e-3).log_softmax(1)
+            expected = log_probs.gather(1, tokens[:, None])[: len(text), 0]
+            given = hypothesis["positional_scores"][: len(text)]
+            torch.testing.assert_close(given, expected, rtol=1e-9, atol=1e-9)
+            lowest = min(lowest, float(given.min()))
+    assert math.exp(lowest) == 0
+
+
 def test_where_nothing_is_allowed_there_is_no_hypothesis():
     strategy = {"strategy": lambda: search.PrefixConstrainedBeamSearch(DICTIONARY, lambda *_: [])}
     sample = text_batch(prefixes_of([2, 2]))
@@ -546,6 +641,23 @@ def test_alignments_are_fairseqs(kind):
 def test_options_that_make_no_sense_are_refused(models, options, message):
     with pytest.raises(ValueError, match=message):
         ours(models, text_batch(prefixes_of([1])), **options)
+
+
+def test_a_language_model_that_nobody_has_loaded_is_told(caplog):
+    task = FixedPointTranslationTask(FixedPointTranslationTaskConfig(), DICTIONARY, DICTIONARY)
+    args = Namespace(beam=2, lm_path="lm.pt")
+    given = {"lm_model": language_model(), "lm_weight": 0.5}
+    task.build_generator([lstm()], args, extra_gen_cls_kwargs=given)
+    assert "--lm-path" not in caplog.text
+    task.build_generator([lstm()], args)
+    assert "--lm-path is not used here" in caplog.text
+
+
+def test_a_language_model_is_not_trained_to_translate():
+    task = FixedPointTranslationTask(FixedPointTranslationTaskConfig(), DICTIONARY, DICTIONARY)
+    for options in (Namespace(arch="fixedpoint_lm"), Namespace(_name="fixedpoint_lm")):
+        with pytest.raises(ValueError, match="fixedpoint_lm is a language model, which has no"):
+            task.build_model(options)
 
 
 @pytest.mark.cuda

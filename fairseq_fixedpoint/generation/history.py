@@ -26,6 +26,7 @@ class History:
         self._parents: list[Tensor] = []
         self._scores: list[Tensor] = []
         self._attention: list[Tensor] = []
+        self._attention_rows = 0
         self._attended: list[Tensor] = []  # for each node, the row of what came after it
 
     def extend(self, rows: Tensor, tokens: Tensor, scores: Tensor) -> None:
@@ -47,7 +48,7 @@ class History:
     def attend(self, attention: Tensor) -> None:
         """Keeps the attention of this step's prediction for each row, ``(R, S)``."""
         if self._tokens:
-            rows = sum(len(step) for step in self._attention)
+            rows = self._attention_rows
             attended = torch.full_like(self._tokens[-1], ROOT)  # of sentences that are left
             first = self._count - len(attended)
             attended[self.nodes - first] = torch.arange(
@@ -55,6 +56,7 @@ class History:
             )
             self._attended.append(attended)
         self._attention.append(attention)
+        self._attention_rows += len(attention)
 
     def paths(self, nodes: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The hypotheses that end in `nodes`, each with `lengths` tokens, both ``(M,)`` on the CPU.

@@ -56,18 +56,27 @@ class ForcedPrefixes:
         """Which of the sentences are ended by their prefix at this step, bool ``(R,)``."""
         return self.holds(step, sentences) & self._shown[sentences, step].eq(self._eos)
 
-    def force(self, log_probs: Tensor, given: Tensor, step: int, sentences: Tensor) -> Tensor:
-        """Leaves the given token alone possible, where there is one.
+    def scores(self, log_probs: Tensor, step: int, sentences: Tensor) -> Tensor:
+        """Log-probability of the given token after each hypothesis, ``(R, N)``; 0 without one.
 
         Args:
             log_probs: of the next token, ``(R, N, V)``.
-            given: the log-probabilities of the given tokens, ``(R, N)``.
             step: the position.
             sentences: ``(R,)``.
         """
-        shown = self._shown[sentences, step].view(-1, 1, 1).expand(*given.shape, 1)
-        alone = torch.full_like(log_probs, -torch.inf).scatter_(2, shown, given.unsqueeze(2))
-        return torch.where(self.holds(step, sentences).view(-1, 1, 1), alone, log_probs)
+        tokens = self.scored[sentences, step].view(-1, 1, 1).expand(*log_probs.shape[:2], 1)
+        given = log_probs.gather(2, tokens).squeeze(2)  # (R, N)
+        return given.where(self.holds(step, sentences).unsqueeze(1), 0.0)
+
+    def force(self, log_probs: Tensor, step: int, sentences: Tensor) -> Tensor:
+        """Makes the given token certain, where there is one; arguments as of :meth:`scores`.
+
+        What the models make of it is :meth:`scores`, which the search is not to see: its
+        probability may be too small for a strategy that draws from probabilities.
+        """
+        shown = self._shown[sentences, step].view(-1, 1, 1).expand(*log_probs.shape[:2], 1)
+        certain = torch.full_like(log_probs, -torch.inf).scatter_(2, shown, 0.0)
+        return torch.where(self.holds(step, sentences).view(-1, 1, 1), certain, log_probs)
 
     def put_back(self, chosen: Tensor, step: int, sentences: Tensor) -> Tensor:
         """The given tokens in place of what the search has seen of them; chosen ``(R, N)``."""

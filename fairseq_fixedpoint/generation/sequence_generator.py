@@ -51,6 +51,7 @@ class FixedPointSequenceGenerator(SequenceGenerator):
       the prefix of a translation it ends the one hypothesis there is.
     - A sentence does not depend on its batch: the minimal length and suppressed tokens hold from
       the end of its own prefix on, not of the longest.
+    - The penalty of unknown words is for those that the search chooses, not for given ones.
     - A hypothesis that has ended never goes on. (fairseq's can, where a strategy gives no more than
       `beam` candidates, as diverse beam search does in groups of more than one.)
     - The beam may be larger than the vocabulary; `--no-repeat-ngram-size` works on a CPU as well,
@@ -173,16 +174,18 @@ class FixedPointSequenceGenerator(SequenceGenerator):
 
         ended: list[Ended] = []
         for step in range(first, max_len + 1):
-            log_probs = self._log_probs(
+            log_probs, given = self._log_probs(
                 models, beam, step, beginnings, known_scores, prefixes, max_len
-            )  # (R, N, V)
+            )  # (R, N, V), (R, N)
             if self.order is not None and step > first:
                 contexts = beam.contexts.view(len(beam), beam.size, -1)
                 recombine_(log_probs, beam.scores, contexts, self.order, self.eos)
             eos_log_probs = log_probs[:, :, self.eos].clone()  # a strategy may change them
+            if given is not None:
+                eos_log_probs += given
             if self.should_set_src_lengths:
                 self.search.set_src_lengths(src_lengths[beam.sentences])
-            candidates = self._candidates(step - first, log_probs, beam, sample)
+            candidates = self._candidates(step - first, log_probs, given, beam, sample)
             ends = candidates.tokens.eq(self.eos) & candidates.scores.ne(-math.inf)  # (R, C)
             if step < prefixes.longest:
                 tokens = prefixes.put_back(candidates.tokens, step, beam.sentences)
@@ -275,7 +278,6 @@ class FixedPointSequenceGenerator(SequenceGenerator):
             return beginnings.new_empty(len(beginnings), 0, dtype=torch.float32)
         targets = prefixes.scored[:, :known]
         found = models.prefix_log_probabilities(beginnings[:, :-1], targets)
-        found = found - self.unk_penalty * targets.eq(self.unk)
         return found.masked_fill(found.isnan(), -math.inf)
 
     def _begin(
@@ -313,16 +315,21 @@ class FixedPointSequenceGenerator(SequenceGenerator):
         known_scores: Tensor,
         prefixes: ForcedPrefixes,
         max_len: int,
-    ) -> Tensor:
-        """Log-probabilities of the next token under the options, ``(R, N, V)``."""
+    ) -> tuple[Tensor, Tensor | None]:
+        """Log-probabilities of the next token under the options, ``(R, N, V)``.
+
+        A given token is certain there, and so is the end of a sample at the maximal length; its
+        log-probability is the second result, ``(R, N)``, 0 where a sentence has none; None where
+        no sentence has one.
+        """
         shape = (len(beam), beam.size, self.vocab_size)
         known = known_scores.size(1)
         if step < known:
             nothing = known_scores.new_full(shape, -math.inf)
-            given = known_scores[:, step, None].expand(shape[:2])
-            return prefixes.force(nothing, given, step, beam.sentences)
+            given = known_scores[beam.sentences, step, None].expand(shape[:2])
+            return prefixes.force(nothing, step, beam.sentences), given
         if step == known:
-            log_probs, attention = models.first_step(beginnings, beam.size)
+            log_probs, attention = models.first_step(beginnings[beam.sentences], beam.size)
         else:
             if beam.order is not None:
                 models.reorder(beam.order)
@@ -332,16 +339,19 @@ class FixedPointSequenceGenerator(SequenceGenerator):
         beam.scores = beam.scores.type_as(log_probs)
         log_probs.nan_to_num_(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
         log_probs[:, self.pad] = -math.inf
+        given = None
+        if step < prefixes.longest:  # as the models see them: penalties are for chosen ones
+            given = prefixes.scores(log_probs.view(shape), step, beam.sentences)
         log_probs[:, self.unk] -= self.unk_penalty
         if step == max_len:
             eos_log_probs = log_probs[:, self.eos].clone()
             log_probs.fill_(-math.inf)
-            log_probs[:, self.eos] = eos_log_probs
-            return log_probs.view(shape)
-        is_forced = step < prefixes.longest
-        if is_forced:
-            tokens = prefixes.scored[beam.sentences, step].repeat_interleave(beam.size)
-            given = log_probs.gather(1, tokens.unsqueeze(1)).view(shape[:2])
+            if isinstance(self.search, search.Sampling):  # as with given tokens
+                log_probs[:, self.eos] = 0
+                given = eos_log_probs.view(shape[:2])
+            else:
+                log_probs[:, self.eos] = eos_log_probs
+            return log_probs.view(shape), given
         if step < self.min_len:
             log_probs[:, self.eos] = -math.inf
         if self.token_indices_to_suppress is not None:
@@ -351,9 +361,13 @@ class FixedPointSequenceGenerator(SequenceGenerator):
             size = self.repeat_ngram_blocker.no_repeat_ngram_size
             log_probs = block_repetition(log_probs, written, size)
         log_probs = log_probs.view(shape)
-        return prefixes.force(log_probs, given, step, beam.sentences) if is_forced else log_probs
+        if given is not None:
+            log_probs = prefixes.force(log_probs, step, beam.sentences)
+        return log_probs, given
 
-    def _candidates(self, step: int, log_probs: Tensor, beam: Beam, sample: dict) -> Candidates:
+    def _candidates(
+        self, step: int, log_probs: Tensor, given: Tensor | None, beam: Beam, sample: dict
+    ) -> Candidates:
         """What the strategy offers, and impossible ones to make them 2N at least.
 
         With N that end among 2N there are N to go on with. At its step 0, a strategy takes the
@@ -372,6 +386,8 @@ class FixedPointSequenceGenerator(SequenceGenerator):
         missing = max(0, 2 * beam.size - scores.size(1))
         if step == 0:
             scores = scores + beam.scores[:, :1]
+        if given is not None:  # in beam search equal for all of a sentence, so the order stays
+            scores = scores + given.gather(1, parents)
         return Candidates(
             F.pad(scores, (0, missing), value=-math.inf),
             F.pad(tokens, (0, missing), value=self.pad),

@@ -1,10 +1,14 @@
 """What the tasks that generate share: their option, and the choice of the generator."""
 
+import logging
 from dataclasses import dataclass, field
 
 from fairseq.dataclass import FairseqDataclass
+from fairseq.models import ARCH_MODEL_REGISTRY, MODEL_REGISTRY
 
 from fairseq_fixedpoint.generation.sequence_generator import FixedPointSequenceGenerator
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -18,6 +22,17 @@ class GenerationTaskConfig(FairseqDataclass):
             "one, though they have the same future"
         },
     )
+
+
+def model_class(args) -> type | None:
+    """The class that the options of a model name; None if fairseq knows it under another name."""
+    name = model_name(args)
+    return MODEL_REGISTRY.get(name) or ARCH_MODEL_REGISTRY.get(name)
+
+
+def model_name(args) -> str | None:
+    """What --arch was, in the options of a model."""
+    return getattr(args, "_name", None) or getattr(args, "arch", None)
 
 
 class GenerationTask:
@@ -44,6 +59,11 @@ class GenerationTask:
         Raises:
             ValueError: for options that the models cannot honour.
         """
+        if getattr(args, "lm_path", None) and not (extra_gen_cls_kwargs or {}).get("lm_model"):
+            logger.warning(
+                "--lm-path is not used here: only fairseq-generate loads that language model; give "
+                "it as lm_model in extra_gen_cls_kwargs."
+            )
         if seq_gen_cls is None:
             seq_gen_cls = FixedPointSequenceGenerator
             options = self.args if self.cfg is None else self.cfg

@@ -18,13 +18,19 @@ from dataclasses import dataclass, field
 import torch
 from fairseq import utils
 from fairseq.data import FairseqDataset
-from fairseq.models import ARCH_MODEL_REGISTRY, MODEL_REGISTRY, FairseqLanguageModel
+from fairseq.models import FairseqLanguageModel
+from fairseq.search import PrefixConstrainedBeamSearch
 from fairseq.tasks import register_task
 from fairseq.tasks.language_modeling import LanguageModelingConfig, LanguageModelingTask
 
 from fairseq_fixedpoint.criterions.fixedpoint_cross_entropy import FixedPointCrossEntropy
 from fairseq_fixedpoint.data import ContiguousStreamsDataset, LeftContextDataset
-from fairseq_fixedpoint.generation.tasks import GenerationTask, GenerationTaskConfig
+from fairseq_fixedpoint.generation.tasks import (
+    GenerationTask,
+    GenerationTaskConfig,
+    model_class,
+    model_name,
+)
 from fairseq_fixedpoint.generation.texts import prefixes_of, texts_dataset
 
 logger = logging.getLogger(__name__)
@@ -90,12 +96,11 @@ class FixedPointLanguageModelingTask(GenerationTask, LanguageModelingTask):
         Raises:
             ValueError: for a model that is no language model.
         """
-        name = getattr(args, "_name", None) or getattr(args, "arch", None)
-        kind = MODEL_REGISTRY.get(name) or ARCH_MODEL_REGISTRY.get(name)
+        kind = model_class(args)
         if kind is not None and not issubclass(kind, FairseqLanguageModel):
             raise ValueError(
-                f"{name} is no language model: choose another --arch or --path, or the --task that "
-                "it is made for."
+                f"{model_name(args)} is no language model: choose another --arch or --path, "
+                "or the --task that it is made for."
             )
         model = super().build_model(args, from_checkpoint)
         self.iterations = getattr(model.decoder, "iterations", None)
@@ -251,15 +256,23 @@ class FixedPointLanguageModelingTask(GenerationTask, LanguageModelingTask):
             constraints: packed as fairseq does, a row a text; they count from the end of the text.
         """
         prefixes = prefixes_of(sample, prefix_tokens, self.source_dictionary)  # (B, P)
-        if constraints is None:
+        strategy = getattr(generator, "search", None)
+        if constraints is None and not isinstance(strategy, PrefixConstrainedBeamSearch):
             return generator.generate(models, sample, prefix_tokens=prefixes)
         lengths = prefixes.ne(self.source_dictionary.pad()).sum(1)
+        numbers = sample.get("id")
+        if numbers is None:
+            numbers = torch.arange(len(prefixes), device=prefixes.device)
         found = [None] * len(prefixes)
         for length in lengths.unique():  # the strategy has to begin where all texts end
             rows = lengths.eq(length).nonzero().squeeze(1)
-            part = {"net_input": {"src_tokens": sample["net_input"]["src_tokens"][rows]}}
+            part = {
+                "id": numbers[rows],
+                "net_input": {"src_tokens": sample["net_input"]["src_tokens"][rows]},
+            }
+            options = {} if constraints is None else {"constraints": constraints[rows]}
             hypotheses = generator.generate(
-                models, part, prefix_tokens=prefixes[rows, :length], constraints=constraints[rows]
+                models, part, prefix_tokens=prefixes[rows, :length], **options
             )
             for row, text in zip(rows.tolist(), hypotheses, strict=True):
                 found[row] = text

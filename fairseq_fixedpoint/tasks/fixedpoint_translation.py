@@ -6,10 +6,16 @@ which is stepped from its cached state too, instead of reading the whole text at
 
 from dataclasses import dataclass
 
+from fairseq.models import FairseqLanguageModel
 from fairseq.tasks import register_task
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 
-from fairseq_fixedpoint.generation.tasks import GenerationTask, GenerationTaskConfig
+from fairseq_fixedpoint.generation.tasks import (
+    GenerationTask,
+    GenerationTaskConfig,
+    model_class,
+    model_name,
+)
 
 
 @dataclass
@@ -20,6 +26,20 @@ class FixedPointTranslationTaskConfig(TranslationConfig, GenerationTaskConfig):
 @register_task("fixedpoint_translation", dataclass=FixedPointTranslationTaskConfig)
 class FixedPointTranslationTask(GenerationTask, TranslationTask):
     """Translation with :class:`~fairseq_fixedpoint.generation.FixedPointSequenceGenerator`."""
+
+    def build_model(self, args, from_checkpoint=False):
+        """Builds the model.
+
+        Raises:
+            ValueError: for a language model to be trained.
+        """
+        kind = model_class(args)
+        if not from_checkpoint and kind is not None and issubclass(kind, FairseqLanguageModel):
+            raise ValueError(
+                f"{model_name(args)} is a language model, which has no source to translate: choose "
+                "another --arch, or --task fixedpoint_language_modeling."
+            )
+        return super().build_model(args, from_checkpoint)
 
     def build_generator(self, models, args, *more, **options):
         """As :class:`~fairseq_fixedpoint.generation.tasks.GenerationTask`'s.
