@@ -40,7 +40,8 @@ def block(length, batch=2, size=3) -> torch.Tensor:
 @contextmanager
 def _one_row_at_once():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(chains, "ROWS_ON_CPU", 1)
+        for rows in ("ROWS_ON_CPU", "ROWS_RECOMPUTED_ON_CPU"):
+            patch.setattr(chains, rows, 1)
         yield
 
 

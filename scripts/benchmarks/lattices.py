@@ -89,6 +89,11 @@ def measure(settings: Settings, machine: Machine) -> Iterator[dict]:
         yield from of_order(settings, lattices, scorer, order)
 
 
+def weights(settings: Settings) -> dict[str, float]:
+    """Of the scores, whatever scales the lattices' files give."""
+    return {"acoustic": settings.acoustic_scale, "FixedPoint0": settings.lm_scale}
+
+
 def by_lists(
     settings: Settings,
     lattices: Sequence[Lattice],
@@ -97,8 +102,7 @@ def by_lists(
     machine: Machine,
 ) -> dict:
     """Scoring the best of the first pass with lstm_lm, for some of the lattices."""
-    weights = {"acoustic": settings.acoustic_scale}
-    rescorer = LatticeRescorer(scorer, "FixedPoint0", {}, weights)
+    rescorer = LatticeRescorer(scorer, "FixedPoint0", {}, weights(settings))
     dictionary = scorer.encoder.dictionary
     taken, sizes = [], []
     for lattice in lattices[:: max(1, len(lattices) // settings.lists)][: settings.lists]:
@@ -134,7 +138,7 @@ def of_order(
             model=at_order,
             name="FixedPoint0",
             ngrams={},
-            weights={"acoustic": settings.acoustic_scale, "FixedPoint0": settings.lm_scale},
+            weights=weights(settings),
             beam=beam,
             limit=settings.max_states,
         )
