@@ -23,6 +23,7 @@ from fairseq.search import PrefixConstrainedBeamSearch
 from fairseq.tasks import register_task
 from fairseq.tasks.language_modeling import LanguageModelingConfig, LanguageModelingTask
 
+from fairseq_fixedpoint.allocation import keep_freed_memory
 from fairseq_fixedpoint.criterions.fixedpoint_cross_entropy import FixedPointCrossEntropy
 from fairseq_fixedpoint.data import ContiguousStreamsDataset, LeftContextDataset
 from fairseq_fixedpoint.generation.tasks import (
@@ -277,6 +278,11 @@ class FixedPointLanguageModelingTask(GenerationTask, LanguageModelingTask):
             for row, text in zip(rows.tolist(), hypotheses, strict=True):
                 found[row] = text
         return found
+
+    def begin_epoch(self, epoch, model):
+        """Before an epoch of training."""
+        super().begin_epoch(epoch, model)
+        keep_freed_memory(next(model.parameters()).device)
 
     def train_step(self, sample, model, criterion, optimizer, update_num, ignore_grad=False):
         """One training step, the state of a stream carried from the step before."""

@@ -10,6 +10,7 @@ from fairseq.models import FairseqLanguageModel
 from fairseq.tasks import register_task
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 
+from fairseq_fixedpoint.allocation import keep_freed_memory
 from fairseq_fixedpoint.generation.tasks import (
     GenerationTask,
     GenerationTaskConfig,
@@ -40,6 +41,11 @@ class FixedPointTranslationTask(GenerationTask, TranslationTask):
                 "another --arch, or --task fixedpoint_language_modeling."
             )
         return super().build_model(args, from_checkpoint)
+
+    def begin_epoch(self, epoch, model):
+        """Before an epoch of training."""
+        super().begin_epoch(epoch, model)
+        keep_freed_memory(next(model.parameters()).device)
 
     def build_generator(self, models, args, *more, **options):
         """As :class:`~fairseq_fixedpoint.generation.tasks.GenerationTask`'s.
