@@ -122,16 +122,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for rows in blocks(features.size(0), max(1, at_once // weight.size(0))):
             logits = F.linear(x[rows], w, b)  # (n, V)
             wanted = target[rows].unsqueeze(1)  # (n, 1)
-            log_p = logits.log_softmax(1, dtype=summed)
-            log_p_target = log_p.gather(1, wanted)
-            torch.neg(log_p_target.squeeze(1), out=nll[rows])
-            log_z[rows] = (logits.gather(1, wanted) - log_p_target).squeeze(1)
+            # One exponential an element: the largest probability is `exp(largest logit) / Z`.
+            softmax = logits.softmax(1, dtype=summed)
+            log_z[rows] = logits.amax(1) - softmax.amax(1).log()
+            nll[rows] = log_z[rows] - logits.gather(1, wanted).squeeze(1)
             del logits
 
-            grad_logits = log_p.exp_()
+            grad_logits = softmax  # and no other: in place
             if log_z_penalty:
                 grad_logits *= (1 + 2 * log_z_penalty * log_z[rows]).unsqueeze(1)
-            grad_logits.scatter_add_(1, wanted, torch.full_like(log_p_target, -1))
+            grad_logits.scatter_add_(1, wanted, grad_logits.new_full(wanted.shape, -1))
             if grad_bias is not None:
                 grad_bias += grad_logits.sum(0)
             grad_logits = grad_logits.to(dtype)
