@@ -44,7 +44,8 @@ def write_training(folder: Path, epochs: list[tuple[int, int, int]], *times: str
     for epoch, (loss, updates, tokens) in enumerate(epochs, 1):
         done += updates
         valid = {"valid_loss": f"{loss}", "valid_ppl": f"{2 * loss}"}
-        train = {"train_loss": "1", "train_wpb": f"{tokens}", "train_num_updates": f"{done}"}
+        train = {"train_loss": "1", "train_wpb": f"{tokens}", "train_wps": f"{2 * tokens}"}
+        train["train_num_updates"] = f"{done}"
         lines += [json.dumps({"epoch": epoch, **record}) for record in (valid, train)]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "train.json").write_text("".join(f"{line}\n" for line in lines))
@@ -63,6 +64,7 @@ def test_a_training_is_summed_over_its_epochs_and_runs(epochs, tmp_path_factory)
         best_epoch=1 + losses.index(min(losses)),
         perplexity=2 * min(losses),
         tokens=sum(updates * tokens for _, updates, tokens in epochs),
+        seconds=sum(updates for _, updates, _ in epochs) / 2,
         processor_seconds=190,
     )
 
@@ -136,6 +138,7 @@ def evaluated(tmp_path_factory) -> tuple[Path, list[str]]:
     root = tmp_path_factory.mktemp("evaluated")
     commands, calls, folder = root / "bin", root / "calls", root / "translation"
     shutil.copytree(EXAMPLE, root / "examples" / "translation")
+    shutil.copy(EXAMPLE.parent / "training_log.py", root / "examples")
     (root / "examples" / "translation_rescoring").mkdir()
     commands.mkdir()
     values = {"PYTHON": sys.executable, "CALLS": repr(str(calls)), "SENTENCES": repr(SENTENCES)}

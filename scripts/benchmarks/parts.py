@@ -16,7 +16,7 @@ SUITE = (
     "solvers",
     "generation",
 )
-ON_REQUEST = ("rescoring", "lattices")  # they want files
+ON_REQUEST = ("corpora", "rescoring", "lattices")  # they want files
 
 
 def part(name: str) -> ModuleType:

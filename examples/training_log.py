@@ -1,0 +1,90 @@
+"""What a training of the examples says of itself, read from the folder that `train` filled."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+PARAMETERS = re.compile(r"num\. shared model params: ([0-9,]+)")
+PROCESSOR_TIME = re.compile(r"([0-9]+)m([0-9.]+)s")  # as bash prints it
+
+
+class ResultError(Exception):
+    """A file is missing or malformed; the message is a sentence for the user."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """A run of fairseq-train.
+
+    Attributes:
+        parameters: of the model.
+        epochs: that were trained.
+        best_epoch: the one whose validation loss is the least, and which is evaluated.
+        perplexity: of the validation set after it; with pairs, of the references alone.
+        tokens: of the target that were learned from, over all epochs, `</s>` included.
+        seconds: of training by the clock, neither start nor validation included.
+        processor_seconds: that the commands used, start and validation included.
+    """
+
+    parameters: int
+    epochs: int
+    best_epoch: int
+    perplexity: float
+    tokens: float
+    seconds: float
+    processor_seconds: float
+
+    @classmethod
+    def read(cls, folder: Path) -> Training:
+        """Reads train.json, fairseq's log, and processor_time, which is written when all is done.
+
+        Raises:
+            ResultError: a file is missing, or has no whole epoch.
+        """
+        log = text_of(folder / "train.json", "train the model first")
+        found = PARAMETERS.findall(log)
+        records = [json.loads(line) for line in log.splitlines() if line.startswith('{"')]
+        trained = {r["epoch"]: r for r in records if "train_loss" in r}
+        valid = {r["epoch"]: r for r in records if "valid_loss" in r}
+        if not (found and trained and valid):
+            raise ResultError(f"{folder}/train.json has no whole epoch: train the model again.")
+        best = min(valid, key=lambda epoch: float(valid[epoch]["valid_loss"]))
+        used = text_of(folder / "processor_time", "the training did not end; train again")
+        tokens, seconds, updates = 0.0, 0.0, 0
+        for epoch in sorted(trained):
+            statistics = trained[epoch]
+            after = int(statistics["train_num_updates"])
+            of_epoch = float(statistics["train_wpb"]) * (after - updates)
+            tokens += of_epoch
+            seconds += of_epoch / float(statistics["train_wps"])  # logged seconds are whole ones
+            updates = after
+        return cls(
+            parameters=int(found[-1].replace(",", "")),
+            epochs=len(trained),
+            best_epoch=best,
+            perplexity=float(valid[best]["valid_ppl"]),
+            tokens=tokens,
+            seconds=seconds,
+            processor_seconds=sum(
+                60 * int(minutes) + float(seconds)
+                for minutes, seconds in PROCESSOR_TIME.findall(used)
+            ),
+        )
+
+
+def text_of(path: Path, remedy: str) -> str:
+    """A file's text.
+
+    Args:
+        remedy: what to do if there is none; the message ends with it.
+
+    Raises:
+        ResultError: it cannot be read.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ResultError(f"{path} cannot be read ({error.strerror}): {remedy}.") from error
