@@ -103,7 +103,7 @@ class Block:
         resets = nowhere if self.resets is None else self.resets
         padding = nowhere if self.padding_mask is None else self.padding_mask
         resets = F.pad(resets, (0, 0, lead, 0))
-        resets[lead] = True
+        resets[lead].fill_(True)  # a value of Python's would be copied to the device
         return replace(
             self,
             input_masks=[
@@ -125,7 +125,7 @@ class Block:
         chains = [max(self.length - end + 1, 1) for end in ends]
         return max(chains, default=0), *chains
 
-    def pieces(self, device: torch.device) -> list[range]:
+    def pieces(self, device: torch.device) -> list[_Piece]:
         """All chains, in pieces of like size."""
         if self.length * self.batch == 0:
             return []
@@ -137,7 +137,7 @@ class Block:
         # A piece of fewer than K chains would project each input more than twice.
         number = -(-total // max(rows // self.batch, self.iterations))
         bounds = [total * piece // number for piece in range(number + 1)]
-        return [range(*pair) for pair in pairwise(bounds)]
+        return [_Piece(self, begin, end) for begin, end in pairwise(bounds)]
 
 
 def iterate(
@@ -165,13 +165,6 @@ def iterate(
     return outputs, changes
 
 
-class _Trace(NamedTuple):
-    """What one iteration of a piece leaves: each layer's states and gates, ``(rows, ...)``."""
-
-    states: list[Tensor]
-    gates: list[Tensor]
-
-
 class _Iterate(torch.autograd.Function):
     @staticmethod
     def forward(ctx, block, dtype, keep, x, *weights):
@@ -184,19 +177,20 @@ class _Iterate(torch.autograd.Function):
         if block.residuals:
             wide = torch.promote_types(dtype, torch.float32)
             changes = x.new_zeros(block.iterations, dtype=wide)
+        start = _Trace.initial(layers)
         kept: list[Tensor] = []
         with torch.autocast(x.device.type, enabled=False):
             for piece in block.pieces(x.device):
-                before = None
-                for k, trace in enumerate(_traces(block, x, layers, piece), start=1):
-                    _write_outputs(block, piece, k, trace.states[-1], outputs)
+                before = start
+                for k, after in enumerate(piece.forward(x, layers, start), start=1):
+                    piece.write_outputs(k, after.states[-1], outputs)
                     if changes is not None:
-                        for layer, after in enumerate(trace.states):
-                            change = _change(block, piece, k, layer, layers, before, after)
+                        for pair in zip(before.states, after.states, strict=True):
+                            change = piece.change(k, *pair)
                             changes[k - 1] += change.to(changes.dtype).square().sum()
-                    before = trace.states
+                    before = after
                     if keep:
-                        kept += [*trace.states, *trace.gates]
+                        kept += [*after.states, *after.gates]
         if changes is not None:
             changes /= _elements(block, layers)
         ctx.block, ctx.dtype, ctx.kept = block, dtype, len(kept)
@@ -218,19 +212,18 @@ class _Iterate(torch.autograd.Function):
         grad_changes = grads[-1]
         if grad_changes is not None:
             grad_changes = 2 * grad_changes / _elements(block, layers)
+        start = _Trace.initial(layers)
         kept = iter(kept)
         with torch.autocast(x.device.type, enabled=False):
             for piece in block.pieces(x.device):
+                traces = [start]
                 if block.recompute:
-                    traces = list(_traces(block, x, layers, piece))
+                    traces += piece.forward(x, layers, start)
                 else:
-                    traces = [
-                        _Trace([next(kept) for _ in layers], [next(kept) for _ in layers])
-                        for _ in range(_steps(block, piece))
-                    ]
-                _backward_piece(
-                    block, piece, x, layers, traces, grads[:-1], grad_changes, sums, grad_x
-                )
+                    for _ in range(piece.steps):
+                        states, gates = ([next(kept) for _ in layers] for _ in range(2))
+                        traces.append(_Trace(states, gates))
+                piece.backward(x, layers, traces, grads[:-1], grad_changes, sums, grad_x)
             weight_grads = [
                 None if grad is None else grad.to(weight.dtype)
                 for total, layer in zip(sums, layers, strict=True)
@@ -247,105 +240,248 @@ def _layers(weights: Sequence[Tensor | None], dtype: torch.dtype | None = None):
     return [LayerWeights(*weights[i : i + size]) for i in range(0, len(weights), size)]
 
 
+def _elements(block: Block, layers: Sequence[LayerWeights]) -> int | Tensor:
+    """How many numbers a change has, over layers, units and real positions."""
+    positions: int | Tensor = max(block.length * block.batch, 1)
+    if block.padding_mask is not None:
+        positions = (~block.padding_mask).sum().clamp(min=1)
+    return positions * len(layers) * layers[0].weight_hh.size(1)
+
+
+class _Trace(NamedTuple):
+    """What iteration k of a piece leaves: each layer's `S^(k)` and gates, ``(rows, ...)``."""
+
+    states: list[Tensor]
+    gates: list[Tensor]
+
+    @classmethod
+    def initial(cls, layers: Sequence[LayerWeights]) -> _Trace:
+        """That of iteration 0: `h_init`, one row for all."""
+        return cls([layer.initial.unsqueeze(0) for layer in layers], [])
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Chains that are evaluated together: those from `begin` to before `end`.
+
+    Rows are chains times batch, a chain's side by side. Iterations, and what is wanted of one, are
+    on the first rows, as later chains are wanted in fewer iterations.
+    """
+
+    block: Block
+    begin: int
+    end: int
+
+    @property
+    def steps(self) -> int:
+        """Iterations that any of these chains is wanted in."""
+        return sum(self.begin < chains for chains in self.block.chains[1:])
+
+    @property
+    def positions(self) -> slice:
+        """The inputs that the chains take on their way."""
+        return slice(self.begin, self.begin + self.chains(1) + self.steps - 1)
+
+    def chains(self, k: int) -> int:
+        """How many chains iteration k computes.
+
+        A change needs the chain after these, too: it had the last one's position an iteration ago.
+        """
+        return min(self.end + self.block.residuals, self.block.chains[k]) - self.begin
+
+    def own_chains(self, k: int) -> int:
+        """How many of these chains iteration k is wanted of."""
+        return min(self.end, self.block.chains[k]) - self.begin
+
+    def met(self, k: int) -> int:
+        """The position that the first chain meets in iteration k."""
+        return self.begin + k - 1
+
+    def at(self, k: int, what: Tensor, rows: int) -> Tensor:
+        """What of ``(T, B, ...)`` the first rows meet in iteration k, ``(rows, ...)``."""
+        first = self.met(k)
+        return what[first : first + rows // self.block.batch].flatten(0, 1)
+
+    def before(self, k: int, layer: LayerWeights, states: Tensor, rows: int) -> Tensor:
+        """What of the last iteration's `states` iteration k starts from, ``(rows, P*H)``.
+
+        That is one row if k is 1.
+        """
+        if k == 1:
+            return states
+        if self.block.resets is None:
+            return states[:rows]
+        resets = self.at(k, self.block.resets, rows).unsqueeze(1)
+        return torch.where(resets, layer.initial, states[:rows])
+
+    def masked(self, k: int, number: int, h: Tensor) -> Tensor:
+        """`h`, or its gradient, ``(rows, H)``, under the dropout mask of layer `number`."""
+        mask = self.block.input_masks[number]
+        if mask is None:
+            return h
+        return h * self.at(k, mask.expand(self.block.length, -1, -1), h.size(0)).to(h.dtype)
+
+    def change(self, k: int, before: Tensor, after: Tensor) -> Tensor:
+        """`H^(k) - H^(k-1)` of a layer at the positions that these chains meet, ``(n * B, H)``.
+
+        `before` and `after` are its states of iterations k - 1 and k.
+        """
+        rows = self.own_chains(k) * self.block.batch
+        if k > 1:  # the chain after had this position before
+            before = before[self.block.batch :][:rows]
+        change = hidden(after[:rows], self.block.cell) - hidden(before, self.block.cell)
+        if self.block.padding_mask is not None:
+            padded = self.at(k, self.block.padding_mask, rows).unsqueeze(1)
+            change = change.masked_fill(padded, 0)
+        return change
+
+    def forward(self, x: Tensor, layers: Sequence[LayerWeights], trace: _Trace) -> Iterator[_Trace]:
+        """The iterations, one after the other, from the `trace` of iteration 0."""
+        inputs = _rows(x[self.positions]).to(layers[0].weight_ih.dtype)
+        projected = F.linear(inputs, layers[0].weight_ih, layers[0].input_bias)
+        for k in range(1, self.steps + 1):
+            trace = self._advance(k, projected, layers, trace)
+            yield trace
+
+    def _advance(self, k: int, x: Tensor, layers: Sequence[LayerWeights], last: _Trace) -> _Trace:
+        """Iteration k of all layers from the last one; `x` are the projected inputs."""
+        cell, batch = self.block.cell, self.block.batch
+        rows = self.chains(k) * batch
+        below = x[(k - 1) * batch :][:rows]  # (rows, G*H)
+        states: list[Tensor] = []
+        gates: list[Tensor] = []
+        for number, layer in enumerate(layers):
+            if number > 0:
+                h = self.masked(k, number, hidden(states[-1], cell))
+                below = F.linear(h, layer.weight_ih, layer.input_bias)
+            before = self.before(k, layer, last.states[number], rows)
+            gates.append(below.new_empty(rows, cell.kept * layer.weight_hh.size(1)))
+            states.append(below.new_empty(rows, layer.initial.numel()))
+            cell.forward(
+                below, before, layer.weight_hh, layer.recurrent_bias, gates[-1], states[-1]
+            )
+        return _Trace(states, gates)
+
+    def write_outputs(self, k: int, top: Tensor, outputs: Sequence[Tensor]) -> None:
+        """Writes what iteration k gives of each of the orders, ``(T, B, H)``."""
+        h = hidden(top, self.block.cell).unflatten(0, (-1, self.block.batch))  # (n, B, H)
+        for order, output in zip(self.block.orders, outputs, strict=True):
+            if order == k:
+                own = self.own_chains(k)
+                output[self.met(k) :][:own] = h[:own]
+            elif order > k and self.begin == 0:
+                output[k - 1] = h[0]  # chain 0 passes positions that are exact already
+
+    def backward(
+        self,
+        x: Tensor,
+        layers: Sequence[LayerWeights],
+        traces: Sequence[_Trace],
+        grad_outputs: Sequence[Tensor | None],
+        grad_changes: Tensor | None,
+        sums: Sequence[_Gradients],
+        grad_x: Tensor | None,
+    ) -> None:
+        """The adjoint of :meth:`forward`, the last iteration first.
+
+        Args:
+            traces: of iteration 0 and those that :meth:`forward` gave.
+            grad_outputs: of each of the orders, ``(T, B, H)``, or None.
+            grad_changes: what a change of each iteration is multiplied by, ``(K,)``, or None.
+            sums: each layer's gradients, added to.
+            grad_x: ``(T, B, D)``, added to; or None.
+        """
+        cell, batch = self.block.cell, self.block.batch
+        inputs = x[self.positions]
+        grad_projected = sums[0].input_bias.new_zeros(
+            inputs.size(0) * batch, layers[0].input_bias.numel()
+        )  # summed over the iterations
+        states = list(zip(*(trace.states for trace in traces), strict=True))  # by layer, then k
+        later: list[Carry | None] = [None] * len(layers)
+        for k in range(len(traces) - 1, self.block.constant, -1):
+            grad = self._output_gradient(k, grad_outputs)
+            for number in reversed(range(len(layers))):
+                layer, total = layers[number], sums[number]
+                if grad_changes is not None:
+                    changed = self._change_gradient(k, states[number], grad_changes, total)
+                    grad = _sum_of_rows(grad, changed)
+                rows = max(
+                    0 if grad is None else grad.size(0),
+                    0 if later[number] is None else later[number].recurrent.size(0),
+                )
+                if rows == 0:
+                    continue
+                before = self.before(k, layer, states[number][k - 1], rows)
+                first = (k - 1) * batch
+                d_x, carry = cell.backward(
+                    grad,
+                    later[number],
+                    before,
+                    layer.weight_hh,
+                    traces[k].gates[number][:rows],
+                    states[number][k][:rows],
+                    grad_projected[first : first + rows] if number == 0 else None,
+                )
+                total.add_step(cell, carry, before)
+                grad = None
+                if number > 0:
+                    h = hidden(states[number - 1][k][:rows], cell)
+                    total.add_input(d_x, self.masked(k, number, h))
+                    grad = self.masked(k, number, d_x @ layer.weight_ih)
+                later[number] = self._cut(k, carry, total)
+        inputs = _rows(inputs).to(layers[0].weight_ih.dtype)
+        d_x = grad_projected.to(inputs.dtype)
+        sums[0].add_input(d_x, inputs)
+        if grad_x is not None:
+            grad_x[self.positions].view(-1, grad_x.size(-1)).add_(d_x @ layers[0].weight_ih)
+
+    def _output_gradient(self, k: int, grads: Sequence[Tensor | None]) -> Tensor | None:
+        """The adjoint of :meth:`write_outputs`: gradient of `h`, ``(rows, H)``, or None."""
+        total = None
+        for order, grad in zip(self.block.orders, grads, strict=True):
+            if grad is None or order < k or (order > k and self.begin > 0):
+                continue
+            chains = self.own_chains(k) if order == k else 1
+            total = _sum_of_rows(total, _rows(grad[self.met(k) :][:chains]))
+        return total
+
+    def _change_gradient(
+        self, k: int, states: Sequence[Tensor], grad_changes: Tensor, total: _Gradients
+    ) -> Tensor:
+        """Gradient of a layer's `h` in iteration k from the changes of iterations k and k + 1.
+
+        `states` are the layer's, of each iteration from 0 on.
+        """
+
+        def of(k: int) -> Tensor:
+            change = self.change(k, states[k - 1], states[k])
+            return change * grad_changes[k - 1].to(change.dtype)
+
+        own = of(k)
+        if k == 1:
+            hidden(total.initial, self.block.cell).sub_(own.sum(0))
+        if k + 1 == len(states):
+            return own
+        after = of(k + 1)  # of position p, whose `h` this iteration has one chain further on
+        return _sum_of_rows(own, F.pad(-after, (0, 0, self.block.batch, 0)))
+
+    def _cut(self, k: int, carry: Carry, total: _Gradients) -> Carry | None:
+        """What of a carry goes on to the iteration before; the rest ends at `h_init`."""
+        if k == 1:
+            total.add_initial(carry)
+            return None
+        if self.block.resets is not None:
+            resets = self.at(k, self.block.resets, carry.recurrent.size(0)).unsqueeze(1)
+            total.add_initial(carry, resets)
+            for part in carry:
+                if part is not None:
+                    part.masked_fill_(resets, 0)
+        return carry
+
+
 def _rows(tensor: Tensor) -> Tensor:
     """``(n, B, S)`` to ``(n * B, S)``."""
     return tensor.reshape(-1, tensor.size(-1))
-
-
-def _traces(
-    block: Block, x: Tensor, layers: Sequence[LayerWeights], piece: range
-) -> Iterator[_Trace]:
-    """The iterations of a piece, one after the other."""
-    cell, batch = block.cell, block.batch
-    positions = _positions(block, piece)
-    inputs = _rows(x[positions]).to(layers[0].weight_ih.dtype)
-    projected = F.linear(inputs, layers[0].weight_ih, layers[0].input_bias)
-    states: list[Tensor] | None = None
-    for k in range(1, _steps(block, piece) + 1):
-        rows = _chains(block, piece, k) * batch
-        below = projected[(k - 1) * batch :][:rows]  # (rows, G*H)
-        advanced, gates = [], []
-        for number, layer in enumerate(layers):
-            if number > 0:
-                h = hidden(advanced[-1], cell)
-                h = _masked(block, piece, k, number, h)
-                below = F.linear(h, layer.weight_ih, layer.input_bias)
-            before = _before(block, piece, k, layer, states and states[number], rows)
-            gates.append(below.new_empty(rows, cell.kept * layer.weight_hh.size(1)))
-            advanced.append(below.new_empty(rows, layer.initial.numel()))
-            cell.forward(
-                below, before, layer.weight_hh, layer.recurrent_bias, gates[-1], advanced[-1]
-            )
-        states = advanced
-        yield _Trace(advanced, gates)
-
-
-def _positions(block: Block, piece: range) -> slice:
-    """The inputs that a piece takes on its way."""
-    return slice(piece.start, piece.start + _chains(block, piece, 1) + _steps(block, piece) - 1)
-
-
-def _steps(block: Block, piece: range) -> int:
-    """Iterations that any chain of a piece is wanted in."""
-    return sum(piece.start < chains for chains in block.chains[1:])
-
-
-def _chains(block: Block, piece: range, k: int) -> int:
-    """How many chains of a piece iteration k is wanted of.
-
-    A change needs the chain after it, too: it had this chain's position an iteration ago.
-    """
-    return min(piece.stop + block.residuals, block.chains[k]) - piece.start
-
-
-def _at(block: Block, piece: range, k: int, what: Tensor, rows: int) -> Tensor:
-    """What of ``(T, B, ...)`` a piece's first rows meet in iteration k, ``(rows, ...)``."""
-    first = piece.start + k - 1
-    return what[first : first + rows // block.batch].flatten(0, 1)
-
-
-def _before(
-    block: Block, piece: range, k: int, layer: LayerWeights, states: Tensor | None, rows: int
-) -> Tensor:
-    """The state before iteration k takes its input, ``(rows, P*H)``; one row if all share it."""
-    if states is None:
-        return layer.initial.unsqueeze(0)
-    if block.resets is None:
-        return states[:rows]
-    resets = _at(block, piece, k, block.resets, rows).unsqueeze(1)
-    return torch.where(resets, layer.initial, states[:rows])
-
-
-def _masked(block: Block, piece: range, k: int, layer: int, h: Tensor) -> Tensor:
-    """`h`, or its gradient, ``(rows, H)``, under a layer's dropout mask."""
-    mask = block.input_masks[layer]
-    if mask is None:
-        return h
-    return h * _at(block, piece, k, mask.expand(block.length, -1, -1), h.size(0)).to(h.dtype)
-
-
-def _write_outputs(block: Block, piece: range, k: int, top: Tensor, outputs: list[Tensor]) -> None:
-    h = hidden(top, block.cell).unflatten(0, (-1, block.batch))  # (n, B, H)
-    for order, output in zip(block.orders, outputs, strict=True):
-        if order == k:
-            own = h[: len(piece)]
-            output[piece.start + k - 1 :][: own.size(0)] = own
-        elif order > k and piece.start == 0:
-            output[k - 1] = h[0]
-
-
-def _output_gradient(
-    block: Block, piece: range, k: int, grads: Sequence[Tensor | None]
-) -> Tensor | None:
-    """Gradient of the top layer's `h` in iteration k, ``(rows, H)`` of the first rows, or None."""
-    total = None
-    own = min(piece.stop, block.chains[k]) - piece.start
-    for order, grad in zip(block.orders, grads, strict=True):
-        if grad is None or order < k or (order > k and piece.start > 0):
-            continue
-        chains = own if order == k else 1  # chain 0 passes positions that are exact already
-        total = _sum_of_rows(total, _rows(grad[piece.start + k - 1 :][:chains]))
-    return total
 
 
 def _sum_of_rows(a: Tensor | None, b: Tensor | None) -> Tensor | None:
@@ -356,36 +492,6 @@ def _sum_of_rows(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     total = longer.clone()
     total[: shorter.size(0)] += shorter
     return total
-
-
-def _change(
-    block: Block,
-    piece: range,
-    k: int,
-    layer: int,
-    layers: Sequence[LayerWeights],
-    before: Sequence[Tensor] | None,
-    after: Tensor,
-) -> Tensor:
-    """`H^(k) - H^(k-1)` of a layer at the positions of a piece's own chains, ``(n * B, H)``."""
-    rows = (min(piece.stop, block.chains[k]) - piece.start) * block.batch
-    if before is None:
-        start = layers[layer].initial.unsqueeze(0)
-    else:  # the chain after had this position before
-        start = before[layer][block.batch :][:rows]
-    change = hidden(after[:rows], block.cell) - hidden(start, block.cell)
-    if block.padding_mask is not None:
-        padded = _at(block, piece, k, block.padding_mask, rows).unsqueeze(1)
-        change = change.masked_fill(padded, 0)
-    return change
-
-
-def _elements(block: Block, layers: Sequence[LayerWeights]) -> int | Tensor:
-    """How many numbers a change has, over layers, units and real positions."""
-    positions: int | Tensor = max(block.length * block.batch, 1)
-    if block.padding_mask is not None:
-        positions = (~block.padding_mask).sum().clamp(min=1)
-    return positions * len(layers) * layers[0].weight_hh.size(1)
 
 
 @dataclass
@@ -449,111 +555,3 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
         total.addmm_(left.t(), right)
     else:
         total += left.t() @ right
-
-
-def _backward_piece(
-    block: Block,
-    piece: range,
-    x: Tensor,
-    layers: Sequence[LayerWeights],
-    traces: Sequence[_Trace],
-    grad_outputs: Sequence[Tensor | None],
-    grad_changes: Tensor | None,
-    sums: Sequence[_Gradients],
-    grad_x: Tensor | None,
-) -> None:
-    """The adjoint of :func:`_traces` on one piece, the last iteration first.
-
-    Args:
-        grad_outputs: of each of the orders, ``(T, B, H)``, or None.
-        grad_changes: what a change of each iteration is multiplied by, ``(K,)``, or None.
-        sums: each layer's gradients, added to.
-        grad_x: ``(T, B, D)``, added to; or None.
-    """
-    cell, batch = block.cell, block.batch
-    positions = _positions(block, piece)
-    inputs = x[positions]
-    grad_projected = sums[0].input_bias.new_zeros(
-        inputs.size(0) * batch, layers[0].input_bias.numel()
-    )  # summed over the iterations
-    later: list[Carry | None] = [None] * len(layers)
-    for k in range(len(traces), block.constant, -1):
-        trace = traces[k - 1]
-        states_before = traces[k - 2].states if k > 1 else None
-        grad = _output_gradient(block, piece, k, grad_outputs)
-        for number in reversed(range(len(layers))):
-            layer, total = layers[number], sums[number]
-            if grad_changes is not None:
-                changed = _change_gradient(
-                    block, piece, k, number, layers, traces, grad_changes, total
-                )
-                grad = _sum_of_rows(grad, changed)
-            rows = max(
-                0 if grad is None else grad.size(0),
-                0 if later[number] is None else later[number].recurrent.size(0),
-            )
-            if rows == 0:
-                continue
-            before = _before(block, piece, k, layer, states_before and states_before[number], rows)
-            first = (k - 1) * batch
-            d_x, carry = cell.backward(
-                grad,
-                later[number],
-                before,
-                layer.weight_hh,
-                trace.gates[number][:rows],
-                trace.states[number][:rows],
-                grad_projected[first : first + rows] if number == 0 else None,
-            )
-            total.add_step(cell, carry, before)
-            grad = None
-            if number > 0:
-                h = hidden(trace.states[number - 1][:rows], cell)
-                total.add_input(d_x, _masked(block, piece, k, number, h))
-                grad = _masked(block, piece, k, number, d_x @ layer.weight_ih)
-            later[number] = _cut(block, piece, k, carry, total)
-    inputs = _rows(inputs).to(layers[0].weight_ih.dtype)
-    d_x = grad_projected.to(inputs.dtype)
-    sums[0].add_input(d_x, inputs)
-    if grad_x is not None:
-        grad_x[positions].view(-1, grad_x.size(-1)).add_(d_x @ layers[0].weight_ih)
-
-
-def _cut(block: Block, piece: range, k: int, carry: Carry, total: _Gradients) -> Carry | None:
-    """What of a carry goes on to the iteration before; the rest ends at `h_init`."""
-    if k == 1:
-        total.add_initial(carry)
-        return None
-    if block.resets is not None:
-        resets = _at(block, piece, k, block.resets, carry.recurrent.size(0)).unsqueeze(1)
-        total.add_initial(carry, resets)
-        for part in carry:
-            if part is not None:
-                part.masked_fill_(resets, 0)
-    return carry
-
-
-def _change_gradient(
-    block: Block,
-    piece: range,
-    k: int,
-    number: int,
-    layers: Sequence[LayerWeights],
-    traces: Sequence[_Trace],
-    grad_changes: Tensor,
-    total: _Gradients,
-) -> Tensor:
-    """Gradient of a layer's `h` in iteration k from the changes of iterations k and k + 1."""
-
-    def of(k: int) -> Tensor:
-        before = traces[k - 2].states if k > 1 else None
-        change = _change(block, piece, k, number, layers, before, traces[k - 1].states[number])
-        return change * grad_changes[k - 1].to(change.dtype)
-
-    own = of(k)
-    if k == 1:
-        hidden(total.initial, block.cell).sub_(own.sum(0))
-    if k == len(traces):
-        return own
-    after = of(k + 1)  # of position p, whose `h` this iteration has one chain further on
-    return _sum_of_rows(own, F.pad(-after, (0, 0, block.batch, 0)))
