@@ -98,6 +98,49 @@ def test_the_same_weights_are_on_both_sides_of_a_comparison():
         torch.testing.assert_close(ours(x, 6).output, theirs(x)[0])
 
 
+def test_small_blocks_are_measured_in_a_cuda_graph_too():
+    records = [
+        {"iterations": iterations, "batch": batch, "length": length}
+        for iterations in (0, 2, 5)
+        for batch, length in ((1, 128), (32, 512), (33, 512), (32, 513))
+    ]
+    found = layer.graphed(records, torch.device("cuda"))
+    assert all(record.pop("graph") for record in found)
+    assert found == [
+        {"iterations": iterations, "batch": batch, "length": length}
+        for iterations in (2, 5)
+        for batch, length in ((1, 128), (32, 512))
+    ]
+    assert not layer.graphed(records, CPU)
+
+
+@pytest.mark.parametrize("mode", ["training", "forward"])
+def test_a_graph_is_captured_once_for_the_step_that_is_measured_without_one(monkeypatch, mode):
+    """Here the module itself stands for its graph; on a GPU tests/test_cuda.py has the graph."""
+    captured = []
+
+    def capture(module, sample):
+        captured.append((*sample, torch.is_grad_enabled(), torch.is_autocast_cache_enabled()))
+        return module
+
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", capture)
+    module, _ = layer.layers("gru", 8, CPU)
+    x, grad = layer.block(6, 2, 8, CPU)
+    gradients = []
+    for step in layer.step, layer.graphed_step:
+        call = step(module, x, grad, 3, mode, "fp32")
+        assert not captured
+        call()
+        call()
+        gradients.append([x.grad, *(parameter.grad for parameter in module.parameters())])
+    torch.testing.assert_close(*gradients, rtol=0, atol=0)
+    assert (x.grad is not None) == (mode == "training")
+    ((sample, with_gradient, with_cache),) = captured
+    assert torch.equal(sample, x) and sample.data_ptr() != x.data_ptr()
+    assert sample.requires_grad and not with_cache
+    assert with_gradient == (mode == "training")
+
+
 def test_calls_run_in_turn_and_the_first_of_each_does_not_count():
     order = []
     calls = {name: lambda name=name: order.append(name) for name in "abc"}
@@ -427,6 +470,24 @@ def test_aims_are_held_against_the_cells_that_they_name():
     assert aims.slowest(2048)(runs) is None
     assert "| at least 3.0x | 4.0x |" in aims.summary({"cpu": runs})
     assert aims.summary({}).count("not measured") == len(aims.AIMS)
+
+
+def test_what_ran_in_a_graph_has_a_table_of_its_own(saved):
+    run = json.loads(saved.read_text())["parts"]["layer"]
+    assert "layer-graphs" not in layer.tables(run)
+    shape = layer.by_shape(run["records"])["gru", 16, 1, 8, "bf16", "training"]
+    shape[0]["ms"], shape[2]["ms"] = 6.0, 3.0
+    without = layer.tables(run)
+    graphs = [
+        {**shape[2], "graph": True, "ms": 0.5},
+        {**shape[3], "graph": True, "ms": None, "reason": "out of memory"},
+    ]
+    found = layer.tables({**run, "records": [*run["records"], *graphs]})
+    assert found.pop("layer-graphs").splitlines()[2:] == [
+        "| gru | 16 | 1 | 8 | bf16 | training | 0.5 ms, 12.0x torch.nn, 6.0x eager "
+        "| out of memory |"
+    ]
+    assert found == without
 
 
 def test_growth_has_each_axis_through_the_centre(saved):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fairseq_fixedpoint.recurrence import FixedPointRNN
+from fairseq_fixedpoint.recurrence import FixedOrder, FixedPointRNN
 from fairseq_fixedpoint.recurrence.reference import window_by_window
 from fairseq_fixedpoint.rescoring.token_scorers import WindowScorer
 from tests.commands import evaluate, train
@@ -59,6 +59,41 @@ def test_half_precision_errs_no_more_than_the_exact_recurrence_does(kind, dtype)
     ours = (half(x.to(dtype), 32).output - expected).abs().max()
     theirs = (half(x.to(dtype), 0).output - expected).abs().max()
     assert ours <= 2 * theirs + torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("kind", KINDS, ids="-".join)
+def test_a_cuda_graph_gives_the_states_and_gradients_without_one(kind):
+    """For several inputs and masks, and weights that change in between."""
+    model = make(kind, layers=2, learned_initial_state=True, spectral_bound=0.9).cuda()
+    eager = make(kind, layers=2, learned_initial_state=True, spectral_bound=0.9).cuda()
+    sample = block(9).cuda().requires_grad_(), torch.rand(9, 2, device="cuda") < 0.3
+    graph = torch.cuda.make_graphed_callables(FixedOrder(model, 4), sample)
+    for _ in range(3):
+        eager.load_state_dict(model.state_dict())  # the estimates of the norms, too
+        x, resets = block(9).cuda().requires_grad_(), torch.rand(9, 2, device="cuda") < 0.3
+        found, expected = graph(x, resets), eager(x, 4, resets=resets).output
+        torch.testing.assert_close(found, expected, **EXACT)
+        found = gradients(found, [x, *model.parameters()])
+        expected = gradients(expected, [x, *eager.parameters()])
+        for ours, theirs in zip(found, expected, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-10)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter += 0.1 * torch.randn_like(parameter)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids="-".join)
+def test_a_cuda_graph_of_bfloat16_products_errs_no_more_than_without_one(kind):
+    """Whose kernels are chosen by time before the graph is captured."""
+    model = make(kind, layers=1, input_size=64, hidden_size=64).float().cuda()
+    x, tensors = block(32, 8, 64).float().cuda().requires_grad_(), [*model.parameters()]
+    exact = gradients(model(x, 4).output, tensors)
+    with torch.autocast("cuda", torch.bfloat16, cache_enabled=False):
+        eager = gradients(model(x, 4).output, tensors)
+        graph = torch.cuda.make_graphed_callables(FixedOrder(model, 4), (x,))
+    found = gradients(graph(x), tensors)
+    for ours, theirs, expected in zip(found, eager, exact, strict=True):
+        assert (ours - expected).norm() <= 2 * (theirs - expected).norm()
 
 
 @pytest.mark.parametrize("precision", ["--fp16", "--bf16", "--amp", "--bf16-products"])

@@ -9,8 +9,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from fairseq_fixedpoint.recurrence import FixedPointRNN, chains
+from fairseq_fixedpoint.recurrence import FixedOrder, FixedPointRNN, chains
 from fairseq_fixedpoint.recurrence.cells import hidden
 from fairseq_fixedpoint.recurrence.reference import cell_step, sequential, window_by_window
 
@@ -117,6 +118,80 @@ def test_an_empty_block_has_empty_states_and_no_gradient(length, batch):
     assert output.shape == (length, batch, 4)
     output.sum().backward()
     assert all(not parameter.grad.any() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("kind", KINDS, ids="-".join)
+@pytest.mark.parametrize("iterations", [0, 3])
+def test_no_sequences_have_no_states(kind, iterations):
+    """As PyTorch's own modules give them: a block, with masks or without, and a step."""
+    model = make(kind, learned_initial_state=True)
+    x, nowhere = block(3, 0), torch.zeros(3, 0, dtype=torch.bool)
+    for masks in {}, {"resets": nowhere, "padding_mask": nowhere}:
+        solution = model(x, iterations, **masks)
+        assert solution.output.shape == (3, 0, 4)
+        if iterations == 0:
+            assert solution.final_state.shape == (2, 0, model.cell.parts * 4)
+        solution.output.sum().backward()
+        assert all(not parameter.grad.any() for parameter in model.layers.parameters())
+    cache = model.initial_cache(0, iterations)
+    output, advanced = model.step(x[0], cache, nowhere[0])
+    assert output.shape == (0, 4) and advanced.shape == cache.shape
+
+
+def test_a_fixed_order_is_the_model_at_that_order():
+    """Tensors in, a tensor out, the parameters of the model: what a CUDA graph asks for."""
+    model = make(("gru", "tanh"), learned_initial_state=True)
+    module = FixedOrder(model, 3)
+    assert [*module.parameters()] == [*model.parameters()]
+    x, resets, padding = block(6), torch.rand(6, 2) < 0.3, torch.rand(6, 2) < 0.3
+    for masks in (), (resets,), (resets, padding):
+        options = dict(zip(("resets", "padding_mask"), masks, strict=False))
+        assert torch.equal(module(x, *masks), model(x, 3, **options).output)
+    with pytest.raises(ValueError, match="iterations must be at least 1 for a fixed order, not 0"):
+        FixedOrder(model, 0)
+
+
+class NothingRead(TorchDispatchMode):
+    """Refuses what makes a host wait for its GPU, and so what a CUDA graph cannot hold.
+
+    That is reading a value, results whose size depends on values, and tensors of Python's numbers,
+    which would be copied to the GPU.
+    """
+
+    REFUSED = (
+        "_local_scalar_dense", "equal", "nonzero", "masked_select", "_unique2", "bincount",
+        "lift_fresh", "repeat_interleave",
+    )  # fmt: skip
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        assert name not in self.REFUSED, f"{name} waits for the device"
+        if name in ("index", "index_put_", "_index_put_impl_"):
+            assert all(index is None or index.dtype != torch.bool for index in args[1]), name
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kind", KINDS, ids="-".join)
+@pytest.mark.parametrize("gradient_iterations", [None, 2])
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_nothing_in_an_iteration_or_its_gradient_reads_the_device(
+    kind, gradient_iterations, checkpointed
+):
+    model = make(
+        kind, layers=2, dropout=0.5, weight_dropout=0.3, learned_initial_state=True,
+        spectral_bound=0.5,
+    ).train()  # fmt: skip
+    x, masks = block(6).requires_grad_(), torch.rand(2, 6, 2) < 0.3
+    for mode in nullcontext(), torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+        with NothingRead(), mode, pieces_of_one_chain():
+            solution = model(
+                x, 4, resets=masks[0], padding_mask=masks[1], orders=[2], residuals=True,
+                gradient_iterations=gradient_iterations, checkpoint_iterations=checkpointed,
+            )  # fmt: skip
+            outputs = [*solution.iterates.values(), solution.squared_residuals]
+            sum(output.sum() for output in outputs).backward()
+    with pytest.raises(AssertionError, match="waits for the device"), NothingRead():
+        model(x, 0, resets=masks[0])
 
 
 def test_a_token_more_than_k_back_changes_nothing():
@@ -453,6 +528,24 @@ def test_both_evaluations_of_a_training_pass_bound_the_norm_once(kind):
     torch.testing.assert_close(models[0](x, 0).output, models[1](x, 5).output, **EXACT)
 
 
+def test_a_norm_is_estimated_in_place_and_passes_may_share_a_backward_pass():
+    """What holds the buffers, as a CUDA graph does, sees the estimate of each pass."""
+    models = [make(("gru", "tanh"), layers=1, spectral_bound=0.3).train() for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    for model in models:  # a jump after which each pass has another estimate
+        model.layers[0].parametrizations.weight_hh_l0.original.data[0] *= 5
+    bound = models[0].layers[0].parametrizations.weight_hh_l0[0]
+    held, before = bound.left, bound.left.clone()
+    x = block(4)
+    output = models[0](x, 2).output
+    assert bound.left is held and not torch.equal(held, before)
+    models[0](x, 2)
+    found = gradients(output, list(models[0].parameters()))
+    expected = gradients(models[1](x, 2).output, list(models[1].parameters()))
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, **EXACT)
+
+
 @pytest.mark.parametrize("kind", KINDS, ids="-".join)
 def test_orthogonal_matrices_need_full_precision(kind):
     model = make(kind, orthogonal=True)
@@ -495,6 +588,8 @@ def test_bad_construction_is_refused(options, message):
     [
         (-1, {}, "must be 0"),
         (3, {"orders": [4]}, "must all lie in 1..3"),
+        (3, {"orders": [0, 2]}, "must all lie in 1..3"),
+        (0, {"orders": [1]}, "has no iterates"),
         (3, {"gradient_iterations": 4}, "must lie in 1..3"),
         (0, {"residuals": True}, "has no iterates"),
         (3, {"initial_state": torch.zeros(2, 2, 4)}, "2 tokens of left context"),
@@ -504,3 +599,47 @@ def test_bad_calls_are_refused(iterations, options, message):
     model = FixedPointRNN(3, 4, 2)
     with pytest.raises(ValueError, match=message):
         model(torch.zeros(5, 2, 3), iterations, **options)
+
+
+@pytest.mark.parametrize("iterations", [0, 3])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"x": torch.zeros(5, 3)}, r"x must have the shape \(T, B, 3\), not \(5, 3\)"),
+        ({"x": torch.zeros(5, 2, 4)}, r"x must have the shape \(T, B, 3\), not \(5, 2, 4\)"),
+        ({"resets": torch.zeros(2, 5).bool()}, r"resets must have the shape \(5, 2\)"),
+        ({"resets": torch.zeros(5, 2).byte()}, "resets must be bool, not torch.uint8"),
+        ({"padding_mask": torch.zeros(5, 1).bool()}, r"padding_mask must have the shape \(5, 2\)"),
+        ({"padding_mask": torch.zeros(5, 2)}, "padding_mask must be bool, not torch.float32"),
+    ],
+)
+def test_tensors_of_another_shape_or_type_are_refused(options, message, iterations):
+    model = FixedPointRNN(3, 4, 2, dropout=0.5)  # which draws masks of the input's shape
+    options = {"x": torch.zeros(5, 2, 3), "iterations": iterations, **options}
+    with pytest.raises(ValueError, match=message):
+        model(**options)
+
+
+@pytest.mark.parametrize("options", [{"x": torch.zeros(0, 2, 3)},
+                                     {"initial_state": torch.zeros(2, 3, 4)}])  # fmt: skip
+def test_the_exact_recurrence_wants_a_position_and_a_state_of_its_batch(options):
+    options = {"x": torch.zeros(5, 2, 3), "iterations": 0, **options}
+    with pytest.raises(ValueError, match=r"no positions|initial_state must have .* \(2, 2, 4\)"):
+        FixedPointRNN(3, 4, 2)(**options)
+
+
+@pytest.mark.parametrize("iterations", [0, 3])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"x": torch.zeros(1, 2, 3)}, r"x must have the shape \(B, 3\)"),
+        ({"x": torch.zeros(3, 3)}, r"cache must have the shape \(2, K \+ 1, 3, 4\)"),
+        ({"resets": torch.zeros(3).bool()}, r"resets must have the shape \(2\)"),
+        ({"resets": torch.zeros(2).long()}, "resets must be bool, not torch.int64"),
+    ],
+)
+def test_a_step_refuses_tensors_of_another_shape_or_type(options, message, iterations):
+    model = FixedPointRNN(3, 4, 2)
+    options = {"x": torch.zeros(2, 3), "cache": model.initial_cache(2, iterations), **options}
+    with pytest.raises(ValueError, match=message):
+        model.step(**options)

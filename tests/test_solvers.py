@@ -370,7 +370,35 @@ def test_what_is_not_a_number_has_not_converged(method):
     layers = make(("elman", "tanh")).effective_layers()
     solution = solve(layers, x, method, max_iterations=59)
     assert solution.converged.tolist() == [False, True]
-    assert "residual nan; 1 of 2 sequences" in solution.message()
+    message = solution.message()
+    assert "residual nan; the states of 1 of 2 sequences are not finite: look for NaN" in message
+    assert "did not converge" not in message
+
+
+@every_method
+@pytest.mark.parametrize("weight", [torch.inf, 1e30])
+def test_states_that_are_not_finite_are_told_of_any_layer(method, weight):
+    """By a weight that is infinite, or states that outgrow the type; the layer below is finite."""
+    model = make(("elman", "relu"), layers=2).float()
+    with torch.no_grad():
+        for layer in model.layers:
+            for parameter in layer.parameters():
+                parameter.fill_(0.1)
+        model.initial_state.zero_()
+        model.layers[1].weight_hh_l0.fill_(weight)
+    layers, x = model.effective_layers(), torch.ones(6, 2, 3)
+    solution = solve(layers, x, method)
+    assert solution.statistics[0].converged.all()
+    assert not solution.statistics[1].residuals[-1].isfinite().any()
+    assert "the states of 2 of 2 sequences are not finite" in solution.message()
+    assert not model(x, 0).output.isfinite().all()
+
+
+@every_method
+def test_no_sequences_have_no_solution(method):
+    solution = solve(make(("lstm", "tanh"), layers=2).effective_layers(), block(4, 0), method)
+    assert solution.output.shape == (4, 0, 4) and solution.final_state.shape == (2, 0, 8)
+    assert "no sequences" in solution.message()
 
 
 @every_kind
@@ -421,6 +449,9 @@ def test_what_did_not_converge_is_told_with_a_remedy(method):
         ({"tolerance": -1.0}, "tolerance must be 0 or more, not -1.0"),
         ({"tolerance": float("nan")}, "tolerance must be 0 or more, not nan"),
         ({"max_iterations": 0}, "max_iterations must be at least 1, not 0"),
+        ({"x": torch.zeros(2, 2, 4)}, r"x must have the shape \(T, B, 3\)"),
+        ({"resets": torch.zeros(2, 2)}, "resets must be bool, not torch.float32"),
+        ({"initial_state": torch.zeros(1, 4)}, r"initial_state must have the shape \(1, 2, 4\)"),
     ],
 )
 def test_wrong_input_is_told(options, message):

@@ -261,15 +261,69 @@ def test_the_fastest_way_is_timed_once_and_taken(tf32, monkeypatch, name, fastes
     assert len(timed) == len(ways)
 
 
-def test_a_tile_too_large_for_the_gpu_is_never_the_fastest(tf32, monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [
+        triton.OutOfResources(200_000, 100_000, "shared memory"),
+        triton.CompilationError(None, None, "does not compile"),
+        torch.cuda.OutOfMemoryError("CUDA out of memory."),
+        RuntimeError("PassManager::run failed"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+@pytest.mark.parametrize("name", ["elman_forward", "elman_backward"])
+def test_a_way_that_cannot_be_timed_is_not_taken(tf32, monkeypatch, name, error):
+    """The others are timed all the same; without any, the product is PyTorch's."""
+    for working, expected in ({2, 3}, 1), ({0, 1}, None), (set(), None):
+        kernels, timed = interpreted(), []
+
+        def bench(run, *, timed=timed, working=working, **_):
+            timed.append(run)
+            if len(timed) - 1 not in working:
+                raise error
+            return float(len(timed))
+
+        monkeypatch.setattr(triton.testing, "do_bench", bench)
+        assert_equals_reference(kernels, name, torch.float32, 70, 130, False)
+        assert len(timed) == 5
+        taken = None if expected is None else kernels.TILINGS[expected]
+        assert list(kernels._timed.values()) == [taken]
+
+
+def test_what_fails_in_every_way_is_told(tf32, monkeypatch):
+    """A failure that is no way's own is not passed by."""
     kernels = interpreted()
 
-    def bench(run, **_):
-        raise triton.OutOfResources(200_000, 100_000, "shared memory")
+    def fail(*_, **__):
+        raise RuntimeError("an illegal memory access was encountered")
 
-    monkeypatch.setattr(triton.testing, "do_bench", bench)
-    assert_equals_reference(kernels, "elman_forward", torch.float32, 20, 70, False)
-    assert list(kernels._timed.values()) == [None]
+    monkeypatch.setattr(triton.testing, "do_bench", fail)
+    monkeypatch.setattr(kernels, "_launch", fail)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        assert_equals_reference(kernels, "elman_forward", torch.float32, 20, 70, False)
+
+
+def test_nothing_is_timed_while_a_graph_is_captured(tf32, monkeypatch):
+    """What is known by then is taken, and anything else left to PyTorch."""
+
+    class OnAGPU(Tensor):
+        is_cuda = True
+
+    kernels, capturing, timed = interpreted(), [True], []
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing[0])
+    monkeypatch.setattr(
+        triton.testing, "do_bench", lambda run, **_: timed.append(run) or 9.0 - len(timed)
+    )
+    out, left = torch.empty(70, 130), torch.empty(70, 130).as_subclass(OnAGPU)
+
+    def chosen() -> dict | None:
+        return kernels._fastest(lambda way, out: None, out, "elman_forward", left)
+
+    assert chosen() is None and not timed
+    capturing[0] = False
+    assert chosen() == kernels.TILINGS[3] and len(timed) == 5
+    capturing[0] = True
+    assert chosen() == kernels.TILINGS[3] and len(timed) == 5
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -10,11 +10,12 @@ from fairseq_fixedpoint.recurrence.solvers import (
     SolverSolution,
     solve,
 )
-from fairseq_fixedpoint.recurrence.stack import FixedPointRNN
+from fairseq_fixedpoint.recurrence.stack import FixedOrder, FixedPointRNN
 
 __all__ = [
     "CELLS",
     "NONLINEARITIES",
+    "FixedOrder",
     "FixedPointRNN",
     "Jacobi",
     "Newton",

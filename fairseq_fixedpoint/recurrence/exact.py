@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils.rnn import PackedSequence
 
+from fairseq_fixedpoint.recurrence.arguments import check_any_position, check_block, check_shape
 from fairseq_fixedpoint.recurrence.iteration import Layer, Solution, joined_resets
 
 
@@ -40,12 +41,21 @@ def exact(
 
     Returns:
         A solution with `output` and `final_state`.
+
+    Raises:
+        ValueError: for tensors of other shapes or types, or a block without positions.
     """
+    check_block(x, layers[0].weight_ih.size(1), resets, padding_mask)
+    check_any_position(x)
+    if initial_state is not None:
+        check_shape(
+            "initial_state", initial_state, len(layers), x.size(1), layers[0].initial.numel()
+        )
     resets = joined_resets(resets, padding_mask)
     if initial_state is None:
         initial_state = torch.stack([layer.initial.expand(x.size(1), -1) for layer in layers])
     initial_state = initial_state.to(x.dtype)
-    if resets is None:
+    if resets is None or x.size(1) == 0:
         output, final_state = _run_block(recurrences, layers, x, initial_state)
     else:
         output, final_state = _run_pieces(recurrences, layers, x, initial_state, resets)

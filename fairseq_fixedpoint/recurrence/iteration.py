@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fairseq_fixedpoint.recurrence.arguments import check_block
 from fairseq_fixedpoint.recurrence.cells import Cell, hidden
 from fairseq_fixedpoint.recurrence.chains import Block, LayerWeights, iterate
 
@@ -77,16 +78,16 @@ class Layer:
             before = previous[:-1].to(x.dtype)  # a cache stays as it is under autocast
             if resets is not None:
                 before = torch.where(resets.unsqueeze(-1), weights.initial, before)
-            before = before.reshape(length * batch, -1)
+            before = before.flatten(0, 1)
         state = x.new_empty(length + 1, batch, self.initial.numel())
         state[0] = weights.initial
         self.cell.forward(
-            x.reshape(length * batch, -1),
+            x.flatten(0, 1),
             before,
             weights.weight_hh,
             weights.recurrent_bias,
             x.new_empty(length * batch, self.cell.kept * self.weight_hh.size(1)),
-            state[1:].view(length * batch, -1),
+            state[1:].view(length * batch, state.size(-1)),
         )
         return state
 
@@ -179,8 +180,10 @@ def fixed_point(
             grows with its square.
 
     Raises:
-        ValueError: for iterations, orders or gradient_iterations out of range.
+        ValueError: for tensors of other shapes or types, and for iterations, orders or
+            gradient_iterations out of range.
     """
+    check_block(x, layers[0].weight_ih.size(1), resets, padding_mask)
     if iterations < 1:
         raise ValueError(f"iterations must be at least 1 for an iteration, not {iterations}.")
     if any(k < 1 or k > iterations for k in orders):
@@ -224,7 +227,7 @@ def fixed_point(
 def _product_type(x: Tensor, weight: Tensor) -> torch.dtype:
     """The type of states and products: that of `x`, or autocast's; asked of an empty product."""
     with torch.no_grad():
-        return F.linear(x[:0], weight).dtype
+        return F.linear(x[:0], weight[:0]).dtype
 
 
 def joined_resets(resets: Tensor | None, padding_mask: Tensor | None) -> Tensor | None:

@@ -30,15 +30,18 @@ class SpectralBound(nn.Module):
             self._power_iteration(weight, steps=15)
 
     def _power_iteration(self, weight: Tensor, steps: int) -> None:
+        # In place, as whatever holds the buffers (a CUDA graph, data-parallel training) holds them
+        # for good.
         for _ in range(steps):
-            self.left = F.normalize(weight @ self.right, dim=0)
-            self.right = F.normalize(weight.t() @ self.left, dim=0)
+            self.left.copy_(F.normalize(weight @ self.right, dim=0))
+            self.right.copy_(F.normalize(weight.t() @ self.left, dim=0))
 
     def forward(self, weight: Tensor) -> Tensor:
         if self.training:
             with torch.no_grad():
                 self._power_iteration(weight, steps=1)
-        norm = torch.dot(self.left, weight @ self.right)
+        # Copies: the next pass may come before the backward pass of this one.
+        norm = torch.dot(self.left.clone(), weight @ self.right.clone())
         return weight * (self.bound / norm.clamp(min=self.bound))
 
 

@@ -33,6 +33,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fairseq_fixedpoint.recurrence.arguments import check_any_position, check_block, check_shape
 from fairseq_fixedpoint.recurrence.cells import GRU, LSTM, Elman, hidden
 from fairseq_fixedpoint.recurrence.iteration import Layer, joined_resets, sweep
 from fairseq_fixedpoint.recurrence.scan import linear_recurrence, transform
@@ -92,7 +93,8 @@ class LayerStatistics:
     Attributes:
         iterations: updates that each sequence took, ``(B,)``.
         residuals: largest `|F_t - H_t| / max(1, |F_t|)` of a unit of each sequence, of the guess
-            and after each iteration, ``(1 + I, B)``; what has converged stays as it is.
+            and after each iteration, ``(1 + I, B)``; what has converged stays as it is. NaN or
+            infinite where a state is.
         exact_prefix: how many positions at the start of each sequence are exact (up to rounding)
             by the argument above, ``(B,)``. Others may be.
         converged: whether the last residual is within the tolerance, bool ``(B,)``.
@@ -133,19 +135,29 @@ class SolverSolution:
 
     def message(self) -> str:
         """The outcome in words. Waits for the device."""
+        length, sequences = self.output.shape[:2]
+        if sequences == 0:
+            return "there are no sequences to solve."
         iterations = max(int(layer.iterations.max()) for layer in self.statistics)
-        residual = max(float(layer.residuals[-1].max()) for layer in self.statistics)
+        residuals = torch.stack([layer.residuals[-1] for layer in self.statistics])  # (L, B)
         summary = f"{type(self.method).__name__}: {iterations} iterations at most a layer, "
-        summary += f"residual {residual:.1e}"
+        summary += f"residual {float(residuals.max()):.1e}; "
+        not_finite = int((~residuals.isfinite()).any(0).sum())
+        if not_finite:
+            return (
+                f"{summary}the states of {not_finite} of {sequences} sequences are not finite: "
+                "look for NaN or infinity in x and in the weights (the exact recurrence, "
+                "iterations=0, is not finite either then). If it is finite, raise max_iterations "
+                f"({length}, the length, is always enough), or solve in a wider type."
+            )
         failed = int((~self.converged).sum())
-        if not failed:
-            return f"{summary}; all {self.converged.numel()} sequences converged."
-        length = self.output.size(0)
-        return (
-            f"{summary}; {failed} of {self.converged.numel()} sequences did not converge to "
-            f"{self.tolerance:.1e}: raise max_iterations ({length}, the length, is always enough), "
-            "or use the exact recurrence (iterations=0)."
-        )
+        if failed:
+            return (
+                f"{summary}{failed} of {sequences} sequences did not converge to "
+                f"{self.tolerance:.1e}: raise max_iterations ({length}, the length, is always "
+                "enough), or use the exact recurrence (iterations=0)."
+            )
+        return f"{summary}all {sequences} sequences converged."
 
 
 @torch.no_grad()
@@ -181,12 +193,14 @@ def solve(
         initial_state: the state to start from, ``(L, B, P*H)``; `h_init` if None.
 
     Raises:
-        ValueError: for no positions, a negative tolerance, fewer than one iteration, or an input
-            that wants a gradient.
+        ValueError: for tensors of other shapes or types, no positions, a negative tolerance, fewer
+            than one iteration, or an input that wants a gradient.
     """
+    check_block(x, layers[0].weight_ih.size(1), resets, padding_mask)
+    check_any_position(x)
     length, batch, _ = x.shape
-    if length == 0:
-        raise ValueError("x has no positions (its first dimension is 0): give at least one.")
+    if initial_state is not None:
+        check_shape("initial_state", initial_state, len(layers), batch, layers[0].initial.numel())
     if not tolerance >= 0:
         raise ValueError(f"tolerance must be 0 or more, not {tolerance}.")
     if max_iterations is not None and max_iterations < 1:

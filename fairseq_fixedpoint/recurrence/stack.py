@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fairseq_fixedpoint.recurrence.arguments import check_mask, check_shape
 from fairseq_fixedpoint.recurrence.cells import hidden, make_cell
 from fairseq_fixedpoint.recurrence.dropout import check_probability, dropout_mask
 from fairseq_fixedpoint.recurrence.exact import exact
@@ -96,7 +97,12 @@ class FixedPointRNN(nn.Module):
 
         Args:
             x: the block's input ``(T, B, D)``, for the shape of the masks; no masks if None.
+
+        Raises:
+            ValueError: for another shape of `x`.
         """
+        if x is not None:
+            check_shape("x", x, "T", "B", self.layers[0].input_size)
         layers = []
         for number, recurrence in enumerate(self.layers):
             with torch.autocast(self.initial_state.device.type, enabled=False):
@@ -145,7 +151,8 @@ class FixedPointRNN(nn.Module):
                 iteration's window would otherwise be longer than K.
 
         Raises:
-            ValueError: for K < 0, or an argument that the chosen evaluation cannot honour.
+            ValueError: for K < 0, a tensor of another shape or type, an argument that the chosen
+                evaluation cannot honour, and a block without positions if K is 0.
         """
         if iterations < 0:
             raise ValueError(f"iterations must be 0 (exact) or more, not {iterations}.")
@@ -197,7 +204,14 @@ class FixedPointRNN(nn.Module):
 
         Returns:
             The top layer's `h` at iteration K, ``(B, H)``, and the new cache.
+
+        Raises:
+            ValueError: for tensors of other shapes or types.
         """
+        num_layers, width = self.initial_state.shape
+        check_shape("x", x, "B", self.layers[0].input_size)
+        check_shape("cache", cache, num_layers, "K + 1", x.size(0), width)
+        check_mask("resets", resets, x.size(0))
         layers = self.effective_layers()
         is_exact = cache.size(1) == 1
         if is_exact:  # sweep's last row precedes nothing, so repeat the only one there is
@@ -211,3 +225,40 @@ class FixedPointRNN(nn.Module):
         )
         output = hidden(states[-1, -1], self.cell)
         return output, states[:, 1:] if is_exact else states
+
+
+class FixedOrder(nn.Module):
+    """A :class:`FixedPointRNN` at one K: tensors in, a tensor out, as a CUDA graph wants it.
+
+    A small block keeps a GPU waiting for the launches of its kernels. A graph launches those of a
+    whole pass at once, forward and backward, for inputs of one shape::
+
+        layer = torch.cuda.make_graphed_callables(FixedOrder(rnn, iterations=5), (x,))
+        output = layer(x)
+
+    PyTorch documents what else such a graph asks for: inputs that require a gradient as the sample
+    did, autocast without its cache, and no use of an output after the next call. K is at least 1,
+    as the exact recurrence looks at the masks to cut sequences, and recurrent matrices are not
+    orthogonal, as PyTorch's way of making them so can wait for the device. No such graph has been
+    run yet: the tests that do are marked `cuda`.
+
+    Args:
+        rnn: whose parameters and buffers these are.
+        iterations: K, at least 1.
+
+    Raises:
+        ValueError: for a smaller K.
+    """
+
+    def __init__(self, rnn: FixedPointRNN, iterations: int):
+        super().__init__()
+        if iterations < 1:
+            raise ValueError(f"iterations must be at least 1 for a fixed order, not {iterations}.")
+        self.rnn = rnn
+        self.iterations = iterations
+
+    def forward(
+        self, x: Tensor, resets: Tensor | None = None, padding_mask: Tensor | None = None
+    ) -> Tensor:
+        """The top layer's `h` at iteration K, ``(T, B, H)``, as of :class:`FixedPointRNN`."""
+        return self.rnn(x, self.iterations, resets=resets, padding_mask=padding_mask).output

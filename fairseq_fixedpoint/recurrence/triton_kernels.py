@@ -434,7 +434,9 @@ def _fastest(
     """The fastest way to a product and its epilogue: one of :data:`TILINGS`, or None for cuBLAS.
 
     With cuBLAS, the pointwise part follows in a kernel of its own. What is faster is timed at the
-    first call for a width, a type and a power of two of rows, which takes some seconds.
+    first call for a width, a type and a power of two of rows, which takes some seconds. A way that
+    fails there is not taken. Nothing is timed while a CUDA graph is captured: what was not by then
+    is left to cuBLAS.
 
     Args:
         run: does the work in the way given, into a matrix like `written`.
@@ -450,16 +452,20 @@ def _fastest(
         if left.is_cuda and torch.cuda.is_current_stream_capturing():
             return None
         ways = [None, *fitting[:4]]
-        copy = None if written is None else written.clone()
-        milliseconds = [_milliseconds(run, way, copy) for way in ways]
-        _timed[key] = ways[milliseconds.index(min(milliseconds))]
+        milliseconds = [_milliseconds(run, way, written) for way in ways]
+        _timed[key] = ways[milliseconds.index(min(milliseconds))]  # cuBLAS if all have failed
     return _timed.get(key)
 
 
 def _milliseconds(run: Callable, way: dict | None, written: Tensor | None) -> float:
+    """The median time of a way, infinite if it cannot be timed."""
     try:
-        return triton.testing.do_bench(lambda: run(way, written), return_mode="median")
-    except triton.OutOfResources:  # the tile needs more shared memory than this GPU has
+        copy = None if written is None else written.clone()
+        return triton.testing.do_bench(lambda: run(way, copy), return_mode="median")
+    # Triton's: the tile needs more shared memory than this GPU has, or does not compile. The
+    # others: no memory for PyTorch, cuBLAS or the timer, or a compiler's pass that fails. An error
+    # that is no way's own comes again when the one chosen runs.
+    except (triton.TritonError, RuntimeError):
         return math.inf
 
 

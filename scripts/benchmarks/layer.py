@@ -2,19 +2,20 @@
 `GRU` of the same sizes and weights (cuDNN's on a GPU), a training step and a forward pass.
 
 A training step is the forward pass, and the backward pass to input and weights. `bf16` is autocast
-on both sides, `fp32` is tf32 on a GPU.
+on both sides, `fp32` is tf32 on a GPU. Small blocks are measured in a CUDA graph, too, on a GPU.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from fairseq_fixedpoint.recurrence import CELLS, FixedPointRNN
+from fairseq_fixedpoint.recurrence import CELLS, FixedOrder, FixedPointRNN
 from scripts.benchmarks.floors import floor_ms, layer_work, share
 from scripts.benchmarks.machine import PRECISIONS, Machine
 from scripts.benchmarks.markdown import number, percent, table, times
@@ -22,6 +23,7 @@ from scripts.benchmarks.measuring import Call, interleaved
 
 THEIRS = {"elman": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
 EXACT = 0  # iterations of the exact recurrence, which is torch.nn's
+GRAPHED_BATCH, GRAPHED_LENGTH = 32, 512  # the largest block that is measured in a CUDA graph
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,10 @@ PRESETS = {
 
 
 def measure(settings: Settings, machine: Machine) -> Iterator[dict]:
-    """A record for each shape, mode, precision and K; K = 0 is PyTorch's module."""
+    """A record for each shape, mode, precision and K; K = 0 is PyTorch's module.
+
+    What ran in a CUDA graph has a record of its own, with `graph`.
+    """
     for cell in settings.cells:
         widths = settings.widths if cell == "elman" else settings.gated_widths
         shapes = itertools.product(
@@ -98,7 +103,20 @@ def measure(settings: Settings, machine: Machine) -> Iterator[dict]:
                         "bytes": work.bytes,
                     }
                 )
+            records += graphed(records, machine.device)
             yield from timed(records, settings.seconds, settings.longest, machine)
+
+
+def graphed(records: list[dict], device: torch.device) -> list[dict]:
+    """Those of `records` that are measured in a CUDA graph, too: ours, of small blocks."""
+    return [
+        {**record, "graph": True}
+        for record in records
+        if device.type == "cuda"
+        and record["iterations"] != EXACT
+        and record["batch"] <= GRAPHED_BATCH
+        and record["length"] <= GRAPHED_LENGTH
+    ]
 
 
 def timed(records: list[dict], seconds: float, longest: float, machine: Machine) -> Iterator[dict]:
@@ -108,7 +126,7 @@ def timed(records: list[dict], seconds: float, longest: float, machine: Machine)
     ours, theirs = layers(first["cell"], first["width"], machine.device)
     x, grad = block(first["length"], first["batch"], first["width"], machine.device)
     calls = {
-        str(record["iterations"]): step(
+        _name(record): (graphed_step if "graph" in record else step)(
             ours if record["iterations"] else theirs,
             x,
             grad,
@@ -121,13 +139,17 @@ def timed(records: list[dict], seconds: float, longest: float, machine: Machine)
     }
     milliseconds, rounds = interleaved(calls, seconds, machine.device)
     for record in records:
-        name = str(record["iterations"])
+        name = _name(record)
         if name not in calls:
             yield {**record, "ms": None, "reason": "too long"}
         elif milliseconds[name] is None:
             yield {**record, "ms": None, "reason": "out of memory"}
         else:
             yield {**record, "ms": milliseconds[name], "rounds": rounds}
+
+
+def _name(record: dict) -> str:
+    return f"{record['iterations']}{' graph' if 'graph' in record else ''}"
 
 
 def layers(cell: str, width: int, device: torch.device) -> tuple[FixedPointRNN, nn.RNNBase]:
@@ -166,6 +188,32 @@ def step(
         with bf16:
             return module(x, iterations, **options).output if iterations else module(x)[0]
 
+    return _call(forward, module, x, grad, mode)
+
+
+def graphed_step(
+    module: FixedPointRNN, x: Tensor, grad: Tensor, iterations: int, mode: str, precision: str
+) -> Call:
+    """:func:`step` in a CUDA graph, which the first call captures."""
+
+    @functools.cache
+    def graph() -> nn.Module:
+        # The graph has an input of its own, into which each call copies `x`, as in training.
+        sample = x.detach().clone().requires_grad_()
+        bf16 = torch.autocast(
+            x.device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False
+        )
+        with bf16:
+            return torch.cuda.make_graphed_callables(FixedOrder(module, iterations), (sample,))
+
+    return _call(lambda: graph()(x), module, x, grad, mode)
+
+
+def _call(
+    forward: Callable[[], Tensor], module: nn.Module, x: Tensor, grad: Tensor, mode: str
+) -> Call:
+    """The forward pass alone, without gradient, or a training step around it."""
+
     def training() -> None:
         x.grad = None
         module.zero_grad()
@@ -182,11 +230,12 @@ def step(
 SHAPE = ("cell", "width", "batch", "length", "precision", "mode")
 
 
-def by_shape(records: list[dict]) -> dict[tuple, dict[int, dict]]:
-    """Records by shape, mode and precision, and then by K."""
+def by_shape(records: list[dict], graph: bool = False) -> dict[tuple, dict[int, dict]]:
+    """Records by shape, mode and precision, and then by K: those in a CUDA graph, or the others."""
     found: dict[tuple, dict[int, dict]] = {}
     for record in records:
-        found.setdefault(tuple(record[key] for key in SHAPE), {})[record["iterations"]] = record
+        if record.get("graph", False) == graph:
+            found.setdefault(tuple(record[key] for key in SHAPE), {})[record["iterations"]] = record
     return found
 
 
@@ -197,7 +246,9 @@ def times_as_fast(shape: dict[int, dict], iterations: int) -> float | None:
 
 
 def tables(run: dict) -> dict[str, str]:
-    """`layer-training-fp32` and so on: every shape; `layer-summary`: Elman's training, widest."""
+    """`layer-training-fp32` and so on: every shape; `layer-summary`: Elman's training, widest;
+    `layer-graphs`: what ran in a CUDA graph, if anything did.
+    """
     shapes = by_shape(run["records"])
     found = {}
     for mode, precision in itertools.product(("training", "forward"), PRECISIONS):
@@ -210,7 +261,34 @@ def tables(run: dict) -> dict[str, str]:
         if key[:2] == ("elman", max(run["settings"]["widths"])) and key[5] == "training"
     }
     found["layer-summary"] = _table(summary, run, with_precision=True)
+    graphs = by_shape(run["records"], graph=True)
+    if graphs:
+        found["layer-graphs"] = _graph_table(graphs, shapes, run["settings"]["iterations"])
     return found
+
+
+def _graph_table(
+    graphs: dict[tuple, dict[int, dict]],
+    eager: dict[tuple, dict[int, dict]],
+    iterations: tuple[int, ...],
+) -> str:
+    rows = []
+    for key, shape in graphs.items():
+        others = eager.get(key, {})
+        rows.append((*key, *(_graph_cell(shape.get(k), others, k) for k in iterations)))
+    return table((*SHAPE, *(f"K = {k}" for k in iterations)), rows)
+
+
+def _graph_cell(record: dict | None, others: dict[int, dict], iterations: int) -> str | None:
+    """``0.21 ms, 5.6x torch.nn, 1.9x eager``: time, and times as fast as those without a graph."""
+    if record is None or record["ms"] is None:
+        return record and record["reason"]
+    shown = [f"{number(record['ms'])} ms"]
+    for k, name in (EXACT, "torch.nn"), (iterations, "eager"):
+        other = others.get(k)
+        if other and other["ms"]:
+            shown.append(f"{times(other['ms'] / record['ms'])} {name}")
+    return ", ".join(shown)
 
 
 def _table(shapes: dict[tuple, dict[int, dict]], run: dict, with_precision: bool = False) -> str:

@@ -21,7 +21,13 @@ from scripts.benchmarks.results import BenchmarkError
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = tuple(
     ROOT / name
-    for name in ("README.md", "scripts/benchmarks/README.md", "examples/solvers/README.md")
+    for name in (
+        "README.md",
+        "scripts/benchmarks/README.md",
+        "examples/penn-treebank/README.md",
+        "examples/solvers/README.md",
+        "examples/wikitext-2/README.md",
+    )
 )
 MARKED = re.compile(
     r"(?P<begin><!-- benchmark: (?P<name>\S+)(?: (?P<device>cpu|cuda))? -->\n).*?"
