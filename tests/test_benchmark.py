@@ -100,14 +100,16 @@ def test_the_same_weights_are_on_both_sides_of_a_comparison():
 
 def test_small_blocks_are_measured_in_a_cuda_graph_too():
     records = [
-        {"iterations": iterations, "batch": batch, "length": length}
+        {"iterations": iterations, "width": width, "batch": batch, "length": length}
         for iterations in (0, 2, 5)
-        for batch, length in ((1, 128), (32, 512), (33, 512), (32, 513))
-    ]
+        for width, batch, length in (
+            (256, 1, 128), (256, 32, 512), (257, 1, 128), (256, 33, 512), (256, 32, 513)
+        )
+    ]  # fmt: skip
     found = layer.graphed(records, torch.device("cuda"))
     assert all(record.pop("graph") for record in found)
     assert found == [
-        {"iterations": iterations, "batch": batch, "length": length}
+        {"iterations": iterations, "width": 256, "batch": batch, "length": length}
         for iterations in (2, 5)
         for batch, length in ((1, 128), (32, 512))
     ]

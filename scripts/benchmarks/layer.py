@@ -23,7 +23,7 @@ from scripts.benchmarks.measuring import Call, interleaved
 
 THEIRS = {"elman": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
 EXACT = 0  # iterations of the exact recurrence, which is torch.nn's
-GRAPHED_BATCH, GRAPHED_LENGTH = 32, 512  # the largest block that is measured in a CUDA graph
+GRAPHED = {"width": 256, "batch": 32, "length": 512}  # at most, of what a CUDA graph is measured of
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,9 @@ PRESETS = {
 def measure(settings: Settings, machine: Machine) -> Iterator[dict]:
     """A record for each shape, mode, precision and K; K = 0 is PyTorch's module.
 
-    What ran in a CUDA graph has a record of its own, with `graph`.
+    What ran in a CUDA graph has a record of its own, with `graph`, after all others.
     """
+    small: list[list[dict]] = []
     for cell in settings.cells:
         widths = settings.widths if cell == "elman" else settings.gated_widths
         shapes = itertools.product(
@@ -103,8 +104,10 @@ def measure(settings: Settings, machine: Machine) -> Iterator[dict]:
                         "bytes": work.bytes,
                     }
                 )
-            records += graphed(records, machine.device)
             yield from timed(records, settings.seconds, settings.longest, machine)
+            small.append(graphed(records, machine.device))
+    for records in filter(None, small):
+        yield from timed(records, settings.seconds, settings.longest, machine)
 
 
 def graphed(records: list[dict], device: torch.device) -> list[dict]:
@@ -114,8 +117,7 @@ def graphed(records: list[dict], device: torch.device) -> list[dict]:
         for record in records
         if device.type == "cuda"
         and record["iterations"] != EXACT
-        and record["batch"] <= GRAPHED_BATCH
-        and record["length"] <= GRAPHED_LENGTH
+        and all(record[size] <= most for size, most in GRAPHED.items())
     ]
 
 
@@ -126,7 +128,7 @@ def timed(records: list[dict], seconds: float, longest: float, machine: Machine)
     ours, theirs = layers(first["cell"], first["width"], machine.device)
     x, grad = block(first["length"], first["batch"], first["width"], machine.device)
     calls = {
-        _name(record): (graphed_step if "graph" in record else step)(
+        record["iterations"]: (graphed_step if "graph" in record else step)(
             ours if record["iterations"] else theirs,
             x,
             grad,
@@ -139,17 +141,13 @@ def timed(records: list[dict], seconds: float, longest: float, machine: Machine)
     }
     milliseconds, rounds = interleaved(calls, seconds, machine.device)
     for record in records:
-        name = _name(record)
+        name = record["iterations"]
         if name not in calls:
             yield {**record, "ms": None, "reason": "too long"}
         elif milliseconds[name] is None:
             yield {**record, "ms": None, "reason": "out of memory"}
         else:
             yield {**record, "ms": milliseconds[name], "rounds": rounds}
-
-
-def _name(record: dict) -> str:
-    return f"{record['iterations']}{' graph' if 'graph' in record else ''}"
 
 
 def layers(cell: str, width: int, device: torch.device) -> tuple[FixedPointRNN, nn.RNNBase]:
