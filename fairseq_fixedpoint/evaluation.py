@@ -13,7 +13,7 @@ from fairseq.data import MonolingualDataset
 from tqdm import tqdm
 
 from fairseq_fixedpoint.data import LeftContextDataset
-from fairseq_fixedpoint.models.fixedpoint_lm import FixedPointDecoder
+from fairseq_fixedpoint.models.decoder import FixedPointDecoder
 from fairseq_fixedpoint.rescoring.errors import RescoringError
 from fairseq_fixedpoint.rescoring.scorer import perplexity
 from fairseq_fixedpoint.rescoring.token_scorers import WindowScorer

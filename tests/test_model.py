@@ -170,6 +170,17 @@ def test_bad_options_are_refused_by_name(options, message):
         build(**options)
 
 
+def test_an_adaptive_softmax_is_not_trained_by_all_log_probabilities():
+    """fairseq computes them in place, so that there is no gradient."""
+    model = build(adaptive_softmax_cutoff="10").train()
+    output = model(random_tokens())
+    with pytest.raises(ValueError, match=r"--adaptive-softmax-cutoff.*--criterion fixedpoint_cros"):
+        model.get_normalized_probs(output, log_probs=True)
+    with torch.no_grad():
+        model.get_normalized_probs(output, log_probs=True)
+    model.eval().get_normalized_probs(output, log_probs=True)
+
+
 @pytest.mark.parametrize("iterations", [0, 2])
 def test_a_checkpoint_trained_with_a_truncated_gradient_serves_any_order(iterations):
     trained = build(iterations=5, gradient_iterations=3)

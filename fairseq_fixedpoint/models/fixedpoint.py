@@ -17,24 +17,25 @@ from fairseq.models import FairseqEncoder, FairseqEncoderDecoderModel, register_
 from fairseq.models.lstm import Embedding
 from torch import Tensor, nn
 
-from fairseq_fixedpoint.models.fixedpoint_lm import (
-    FixedPointDecoder,
-    FixedPointLanguageModelConfig,
-    build_recurrence,
+from fairseq_fixedpoint.models.checkpoints import check_dictionary, check_iterations, fingerprint
+from fairseq_fixedpoint.models.decoder import FixedPointDecoder, FixedPointDecoderConfig
+from fairseq_fixedpoint.models.options import (
     check_at_least_one,
-    check_dictionary,
-    checked_iterations,
-    fingerprint,
-    gradient_options,
     or_default,
     register_architecture,
 )
-from fairseq_fixedpoint.recurrence import FixedPointRNN, check_probability, dropout_mask
+from fairseq_fixedpoint.models.recurrent import (
+    build_recurrence,
+    checked_iterations,
+    dropped,
+    gradient_options,
+)
+from fairseq_fixedpoint.recurrence import FixedPointRNN, check_probability
 
 
 @dataclass
-class FixedPointTranslationConfig(FixedPointLanguageModelConfig):
-    """Options of `fixedpoint`: those of the language model, which is the decoder, and more."""
+class FixedPointTranslationConfig(FixedPointDecoderConfig):
+    """Options of `fixedpoint`: the decoder's, and the encoder's."""
 
     encoder_iterations: Optional[int] = field(
         default=None, metadata={"help": "K in the encoder (default: --iterations)"}
@@ -110,7 +111,7 @@ class FixedPointTranslationModel(FairseqEncoderDecoderModel):
 
     def load_state_dict(self, state_dict, strict=True, model_cfg=None, args=None):
         """Loads a checkpoint, refusing one that was trained with other dictionaries."""
-        check_dictionary(state_dict, "encoder", self.encoder.dictionary)
+        self.encoder.check_checkpoint(state_dict)
         self.decoder.check_checkpoint(state_dict)
         return super().load_state_dict(state_dict, strict, model_cfg, args)
 
@@ -153,6 +154,7 @@ class FixedPointEncoder(FairseqEncoder):
             for _ in range(2)
         )
         self.register_buffer("dictionary_fingerprint", fingerprint(dictionary))
+        self.register_buffer("trained_iterations", torch.tensor(self.iterations))
 
     def forward(self, src_tokens: Tensor, src_lengths: Tensor | None = None) -> dict:
         """Reads a batch of sentences.
@@ -167,7 +169,9 @@ class FixedPointEncoder(FairseqEncoder):
         """
         tokens = src_tokens.t()  # (S, B)
         padding_mask = tokens.eq(self.padding_idx)
-        x = self._dropped(self.embed_tokens(tokens), self.dropout_in)  # (S, B, D)
+        x = self.embed_tokens(tokens)  # (S, B, D)
+        if self.training:
+            x = dropped(x, self.dropout_in, self.variational_dropout)
         masks = (padding_mask, padding_mask.flip(0)) if padding_mask.any() else (None, None)
         output = torch.cat(
             [
@@ -176,8 +180,10 @@ class FixedPointEncoder(FairseqEncoder):
             ],
             dim=-1,
         )  # (S, B, 2H)
+        if self.training:
+            output = dropped(output, self.dropout_out, self.variational_dropout)
         return {
-            "encoder_out": [self._dropped(output, self.dropout_out)],
+            "encoder_out": [output],
             "encoder_padding_mask": [padding_mask.t()],
         }
 
@@ -194,14 +200,19 @@ class FixedPointEncoder(FairseqEncoder):
         """A recurrence has no limit."""
         return int(1e9)
 
+    def check_checkpoint(self, state_dict: dict) -> None:
+        """Holds a checkpoint to what its weights do not show; warns of an order above its own.
+
+        Raises:
+            ValueError: if it was trained with another dictionary.
+        """
+        check_iterations(state_dict, "encoder", "--encoder-iterations", self.iterations)
+        state_dict["encoder.trained_iterations"] = self.trained_iterations.clone()
+        check_dictionary(state_dict, "encoder", self.dictionary)
+
     def _read(self, rnn: FixedPointRNN, x: Tensor, padding_mask: Tensor | None) -> Tensor:
         """One direction's states: ``(S, B, D)`` to ``(S, B, H)``."""
         return rnn(x, self.iterations, padding_mask=padding_mask, **self.gradient_options).output
-
-    def _dropped(self, x: Tensor, p: float) -> Tensor:
-        if not self.training or p == 0:
-            return x
-        return x * dropout_mask(x, p, self.variational_dropout)
 
 
 class EncoderAttention(nn.Module):

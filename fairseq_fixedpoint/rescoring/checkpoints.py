@@ -14,7 +14,7 @@ from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.models import FairseqLanguageModel
 
 from fairseq_fixedpoint import compat
-from fairseq_fixedpoint.models.fixedpoint_lm import FixedPointDecoder
+from fairseq_fixedpoint.models.decoder import FixedPointDecoder
 from fairseq_fixedpoint.rescoring.errors import RescoringError
 
 logger = logging.getLogger(__name__)

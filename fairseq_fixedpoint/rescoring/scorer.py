@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fairseq_fixedpoint.models.fixedpoint_lm import FixedPointDecoder
+from fairseq_fixedpoint.models.decoder import FixedPointDecoder
 from fairseq_fixedpoint.rescoring.checkpoints import load_language_model
 from fairseq_fixedpoint.rescoring.errors import RescoringError
 from fairseq_fixedpoint.rescoring.text import Splitter, TextEncoder

@@ -14,7 +14,7 @@ import torch
 from fairseq.models import FairseqLanguageModel
 from torch import Tensor
 
-from fairseq_fixedpoint.models.fixedpoint_lm import FixedPointDecoder
+from fairseq_fixedpoint.models.decoder import FixedPointDecoder
 from fairseq_fixedpoint.recurrence.cells import hidden
 from fairseq_fixedpoint.recurrence.iteration import Layer
 from fairseq_fixedpoint.rescoring.errors import RescoringError

@@ -1,0 +1,53 @@
+"""What a checkpoint is held to besides the shapes of its weights.
+
+Dictionaries and orders travel in it as buffers of the encoder and of the decoder.
+"""
+
+import hashlib
+import logging
+
+import torch
+from fairseq.data import Dictionary
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+
+def check_dictionary(state_dict: dict, module: str, dictionary: Dictionary) -> None:
+    """Raises ValueError if a checkpoint's `module` was trained with another dictionary."""
+    theirs = state_dict.get(f"{module}.dictionary_fingerprint")
+    if theirs is not None and not torch.equal(theirs.cpu(), fingerprint(dictionary)):
+        rows = state_dict[f"{module}.embed_tokens.weight"].size(0)
+        raise ValueError(
+            f"the checkpoint's {module} was trained with another dictionary ({rows} entries) than "
+            f"this data's ({len(dictionary)} entries): evaluate it on data that was prepared with "
+            "its own dictionary (fairseq-preprocess --srcdict, --tgtdict)."
+        )
+
+
+def check_iterations(state_dict: dict, module: str, option: str, now: int) -> None:
+    """Warns if a checkpoint's `module` is used at an order above the one it was trained at.
+
+    Args:
+        state_dict: has `trained_iterations` among its buffers; not if it is an older one.
+        module: `encoder` or `decoder`.
+        option: that says K for it.
+        now: K; 0 is the exact recurrence.
+    """
+    stored = state_dict.get(f"{module}.trained_iterations")
+    trained = 0 if stored is None else int(stored)
+    if trained == 0 or 0 < now <= trained:
+        return
+    seen = f"the last {now}" if now else "all of them"
+    logger.warning(
+        f"the checkpoint's {module} was trained with {option} {trained} and is now used with "
+        f"{option} {now}: a model that learned to predict from the last {trained} tokens sees "
+        f"{seen}, and its probabilities are other ones, better or worse."
+    )
+
+
+def fingerprint(dictionary: Dictionary) -> Tensor:
+    """A hash of the symbols in order, as 8 bytes that travel in the checkpoint."""
+    symbols = "\n".join(dictionary.symbols).encode()
+    # Wide integers, so that averaging checkpoints by summing and dividing leaves them as they are.
+    return torch.tensor(list(hashlib.sha256(symbols).digest()[:8]), dtype=torch.int64)
