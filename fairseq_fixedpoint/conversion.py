@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from fairseq_fixedpoint.criterions.fixedpoint_cross_entropy import FixedPointCrossEntropyConfig
+from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.models.fixedpoint_lm import (
     FixedPointLanguageModel,
     FixedPointLanguageModelConfig,
@@ -29,7 +30,6 @@ from fairseq_fixedpoint.rescoring.checkpoints import (
     dictionary_folder,
     read_checkpoint,
 )
-from fairseq_fixedpoint.rescoring.errors import RescoringError
 from fairseq_fixedpoint.tasks.fixedpoint_language_modeling import (
     FixedPointLanguageModelingConfig,
     FixedPointLanguageModelingTask,
@@ -111,17 +111,17 @@ def convert(
         trust_checkpoint: read classes that fairseq does not store, too, which can run code.
 
     Raises:
-        RescoringError: if the checkpoint or the dictionary cannot be had, or the model is not one
+        InputError: if the checkpoint or the dictionary cannot be had, or the model is not one
             that `fixedpoint_lm` can compute.
     """
     path = Path(path)
     if iterations < 0:
-        raise RescoringError(f"--iterations must be 0 (exact) or more, not {iterations}.")
+        raise InputError(f"--iterations must be 0 (exact) or more, not {iterations}.")
     state = read_checkpoint(path, trust_checkpoint)
     cfg = configuration(path, state)
     name = getattr(cfg.get("model"), "_name", None)
     if name != "lstm_lm":
-        raise RescoringError(
+        raise InputError(
             f"{path} holds {f'a model of architecture {name}' if name else 'no model'}: only "
             "fairseq's lstm_lm can be converted."
         )
@@ -150,10 +150,10 @@ def convert(
         own = model.state_dict()
         model.load_state_dict({**weights, **{name: own[name] for name in BUFFERS}})
         model.decoder.trained_iterations.zero_()  # whatever K it is to be evaluated at
-    except RescoringError as error:
-        raise RescoringError(f"{path}: {error}") from error
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
     except Exception as error:  # fairseq's and PyTorch's ways to say that it lacks a part
-        raise RescoringError(
+        raise InputError(
             f"{path} cannot be converted with the dictionary {folder}/dict.txt: {error}"
         ) from error
     return Converted(cfg, model.eval())
@@ -175,17 +175,17 @@ def from_lstm_lm(
         The options, and the weights by their new names.
 
     Raises:
-        RescoringError: for a part that `fixedpoint_lm` has not.
+        InputError: for a part that `fixedpoint_lm` has not.
     """
     args = Namespace(**vars(args))
     base_architecture(args)  # what was left at its default
     if args.residuals:
-        raise RescoringError(
+        raise InputError(
             "the model was trained with --residuals, which fixedpoint_lm has not: train without."
         )
     attention = next((name for name in weights if name.startswith("decoder.attention")), None)
     if attention is not None:
-        raise RescoringError(
+        raise InputError(
             f"the model has attention ({attention}), which fixedpoint_lm has not: only a language "
             "model without can be converted."
         )
@@ -223,12 +223,12 @@ def _task_options(task: DictConfig, folder: str) -> FixedPointLanguageModelingCo
     """Those of `fixedpoint_language_modeling` for what a model was trained with."""
     name = task.get("_name")
     if name not in TASKS:
-        raise RescoringError(
+        raise InputError(
             f"the model was trained with --task {name}: only models of {' and '.join(TASKS)} can "
             "be converted."
         )
     if task.get("output_dictionary_size", -1) >= 0:
-        raise RescoringError(
+        raise InputError(
             "the model was trained with --output-dictionary-size, of which lstm_lm's output layer "
             "knows nothing: train without."
         )

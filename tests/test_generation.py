@@ -13,7 +13,10 @@ from fairseq import search
 from fairseq.models.lstm import LSTMModel, base_architecture
 from fairseq.models.lstm_lm import LSTMLanguageModel
 from fairseq.models.lstm_lm import base_architecture as lm_architecture
+from fairseq.models.transformer import TransformerModel
+from fairseq.models.transformer import base_architecture as transformer_architecture
 from fairseq.sequence_generator import SequenceGenerator
+from fairseq.tasks.translation import TranslationConfig, TranslationTask
 from fairseq.token_generation_constraints import pack_constraints
 
 from fairseq_fixedpoint.generation import FixedPointSequenceGenerator
@@ -83,6 +86,15 @@ def lstm(seed: int = 0):
     return peaked(LSTMModel.build_model(args, task), seed, scale=0.5)
 
 
+def transformer(seed: int = 0):
+    """fairseq's."""
+    args = Namespace(encoder_embed_dim=8, encoder_ffn_embed_dim=8, encoder_attention_heads=2)
+    args.encoder_layers = args.decoder_layers = 1
+    transformer_architecture(args)
+    task = SimpleNamespace(source_dictionary=DICTIONARY, target_dictionary=DICTIONARY)
+    return peaked(TransformerModel.build_model(args, task), seed, scale=0.5)
+
+
 def translation_model(seed: int = 0, **options):
     task = SimpleNamespace(source_dictionary=DICTIONARY, target_dictionary=DICTIONARY)
     sizes = {"encoder_embed_dim": 6, "encoder_hidden_size": 4, "decoder_embed_dim": 8}
@@ -147,28 +159,24 @@ def theirs_one_by_one(models, prefixes, **options):
 
 
 def assert_same(found, expected, atol=1e-9, names=("positional_scores", "attention")):
-    """The same hypotheses in the same order; where two scores tie, either may be first."""
-    assert [len(hypotheses) for hypotheses in found] == [len(hypotheses) for hypotheses in expected]
-    for mine, other in zip(chain.from_iterable(found), chain.from_iterable(expected), strict=True):
-        torch.testing.assert_close(
-            mine["score"].double(), other["score"].double(), rtol=0, atol=atol
-        )
-        if mine["tokens"].tolist() == other["tokens"].tolist():
+    """The same hypotheses of each sentence; where two scores tie, either may be first."""
+    for mine, theirs in zip(found, expected, strict=True):
+        scores, their_scores = ([float(h["score"]) for h in part] for part in (mine, theirs))
+        assert scores == pytest.approx(their_scores, rel=0, abs=atol)
+        left = list(theirs)
+        for hypothesis in mine:
+            same = [is_same(hypothesis, other, atol) for other in left]
+            other = left.pop(same.index(True))
             for name in names:
                 torch.testing.assert_close(
-                    mine[name].double(), other[name].double(), rtol=0, atol=max(atol, 1e-5)
+                    hypothesis[name].double(), other[name].double(), rtol=0, atol=max(atol, 1e-5)
                 )
-        else:
-            assert tied(mine, found) or tied(other, expected)
 
 
-def tied(hypothesis, sentences) -> bool:
-    """Whether another hypothesis has the same words in another order, and so maybe the score."""
-    words = sorted(hypothesis["tokens"].tolist())
-    return any(
-        sorted(other["tokens"].tolist()) == words and other is not hypothesis
-        for other in chain.from_iterable(sentences)
-    )
+def is_same(hypothesis, other, atol) -> bool:
+    """Whether tokens and scores are; a strategy may find a text twice, with other penalties."""
+    difference = abs(float(hypothesis["score"]) - float(other["score"]))
+    return hypothesis["tokens"].tolist() == other["tokens"].tolist() and difference <= atol
 
 
 BEAM_OPTIONS = {
@@ -448,6 +456,34 @@ def test_translations_are_fairseqs(build_model, options, seed=0):
         prefixes = prefixes_of([2, 2, 2], seed)
         expected = theirs(ensemble, sample, prefixes, **options)
         assert_same(ours(ensemble, sample, prefixes, **options), expected, atol=1e-5)
+
+
+TASK_OPTIONS = {
+    "beam": {"beam": 4},
+    "lengths": {"beam": 3, "lenpen": 0.5, "max_len_a": 1.0, "max_len_b": 3},
+    "penalties": {"beam": 4, "min_len": 4, "unkpen": 1.0, "temperature": 1.5},
+    "diverse": {"beam": 4, "diversity_rate": 0.5},
+}
+
+
+@pytest.mark.parametrize("options", TASK_OPTIONS.values(), ids=list(TASK_OPTIONS))
+@pytest.mark.parametrize("build_model", [transformer, lstm, translation_model])
+def test_the_task_finds_what_fairseqs_task_finds(build_model, options):
+    args = Namespace(**{"max_len_b": 9, "no_recombination": True, **options})
+    models, sample = [build_model(0), build_model(1)], source_batch()
+    mine, theirs = (
+        task_class(config(), DICTIONARY, DICTIONARY)
+        for task_class, config in (
+            (FixedPointTranslationTask, FixedPointTranslationTaskConfig),
+            (TranslationTask, TranslationConfig),
+        )
+    )
+    for ensemble in (models[:1], models):
+        generator = mine.build_generator(ensemble, args)
+        assert isinstance(generator, FixedPointSequenceGenerator)
+        found = mine.inference_step(generator, ensemble, sample)
+        expected = theirs.inference_step(theirs.build_generator(ensemble, args), ensemble, sample)
+        assert_same(found, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("build_model", [lstm, translation_model])

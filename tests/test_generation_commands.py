@@ -227,6 +227,7 @@ def test_translation_with_a_language_model_finds_what_fairseq_finds(
                 "--path", translator, "--gen-subset", "valid", "--beam", 4, "--nbest", 2,
                 "--lm-path", tmp_path / "lm" / "checkpoint_last.pt", "--lm-weight", weight,
                 "--no-progress-bar", "--max-len-b", 12, "--print-alignment",
+                "--required-batch-size-multiple", 1,
             )  # fmt: skip
             printed = lines_of(capsys.readouterr().out)
             found[task, weight] = printed

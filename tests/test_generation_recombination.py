@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from unittest import mock
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from fairseq import search
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fairseq_fixedpoint.generation import FixedPointSequenceGenerator
+from fairseq_fixedpoint.generation import FixedPointSequenceGenerator, waiting
 from fairseq_fixedpoint.generation.recombination import recombine_, sorted_groups
 from tests.test_generation import (
     DICTIONARY,
@@ -64,7 +65,8 @@ def test_recombination_equals_its_definition(data):
     scores[torch.rand(batch, beam, generator=generator) < 0.2] = -math.inf
     expected = recombined_one_by_one(log_probs, scores, contexts, order, eos=0)
     found = log_probs.clone()
-    recombine_(found, scores, contexts, order, eos=0)
+    with mock.patch.object(waiting, "reading_waits", return_value=data.draw(st.booleans())):
+        recombine_(found, scores, contexts, order, eos=0)
     alive = scores.ne(-math.inf).unsqueeze(2).expand_as(found)
     assert torch.equal(found[alive], expected[alive])
 

@@ -10,6 +10,7 @@ from unittest import mock
 
 import pytest
 import torch
+from fairseq import checkpoint_utils
 from fairseq.data import Dictionary
 from fairseq.sequence_generator import SequenceGenerator
 from fairseq_cli import generate, preprocess, train
@@ -309,6 +310,42 @@ def test_another_dictionary_is_refused(side, module):
         other.load_state_dict(trained.state_dict())
 
 
+@pytest.mark.parametrize(
+    ("now", "told"),
+    [
+        ({}, []),
+        ({"iterations": 2}, []),
+        ({"encoder_iterations": 2}, []),
+        ({"iterations": 4}, ["decoder was trained with --iterations 3"]),
+        ({"encoder_iterations": 6}, ["encoder was trained with --encoder-iterations 5"]),
+        ({"encoder_iterations": 0}, ["encoder was trained with --encoder-iterations 5"]),
+        (
+            {"iterations": 0, "encoder_iterations": 9},
+            ["decoder was trained", "encoder was trained"],
+        ),
+    ],
+)
+def test_another_order_is_told(caplog, now, told):
+    trained = {"iterations": 3, "encoder_iterations": 5}
+    state = build(**trained).state_dict()
+    model = build(**{**trained, **now})
+    model.load_state_dict(state)
+    assert caplog.text.count("was trained with") == len(told)
+    assert all(sentence in caplog.text for sentence in told)
+    for part in (model.encoder, model.decoder):  # what is trained from here on, is at this order
+        assert part.trained_iterations == part.iterations
+
+
+def test_a_checkpoint_from_before_orders_were_kept_serves(caplog):
+    trained, model = build(seed=1), build(iterations=9)
+    state = trained.state_dict()
+    del state["encoder.trained_iterations"], state["decoder.trained_iterations"]
+    model.load_state_dict(state)
+    assert not caplog.text
+    for name, weight in trained.named_parameters():
+        assert torch.equal(model.get_parameter(name), weight)
+
+
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory) -> Path:
     """Folder written by fairseq-preprocess: words of one language named in another, in order."""
@@ -360,3 +397,47 @@ def test_fairseq_trains_and_translates(pairs, tmp_path, capsys, iterations, crit
     said = {fields[0]: fields[-1] for fields in lines}
     right = [said[f"H-{number}"] == said[f"T-{number}"] for number in range(30)]
     assert sum(right) >= 25
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        ("fixedpoint_translation",),  # so early that nobody has missed the optimizer yet
+        ("translation", "--optimizer", "adam", "--lr", 0.01),  # at the first batch
+    ],
+)
+@pytest.mark.parametrize("criterion", ["label_smoothed_cross_entropy", "cross_entropy"])
+def test_criteria_that_cannot_train_an_adaptive_softmax_are_refused(
+    pairs, tmp_path, task, criterion
+):
+    with pytest.raises(ValueError, match=r"--adaptive-softmax-cutoff.*fixedpoint_cross_entropy"):
+        command(
+            train, pairs, "--user-dir", PLUGIN, "--cpu", "--no-progress-bar", "--task", *task,
+            "--arch", "fixedpoint", "--encoder-embed-dim", 16, "--decoder-embed-dim", 16,
+            "--adaptive-softmax-cutoff", 6, "--criterion", criterion, "--max-tokens", 100,
+            "--num-workers", 0, "--save-dir", tmp_path,
+        )  # fmt: skip
+
+
+def test_every_sentence_is_translated_and_counted(pairs, tmp_path, capsys):
+    """fairseq leaves out the last ones if they are fewer than --required-batch-size-multiple."""
+    plugin = ("--user-dir", PLUGIN, "--cpu", "--no-progress-bar", "--num-workers", 0)
+    task = ("--task", "fixedpoint_translation", "--batch-size", 8)
+    command(
+        train, pairs, *plugin, *task, "--arch", "fixedpoint", "--encoder-embed-dim", 16,
+        "--decoder-embed-dim", 16, "--criterion", "fixedpoint_cross_entropy", "--max-update", 1,
+        "--save-dir", tmp_path, "--disable-validation", "--optimizer", "sgd", "--lr", 0.1,
+    )  # fmt: skip
+    path = ("--path", tmp_path / "checkpoint_last.pt")
+    capsys.readouterr()
+    command(generate, pairs, *plugin, *task, *path, "--beam", 1, "--max-len-b", 5)
+    printed = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("H-") for line in printed) == 30
+    loaded = checkpoint_utils.load_model_ensemble_and_task([str(path[1])])[2]
+    for epoch in (1, 2):
+        loaded.load_dataset("valid", epoch=epoch)
+        iterator = loaded.get_batch_iterator(
+            dataset=loaded.dataset("valid"), max_sentences=8, required_batch_size_multiple=8
+        )
+        sizes = [batch["nsentences"] for batch in iterator.next_epoch_itr(shuffle=False)]
+        assert sizes == [8, 8, 8, 6]

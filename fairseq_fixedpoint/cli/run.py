@@ -9,8 +9,8 @@ import sys
 import warnings
 from collections.abc import Callable
 
+from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.formats import FormatError
-from fairseq_fixedpoint.rescoring.errors import RescoringError
 
 ONE_LINE = re.compile(r"\s*\n\s*")
 
@@ -31,7 +31,7 @@ def run(program: str, command: Callable[[], None]) -> int:
     except BrokenPipeError:  # whoever read the output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (FormatError, RescoringError) as error:
+    except (FormatError, InputError) as error:
         trouble = str(error)
     except UnicodeEncodeError as error:
         trouble = f"standard output cannot hold {error.object[error.start]!r}: give --output."

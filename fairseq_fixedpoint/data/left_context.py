@@ -7,6 +7,8 @@ import torch
 from fairseq.data import FairseqDataset, MonolingualDataset
 from torch import Tensor
 
+from fairseq_fixedpoint.data.remainder import with_remainder
+
 
 class LeftContextDataset(FairseqDataset):
     """Prepends to every block the tokens that precede it in the stream; their loss is not counted.
@@ -72,16 +74,11 @@ class LeftContextDataset(FairseqDataset):
         max_sentences: int | None = None,
         required_batch_size_multiple: int = 1,
     ) -> list[np.ndarray]:
-        """fairseq's batches, and the last one, which it drops if smaller than the multiple.
-
-        Without it `fairseq-validate`, whose multiple is 8 unless told otherwise, would report the
-        loss of a part of the text.
-        """
+        """fairseq's batches, and the last one, which it drops if smaller than the multiple."""
         batches = super().batch_by_size(
             indices, max_tokens, max_sentences, required_batch_size_multiple
         )
-        dropped = indices[sum(len(batch) for batch in batches) :]
-        return [*batches, dropped] if len(dropped) else batches
+        return with_remainder(batches, indices)
 
     def ordered_indices(self) -> np.ndarray:
         return self.dataset.ordered_indices()

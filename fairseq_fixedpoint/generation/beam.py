@@ -15,7 +15,7 @@ class Candidates:
     """Continuations of the R sentences' hypotheses, ``(R, C)`` each, best first.
 
     Attributes:
-        scores: log-probability from the start.
+        scores: log-probability from the start, less the beam's :attr:`Beam.base`.
         tokens: the next ones.
         parents: the rows of the beam that they continue.
     """
@@ -37,7 +37,8 @@ class Ended:
     Attributes:
         which: which of the candidates they are, bool ``(R, C)``.
         nodes: the history's nodes before the end, ``(R, C)``.
-        scores: log-probability with the end, ``(R, C)``.
+        scores: log-probability with the end, float64 ``(R, C)``.
+        end_scores: log-probability of the end alone, ``(R, C)``.
         sentences: ``(R,)``.
         length: number of tokens without the end.
     """
@@ -45,6 +46,7 @@ class Ended:
     which: Tensor
     nodes: Tensor
     scores: Tensor
+    end_scores: Tensor
     sentences: Tensor
     length: int
 
@@ -52,27 +54,38 @@ class Ended:
 class Beam:
     """N hypotheses of each of the R sentences that are not finished, in R * N rows.
 
+    The sum of a long text's log-probabilities is so large that float32 would round those of single
+    tokens away. So scores are kept as what a sentence's best one has, in float64, and the others'
+    differences to it, which stay small.
+
     Args:
         contexts: the tokens before, ``(B, C)``, equal for all hypotheses of a sentence.
-        scores: ``(B, N)``.
+        scores: log-probability of what the contexts hold, but for the first token, float64
+            ``(B,)``.
         history: what the contexts were put into, but for the first token; one row a sentence.
+        size: N.
         window: how many last tokens will be asked for; None for all.
 
     Attributes:
         contexts: ``(R * N, C)``.
-        scores: log-probability from the start, ``(R, N)``.
+        base: log-probability of the best hypothesis from the start, float64 ``(R, 1)``.
+        scores: log-probability from the start, less `base`, ``(R, N)``.
         sentences: their numbers in the batch that was asked for, ``(R,)``.
         found: how many hypotheses of each have ended, ``(R,)``.
         order: for each row the one that it continues, ``(R * N,)``; None if each continues itself.
     """
 
-    def __init__(self, contexts: Tensor, scores: Tensor, history: History, window: int | None):
-        sentences, self.size = scores.shape
+    def __init__(
+        self, contexts: Tensor, scores: Tensor, history: History, size: int, window: int | None
+    ):
+        self.size = size
         self.history = history
-        self.history.nodes = history.nodes.repeat_interleave(self.size)
-        self.scores = scores
-        self.contexts = self._last(contexts.repeat_interleave(self.size, dim=0), window)
-        self.sentences = torch.arange(sentences, device=contexts.device)
+        self.history.nodes = history.nodes.repeat_interleave(size)
+        self.base = torch.zeros_like(scores).unsqueeze(1)
+        self._set_scores(scores.unsqueeze(1).repeat(1, size))
+        self.scores = self.scores.float()  # all 0, or minus infinity
+        self.contexts = self._last(contexts.repeat_interleave(size, dim=0), window)
+        self.sentences = torch.arange(len(scores), device=contexts.device)
         self.found = torch.zeros_like(self.sentences)
         self.order: Tensor | None = None
         self._window = window
@@ -89,16 +102,24 @@ class Beam:
         """Notes which of the first C candidates ``(R, C)`` end, after `length` tokens."""
         self.found = self.found + which.sum(1)
         columns = which.size(1)
-        nodes = self.history.nodes[candidates.parents[:, :columns]]
-        return Ended(which, nodes, candidates.scores[:, :columns], self.sentences, length)
+        parents = candidates.parents[:, :columns]
+        scores = candidates.scores[:, :columns]
+        return Ended(
+            which,
+            self.history.nodes[parents],
+            self.base + scores,
+            scores - self.scores.flatten()[parents],
+            self.sentences,
+            length,
+        )
 
     def extend(self, chosen: Candidates) -> None:
         """Goes on with N candidates a sentence."""
         rows, tokens = chosen.parents.flatten(), chosen.tokens.flatten()
-        self.history.extend(rows, tokens, chosen.scores.flatten())
+        self.history.extend(rows, tokens, chosen.scores.flatten() - self.scores.flatten()[rows])
         contexts = torch.cat([self.contexts[rows], tokens.unsqueeze(1)], dim=1)
         self.contexts = self._last(contexts, self._window)
-        self.scores = chosen.scores
+        self._set_scores(chosen.scores)
         self.order = rows if self.size > 1 else None
 
     def keep(self, which: Tensor) -> Tensor:
@@ -106,11 +127,19 @@ class Beam:
         rows = self.rows()[which].flatten()
         self.history.nodes = self.history.nodes[rows]
         self.contexts = self.contexts[rows]
+        self.base = self.base[which]
         self.scores = self.scores[which]
         self.sentences = self.sentences[which]
         self.found = self.found[which]
         self.order = rows if self.order is None else self.order[rows]
         return rows
+
+    def _set_scores(self, scores: Tensor) -> None:
+        """Takes scores ``(R, N)``, less the base so far, and moves the base to the best of them."""
+        # Minus infinity where no hypothesis is left.
+        best = scores.amax(1, keepdim=True).nan_to_num(neginf=0.0)  # (R, 1)
+        self.base = self.base + best
+        self.scores = scores - best
 
     @staticmethod
     def _last(contexts: Tensor, window: int | None) -> Tensor:

@@ -35,7 +35,7 @@ class History:
         Args:
             rows: ``(R',)``.
             tokens: ``(R',)``.
-            scores: log-probability from the start to this token, ``(R',)``.
+            scores: log-probability of each token, ``(R',)``.
         """
         self._parents.append(self.nodes[rows])
         self._tokens.append(tokens)
@@ -62,8 +62,8 @@ class History:
         """The hypotheses that end in `nodes`, each with `lengths` tokens, both ``(M,)`` on the CPU.
 
         Returns:
-            Nodes, tokens and scores from the start to each token, ``(M, T)``, on the CPU; what lies
-            behind a hypothesis' end is undefined.
+            Nodes, tokens and their scores, ``(M, T)``, on the CPU; what lies behind a hypothesis'
+            end is undefined.
         """
         longest = int(lengths.max()) if len(lengths) else 0
         path = torch.full((longest, len(nodes)), ROOT)  # (T, M)

@@ -22,6 +22,7 @@ class ForcedPrefixes:
         tokens: as given.
         lengths: ``(B,)``, on the CPU.
         shortest, longest: of `lengths`.
+        scored: the tokens as the models' output knows them.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class ForcedPrefixes:
         self.lengths = given.sum(1).clamp(max=max_len).cpu()
         self.shortest = int(self.lengths.min()) if len(tokens) else 0
         self.longest = int(self.lengths.max()) if len(tokens) else 0
+        self.vocabulary = vocabulary
         self.scored = tokens.where(tokens < vocabulary, unk)
         self._shown = self.scored if eos_ends else self.scored.where(tokens.ne(eos), pad)
         self._lengths = self.lengths.to(tokens.device)

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fairseq_fixedpoint.generation import waiting
+
 
 def recombine_(log_probs: Tensor, scores: Tensor, contexts: Tensor, order: int, eos: int) -> None:
     """Takes continuations away that would end in the same K tokens as a better one, in place.
@@ -31,7 +33,7 @@ def recombine_(log_probs: Tensor, scores: Tensor, contexts: Tensor, order: int, 
     suffixes = contexts[:, :, max(0, contexts.size(2) - order + 1) :]
     rows, group = sorted_groups(suffixes)  # (B * N,)
     largest = scores.size(1)
-    if group.device.type == "cpu":  # few have anything in common; a GPU would have to be waited for
+    if not waiting.reading_waits(group.device):  # few have anything in common
         sizes = torch.bincount(group)
         largest = int(sizes.max())
         is_shared = sizes[group] > 1

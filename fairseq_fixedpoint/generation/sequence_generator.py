@@ -7,35 +7,24 @@ hypotheses off at the end. The strategies of search are fairseq's.
 """
 
 import logging
-import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from fairseq import search, utils
 from fairseq.data import Dictionary
 from fairseq.sequence_generator import SequenceGenerator
 from torch import Tensor, nn
 
-from fairseq_fixedpoint.generation.beam import Beam, Candidates, Ended
-from fairseq_fixedpoint.generation.history import History
+from fairseq_fixedpoint.generation.batch_search import BatchSearch
+from fairseq_fixedpoint.generation.hypotheses import read_off
 from fairseq_fixedpoint.generation.prefixes import ForcedPrefixes
-from fairseq_fixedpoint.generation.recombination import recombine_
-from fairseq_fixedpoint.generation.repetition import block_repetition
 from fairseq_fixedpoint.generation.stepping import StepEnsemble, StepModel, memory_of
+from fairseq_fixedpoint.generation.strategy import Strategy
+from fairseq_fixedpoint.generation.token_rules import TokenRules
 
 logger = logging.getLogger(__name__)
 
 ALIGNMENTS = {"hard": utils.extract_hard_alignment, "soft": utils.extract_soft_alignment}
-# Strategies that can begin after a prefix: what they choose does not depend on it.
-PREFIX_BLIND = (
-    search.BeamSearch,
-    search.Sampling,
-    search.LexicallyConstrainedBeamSearch,
-    search.PrefixConstrainedBeamSearch,
-)
-# To ask which sentences are finished is to wait for the device: not at every step on a GPU.
-STEPS_BETWEEN_QUESTIONS = 16
 
 
 class FixedPointSequenceGenerator(SequenceGenerator):
@@ -54,6 +43,7 @@ class FixedPointSequenceGenerator(SequenceGenerator):
     - The penalty of unknown words is for those that the search chooses, not for given ones.
     - A hypothesis that has ended never goes on. (fairseq's can, where a strategy gives no more than
       `beam` candidates, as diverse beam search does in groups of more than one.)
+    - Given words need not be among those that a `prefix_allowed_tokens_fn` allows.
     - The beam may be larger than the vocabulary; `--no-repeat-ngram-size` works on a CPU as well,
       where fairseq's does nothing; and a sentence whose constraints did not come true within the
       maximal length keeps what it has.
@@ -90,6 +80,12 @@ class FixedPointSequenceGenerator(SequenceGenerator):
             self.model.set_decoder_beam_size(beam_size)
         if self.lm_model is not None:
             _check_dictionary(self.lm_model, tgt_dict)
+        topk = getattr(self.search, "sampling_topk", -1)
+        if topk > self.vocab_size:
+            raise ValueError(
+                f"--sampling-topk {topk} is more than the dictionary's {self.vocab_size} entries: "
+                "lower it, or drop it to draw from all."
+            )
         if self.match_source_len and not self.model.has_encoder():
             raise ValueError(
                 "--match-source-len: a language model has no source: give --min-len, --max-len-b."
@@ -157,60 +153,40 @@ class FixedPointSequenceGenerator(SequenceGenerator):
 
         Raises:
             ValueError: if constraints and strategy do not go together, or the lengths do not.
+            FloatingPointError: if a sentence has no hypothesis because a model gives no numbers.
         """
-        src_tokens, src_lengths = _source(sample["net_input"], self.pad, self.eos)
+        net_input = sample["net_input"]
+        src_tokens, src_lengths = _source(net_input, self.pad, self.eos)
         max_len = self._max_len(src_tokens, src_lengths)
-        self._init_constraints(constraints)
+        numbers = sample.get("id")
+        if not isinstance(numbers, Tensor):
+            numbers = torch.arange(len(src_lengths), device=src_lengths.device)
+        strategy = Strategy(self.search, self.tgt_dict, numbers, src_lengths)
+        strategy.init_constraints(constraints, self.beam_size)
         if prefix_tokens is None:
             prefix_tokens = src_lengths.new_empty(len(src_lengths), 0, dtype=torch.long)
-        prefixes = self._prefixes(prefix_tokens, max_len)
-        models = self._step_models(sample["net_input"])
-        # What stands before the first step of the models: as much as all sentences have.
-        known = prefixes.shortest if models.takes_blocks else 0
-        bos = self.eos if bos_token is None else bos_token
-        beginnings = F.pad(prefix_tokens[:, :known], (1, 0), value=bos)  # (B, known + 1)
-        known_scores = self._known_scores(models, beginnings, prefixes)  # (B, known)
-        beam, first = self._begin(models, beginnings, known_scores)
-
-        ended: list[Ended] = []
-        for step in range(first, max_len + 1):
-            log_probs, given = self._log_probs(
-                models, beam, step, beginnings, known_scores, prefixes, max_len
-            )  # (R, N, V), (R, N)
-            if self.order is not None and step > first:
-                contexts = beam.contexts.view(len(beam), beam.size, -1)
-                recombine_(log_probs, beam.scores, contexts, self.order, self.eos)
-            eos_log_probs = log_probs[:, :, self.eos].clone()  # a strategy may change them
-            if given is not None:
-                eos_log_probs += given
-            if self.should_set_src_lengths:
-                self.search.set_src_lengths(src_lengths[beam.sentences])
-            candidates = self._candidates(step - first, log_probs, given, beam, sample)
-            ends = candidates.tokens.eq(self.eos) & candidates.scores.ne(-math.inf)  # (R, C)
-            if step < prefixes.longest:
-                tokens = prefixes.put_back(candidates.tokens, step, beam.sentences)
-                candidates = Candidates(candidates.scores, tokens, candidates.parents)
-            going_on = ends.to(torch.uint8).argsort(dim=1, stable=True)[:, : beam.size]  # (R, N)
-
-            if not self.is_exact:  # as in fairseq: one that ends must be among the best N
-                ends = ends[:, : beam.size]
-            if step < prefixes.longest:
-                by_prefix = prefixes.ends(step, beam.sentences)  # (R,)
-                ends[:, 1:] &= ~by_prefix.unsqueeze(1)
-                beam.found = torch.where(by_prefix, beam.size, beam.found)
-            may_ask = ends.device.type == "cpu" or (step + 1) % STEPS_BETWEEN_QUESTIONS == 0
-            if not may_ask or ends.any():
-                ended.append(beam.end(candidates, ends, step))
-            if step == max_len:
-                ended.append(self._cut_off(beam, eos_log_probs, step))
-                break
-            beam.extend(candidates.select(going_on))
-            self.search.update_constraints(going_on)
-            if may_ask:
-                self._drop_finished(models, beam)
-                if len(beam) == 0:
-                    break
-        return self._hypotheses(beam.history, ended, src_tokens, src_lengths)
+        found = BatchSearch(
+            self._step_models(net_input),
+            strategy,
+            self._rules(max_len),
+            self._prefixes(prefix_tokens, max_len),
+            beam_size=self.beam_size,
+            order=self.order,
+            is_exact=self.is_exact,
+            bos=self.eos if bos_token is None else bos_token,
+        ).run()
+        hypotheses = read_off(
+            found.history,
+            found.ended,
+            len(src_lengths),
+            self.beam_size,
+            self.eos,
+            all_count=self.is_exact,
+            longest=src_lengths.cpu() if self.match_source_len else None,
+            len_penalty=self.len_penalty if self.normalize_scores else 0.0,
+        )
+        self._check_numbers(hypotheses, found.saw_nan)
+        return self._finished(hypotheses, src_tokens)
 
     def _max_len(self, src_tokens: Tensor, src_lengths: Tensor) -> int:
         """The longest hypothesis, without its end."""
@@ -226,18 +202,18 @@ class FixedPointSequenceGenerator(SequenceGenerator):
             )
         return max_len
 
-    def _init_constraints(self, constraints: Tensor | None) -> None:
-        if constraints is not None and not self.search.supports_constraints:
-            raise ValueError(
-                f"{type(self.search).__name__} takes no constraints: give --constraints, without "
-                "another strategy of search."
-            )
-        if constraints is None and self.search.supports_constraints:
-            raise ValueError(
-                "--constraints needs text with constraints, which fairseq-interactive reads after "
-                "a tab in each line: give them there, or drop --constraints."
-            )
-        self.search.init_constraints(constraints, self.beam_size)
+    def _rules(self, max_len: int) -> TokenRules:
+        blocker = self.repeat_ngram_blocker
+        return TokenRules(
+            pad=self.pad,
+            unk=self.unk,
+            eos=self.eos,
+            unk_penalty=self.unk_penalty,
+            min_len=self.min_len,
+            max_len=max_len,
+            suppressed=self.token_indices_to_suppress,
+            no_repeat_ngram_size=0 if blocker is None else blocker.no_repeat_ngram_size,
+        )
 
     def _prefixes(self, tokens: Tensor, max_len: int) -> ForcedPrefixes:
         prefixes = ForcedPrefixes(
@@ -269,216 +245,50 @@ class FixedPointSequenceGenerator(SequenceGenerator):
             self.lm_weight,
         )
 
-    def _known_scores(
-        self, models: StepEnsemble, beginnings: Tensor, prefixes: ForcedPrefixes
-    ) -> Tensor:
-        """Log-probabilities of the tokens that all sentences are given, ``(B, known)``."""
-        known = beginnings.size(1) - 1
-        if known == 0:
-            return beginnings.new_empty(len(beginnings), 0, dtype=torch.float32)
-        targets = prefixes.scored[:, :known]
-        found = models.prefix_log_probabilities(beginnings[:, :-1], targets)
-        return found.masked_fill(found.isnan(), -math.inf)
-
-    def _begin(
-        self, models: StepEnsemble, beginnings: Tensor, known_scores: Tensor
-    ) -> tuple[Beam, int]:
-        """The beam before the search, and the step at which the search begins."""
-        sentences, known = known_scores.shape
-        history = History(sentences, beginnings.device)
-        scores = known_scores.new_zeros(sentences, self.beam_size)
-        first = 0
-        if known and type(self.search) in PREFIX_BLIND:
-            first, total = known, known_scores.cumsum(1)
-            rows = torch.arange(sentences, device=beginnings.device)
-            for position in range(known):
-                history.extend(rows, beginnings[:, position + 1], total[:, position])
-            scores = scores + total[:, -1:]
-        return Beam(beginnings[:, : first + 1], scores, history, self._window(models)), first
-
-    def _window(self, models: StepEnsemble) -> int | None:
-        """How many last tokens a step asks for; None for all."""
-        if (
-            not models.needs_last_token_only
-            or self.repeat_ngram_blocker is not None
-            or isinstance(self.search, search.PrefixConstrainedBeamSearch)
-        ):
-            return None
-        return max(1, (self.order or 1) - 1)
-
-    def _log_probs(
-        self,
-        models: StepEnsemble,
-        beam: Beam,
-        step: int,
-        beginnings: Tensor,
-        known_scores: Tensor,
-        prefixes: ForcedPrefixes,
-        max_len: int,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Log-probabilities of the next token under the options, ``(R, N, V)``.
-
-        A given token is certain there, and so is the end of a sample at the maximal length; its
-        log-probability is the second result, ``(R, N)``, 0 where a sentence has none; None where
-        no sentence has one.
-        """
-        shape = (len(beam), beam.size, self.vocab_size)
-        known = known_scores.size(1)
-        if step < known:
-            nothing = known_scores.new_full(shape, -math.inf)
-            given = known_scores[beam.sentences, step, None].expand(shape[:2])
-            return prefixes.force(nothing, step, beam.sentences), given
-        if step == known:
-            log_probs, attention = models.first_step(beginnings[beam.sentences], beam.size)
-        else:
-            if beam.order is not None:
-                models.reorder(beam.order)
-            log_probs, attention = models.step(beam.contexts)
-        if attention is not None:
-            beam.history.attend(attention)
-        beam.scores = beam.scores.type_as(log_probs)
-        log_probs.nan_to_num_(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
-        log_probs[:, self.pad] = -math.inf
-        given = None
-        if step < prefixes.longest:  # as the models see them: penalties are for chosen ones
-            given = prefixes.scores(log_probs.view(shape), step, beam.sentences)
-        log_probs[:, self.unk] -= self.unk_penalty
-        if step == max_len:
-            eos_log_probs = log_probs[:, self.eos].clone()
-            log_probs.fill_(-math.inf)
-            if isinstance(self.search, search.Sampling):  # as with given tokens
-                log_probs[:, self.eos] = 0
-                given = eos_log_probs.view(shape[:2])
-            else:
-                log_probs[:, self.eos] = eos_log_probs
-            return log_probs.view(shape), given
-        if step < self.min_len:
-            log_probs[:, self.eos] = -math.inf
-        if self.token_indices_to_suppress is not None:
-            log_probs[:, self.token_indices_to_suppress] = -math.inf
-        if self.repeat_ngram_blocker is not None:
-            written = beam.contexts[:, 1:]  # not what stands before the text
-            size = self.repeat_ngram_blocker.no_repeat_ngram_size
-            log_probs = block_repetition(log_probs, written, size)
-        log_probs = log_probs.view(shape)
-        if given is not None:
-            log_probs = prefixes.force(log_probs, step, beam.sentences)
-        return log_probs, given
-
-    def _candidates(
-        self, step: int, log_probs: Tensor, given: Tensor | None, beam: Beam, sample: dict
-    ) -> Candidates:
-        """What the strategy offers, and impossible ones to make them 2N at least.
-
-        With N that end among 2N there are N to go on with. At its step 0, a strategy takes the
-        first hypothesis alone, since all are equal, and leaves the score before it out.
-        """
-        numbers = beam.sentences
-        if isinstance(self.search, search.PrefixConstrainedBeamSearch):
-            numbers = sample["id"][numbers] if isinstance(sample.get("id"), Tensor) else numbers
-        scores, tokens, parents = self.search.step(
-            step,
-            log_probs,
-            beam.scores.unsqueeze(2).expand(-1, -1, step),  # strategies read the last alone
-            beam.contexts,
-            numbers,
-        )
-        missing = max(0, 2 * beam.size - scores.size(1))
-        if step == 0:
-            scores = scores + beam.scores[:, :1]
-        if given is not None:  # in beam search equal for all of a sentence, so the order stays
-            scores = scores + given.gather(1, parents)
-        return Candidates(
-            F.pad(scores, (0, missing), value=-math.inf),
-            F.pad(tokens, (0, missing), value=self.pad),
-            F.pad(parents, (0, missing)) + beam.rows()[:, :1],
-        )
-
-    def _cut_off(self, beam: Beam, eos_log_probs: Tensor, length: int) -> Ended:
-        """Ends what a strategy has kept from ending until nothing longer is allowed."""
-        scores = beam.scores + eos_log_probs
-        which = (beam.found.eq(0).unsqueeze(1)) & scores.ne(-math.inf)  # (R, N)
-        unended = int(which.any(1).sum())
-        if unended:
-            logger.warning(
-                f"{unended} sentences end at the maximal length, {length} tokens, without meeting "
-                "their constraints: raise --max-len-b."
-            )
-        tokens = torch.full_like(beam.rows(), self.eos)
-        return beam.end(Candidates(scores, tokens, beam.rows()), which, length)
-
-    def _drop_finished(self, models: StepEnsemble, beam: Beam) -> None:
-        """Takes sentences out of the batch that have N hypotheses, or none to go on with."""
-        is_left = beam.scores.ne(-math.inf).any(1)  # (R,)
-        if not self.is_exact:
-            is_left &= beam.found < beam.size
-        left = is_left.nonzero().squeeze(1)
-        if len(left) == len(beam):
+    def _check_numbers(self, hypotheses: list[list[dict[str, Tensor]]], saw_nan: Tensor) -> None:
+        """Raises FloatingPointError if NaN has left a sentence without hypothesis."""
+        if not saw_nan:
             return
-        rows = beam.keep(left)
-        models.reorder_encoder_out(rows)
-        self.search.prune_sentences(left)
-
-    def _hypotheses(
-        self, history: History, ended: Sequence[Ended], src_tokens: Tensor, src_lengths: Tensor
-    ) -> list[list[dict[str, Tensor]]]:
-        """Reads the best ended hypotheses of each sentence off the history."""
-        if not ended:  # a strategy has allowed nothing
-            return [[] for _ in src_lengths]
-        which = _flat(step.which for step in ended).nonzero().squeeze(1)  # in order of time
-        nodes = _flat(step.nodes for step in ended)[which]  # (M,)
-        scores = _flat(step.scores for step in ended)[which]
-        sentences = _flat(s.sentences.unsqueeze(1).expand_as(s.which) for s in ended)[which]
-        lengths = torch.cat([torch.full((s.which.numel(),), s.length) for s in ended])[which]
-        normalized = scores
-        if self.normalize_scores:
-            normalized = scores / (lengths + 1).to(scores.dtype) ** self.len_penalty
-        if self.match_source_len:
-            too_long = lengths > src_lengths.cpu()[sentences]
-            normalized = normalized.masked_fill(too_long, -math.inf)
-
-        # The first N of each sentence, as fairseq; the best N where the search goes on to the end.
-        by_score = normalized.argsort(descending=True, stable=True)
-        first = by_score if self.is_exact else torch.arange(len(which))
-        first = first[_rank_in(sentences[first]) < self.beam_size]
-        chosen = by_score[torch.isin(by_score, first)]
-        nodes, scores, sentences = nodes[chosen], scores[chosen], sentences[chosen]
-        normalized, lengths = normalized[chosen], lengths[chosen]
-
-        path, tokens, totals = history.paths(nodes, lengths)  # (M, T)
-        ends = lengths.unsqueeze(1)
-        tokens = F.pad(tokens, (0, 1)).scatter_(1, ends, self.eos)
-        totals = F.pad(totals, (0, 1)).scatter_(1, ends, scores.unsqueeze(1))
-        positional = totals - F.pad(totals[:, :-1], (1, 0))
-        device = src_lengths.device
-        tokens, positional, normalized = (
-            tensor.to(device) for tensor in (tokens, positional, normalized)
+        trouble = "probabilities of the next token are no numbers (NaN)"
+        without = sum(not found for found in hypotheses)
+        if not without:
+            logger.warning(f"{trouble} after some hypotheses, which are left out.")
+            return
+        raise FloatingPointError(
+            f"{trouble}, so that {without} of {len(hypotheses)} sentences have no hypothesis: "
+            + self._cause_of_nan()
         )
-        sizes = lengths.tolist()
-        attention = history.attention(
-            [nodes[:size] for nodes, size in zip(path, sizes, strict=True)],
-            (sentences * self.beam_size).tolist(),
-        )
-        found: list[list[dict[str, Tensor]]] = [[] for _ in src_lengths]
-        for number, sentence in enumerate(sentences.tolist()):
-            size = sizes[number] + 1
-            hypothesis = {
-                "tokens": tokens[number, :size].clone(),  # callers change them in place
-                "score": normalized[number],
-                "attention": torch.empty(0) if attention is None else attention[number].to(device),
-                "alignment": torch.empty(0),
-                "positional_scores": positional[number, :size].clone(),
-            }
-            if self.extract_alignment is not None:
-                hypothesis["alignment"] = self.extract_alignment(
-                    hypothesis["attention"].t().cpu(),
-                    src_tokens[sentence].cpu(),
-                    hypothesis["tokens"].cpu(),
-                    self.pad,
-                    self.eos,
+
+    def _cause_of_nan(self) -> str:
+        models = [("model", model) for model in self.model.models]
+        if self.lm_model is not None:
+            models.append(("language model", self.lm_model))
+        for number, (kind, model) in enumerate(models, start=1):
+            broken = [name for name, w in model.named_parameters() if not w.isfinite().all()]
+            if broken:
+                return (
+                    f"{kind} {number} of {len(models)} has weights that are not finite "
+                    f"({broken[0]}), as after a training that diverged. Give an earlier checkpoint."
                 )
-            found[sentence].append(hypothesis)
-        return found
+        return "all weights are finite; if it is with --fp16, generate without it."
+
+    def _finished(
+        self, hypotheses: list[list[dict[str, Tensor]]], src_tokens: Tensor
+    ) -> list[list[dict[str, Tensor]]]:
+        """Hypotheses on the device of their sources, with alignments if they are wanted."""
+        for sources, found in zip(src_tokens, hypotheses, strict=True):
+            for hypothesis in found:
+                if self.extract_alignment is not None:
+                    hypothesis["alignment"] = self.extract_alignment(
+                        hypothesis["attention"].t(),
+                        sources.cpu(),
+                        hypothesis["tokens"],
+                        self.pad,
+                        self.eos,
+                    )
+                for name in ("tokens", "score", "attention", "positional_scores"):
+                    hypothesis[name] = hypothesis[name].to(src_tokens.device)
+        return hypotheses
 
 
 def _source(net_input: dict, pad: int, eos: int) -> tuple[Tensor, Tensor]:
@@ -509,16 +319,3 @@ def _check_dictionary(language_model: nn.Module, dictionary: Dictionary) -> None
             f"dictionary ({len(dictionary)} entries): train it on text that was prepared with "
             "fairseq-preprocess --srcdict and the target's dict.txt."
         )
-
-
-def _flat(tensors) -> Tensor:
-    return torch.cat([tensor.flatten() for tensor in tensors]).cpu()
-
-
-def _rank_in(groups: Tensor) -> Tensor:
-    """How many before each have the same number, ``(M,)``."""
-    ordered, order = groups.sort(stable=True)
-    _, counts = torch.unique_consecutive(ordered, return_counts=True)
-    starts = counts.cumsum(0) - counts
-    rank = torch.arange(len(groups)) - starts.repeat_interleave(counts)
-    return torch.empty_like(rank).scatter_(0, order, rank)

@@ -9,7 +9,7 @@ import torch
 from fairseq.models import FairseqIncrementalDecoder
 from torch import Tensor, nn
 
-from fairseq_fixedpoint.models.fixedpoint_lm import FixedPointDecoder
+from fairseq_fixedpoint.models.decoder import FixedPointDecoder
 
 # Log-probabilities of a prefix that are in memory at once.
 LOG_PROBABILITIES_AT_ONCE = 2**23

@@ -1,5 +1,7 @@
-"""The one exception for what a person can put right."""
+"""The one exception of rescoring for what a person can put right."""
+
+from fairseq_fixedpoint.errors import InputError
 
 
-class RescoringError(ValueError):
+class RescoringError(InputError):
     """Wrong input or a wrong combination of options; the message is a sentence that says which."""
