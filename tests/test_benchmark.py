@@ -258,7 +258,7 @@ def test_time_of_training_adds_up_over_epochs():
 def test_fairseq_takes_the_options_of_every_model(model, softmax):
     given = map(str, end_to_end.options(end_to_end.Settings(), model, softmax))
     parsed = options.parse_args_and_arch(options.get_training_parser(), ["data", *given])
-    if model == end_to_end.BASELINE:  # which has cutoffs always, and uses them with this criterion
+    if model in end_to_end.THEIRS:  # which has cutoffs always, and uses them with this criterion
         assert (parsed.criterion == "adaptive_loss") == (softmax == "adaptive")
     if softmax == "adaptive":
         assert parsed.adaptive_softmax_cutoff == "2000,8000"

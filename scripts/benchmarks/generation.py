@@ -65,7 +65,7 @@ class Settings:
     beams: tuple[int, ...] = (1, 5)
     lengths: tuple[int, ...] = (64, 1024)
     memory_lengths: tuple[int, ...] = (64, 256, 1024)
-    seconds: float = 1.0
+    seconds: float = 3.0
 
 
 PRESETS = {

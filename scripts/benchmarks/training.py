@@ -16,7 +16,7 @@ from scripts.benchmarks.results import BenchmarkError
 ROOT = Path(__file__).resolve().parents[2]
 PLUGIN = ROOT / "fairseq_fixedpoint"
 SENTENCE = 20  # words of the synthetic text, `</s>` not counted
-# What our task sets on a CPU by itself, so that fairseq's models have it, too.
+# The allocator's settings that our tasks make by themselves on a CPU, for fairseq's models.
 KEEPING_MEMORY = {"MALLOC_MMAP_MAX_": 0, "MALLOC_TRIM_THRESHOLD_": 2**31 - 1}
 # `--log-format json` prints one object a line behind these.
 UPDATES, EPOCH, VALIDATION = "train_inner", "train", "valid"
@@ -65,7 +65,9 @@ def synthetic_corpus(folder: Path, words: int, tokens: int) -> Path:
     return preprocess(folder, ["train"])
 
 
-def train(data: Path, device: str, *options: object) -> dict[str, list[dict]]:
+def train(
+    data: Path, device: str, *options: object, environment: Mapping[str, object] | None = None
+) -> dict[str, list[dict]]:
     """Runs fairseq-train: the statistics that it logs for updates, epochs and validations."""
     command = [sys.executable, "-m", "fairseq_cli.train", data, *options]
     command += ["--required-batch-size-multiple", 1, "--num-workers", 0, "--seed", 1]
@@ -74,7 +76,7 @@ def train(data: Path, device: str, *options: object) -> dict[str, list[dict]]:
     command += ["--no-save", "--save-dir", data.parent / "nothing-saved"]
     command += ["--no-progress-bar", "--log-format", "json"]
     command += ["--cpu"] if device == "cpu" else []
-    return logged(run(command, KEEPING_MEMORY).splitlines())
+    return logged(run(command, environment).splitlines())
 
 
 def logged(lines: Sequence[str]) -> dict[str, list[dict]]:
