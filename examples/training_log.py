@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PARAMETERS = re.compile(r"num\. shared model params: ([0-9,]+)")
+LOG = "train.json"
 PROCESSOR_TIME = re.compile(r"([0-9]+)m([0-9.]+)s")  # as bash prints it
 
 
@@ -25,7 +26,7 @@ class Training:
         best_epoch: the one whose validation loss is the least, and which is evaluated.
         perplexity: of the validation set after it; with pairs, of the references alone.
         tokens: of the target that were learned from, over all epochs, `</s>` included.
-        seconds: of training by the clock, neither start nor validation included.
+        seconds: of the epochs by the clock: validation and saving included, the start not.
         processor_seconds: that the commands used, start and validation included.
     """
 
@@ -39,27 +40,30 @@ class Training:
 
     @classmethod
     def read(cls, folder: Path) -> Training:
-        """Reads train.json, fairseq's log, and processor_time, which is written when all is done.
+        """Reads train.json, fairseq's log, and processor_time, of all runs that it took.
 
         Raises:
-            ResultError: a file is missing, or has no whole epoch.
+            ResultError: a file is missing or has no whole epoch, or the training did not end.
         """
-        log = text_of(folder / "train.json", "train the model first")
+        log = text_of(folder / LOG, "train the model first")
         found = PARAMETERS.findall(log)
         records = [json.loads(line) for line in log.splitlines() if line.startswith('{"')]
         trained = {r["epoch"]: r for r in records if "train_loss" in r}
         valid = {r["epoch"]: r for r in records if "valid_loss" in r}
         if not (found and trained and valid):
-            raise ResultError(f"{folder}/train.json has no whole epoch: train the model again.")
+            raise ResultError(f"{folder / LOG} has no whole epoch: train the model again.")
         best = min(valid, key=lambda epoch: float(valid[epoch]["valid_loss"]))
-        used = text_of(folder / "processor_time", "the training did not end; train again")
+        if not has_ended(folder):
+            raise ResultError(f"{folder}: the training did not end; train again, and it goes on.")
+        used = text_of(folder / "processor_time", "train again")
         tokens, seconds, updates = 0.0, 0.0, 0
         for epoch in sorted(trained):
             statistics = trained[epoch]
             after = int(statistics["train_num_updates"])
             of_epoch = float(statistics["train_wpb"]) * (after - updates)
             tokens += of_epoch
-            seconds += of_epoch / float(statistics["train_wps"])  # logged seconds are whole ones
+            if float(statistics["train_wps"]):  # not logged of one update
+                seconds += of_epoch / float(statistics["train_wps"])  # logged seconds are whole
             updates = after
         return cls(
             parameters=int(found[-1].replace(",", "")),
@@ -73,6 +77,12 @@ class Training:
                 for minutes, seconds in PROCESSOR_TIME.findall(used)
             ),
         )
+
+
+def has_ended(folder: Path) -> bool:
+    """Whether the training of a folder was done, rather than stopped on its way."""
+    log = folder / LOG
+    return log.exists() and "done training in" in log.read_text(encoding="utf-8")
 
 
 def text_of(path: Path, remedy: str) -> str:

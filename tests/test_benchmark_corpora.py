@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
+import torch
 
+from examples.training_log import ResultError, Training
 from scripts.benchmarks import __main__ as command
 from scripts.benchmarks import corpora
 from scripts.benchmarks.results import BenchmarkError
 
+LOG = """num. shared model params: 12 (num. trained: 12)
+{"epoch": 1, "valid_loss": "2", "valid_ppl": "4"}
+{"epoch": 1, "train_loss": "2", "train_wpb": "20", "train_wps": "8", "train_num_updates": "2"}
+done training in 5.0 seconds
+"""
 SMALL = "--decoder-embed-dim 8 --decoder-hidden-size 8 --max-epoch 1"
 
 
@@ -59,6 +67,53 @@ def test_a_training_that_is_there_is_not_done_again(measured, monkeypatch):
     assert records(folder) == before
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_each_choice_has_its_command_and_folder(device, data, tmp_path, monkeypatch):
+    (tmp_path / "wikitext-2").symlink_to(data)
+    calls = []
+
+    def run(words, environment):
+        calls.append(([str(word) for word in words], environment))
+        if str(words[0]).endswith("train"):
+            folder = environment["SAVE_DIR"]
+            folder.mkdir(parents=True)
+            (folder / "train.json").write_text(LOG)
+            (folder / "processor_time").write_text("0m1.000s 0m0.000s\n1m0.000s 0m1.000s\n")
+        return "Perplexity: 4.00"
+
+    monkeypatch.setattr(corpora, "run", run)
+    settings = corpora.Settings(
+        data=str(tmp_path), checkpoints=str(tmp_path / "trained"), cells=("gru",), iterations=(5,),
+        dropout=("recipe", "0.1"), jobs=1, options="--max-epoch 1",
+    )  # fmt: skip
+    found = list(corpora.measure(settings, SimpleNamespace(device=torch.device(device))))
+    assert [each["dropout"] for each in found] == ["recipe", "0.1"]
+    assert {each["seconds"] for each in found} == {62.0 if device == "cpu" else 40 / 8}
+    first, second = (words for words, _ in calls if words[0].endswith("wikitext-2/train"))
+    assert first[1:] == ["5", "--cell", "gru", "--max-epoch", "1"]
+    assert second[1:] == [*first[1:], "--dropout", "0.1"]
+    evaluations = [words[1:] for words, _ in calls if words[0].endswith("wikitext-2/evaluate")]
+    assert evaluations == 2 * [["5", "--gen-subset", "valid"], ["5", "--gen-subset", "test"]]
+    assert {bool(environment["GPU"]) for _, environment in calls} == {device == "cuda"}
+    folders = {environment["SAVE_DIR"] for _, environment in calls}
+    assert len(folders) == 2 and all(device in folder.parts for folder in folders)
+
+
+def test_a_training_that_was_stopped_goes_on(tmp_path):
+    (tmp_path / "train.json").write_text(LOG.replace("done training", "stopped"))
+    with pytest.raises(ResultError, match="did not end; train again, and it goes on"):
+        Training.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [(["--jobs", "0"], "--jobs must be at least 1"), (["--cells", "elman,rnn"], "--cells rnn")],
+)
+def test_settings_out_of_range_are_named(arguments, message, capsys):
+    assert command.main(["corpora", "--device", "cpu", *arguments]) == 1
+    assert message in capsys.readouterr().err
+
+
 def test_a_training_that_fails_is_told(data, tmp_path):
     (tmp_path / "penn-treebank").symlink_to(data)
     settings = corpora.Settings(
@@ -76,6 +131,7 @@ def test_corpora_that_are_missing_are_named(tmp_path, capsys):
 
 def test_the_table_has_a_row_for_every_k_and_the_exact_recurrence_last():
     found = corpora.tables(run_of(record(), record(iterations=0, valid=8.0, seconds=30.0)))
+    assert found["corpora-wikitext-2"] is None
     assert found["corpora-penn-treebank"].splitlines()[2:] == [
         "| K = 1 | not measured | not measured | not measured | not measured |",
         "| K = 2 | 9.0 | 1.5 | not measured | not measured |",

@@ -47,6 +47,7 @@ def write_training(folder: Path, epochs: list[tuple[int, int, int]], *times: str
         train = {"train_loss": "1", "train_wpb": f"{tokens}", "train_wps": f"{2 * tokens}"}
         train["train_num_updates"] = f"{done}"
         lines += [json.dumps({"epoch": epoch, **record}) for record in (valid, train)]
+    lines.append("done training in 1.0 seconds")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "train.json").write_text("".join(f"{line}\n" for line in lines))
     (folder / "processor_time").write_text("".join(f"{line}\n" for line in times))

@@ -410,6 +410,10 @@ class TestChoice:
     def test_a_gpu_gets_the_kernels(self):
         assert pointwise.of(torch.device("cuda")).__name__ == NAME
 
+    def test_an_old_triton_is_not_used(self, monkeypatch):
+        monkeypatch.setattr(triton, "__version__", "3.2.0+git1")
+        assert pointwise.of(torch.device("cuda")) is pointwise
+
     def test_a_cpu_gets_pytorch(self):
         assert pointwise.of(torch.device("cpu")) is pointwise
 

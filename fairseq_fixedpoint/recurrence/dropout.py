@@ -22,7 +22,7 @@ def dropout_mask(x: Tensor, p: float, variational: bool, features: int | None = 
     shape = (1 if variational else length, batch, features or width)
     # Uniform numbers are drawn several times as fast on a CPU as Bernoulli ones; in float32, as the
     # few that a shorter type can hold would change the probability.
-    keep = torch.rand(shape, device=x.device) >= p
+    keep = torch.rand(shape, dtype=torch.float32, device=x.device) >= p
     return keep.to(x.dtype).div_(1 - p)
 
 

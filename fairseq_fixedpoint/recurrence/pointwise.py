@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 aten = torch.ops.aten
+OLDEST_TRITON = (3, 3)
 
 
 @functools.cache
@@ -32,12 +33,20 @@ def of(device: torch.device) -> ModuleType:
         device.type == "cuda"
         and torch.version.hip is None
         and torch.cuda.get_device_capability(device) >= (8, 0)
-        and importlib.util.find_spec("triton") is not None
+        and _has_triton()
     ):
         from fairseq_fixedpoint.recurrence import triton_kernels
 
         return triton_kernels
     return sys.modules[__name__]
+
+
+def _has_triton() -> bool:
+    """Whether Triton is installed, in a version that the kernels are written for."""
+    if importlib.util.find_spec("triton") is None:
+        return False
+    version = importlib.import_module("triton").__version__
+    return tuple(map(int, version.split(".")[:2])) >= OLDEST_TRITON
 
 
 def elman_forward(

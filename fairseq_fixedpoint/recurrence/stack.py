@@ -237,21 +237,24 @@ class FixedOrder(nn.Module):
         output = layer(x)
 
     PyTorch documents what else such a graph asks for: inputs that require a gradient as the sample
-    did, autocast without its cache, and no use of an output after the next call. K is at least 1,
-    as the exact recurrence looks at the masks to cut sequences, and recurrent matrices are not
-    orthogonal, as PyTorch's way of making them so can wait for the device. No such graph has been
-    run yet: the tests that do are marked `cuda`.
+    did, autocast without its cache, no use of an output after the next call, and one backward pass
+    between calls of `zero_grad(set_to_none=True)`, as gradients lie where the next pass writes. K
+    is at least 1, as the exact recurrence looks at the masks to cut sequences, and recurrent
+    matrices are not orthogonal, as PyTorch's way of making them so can wait for the device. No such
+    graph has been run yet: the tests that do are marked `cuda`.
 
     Args:
         rnn: whose parameters and buffers these are.
         iterations: K, at least 1.
 
     Raises:
-        ValueError: for a smaller K.
+        ValueError: for a smaller K, or an orthogonal recurrence.
     """
 
     def __init__(self, rnn: FixedPointRNN, iterations: int):
         super().__init__()
+        if rnn.orthogonal:
+            raise ValueError("orthogonal recurrent matrices cannot be put into a CUDA graph.")
         if iterations < 1:
             raise ValueError(f"iterations must be at least 1 for a fixed order, not {iterations}.")
         self.rnn = rnn

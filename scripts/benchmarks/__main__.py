@@ -152,7 +152,8 @@ def rates(machine: Machine) -> dict:
 def print_tables(module: ModuleType, measured: dict) -> None:
     print(rendering.caption(measured))
     for name, table in module.tables(measured).items():
-        print(f"\n{name}\n\n{table}")
+        if table:
+            print(f"\n{name}\n\n{table}")
 
 
 def print_estimate(names: Sequence[str], device: str) -> None:

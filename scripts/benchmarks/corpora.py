@@ -3,7 +3,8 @@
 The recipes are those of the examples, and so is the data: what their `prepare` made. A corpus that
 is not there is passed by. A training keeps its folder under --checkpoints: it is done once, and one
 that was stopped goes on; so another recipe, by --options, wants other --checkpoints. Several run at
-a time, so that time, on a CPU, is the processor's.
+a time, so that time, on a CPU, is the processor's; on a GPU it is the clock's, and compares only
+between runs that had as many beside them.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 
-from examples.training_log import ResultError, Training
+from examples.training_log import ResultError, Training, has_ended
 from fairseq_fixedpoint.files import written_whole
 from scripts.benchmarks.figures import COLOURS, new_figure
 from scripts.benchmarks.machine import Machine
@@ -84,10 +85,10 @@ class Model:
     iterations: int
     dropout: str
 
-    def folder(self, settings: Settings) -> Path:
+    def folder(self, settings: Settings, device: torch.device) -> Path:
         chosen = "" if self.dropout == RECIPE else f"-dropout-{self.dropout}"
         name = f"{self.cell}-{self.iterations}{chosen}"
-        return Path(settings.checkpoints) / self.corpus / name
+        return Path(settings.checkpoints) / device.type / self.corpus / name
 
 
 def measure(settings: Settings, machine: Machine) -> Iterator[dict]:
@@ -96,6 +97,11 @@ def measure(settings: Settings, machine: Machine) -> Iterator[dict]:
     Raises:
         BenchmarkError: if neither corpus is there, or a training fails.
     """
+    if settings.jobs < 1:
+        raise BenchmarkError(f"--jobs must be at least 1, not {settings.jobs}.")
+    unknown = [cell for cell in settings.cells if cell not in CELLS]
+    if unknown:
+        raise BenchmarkError(f"--cells {unknown[0]}: choose from {', '.join(CELLS)}.")
     data = Path(settings.data)
     corpora = [name for name in NAMES if (data / name / "dict.txt").exists()]
     if not corpora:
@@ -104,8 +110,9 @@ def measure(settings: Settings, machine: Machine) -> Iterator[dict]:
             "--data the folder that has them."
         )
     # The exact recurrence is the quickest to train, and what the others are compared with.
-    order = sorted(settings.iterations)
-    chosen = itertools.product(corpora, order, settings.cells, settings.dropout)
+    order = sorted(set(settings.iterations))
+    cells, dropout = (dict.fromkeys(each) for each in (settings.cells, settings.dropout))
+    chosen = itertools.product(corpora, order, cells, dropout)
     models = [Model(corpus, cell, k, dropout) for corpus, k, cell, dropout in chosen]
     with ThreadPoolExecutor(settings.jobs) as pool:
         records = [pool.submit(trained, model, settings, machine.device) for model in models]
@@ -122,7 +129,7 @@ def trained(model: Model, settings: Settings, device: torch.device) -> dict:
     Raises:
         BenchmarkError: if a command fails.
     """
-    folder, data = model.folder(settings), Path(settings.data) / model.corpus
+    folder, data = model.folder(settings, device), Path(settings.data) / model.corpus
     done = folder / "record.json"
     if done.exists():
         return json.loads(done.read_text(encoding="utf-8"))
@@ -135,7 +142,7 @@ def trained(model: Model, settings: Settings, device: torch.device) -> dict:
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
     }
     example = EXAMPLES / model.corpus
-    if not (folder / "processor_time").exists():  # the last thing that a training writes
+    if not has_ended(folder):
         options = ["--cell", model.cell, *shlex.split(settings.options)]
         options += [] if model.dropout == RECIPE else ["--dropout", model.dropout]
         run([example / "train", model.iterations, *options], environment)
@@ -153,7 +160,9 @@ def trained(model: Model, settings: Settings, device: torch.device) -> dict:
     for split in SETS:
         if (data / f"{split}.bin").exists():
             command = [example / "evaluate", model.iterations, "--gen-subset", split]
-            record[split] = perplexity(run(command, environment))
+            # In full precision, whatever training had.
+            precise = {**environment, "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": 0}
+            record[split] = perplexity(run(command, precise))
     with written_whole(done) as file:
         file.write_text(json.dumps(record), encoding="utf-8")
     return record
@@ -190,12 +199,12 @@ def in_order(iterations: Sequence[int]) -> list[int]:
     return sorted(set(iterations), key=lambda k: math.inf if k == EXACT else k)
 
 
-def tables(run: dict) -> dict[str, str]:
+def tables(run: dict) -> dict[str, str | None]:
     """`corpora-wikitext-2`, `corpora-penn-treebank`: a row for every K that was asked for, with the
-    perplexities of each cell and the minutes of training."""
-    found = {}
+    perplexities of each cell and the minutes of training; None for a corpus that was not there."""
+    found: dict[str, str | None] = {}
     records = best(run["records"])
-    for corpus in dict.fromkeys(each["corpus"] for each in run["records"]):
+    for corpus in NAMES:
         own = [each for each in records.values() if each["corpus"] == corpus]
         sets = [split for split in SETS if any(split in each for each in own)]
         head = [""]
@@ -209,7 +218,7 @@ def tables(run: dict) -> dict[str, str]:
                 row += [each and f"{each[split]:.1f}" for split in sets]
                 row.append(each and number(each["seconds"] / 60))
             rows.append(row)
-        found[f"corpora-{corpus}"] = table(head, rows)
+        found[f"corpora-{corpus}"] = table(head, rows) if own else None
     return found
 
 

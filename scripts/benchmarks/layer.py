@@ -2,7 +2,8 @@
 `GRU` of the same sizes and weights (cuDNN's on a GPU), a training step and a forward pass.
 
 A training step is the forward pass, and the backward pass to input and weights. `bf16` is autocast
-on both sides, `fp32` is tf32 on a GPU. Small blocks are measured in a CUDA graph, too, on a GPU.
+on both sides (cuDNN's recurrences compute in fp16 under it), `fp32` is tf32 on a GPU. Small blocks
+are measured in a CUDA graph, too, on a GPU.
 """
 
 from __future__ import annotations
@@ -243,9 +244,9 @@ def times_as_fast(shape: dict[int, dict], iterations: int) -> float | None:
     return exact / ours if exact and ours and iterations != EXACT else None
 
 
-def tables(run: dict) -> dict[str, str]:
+def tables(run: dict) -> dict[str, str | None]:
     """`layer-training-fp32` and so on: every shape; `layer-summary`: Elman's training, widest;
-    `layer-graphs`: what ran in a CUDA graph, if anything did.
+    `layer-graphs`: what ran in a CUDA graph, None if nothing did.
     """
     shapes = by_shape(run["records"])
     found = {}
@@ -260,8 +261,8 @@ def tables(run: dict) -> dict[str, str]:
     }
     found["layer-summary"] = _table(summary, run, with_precision=True)
     graphs = by_shape(run["records"], graph=True)
-    if graphs:
-        found["layer-graphs"] = _graph_table(graphs, shapes, run["settings"]["iterations"])
+    iterations = run["settings"]["iterations"]
+    found["layer-graphs"] = _graph_table(graphs, shapes, iterations) if graphs else None
     return found
 
 

@@ -20,5 +20,8 @@ ON_REQUEST = ("corpora", "rescoring", "lattices")  # they want files
 
 
 def part(name: str) -> ModuleType:
-    """The module of a part: `Settings`, `PRESETS`, `measure`, `tables`, maybe `plots`."""
+    """The module of a part: `Settings`, `PRESETS`, `measure`, `tables`, maybe `plots`.
+
+    A table is None if the run has nothing for it.
+    """
     return importlib.import_module(f"scripts.benchmarks.{name}")

@@ -2,8 +2,8 @@
 recurrence, with one recipe, one after another on the same machine; and what `--bf16-products`
 changes of both.
 
-The text is the documentation that Python carries. Time is that of training alone: neither
-starting Python nor validation is in it. The exact recurrence is trained over
+The text is the documentation that Python carries. Time is that of the epochs, with
+the validation after each; starting Python is not in it. The exact recurrence is trained over
 contiguous streams with the state carried along.
 """
 
@@ -75,7 +75,7 @@ def corpus(folder: Path, threshold: int) -> Path:
 
 
 def epochs(log: dict[str, list[dict]]) -> Iterator[dict]:
-    """A record for each epoch, with the seconds of training from the start to its end."""
+    """A record for each epoch, with the seconds from the first one's start to its end."""
     seconds, updates_before = 0.0, 0
     for epoch, validation in zip(log[EPOCH], log[VALIDATION], strict=True):
         updates = int(epoch["train_num_updates"])

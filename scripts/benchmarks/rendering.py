@@ -77,8 +77,9 @@ def rendered(text: str, document: Path, runs: dict[str, dict[str, dict]]) -> str
 def of_marker(name: str, device: str, document: Path, runs: dict[str, dict]) -> str:
     of_part = re.split(r"[-.]", name)[0]
     run = runs.get(of_part)
+    not_measured = f"Not measured on {PLACES[device]}.\n"
     if run is None:
-        return f"Not measured on {PLACES[device]}.\n"
+        return not_measured
     if name.endswith(".png"):
         name = name.removesuffix(".png")
         plot = plot_path(run, name)
@@ -86,7 +87,7 @@ def of_marker(name: str, device: str, document: Path, runs: dict[str, dict]) -> 
         if plot.exists():
             return f"![{name}]({link})\n"
     elif name in (tables := part(of_part).tables(run)):
-        return f"{tables[name]}\n{caption(run)}\n"
+        return f"{tables[name]}\n{caption(run)}\n" if tables[name] else not_measured
     raise BenchmarkError(
         f"{document}: the marker {name} {device} names nothing that {of_part} has: correct it, or "
         f"run scripts/benchmark {of_part} if it draws it."
