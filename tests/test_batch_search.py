@@ -145,6 +145,45 @@ def test_a_gpu_is_waited_for_and_a_cpu_is_not():
     assert not waiting.reading_waits(torch.device("cpu"))
 
 
+DRAWING = {
+    "all": lambda: search.Sampling(DICTIONARY),
+    "top-k": lambda: search.Sampling(DICTIONARY, sampling_topk=3),
+    "top-p": lambda: search.Sampling(DICTIONARY, sampling_topp=0.8),
+}
+every_drawing = pytest.mark.parametrize("draw", DRAWING.values(), ids=list(DRAWING))
+
+
+@every_drawing
+def test_sampling_from_what_is_no_numbers_is_told_too(draw):
+    model = language_model()
+    torch.nn.init.constant_(model.decoder.fc_out.bias[3:4], math.nan)
+    for prefixes in (prefixes_of([0, 0]), prefixes_of([2, 3])):
+        with pytest.raises(FloatingPointError, match="2 of 2 sentences have no hypothesis"):
+            ours([model], text_batch(prefixes), prefixes, beam_size=3, strategy=draw)
+
+
+@every_drawing
+def test_a_sample_that_leads_to_no_numbers_is_left_out(draw, caplog):
+    model, word = language_model(iterations=2), 5
+    with torch.no_grad():
+        model.decoder.embed_tokens.weight[word] = math.nan
+    options = {"beam_size": 8, "max_len_b": 6, "strategy": draw}
+    torch.manual_seed(1)
+    [hypotheses] = ours([model], text_batch(prefixes_of([0])), **options)
+    assert 0 < len(hypotheses) < 8 and not any(word in h["tokens"][:-1] for h in hypotheses)
+    assert_scored_as_the_text(model, hypotheses)
+    assert "no numbers (NaN) after some hypotheses, which are left out" in caplog.text
+
+
+def test_no_numbers_in_one_cluster_of_an_adaptive_softmax_are_told(caplog):
+    model = language_model(adaptive_softmax_cutoff="6")
+    assert ours([model], text_batch(prefixes_of([0])), beam_size=3, max_len_b=5)
+    assert not caplog.text
+    torch.nn.init.constant_(model.decoder.adaptive_softmax.tail[0][0].weight, math.nan)
+    ours([model], text_batch(prefixes_of([0])), beam_size=3, max_len_b=5)
+    assert "no numbers (NaN)" in caplog.text
+
+
 def test_weights_that_are_no_numbers_are_named():
     models = [language_model(0), language_model(1)]
     torch.nn.init.constant_(models[1].decoder.fc_out.bias[3:4], math.nan)

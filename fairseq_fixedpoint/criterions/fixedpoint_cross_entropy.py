@@ -135,6 +135,11 @@ class FixedPointCrossEntropy(FairseqCriterion):
 
     def check_training(self, decoder) -> None:
         """Raises ValueError for options that a model in training cannot honour."""
+        if not hasattr(decoder, "iterations"):
+            raise ValueError(
+                "--criterion fixedpoint_cross_entropy is for the models of this plugin, "
+                "fixedpoint_lm and fixedpoint: choose --criterion cross_entropy."
+            )
         if decoder.adaptive_softmax is not None:
             if self.log_z_penalty > 0:
                 raise ValueError(

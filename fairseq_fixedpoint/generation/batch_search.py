@@ -164,7 +164,7 @@ class BatchSearch:
         if attention is not None:
             beam.history.attend(attention)
         beam.scores = beam.scores.type_as(log_probs)
-        self.saw_nan |= log_probs[:, rules.eos].isnan().any()  # one makes a distribution of them
+        self.saw_nan |= log_probs.max().isnan()
         rules.exclude_impossible_(log_probs)
         given = None
         if step < prefixes.longest:  # as the models see them: penalties are for chosen ones

@@ -96,6 +96,8 @@ class Strategy:
         """
         if getattr(self.search, "needs_src_lengths", False):
             self.search.set_src_lengths(self.src_lengths[beam.sentences])
+        if self.draws:
+            given = self._draw_nothing_(log_probs, given)
         vocabulary, wanted = log_probs.size(2), 2 * beam.size
         if vocabulary <= wanted and type(self.search) is not search.BeamSearch:
             # Others want as many continuations of one hypothesis, and the last entry is left out.
@@ -135,6 +137,17 @@ class Strategy:
     def keep(self, which: Tensor) -> None:
         """Drops its state of all sentences but those in `which` ``(R',)``."""
         self.search.prune_sentences(which)
+
+    def _draw_nothing_(self, log_probs: Tensor, given: Tensor | None) -> Tensor:
+        """Lets hypotheses end here that nothing can follow, where one cannot draw.
+
+        Padding is made certain after them, and impossible by what is given, ``(R, N)``.
+        """
+        nothing = log_probs.amax(2).isneginf()  # (R, N)
+        log_probs[:, :, self.pad].masked_fill_(nothing, 0)
+        if given is None:
+            given = torch.zeros_like(nothing, dtype=log_probs.dtype)
+        return given.masked_fill(nothing, -torch.inf)
 
     def _exclude_not_allowed_(self, log_probs: Tensor, beam: Beam, is_given: Tensor) -> None:
         """As `PrefixConstrainedBeamSearch`, but where a token is given nobody is asked."""

@@ -38,11 +38,11 @@ def check_iterations(state_dict: dict, module: str, option: str, now: int) -> No
     trained = 0 if stored is None else int(stored)
     if trained == 0 or 0 < now <= trained:
         return
-    seen = f"the last {now}" if now else "all of them"
+    seen = now or "all of them"
     logger.warning(
         f"the checkpoint's {module} was trained with {option} {trained} and is now used with "
-        f"{option} {now}: a model that learned to predict from the last {trained} tokens sees "
-        f"{seen}, and its probabilities are other ones, better or worse."
+        f"{option} {now}: a state that has learned from {trained} tokens now sees {seen}, "
+        "and the model's probabilities are other ones, better or worse."
     )
 
 

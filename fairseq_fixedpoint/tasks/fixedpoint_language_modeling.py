@@ -19,12 +19,9 @@ import torch
 from fairseq import utils
 from fairseq.data import FairseqDataset
 from fairseq.models import FairseqLanguageModel
-from fairseq.search import PrefixConstrainedBeamSearch
 from fairseq.tasks import register_task
 from fairseq.tasks.language_modeling import LanguageModelingConfig, LanguageModelingTask
 
-from fairseq_fixedpoint.allocation import keep_freed_memory
-from fairseq_fixedpoint.criterions.fixedpoint_cross_entropy import FixedPointCrossEntropy
 from fairseq_fixedpoint.data import ContiguousStreamsDataset, LeftContextDataset
 from fairseq_fixedpoint.generation.tasks import (
     GenerationTask,
@@ -33,6 +30,7 @@ from fairseq_fixedpoint.generation.tasks import (
     model_name,
 )
 from fairseq_fixedpoint.generation.texts import prefixes_of, texts_dataset
+from fairseq_fixedpoint.tasks.training import TrainingTask
 
 logger = logging.getLogger(__name__)
 
@@ -58,14 +56,13 @@ class FixedPointLanguageModelingConfig(LanguageModelingConfig, GenerationTaskCon
 
 
 @register_task("fixedpoint_language_modeling", dataclass=FixedPointLanguageModelingConfig)
-class FixedPointLanguageModelingTask(GenerationTask, LanguageModelingTask):
+class FixedPointLanguageModelingTask(GenerationTask, TrainingTask, LanguageModelingTask):
     """Language modelling whose blocks see what the model's window needs."""
 
     def __init__(self, args, dictionary, output_dictionary=None, targets=None):
         super().__init__(args, dictionary, output_dictionary, targets)
         self.reset_at_eos = args.reset_at_eos
         self.iterations: int | None = None  # K of the model built or loaded last
-        self._in_training = None  # the decoder of a model that was built, not loaded
         self._carried = {"train": {}, "valid": {}}
 
     @classmethod
@@ -105,15 +102,7 @@ class FixedPointLanguageModelingTask(GenerationTask, LanguageModelingTask):
             )
         model = super().build_model(args, from_checkpoint)
         self.iterations = getattr(model.decoder, "iterations", None)
-        self._in_training = None if from_checkpoint else model.decoder
         return model
-
-    def build_criterion(self, cfg):
-        """Builds the criterion, refusing options that the model to be trained cannot honour."""
-        criterion = super().build_criterion(cfg)
-        if self._in_training is not None and isinstance(criterion, FixedPointCrossEntropy):
-            criterion.check_training(self._in_training)
-        return criterion
 
     def load_dataset(self, split: str, epoch: int = 1, combine: bool = False, **kwargs) -> None:
         """Loads a split as consecutive blocks.
@@ -257,8 +246,7 @@ class FixedPointLanguageModelingTask(GenerationTask, LanguageModelingTask):
             constraints: packed as fairseq does, a row a text; they count from the end of the text.
         """
         prefixes = prefixes_of(sample, prefix_tokens, self.source_dictionary)  # (B, P)
-        strategy = getattr(generator, "search", None)
-        if constraints is None and not isinstance(strategy, PrefixConstrainedBeamSearch):
+        if constraints is None:
             return generator.generate(models, sample, prefix_tokens=prefixes)
         lengths = prefixes.ne(self.source_dictionary.pad()).sum(1)
         numbers = sample.get("id")
@@ -271,18 +259,12 @@ class FixedPointLanguageModelingTask(GenerationTask, LanguageModelingTask):
                 "id": numbers[rows],
                 "net_input": {"src_tokens": sample["net_input"]["src_tokens"][rows]},
             }
-            options = {} if constraints is None else {"constraints": constraints[rows]}
             hypotheses = generator.generate(
-                models, part, prefix_tokens=prefixes[rows, :length], **options
+                models, part, prefix_tokens=prefixes[rows, :length], constraints=constraints[rows]
             )
             for row, text in zip(rows.tolist(), hypotheses, strict=True):
                 found[row] = text
         return found
-
-    def begin_epoch(self, epoch, model):
-        """Before an epoch of training."""
-        super().begin_epoch(epoch, model)
-        keep_freed_memory(next(model.parameters()).device)
 
     def train_step(self, sample, model, criterion, optimizer, update_num, ignore_grad=False):
         """One training step, the state of a stream carried from the step before."""

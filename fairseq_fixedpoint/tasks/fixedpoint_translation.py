@@ -6,15 +6,11 @@ which is stepped from its cached state too, instead of reading the whole text at
 
 from dataclasses import dataclass
 
-from fairseq.criterions.cross_entropy import CrossEntropyCriterion
-from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEntropyCriterion
 from fairseq.data import FairseqDataset
 from fairseq.models import FairseqLanguageModel
 from fairseq.tasks import register_task
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 
-from fairseq_fixedpoint.allocation import keep_freed_memory
-from fairseq_fixedpoint.criterions.fixedpoint_cross_entropy import FixedPointCrossEntropy
 from fairseq_fixedpoint.data import RemainderDataset
 from fairseq_fixedpoint.generation.tasks import (
     GenerationTask,
@@ -22,7 +18,7 @@ from fairseq_fixedpoint.generation.tasks import (
     model_class,
     model_name,
 )
-from fairseq_fixedpoint.models.decoder import ADAPTIVE_SOFTMAX_IN_TRAINING, FixedPointDecoder
+from fairseq_fixedpoint.tasks.training import TrainingTask
 
 
 @dataclass
@@ -31,12 +27,11 @@ class FixedPointTranslationTaskConfig(TranslationConfig, GenerationTaskConfig):
 
 
 @register_task("fixedpoint_translation", dataclass=FixedPointTranslationTaskConfig)
-class FixedPointTranslationTask(GenerationTask, TranslationTask):
+class FixedPointTranslationTask(GenerationTask, TrainingTask, TranslationTask):
     """Translation with :class:`~fairseq_fixedpoint.generation.FixedPointSequenceGenerator`."""
 
     def __init__(self, cfg, src_dict, tgt_dict):
         super().__init__(cfg, src_dict, tgt_dict)
-        self._in_training = None  # the decoder of a model that was built, not loaded
         self._whole: dict[str, RemainderDataset] = {}
 
     def build_model(self, args, from_checkpoint=False):
@@ -51,26 +46,7 @@ class FixedPointTranslationTask(GenerationTask, TranslationTask):
                 f"{model_name(args)} is a language model, which has no source to translate: choose "
                 "another --arch, or --task fixedpoint_language_modeling."
             )
-        model = super().build_model(args, from_checkpoint)
-        self._in_training = None if from_checkpoint else model.decoder
-        return model
-
-    def build_criterion(self, cfg):
-        """Builds the criterion.
-
-        Raises:
-            ValueError: for one that the model to be trained cannot honour.
-        """
-        criterion = super().build_criterion(cfg)
-        decoder = self._in_training
-        if isinstance(criterion, FixedPointCrossEntropy):
-            if isinstance(decoder, FixedPointDecoder):
-                criterion.check_training(decoder)
-        elif getattr(decoder, "adaptive_softmax", None) is not None and isinstance(
-            criterion, (CrossEntropyCriterion, LabelSmoothedCrossEntropyCriterion)
-        ):
-            raise ValueError(ADAPTIVE_SOFTMAX_IN_TRAINING)
-        return criterion
+        return super().build_model(args, from_checkpoint)
 
     def load_dataset(self, split, epoch=1, combine=False, **kwargs):
         """Loads a split."""
@@ -81,11 +57,6 @@ class FixedPointTranslationTask(GenerationTask, TranslationTask):
         """Batches of a split leave none of its sentences out."""
         whole = (wrapper for wrapper in self._whole.values() if wrapper.dataset is dataset)
         return super().get_batch_iterator(next(whole, dataset), *args, **kwargs)
-
-    def begin_epoch(self, epoch, model):
-        """Before an epoch of training."""
-        super().begin_epoch(epoch, model)
-        keep_freed_memory(next(model.parameters()).device)
 
     def build_generator(self, models, args, *more, **options):
         """As :class:`~fairseq_fixedpoint.generation.tasks.GenerationTask`'s.
