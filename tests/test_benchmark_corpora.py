@@ -107,7 +107,12 @@ def test_a_training_that_was_stopped_goes_on(tmp_path):
 
 @pytest.mark.parametrize(
     "arguments, message",
-    [(["--jobs", "0"], "--jobs must be at least 1"), (["--cells", "elman,rnn"], "--cells rnn")],
+    [
+        (["--jobs", "0"], "--jobs must be at least 1"),
+        (["--cells", "elman,rnn"], "--cells rnn"),
+        (["--iterations=5,-1"], "--iterations -1: K is 0"),
+        (["--options", "'unclosed"], "No closing quotation"),
+    ],
 )
 def test_settings_out_of_range_are_named(arguments, message, capsys):
     assert command.main(["corpora", "--device", "cpu", *arguments]) == 1

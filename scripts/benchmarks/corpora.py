@@ -99,6 +99,12 @@ def measure(settings: Settings, machine: Machine) -> Iterator[dict]:
     """
     if settings.jobs < 1:
         raise BenchmarkError(f"--jobs must be at least 1, not {settings.jobs}.")
+    if min(settings.iterations) < EXACT:
+        raise BenchmarkError(f"--iterations {min(settings.iterations)}: K is 0 (exact) or more.")
+    try:
+        shlex.split(settings.options)
+    except ValueError as error:
+        raise BenchmarkError(f"--options {settings.options}: {error}.") from error
     unknown = [cell for cell in settings.cells if cell not in CELLS]
     if unknown:
         raise BenchmarkError(f"--cells {unknown[0]}: choose from {', '.join(CELLS)}.")
