@@ -240,10 +240,13 @@ def plots(run: dict) -> dict[str, Figure]:
                 for each in records.values()
                 if (each["corpus"], each["cell"]) == (corpus, cell)
             }
+            if not own:
+                continue
             ks = [k for k in in_order(list(own)) if k != EXACT]
             axes.plot(ks, [own[k] for k in ks], "o-", color=colour, label=CELLS[cell])
             if EXACT in own:
                 axes.axhline(own[EXACT], color=colour, linestyle="--", linewidth=1)
+        axes.set_xticks([k for k in in_order(run["settings"]["iterations"]) if k != EXACT])
         axes.set_title(NAMES[corpus])
         axes.set_xlabel("K (dashed: the exact recurrence)")
         axes.set_ylabel("validation perplexity")
