@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PARAMETERS = re.compile(r"num\. shared model params: ([0-9,]+)")
-LOG = "train.json"
+LOG, DONE = "train.json", "done training in"  # the file, and what fairseq says at its end
 PROCESSOR_TIME = re.compile(r"([0-9]+)m([0-9.]+)s")  # as bash prints it
 
 
@@ -53,7 +53,7 @@ class Training:
         if not (found and trained and valid):
             raise ResultError(f"{folder / LOG} has no whole epoch: train the model again.")
         best = min(valid, key=lambda epoch: float(valid[epoch]["valid_loss"]))
-        if not has_ended(folder):
+        if DONE not in log:
             raise ResultError(f"{folder}: the training did not end; train again, and it goes on.")
         used = text_of(folder / "processor_time", "train again")
         tokens, seconds, updates = 0.0, 0.0, 0
@@ -82,7 +82,7 @@ class Training:
 def has_ended(folder: Path) -> bool:
     """Whether the training of a folder was done, rather than stopped on its way."""
     log = folder / LOG
-    return log.exists() and "done training in" in log.read_text(encoding="utf-8")
+    return log.exists() and DONE in log.read_text(encoding="utf-8")
 
 
 def text_of(path: Path, remedy: str) -> str:

@@ -27,12 +27,13 @@ from matplotlib.figure import Figure
 from examples.training_log import ResultError, Training, has_ended
 from fairseq_fixedpoint.files import written_whole
 from scripts.benchmarks.figures import COLOURS, new_figure
+from scripts.benchmarks.layer import EXACT
 from scripts.benchmarks.machine import Machine
 from scripts.benchmarks.markdown import number, table
+from scripts.benchmarks.perplexity import label
 from scripts.benchmarks.results import BenchmarkError
 from scripts.benchmarks.training import ROOT, run
 
-EXACT = 0
 EXAMPLES = ROOT / "examples"
 NAMES = {"wikitext-2": "WikiText-2", "penn-treebank": "Penn Treebank"}  # of the examples, too
 SETS = ("valid", "test")
@@ -115,7 +116,7 @@ def measure(settings: Settings, machine: Machine) -> Iterator[dict]:
             f"neither {' nor '.join(NAMES)} is in {data}: run examples/wikitext-2/prepare, or give "
             "--data the folder that has them."
         )
-    # The exact recurrence is the quickest to train, and what the others are compared with.
+    # The exact recurrence, which is 0, first: the others are compared with it.
     order = sorted(set(settings.iterations))
     cells, dropout = (dict.fromkeys(each) for each in (settings.cells, settings.dropout))
     chosen = itertools.product(corpora, order, cells, dropout)
@@ -194,10 +195,6 @@ def best(records: Sequence[dict]) -> dict[tuple[str, str, int], dict]:
         if key not in found or each["valid"] < found[key]["valid"]:
             found[key] = each
     return found
-
-
-def label(iterations: int) -> str:
-    return "exact recurrence" if iterations == EXACT else f"K = {iterations}"
 
 
 def in_order(iterations: Sequence[int]) -> list[int]:

@@ -18,11 +18,10 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from scripts.benchmarks.figures import BASELINE_COLOUR, COLOURS, new_figure
+from scripts.benchmarks.layer import EXACT
 from scripts.benchmarks.machine import Machine
 from scripts.benchmarks.markdown import number, table
 from scripts.benchmarks.training import EPOCH, ROOT, VALIDATION, ours, preprocess, run, train
-
-EXACT = 0
 
 
 @dataclass(frozen=True)
@@ -111,7 +110,7 @@ def by_model(records: list[dict]) -> dict[tuple[int, bool], list[dict]]:
     return found
 
 
-def label(iterations: int, bf16: bool) -> str:
+def label(iterations: int, bf16: bool = False) -> str:
     name = "exact recurrence" if iterations == EXACT else f"K = {iterations}"
     return f"{name}, bf16 products" if bf16 else name
 

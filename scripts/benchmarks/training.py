@@ -11,13 +11,14 @@ from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 
+from fairseq_fixedpoint.allocation import LARGEST
 from scripts.benchmarks.results import BenchmarkError
 
 ROOT = Path(__file__).resolve().parents[2]
 PLUGIN = ROOT / "fairseq_fixedpoint"
 SENTENCE = 20  # words of the synthetic text, `</s>` not counted
 # The allocator's settings that our tasks make by themselves on a CPU, for fairseq's models.
-KEEPING_MEMORY = {"MALLOC_MMAP_MAX_": 0, "MALLOC_TRIM_THRESHOLD_": 2**31 - 1}
+KEEPING_MEMORY = {"MALLOC_MMAP_MAX_": 0, "MALLOC_TRIM_THRESHOLD_": LARGEST}
 # `--log-format json` prints one object a line behind these.
 UPDATES, EPOCH, VALIDATION = "train_inner", "train", "valid"
 
