@@ -16,6 +16,20 @@ K = 3 and T = 5, each chain's k where it meets a position:
     chain 1       1  2  3
     chain 2          1  2  3
 
+With a *stride* C, chains begin at every C-th position only and take K + C - 1 tokens: each gives
+the states of its last C positions, of the orders K, K + 1, .., K + C - 1. With K = 2 and C = 3:
+
+    position   1  2  3  4  5  6  7
+    chain 0    1  2  3  4            a state's order is at least 2, and at most 4
+    chain 1             1  2  3  4
+
+That is a third to an eighth of the operations, for orders that differ by position. C = 1 is the
+iteration of the paper; C = T the ordinary recurrence. In numerical terms it is block Jacobi, see
+Song et al. (2021), arXiv 2002.03629. Tensors over positions are laid out by :meth:`Block.grid` so
+that the positions which all chains meet in one iteration lie side by side.
+
+A chain begins from the same `h_init` as all, or from a row of its own (:class:`LayerWeights`).
+
 Chains do not depend on each other. They are evaluated in pieces, small enough for a CPU's caches,
 and a piece can be computed once more in the backward pass instead of being kept: the same gradient
 for one more forward pass, and the iterates of one piece are all that is ever held.
@@ -23,8 +37,9 @@ for one more forward pass, and the iterates of one piece are all that is ever he
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from typing import NamedTuple
@@ -48,7 +63,8 @@ class LayerWeights(NamedTuple):
     """A layer's tensors: matrices and biases as in `Layer`, `initial` being `h_init`.
 
     ``(G*H, D)``, ``(G*H, H)``, ``(G*H,)``, the recurrent bias that the cell keeps apart or None,
-    and ``(P*H,)``.
+    and ``(P*H,)``; or, where what comes before a chain or a reset differs, `initial` before each
+    position, a grid ``(C, I, B, P*H)``, of which ``(1, I, B, P*H)`` are enough without resets.
     """
 
     weight_ih: Tensor
@@ -64,15 +80,17 @@ class Block:
 
     Attributes:
         cell: of all layers.
-        input_masks: each layer's scaled dropout mask, broadcastable to ``(T, B, D)``, or None. The
-            first layer's is not used.
+        input_masks: each layer's scaled dropout mask, a grid as of :meth:`grid`, or None. The first
+            layer's is not used.
         length, batch: T and B.
         iterations: K.
         orders: iterates to return, K among them.
+        stride: C, a chain begins at every C-th position.
+        lead: how many positions chain 0 would begin before the first; less than C.
         residuals: whether to measure the changes.
-        resets: where `h_init` replaces the state before, bool ``(T, B)``, or None.
-        padding_mask: positions that do not count in the changes, bool ``(T, B)``, or None.
-        constant: gradients stop at `H^(constant)`; 0 for none of that.
+        resets: where `initial` replaces the state before, a grid of bool, or None.
+        padding_mask: positions that do not count in the changes, a grid of bool, or None.
+        constant: the first iterations of each chain that no gradient goes through.
         recompute: keep nothing for the backward pass but the input.
     """
 
@@ -82,6 +100,8 @@ class Block:
     batch: int
     iterations: int
     orders: Sequence[int]
+    stride: int = 1
+    lead: int = 0
     residuals: bool = False
     resets: Tensor | None = None
     padding_mask: Tensor | None = None
@@ -89,41 +109,51 @@ class Block:
     recompute: bool = False
 
     @property
+    def span(self) -> int:
+        """Positions that the chains cover: those of the block, and those before it."""
+        return self.lead + self.length
+
+    @property
+    def columns(self) -> int:
+        """I, the width of a grid."""
+        return -(-self.span // self.stride)
+
+    @property
     def steps(self) -> int:
-        """Iterations that change anything: after T of them every position is exact."""
-        return min(self.iterations, self.length)
-
-    def led_by(self, lead: int, device: torch.device) -> Block:
-        """The same after `lead` positions of padding.
-
-        Then a chain of its own ends at each of the first positions, too. Where gradients stop at
-        an iterate, chain 0 would have to be cut off in several places.
-        """
-        nowhere = torch.zeros(self.length, self.batch, dtype=torch.bool, device=device)
-        resets = nowhere if self.resets is None else self.resets
-        padding = nowhere if self.padding_mask is None else self.padding_mask
-        resets = F.pad(resets, (0, 0, lead, 0))
-        resets[lead].fill_(True)  # a value of Python's would be copied to the device
-        return replace(
-            self,
-            input_masks=[
-                F.pad(mask, (0, 0, 0, 0, lead, 0))
-                if mask is not None and mask.size(0) == self.length
-                else mask
-                for mask in self.input_masks
-            ],
-            length=lead + self.length,
-            resets=resets,
-            padding_mask=F.pad(padding, (0, 0, lead, 0), value=True),
-        )
+        """Iterations that change anything: after so many every position has been met."""
+        return min(self.iterations + self.stride - 1, self.span)
 
     @cached_property
     def chains(self) -> tuple[int, ...]:
-        """How many chains each iteration is wanted of, in `chains[k]`; `chains[0]` are all."""
-        wanted = range(1, self.steps + 1) if self.residuals else sorted(self.orders)
-        ends = [next(order for order in wanted if order >= k) for k in range(1, self.steps + 1)]
-        chains = [max(self.length - end + 1, 1) for end in ends]
+        """How many chains each iteration is wanted of, in `chains[k]`; `chains[0]` are all.
+
+        Order q is the states that chains have after q to q + C - 1 iterations.
+        """
+        wanted = range(1, self.iterations + 1) if self.residuals else sorted(self.orders)
+        chains = []
+        for k in range(1, self.steps + 1):
+            order = next(order for order in wanted if order + self.stride > k)
+            last = (self.span - max(k, order)) // self.stride  # that the block has room for
+            chains.append(max(last + 1, 1))
         return max(chains, default=0), *chains
+
+    def grid(self, what: Tensor, value: float | bool = 0) -> Tensor:
+        """Lays out ``(T, B, ...)`` as ``(C, I, B, ...)``: position p, counted with the lead, at
+        ``[p % C, p // C]``, and `value` where there is none.
+
+        Chain i begins at ``[0, i]`` and meets ``[r, i + q]`` after q C + r more tokens.
+        """
+        if self.stride == 1 and self.lead == 0:
+            return what.unsqueeze(0)
+        behind = self.columns * self.stride - self.span
+        padded = F.pad(what, (0, 0) * (what.dim() - 1) + (self.lead, behind), value=value)
+        return padded.unflatten(0, (self.columns, self.stride)).transpose(0, 1).contiguous()
+
+    def positions(self, grid: Tensor) -> Tensor:
+        """The inverse of :meth:`grid`, ``(T, B, ...)``."""
+        if self.stride == 1 and self.lead == 0:
+            return grid.squeeze(0)
+        return grid.transpose(0, 1).flatten(0, 1)[self.lead : self.span]
 
     def pieces(self, device: torch.device) -> list[_Piece]:
         """All chains, in pieces of like size."""
@@ -135,7 +165,7 @@ class Block:
         else:
             rows = ROWS_RECOMPUTED_ON_GPU if self.recompute else total * self.batch
         # A piece of fewer than K chains would project each input more than twice.
-        number = -(-total // max(rows // self.batch, self.iterations))
+        number = -(-total // max(rows // self.batch, self.iterations // self.stride, 1))
         bounds = [total * piece // number for piece in range(number + 1)]
         return [_Piece(self, begin, end) for begin, end in pairwise(bounds)]
 
@@ -147,13 +177,13 @@ def iterate(
 
     Args:
         block: what to compute.
-        x: inputs, ``(T, B, D)``.
+        x: inputs, a grid ``(C, I, B, D)``.
         layers: the stack, bottom first.
         dtype: of states and products.
 
     Returns:
-        The top layer's `h` at each of the orders, ``(T, B, H)``, and the mean squared changes
-        ``(K,)``, or None.
+        The top layer's `h` at each of the orders, grids ``(C, I, B, H)``, and the sums of squared
+        changes ``(K,)``, or None: of each iteration from C on, from C iterations before.
     """
     weights = [tensor for layer in layers for tensor in layer]
     # Asked here: inside an autograd function gradients are always off.
@@ -170,29 +200,26 @@ class _Iterate(torch.autograd.Function):
     def forward(ctx, block, dtype, keep, x, *weights):
         layers = _layers(weights, dtype)
         outputs = [
-            x.new_empty(block.length, block.batch, layers[-1].weight_hh.size(1), dtype=dtype)
+            x.new_empty(*x.shape[:3], layers[-1].weight_hh.size(1), dtype=dtype)
             for _ in block.orders
         ]
         changes = None
         if block.residuals:
             wide = torch.promote_types(dtype, torch.float32)
             changes = x.new_zeros(block.iterations, dtype=wide)
-        start = _Trace.initial(layers)
         kept: list[Tensor] = []
         with torch.autocast(x.device.type, enabled=False):
             for piece in block.pieces(x.device):
-                before = start
-                for k, after in enumerate(piece.forward(x, layers, start), start=1):
+                latest = deque([piece.start(layers)], maxlen=block.stride)  # of the last C
+                for k, after in enumerate(piece.forward(x, layers, latest[0]), start=1):
                     piece.write_outputs(k, after.states[-1], outputs)
-                    if changes is not None:
-                        for pair in zip(before.states, after.states, strict=True):
-                            change = piece.change(k, *pair)
-                            changes[k - 1] += change.to(changes.dtype).square().sum()
-                    before = after
+                    if changes is not None and k >= block.stride:
+                        for pair in zip(latest[0].states, after.states, strict=True):
+                            change = piece.change(k, *pair).to(changes.dtype)
+                            changes[k - block.stride] += change.square().sum()
+                    latest.append(after)
                     if keep:
                         kept += [*after.states, *after.gates]
-        if changes is not None:
-            changes /= _elements(block, layers)
         ctx.block, ctx.dtype, ctx.kept = block, dtype, len(kept)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*kept, x, *weights)
@@ -209,16 +236,13 @@ class _Iterate(torch.autograd.Function):
         if ctx.needs_input_grad[3]:  # contiguous whatever `x` is: its rows are added to
             grad_x = torch.zeros_like(x, memory_format=torch.contiguous_format)
         grads = [None if grad is None else grad.contiguous() for grad in grads]
-        grad_changes = grads[-1]
-        if grad_changes is not None:
-            grad_changes = 2 * grad_changes / _elements(block, layers)
-        start = _Trace.initial(layers)
+        grad_changes = None if grads[-1] is None else 2 * grads[-1]
         kept = iter(kept)
         with torch.autocast(x.device.type, enabled=False):
             for piece in block.pieces(x.device):
-                traces = [start]
+                traces = [piece.start(layers)]
                 if block.recompute:
-                    traces += piece.forward(x, layers, start)
+                    traces += piece.forward(x, layers, traces[0])
                 else:
                     for _ in range(piece.steps):
                         states, gates = ([next(kept) for _ in layers] for _ in range(2))
@@ -240,24 +264,11 @@ def _layers(weights: Sequence[Tensor | None], dtype: torch.dtype | None = None):
     return [LayerWeights(*weights[i : i + size]) for i in range(0, len(weights), size)]
 
 
-def _elements(block: Block, layers: Sequence[LayerWeights]) -> int | Tensor:
-    """How many numbers a change has, over layers, units and real positions."""
-    positions: int | Tensor = max(block.length * block.batch, 1)
-    if block.padding_mask is not None:
-        positions = (~block.padding_mask).sum().clamp(min=1)
-    return positions * len(layers) * layers[0].weight_hh.size(1)
-
-
 class _Trace(NamedTuple):
     """What iteration k of a piece leaves: each layer's `S^(k)` and gates, ``(rows, ...)``."""
 
     states: list[Tensor]
     gates: list[Tensor]
-
-    @classmethod
-    def initial(cls, layers: Sequence[LayerWeights]) -> _Trace:
-        """That of iteration 0: `h_init`, one row for all."""
-        return cls([layer.initial.unsqueeze(0) for layer in layers], [])
 
 
 @dataclass(frozen=True)
@@ -278,9 +289,10 @@ class _Piece:
         return sum(self.begin < chains for chains in self.block.chains[1:])
 
     @property
-    def positions(self) -> slice:
-        """The inputs that the chains take on their way."""
-        return slice(self.begin, self.begin + self.chains(1) + self.steps - 1)
+    def columns(self) -> slice:
+        """The columns of a grid that the chains meet on their way."""
+        further = (self.steps - 1) // self.block.stride
+        return slice(self.begin, self.begin + self.chains(1) + further)
 
     def chains(self, k: int) -> int:
         """How many chains iteration k computes.
@@ -293,41 +305,57 @@ class _Piece:
         """How many of these chains iteration k is wanted of."""
         return min(self.end, self.block.chains[k]) - self.begin
 
-    def met(self, k: int) -> int:
-        """The position that the first chain meets in iteration k."""
-        return self.begin + k - 1
+    def met(self, k: int) -> tuple[int, int]:
+        """Where in a grid the first chain is in iteration k."""
+        columns, row = divmod(k - 1, self.block.stride)
+        return row, self.begin + columns
 
     def at(self, k: int, what: Tensor, rows: int) -> Tensor:
-        """What of ``(T, B, ...)`` the first rows meet in iteration k, ``(rows, ...)``."""
-        first = self.met(k)
-        return what[first : first + rows // self.block.batch].flatten(0, 1)
+        """What of a grid the first rows meet in iteration k, ``(rows, ...)``; a view."""
+        row, column = self.met(k)
+        return what[row, column : column + rows // self.block.batch].flatten(0, 1)
+
+    def start(self, layers: Sequence[LayerWeights]) -> _Trace:
+        """The trace of iteration 0: `h_init`, one row for all, or what each chain begins from."""
+        rows = self.chains(1) * self.block.batch
+        return _Trace([self.initial(1, layer, rows) for layer in layers], [])
+
+    def initial(self, k: int, layer: LayerWeights, rows: int) -> Tensor:
+        """The state before a chain or reset that begins in iteration k, ``(rows | 1, P*H)``."""
+        if layer.initial.dim() == 1:
+            return layer.initial.unsqueeze(0)
+        return self.at(k, layer.initial, rows)
 
     def before(self, k: int, layer: LayerWeights, states: Tensor, rows: int) -> Tensor:
         """What of the last iteration's `states` iteration k starts from, ``(rows, P*H)``.
 
-        That is one row if k is 1.
+        That may be one row if k is 1.
         """
-        if k == 1:
+        if k == 1 and states.size(0) == 1:
             return states
-        if self.block.resets is None:
+        if k == 1 or self.block.resets is None:
             return states[:rows]
         resets = self.at(k, self.block.resets, rows).unsqueeze(1)
-        return torch.where(resets, layer.initial, states[:rows])
+        return torch.where(resets, self.initial(k, layer, rows), states[:rows])
+
+    def begins_late(self, k: int) -> bool:
+        """Whether chain 0, one of these, has met nothing but the lead before iteration k."""
+        return self.begin == 0 and k > 1 and k == self.block.lead + 1
 
     def masked(self, k: int, number: int, h: Tensor) -> Tensor:
         """`h`, or its gradient, ``(rows, H)``, under the dropout mask of layer `number`."""
         mask = self.block.input_masks[number]
         if mask is None:
             return h
-        return h * self.at(k, mask.expand(self.block.length, -1, -1), h.size(0)).to(h.dtype)
+        return h * self.at(k, mask, h.size(0)).to(h.dtype)
 
     def change(self, k: int, before: Tensor, after: Tensor) -> Tensor:
-        """`H^(k) - H^(k-1)` of a layer at the positions that these chains meet, ``(n * B, H)``.
+        """`H^(k) - H^(k-C)` of a layer at the positions that these chains meet, ``(n * B, H)``.
 
-        `before` and `after` are its states of iterations k - 1 and k.
+        `before` and `after` are its states of iterations k - C and k.
         """
         rows = self.own_chains(k) * self.block.batch
-        if k > 1:  # the chain after had this position before
+        if before.size(0) > 1:  # the chain after had this position before
             before = before[self.block.batch :][:rows]
         change = hidden(after[:rows], self.block.cell) - hidden(before, self.block.cell)
         if self.block.padding_mask is not None:
@@ -337,7 +365,7 @@ class _Piece:
 
     def forward(self, x: Tensor, layers: Sequence[LayerWeights], trace: _Trace) -> Iterator[_Trace]:
         """The iterations, one after the other, from the `trace` of iteration 0."""
-        inputs = _rows(x[self.positions]).to(layers[0].weight_ih.dtype)
+        inputs = x[:, self.columns].to(layers[0].weight_ih.dtype)
         projected = F.linear(inputs, layers[0].weight_ih, layers[0].input_bias)
         for k in range(1, self.steps + 1):
             trace = self._advance(k, projected, layers, trace)
@@ -347,7 +375,8 @@ class _Piece:
         """Iteration k of all layers from the last one; `x` are the projected inputs."""
         cell, batch = self.block.cell, self.block.batch
         rows = self.chains(k) * batch
-        below = x[(k - 1) * batch :][:rows]  # (rows, G*H)
+        column, row = divmod(k - 1, self.block.stride)
+        below = x[row, column:].flatten(0, 1)[:rows]  # (rows, G*H)
         states: list[Tensor] = []
         gates: list[Tensor] = []
         for number, layer in enumerate(layers):
@@ -356,21 +385,30 @@ class _Piece:
                 below = F.linear(h, layer.weight_ih, layer.input_bias)
             before = self.before(k, layer, last.states[number], rows)
             gates.append(below.new_empty(rows, cell.kept * layer.weight_hh.size(1)))
-            states.append(below.new_empty(rows, layer.initial.numel()))
+            states.append(below.new_empty(rows, cell.parts * layer.weight_hh.size(1)))
             cell.forward(
                 below, before, layer.weight_hh, layer.recurrent_bias, gates[-1], states[-1]
             )
+        if self.begins_late(k + 1):
+            for state, layer in zip(states, layers, strict=True):
+                state[:batch] = self.initial(1, layer, batch)
         return _Trace(states, gates)
 
     def write_outputs(self, k: int, top: Tensor, outputs: Sequence[Tensor]) -> None:
-        """Writes what iteration k gives of each of the orders, ``(T, B, H)``."""
+        """Writes what iteration k gives of each of the orders, a grid ``(C, I, B, H)``."""
         h = hidden(top, self.block.cell).unflatten(0, (-1, self.block.batch))  # (n, B, H)
+        row, column = self.met(k)
         for order, output in zip(self.block.orders, outputs, strict=True):
-            if order == k:
-                own = self.own_chains(k)
-                output[self.met(k) :][:own] = h[:own]
-            elif order > k and self.begin == 0:
-                output[k - 1] = h[0]  # chain 0 passes positions that are exact already
+            chains = self.chains_of(k, order)
+            if chains:
+                output[row, column : column + chains] = h[:chains]
+
+    def chains_of(self, k: int, order: int) -> int:
+        """How many of these chains give what they have after iteration k to an order's output."""
+        if order <= k < order + self.block.stride:
+            return self.own_chains(k)
+        # Chain 0 passes positions that are exact already.
+        return int(k < order and self.begin == 0)
 
     def backward(
         self,
@@ -386,15 +424,15 @@ class _Piece:
 
         Args:
             traces: of iteration 0 and those that :meth:`forward` gave.
-            grad_outputs: of each of the orders, ``(T, B, H)``, or None.
-            grad_changes: what a change of each iteration is multiplied by, ``(K,)``, or None.
+            grad_outputs: of each of the orders, a grid ``(C, I, B, H)``, or None.
+            grad_changes: what the changes are multiplied by, ``(K,)``, or None.
             sums: each layer's gradients, added to.
-            grad_x: ``(T, B, D)``, added to; or None.
+            grad_x: a grid ``(C, I, B, D)``, added to; or None.
         """
-        cell, batch = self.block.cell, self.block.batch
-        inputs = x[self.positions]
+        cell = self.block.cell
+        inputs = x[:, self.columns]
         grad_projected = sums[0].input_bias.new_zeros(
-            inputs.size(0) * batch, layers[0].input_bias.numel()
+            *inputs.shape[:3], layers[0].input_bias.numel()
         )  # summed over the iterations
         states = list(zip(*(trace.states for trace in traces), strict=True))  # by layer, then k
         later: list[Carry | None] = [None] * len(layers)
@@ -412,7 +450,7 @@ class _Piece:
                 if rows == 0:
                     continue
                 before = self.before(k, layer, states[number][k - 1], rows)
-                first = (k - 1) * batch
+                column, row = divmod(k - 1, self.block.stride)
                 d_x, carry = cell.backward(
                     grad,
                     later[number],
@@ -420,7 +458,7 @@ class _Piece:
                     layer.weight_hh,
                     traces[k].gates[number][:rows],
                     states[number][k][:rows],
-                    grad_projected[first : first + rows] if number == 0 else None,
+                    grad_projected[row, column:].flatten(0, 1)[:rows] if number == 0 else None,
                 )
                 total.add_step(cell, carry, before)
                 grad = None
@@ -430,53 +468,77 @@ class _Piece:
                     grad = self.masked(k, number, d_x @ layer.weight_ih)
                 later[number] = self._cut(k, carry, total)
         inputs = _rows(inputs).to(layers[0].weight_ih.dtype)
-        d_x = grad_projected.to(inputs.dtype)
+        d_x = _rows(grad_projected).to(inputs.dtype)
         sums[0].add_input(d_x, inputs)
         if grad_x is not None:
-            grad_x[self.positions].view(-1, grad_x.size(-1)).add_(d_x @ layers[0].weight_ih)
+            own = grad_x[:, self.columns]
+            own.add_((d_x @ layers[0].weight_ih).view(own.shape))
 
     def _output_gradient(self, k: int, grads: Sequence[Tensor | None]) -> Tensor | None:
         """The adjoint of :meth:`write_outputs`: gradient of `h`, ``(rows, H)``, or None."""
         total = None
         for order, grad in zip(self.block.orders, grads, strict=True):
-            if grad is None or order < k or (order > k and self.begin > 0):
-                continue
-            chains = self.own_chains(k) if order == k else 1
-            total = _sum_of_rows(total, _rows(grad[self.met(k) :][:chains]))
+            chains = 0 if grad is None else self.chains_of(k, order)
+            if chains:
+                total = _sum_of_rows(total, self.at(k, grad, chains * self.block.batch))
         return total
 
     def _change_gradient(
         self, k: int, states: Sequence[Tensor], grad_changes: Tensor, total: _Gradients
-    ) -> Tensor:
-        """Gradient of a layer's `h` in iteration k from the changes of iterations k and k + 1.
+    ) -> Tensor | None:
+        """Gradient of a layer's `h` in iteration k from the changes of iterations k and k + C.
 
         `states` are the layer's, of each iteration from 0 on.
         """
+        stride, batch = self.block.stride, self.block.batch
 
-        def of(k: int) -> Tensor:
-            change = self.change(k, states[k - 1], states[k])
-            return change * grad_changes[k - 1].to(change.dtype)
+        def of(k: int) -> Tensor | None:
+            if not stride <= k < len(states):
+                return None
+            change = self.change(k, states[k - stride], states[k])
+            return change * grad_changes[k - stride].to(change.dtype)
 
-        own = of(k)
-        if k == 1:
-            hidden(total.initial, self.block.cell).sub_(own.sum(0))
-        if k + 1 == len(states):
+        own, after = of(k), of(k + stride)
+        if k == stride and self.block.constant == 0:
+            begun = hidden(total.initial, self.block.cell)
+            if begun.dim() == 1:
+                begun.sub_(own.sum(0))
+            else:  # of the chains after these
+                self.at(1, begun, batch + own.size(0))[batch:].sub_(own)
+        if after is None:
             return own
-        after = of(k + 1)  # of position p, whose `h` this iteration has one chain further on
-        return _sum_of_rows(own, F.pad(-after, (0, 0, self.block.batch, 0)))
+        # Of a position whose `h` this iteration has one chain further on.
+        return _sum_of_rows(own, F.pad(-after, (0, 0, batch, 0)))
 
     def _cut(self, k: int, carry: Carry, total: _Gradients) -> Carry | None:
-        """What of a carry goes on to the iteration before; the rest ends at `h_init`."""
+        """What of a carry goes on to the iteration before; the rest ends at `initial`."""
         if k == 1:
-            total.add_initial(carry)
+            self._end(1, carry, total)
             return None
         if self.block.resets is not None:
             resets = self.at(k, self.block.resets, carry.recurrent.size(0)).unsqueeze(1)
-            total.add_initial(carry, resets)
+            self._end(k, Carry(*(part if part is None else part * resets for part in carry)), total)
             for part in carry:
                 if part is not None:
                     part.masked_fill_(resets, 0)
+        if self.begins_late(k):
+            batch = self.block.batch
+            self._end(1, Carry(*(part if part is None else part[:batch] for part in carry)), total)
+            for part in carry:
+                if part is not None:
+                    part[:batch] = 0
         return carry
+
+    def _end(self, k: int, carry: Carry, total: _Gradients) -> None:
+        """Adds a carry of iteration k to the gradient of what its rows begin from."""
+        for sums, part in ((total.into_initial, carry.recurrent), (total.initial, carry.direct)):
+            if part is None:
+                continue
+            if sums.dim() == 1:
+                sums[sums.size(0) - part.size(1) :] += part.sum(0)
+            else:
+                own = self.at(k, sums, part.size(0))
+                own[:, own.size(1) - part.size(1) :] += part
 
 
 def _rows(tensor: Tensor) -> Tensor:
@@ -501,7 +563,7 @@ class _Gradients:
     Attributes:
         weight_ih, weight_hh, input_bias, recurrent_bias, initial: as in :class:`LayerWeights`.
         into_initial: gradient of the recurrent product summed over the rows whose state before was
-            `h_init`, ``(G*H,)``: its product with the matrix comes once, at the end.
+            `initial`, ``(..., G*H)``: its product with the matrix comes once, at the end.
     """
 
     weight_ih: Tensor
@@ -514,8 +576,11 @@ class _Gradients:
     @classmethod
     def like(cls, layer: LayerWeights, dtype: torch.dtype) -> _Gradients:
         wide = torch.promote_types(dtype, torch.float32)
-        zeros = [None if w is None else torch.zeros_like(w, dtype=wide) for w in layer]
-        return cls(*zeros, into_initial=torch.zeros_like(layer.input_bias, dtype=wide))
+        zeros = [
+            None if w is None else torch.zeros(w.shape, dtype=wide, device=w.device) for w in layer
+        ]
+        into_initial = zeros[0].new_zeros(*layer.initial.shape[:-1], layer.weight_hh.size(0))
+        return cls(*zeros, into_initial)
 
     def add_step(self, cell: Cell, carry: Carry, before: Tensor) -> None:
         """Adds what one iteration gives to the recurrent matrix and bias."""
@@ -530,16 +595,6 @@ class _Gradients:
         """Adds what the gradient `d` of projected inputs gives to the input matrix and bias."""
         _add_product(self.weight_ih, d, inputs)
         self.input_bias += d.sum(0)
-
-    def add_initial(self, carry: Carry, which: Tensor | None = None) -> None:
-        """Adds a carry that ends at `h_init`, or its rows that `which` says, bool ``(rows, 1)``."""
-        for total, part in (
-            (self.into_initial, carry.recurrent),
-            (self.initial, carry.direct),
-        ):
-            if part is not None:
-                part = part if which is None else part * which
-                total[total.size(0) - part.size(1) :] += part.sum(0)
 
     def finished(self, cell: Cell, layer: LayerWeights) -> LayerWeights:
         h = hidden(self.initial, cell)

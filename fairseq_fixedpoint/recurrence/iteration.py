@@ -19,13 +19,13 @@ are what precedes inputs 1..N.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fairseq_fixedpoint.recurrence.arguments import check_block
+from fairseq_fixedpoint.recurrence.arguments import check_block, check_shape
 from fairseq_fixedpoint.recurrence.cells import Cell, hidden
 from fairseq_fixedpoint.recurrence.chains import Block, LayerWeights, iterate
 
@@ -41,7 +41,8 @@ class Layer:
         weight_ih: ``(G*H, D)``.
         weight_hh: ``(G*H, H)``.
         bias_ih, bias_hh: ``(G*H,)``.
-        initial: `h_init`, ``(P*H,)``.
+        initial: `h_init`, ``(P*H,)``; or one for each of the rows that are advanced, ``(B, P*H)``.
+        start_weight: of a start that depends on a summary of the text, ``(P*H, S)``, or None.
         input_mask: scaled dropout mask on the layer's input, broadcastable to ``(T, B, D)``.
     """
 
@@ -52,12 +53,22 @@ class Layer:
     bias_hh: Tensor
     initial: Tensor
     input_mask: Tensor | None = None
+    start_weight: Tensor | None = None
 
     def project(self, x: Tensor) -> Tensor:
         """Input product, biases included: ``(..., D)`` to ``(..., G*H)``."""
         if self.input_mask is not None:
             x = x * self.input_mask
         return F.linear(x, self.weight_ih, self.cell.split_bias(self.bias_ih, self.bias_hh)[0])
+
+    def start(self, summary: Tensor | None) -> Tensor:
+        """`g(s)`, what the iteration starts from: ``(..., S)`` to ``(..., P*H)``.
+
+        Without a summary that is `h_init`, ``(P*H,)``, whatever came before.
+        """
+        if summary is None or self.start_weight is None:
+            return self.initial
+        return F.linear(summary, self.start_weight, self.initial)
 
     def advance(self, x: Tensor, previous: Tensor | None, resets: Tensor | None) -> Tensor:
         """States after `x`, from the states one row up in `previous`. Without gradient.
@@ -160,6 +171,9 @@ def fixed_point(
     residuals: bool = False,
     gradient_iterations: int | None = None,
     checkpoint_iterations: bool = False,
+    stride: int = 1,
+    phase: int = 0,
+    summary: Tensor | None = None,
 ) -> Solution:
     """Runs K iterations over a block, all positions in parallel.
 
@@ -194,34 +208,108 @@ def fixed_point(
         raise ValueError(
             f"gradient_iterations must lie in 1..{iterations}, not {gradient_iterations}."
         )
+    if not 0 <= phase < stride:
+        raise ValueError(f"phase must lie in 0..{stride - 1}, below the stride, not {phase}.")
+    if summary is not None:
+        check_shape("summary", summary, x.size(0), x.size(1), layers[0].start_weight.size(1))
+    length, lead = x.size(0), phase
+    input_masks = [layer.input_mask for layer in layers]
+    constant = iterations - (gradient_iterations or iterations)
     resets = joined_resets(resets, padding_mask)
+    # Where gradients stop at an iterate, chain 0 would have to be cut off in several places; where
+    # changes are measured, it must not count before the text. A lead of padding gives a chain of
+    # its own to each of the first positions, and a reset where the text begins.
+    if length and (constant or (residuals and stride > 1) or (resets is not None and phase > 0)):
+        before = phase + (iterations - 1 if constant else 0)
+        resets, padding_mask = _led_masks(x, resets, padding_mask, before)
+        input_masks = [
+            _led(mask, before) if mask is not None and mask.size(0) == length else mask
+            for mask in input_masks
+        ]
+        x, summary = _led(x, before), None if summary is None else _led(summary, before)
+        lead = 0
     block = Block(
         cell=layers[0].cell,
-        input_masks=[layer.input_mask for layer in layers],
         length=x.size(0),
         batch=x.size(1),
         iterations=iterations,
         orders=sorted({*orders, iterations}),
+        stride=stride,
+        lead=lead if length else 0,
         residuals=residuals,
-        resets=resets,
-        padding_mask=padding_mask,
-        constant=iterations - (gradient_iterations or iterations),
+        constant=constant,
         recompute=checkpoint_iterations,
+        input_masks=[],
     )
-    lead = iterations - 1 if block.constant and x.size(0) else 0
-    if lead:
-        block, x = block.led_by(lead, x.device), F.pad(x, (0, 0, 0, 0, lead, 0))
-    weights = [layer.weights() for layer in layers]
-    outputs, changes = iterate(block, x, weights, _product_type(x, layers[0].weight_ih))
-    if lead:
-        outputs = [output[lead:] for output in outputs]
+    grid = block.grid
+    block = replace(
+        block,
+        input_masks=[_mask_grid(mask, block) for mask in input_masks],
+        resets=None if resets is None else grid(resets),
+        padding_mask=None if padding_mask is None else grid(padding_mask, True),
+    )
+    weights = [
+        layer.weights()._replace(initial=_initial_grid(layer, summary, block)) for layer in layers
+    ]
+    outputs, changes = iterate(block, grid(x), weights, _product_type(x, layers[0].weight_ih))
+    outputs = [block.positions(h)[x.size(0) - length :] for h in outputs]
     if padding_mask is not None:
-        outputs = [h.masked_fill(padding_mask.unsqueeze(-1), 0) for h in outputs]
+        padded = padding_mask[x.size(0) - length :].unsqueeze(-1)
+        outputs = [h.masked_fill(padded, 0) for h in outputs]
     return Solution(
         output=outputs[-1],
         iterates=dict(zip(block.orders, outputs, strict=True)),
-        squared_residuals=changes,
+        squared_residuals=None if changes is None else changes / _elements(block, layers),
     )
+
+
+def _led(what: Tensor, lead: int) -> Tensor:
+    """``(T, B, D)`` after `lead` positions of zeros."""
+    return F.pad(what, (0, 0, 0, 0, lead, 0))
+
+
+def _led_masks(
+    x: Tensor, resets: Tensor | None, padding_mask: Tensor | None, lead: int
+) -> tuple[Tensor, Tensor]:
+    """Resets and padding of a block ``(T, B, D)`` after `lead` positions of padding."""
+    nowhere = x.new_zeros(x.shape[:2], dtype=torch.bool)
+    resets = F.pad(nowhere if resets is None else resets, (0, 0, lead, 0))
+    resets[lead].fill_(True)  # a value of Python's would be copied to the device
+    padding = nowhere if padding_mask is None else padding_mask
+    return resets, F.pad(padding, (0, 0, lead, 0), value=True)
+
+
+def _mask_grid(mask: Tensor | None, block: Block) -> Tensor | None:
+    """A dropout mask ``(T, B, D)`` or ``(1, B, D)`` as a grid."""
+    if mask is None:
+        return None
+    if mask.size(0) == 1:
+        return mask.unsqueeze(0).expand(block.stride, block.columns, -1, -1)
+    return block.grid(mask)
+
+
+def _initial_grid(layer: Layer, summary: Tensor | None, block: Block) -> Tensor:
+    """What chains, and resets if there are any, begin from, as `LayerWeights` has it."""
+    if summary is None:
+        return layer.initial
+    if block.resets is not None:
+        return block.grid(layer.start(summary))
+    # Of the positions where chains begin alone; chain 0 begins with the text.
+    begins = summary if block.stride == 1 else summary[block.stride - block.lead :: block.stride]
+    if block.stride > 1:
+        begins = torch.cat([summary[:1], begins])
+    return layer.start(begins).unsqueeze(0)
+
+
+def _elements(block: Block, layers: Sequence[Layer]) -> Tensor | int:
+    """How many numbers each of the changes has, over layers, units and real positions, ``(K,)``."""
+    width = len(layers) * layers[0].weight_hh.size(1)
+    if block.padding_mask is None:
+        return max(block.length * block.batch, 1) * width
+    positions = (~block.padding_mask).sum((1, 2)).clamp(min=1)  # (C,)
+    # The first change is that of iteration C, which chains end at the last row of the grid.
+    rows = [(block.stride - 1 + change) % block.stride for change in range(block.iterations)]
+    return torch.stack([positions[row] for row in rows]) * width
 
 
 def _product_type(x: Tensor, weight: Tensor) -> torch.dtype:

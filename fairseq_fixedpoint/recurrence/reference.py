@@ -34,19 +34,25 @@ def cell_step(layer: Layer, x: Tensor, state: Tensor) -> Tensor:
     return activation(input_gates + recurrent_gates)
 
 
-def sequential(layers: Sequence[Layer], x: Tensor, resets: Tensor | None = None) -> Tensor:
-    """The ordinary RNN from `h_init`, step by step: ``(T, B, D)`` to the top's ``(T, B, H)``.
+def sequential(
+    layers: Sequence[Layer],
+    x: Tensor,
+    resets: Tensor | None = None,
+    summary: Tensor | None = None,
+) -> Tensor:
+    """The ordinary RNN from its start, step by step: ``(T, B, D)`` to the top's ``(T, B, H)``.
 
-    `resets` is bool ``(T, B)``; dropout masks are one a position or one a sequence.
+    `resets` is bool ``(T, B)``; dropout masks are one a position or one a sequence. The start is
+    `h_init`, or `g` of the summary of the text before the position, ``(T, B, S)``.
     """
-    states = [layer.initial.expand(x.size(1), -1) for layer in layers]
+    states = [_start(layer, summary, 0).expand(x.size(1), -1) for layer in layers]
     outputs = []
     for t in range(x.size(0)):
         below = x[t]
         for number, layer in enumerate(layers):
             state = states[number]
             if resets is not None:
-                state = torch.where(resets[t].unsqueeze(-1), layer.initial, state)
+                state = torch.where(resets[t].unsqueeze(-1), _start(layer, summary, t), state)
             if layer.input_mask is not None:
                 below = below * layer.input_mask.expand(x.size(0), -1, -1)[t]
             states[number] = cell_step(layer, below, state)
@@ -56,12 +62,37 @@ def sequential(layers: Sequence[Layer], x: Tensor, resets: Tensor | None = None)
 
 
 def window_by_window(
-    layers: Sequence[Layer], x: Tensor, iterations: int, resets: Tensor | None = None
+    layers: Sequence[Layer],
+    x: Tensor,
+    iterations: int,
+    resets: Tensor | None = None,
+    *,
+    stride: int = 1,
+    phase: int = 0,
+    summary: Tensor | None = None,
 ) -> Tensor:
-    """Contract 1 as written: at each t, the ordinary RNN over the last `min(K, t)` inputs."""
+    """Contract 1 as written: at each t, the ordinary RNN over the last `min(K, t)` inputs.
+
+    With a stride C, over the inputs from the last of every C-th position that is at least K tokens
+    back; the text begins `phase` positions after such a one.
+    """
     outputs = []
     for end in range(1, x.size(0) + 1):
-        window = slice(max(0, end - iterations), end)
-        window_resets = None if resets is None else resets[window]
-        outputs.append(sequential(layers, x[window], window_resets)[-1])
+        begin = (end + phase - iterations) // stride * stride - phase
+        window = slice(max(0, begin), end)
+        outputs.append(
+            sequential(
+                layers,
+                x[window],
+                None if resets is None else resets[window],
+                None if summary is None else summary[window],
+            )[-1]
+        )
     return torch.stack(outputs)
+
+
+def _start(layer: Layer, summary: Tensor | None, t: int) -> Tensor:
+    """`h_init` or `g(s)` written out, ``(P*H,)`` or ``(B, P*H)``."""
+    if summary is None:
+        return layer.initial
+    return layer.initial + summary[t] @ layer.start_weight.t()

@@ -55,6 +55,7 @@ class FixedPointRNN(nn.Module):
         learned_initial_state: bool = False,
         spectral_bound: float | None = None,
         orthogonal: bool = False,
+        summary_size: int = 0,
     ):
         super().__init__()
         for name, size in (
@@ -78,7 +79,10 @@ class FixedPointRNN(nn.Module):
         for recurrence in self.layers:
             constrain(recurrence, spectral_bound, orthogonal)
         initial = torch.zeros(num_layers, self.cell.parts * hidden_size)  # (L, P*H)
-        if learned_initial_state:
+        self.start_weight = None
+        if summary_size:
+            self.start_weight = nn.Parameter(initial.new_zeros(*initial.shape, summary_size))
+        if learned_initial_state or summary_size:
             self.initial_state = nn.Parameter(initial)
         else:
             self.register_buffer("initial_state", initial, persistent=False)
@@ -122,6 +126,7 @@ class FixedPointRNN(nn.Module):
                     bias_hh=recurrence.bias_hh_l0,
                     initial=self.initial_state[number],
                     input_mask=mask,
+                    start_weight=None if self.start_weight is None else self.start_weight[number],
                 )
             )
         return layers
@@ -138,6 +143,9 @@ class FixedPointRNN(nn.Module):
         gradient_iterations: int | None = None,
         checkpoint_iterations: bool = False,
         initial_state: Tensor | None = None,
+        stride: int = 1,
+        phase: int = 0,
+        summary: Tensor | None = None,
     ) -> Solution:
         """Evaluates a block.
 
@@ -186,6 +194,9 @@ class FixedPointRNN(nn.Module):
             residuals=residuals,
             gradient_iterations=gradient_iterations,
             checkpoint_iterations=checkpoint_iterations,
+            stride=stride,
+            phase=phase,
+            summary=summary,
         )
 
     def initial_cache(self, batch_size: int, iterations: int) -> Tensor:
