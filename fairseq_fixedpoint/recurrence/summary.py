@@ -1,0 +1,108 @@
+"""A fixed, linear summary of the last tokens, from which an iteration may start.
+
+For a few decays `a`, embeddings E of its own and M tokens,
+
+    s_t = [ sum over 0 <= j < M of (1 - a) a^j E x_{t-j} ] for each a
+
+A text has no tokens before its first one, so `s_0` is 0. The sum has exactly M terms whatever block
+a text is cut into, as long as the block holds the M tokens before a position: it is a product with
+a banded Toeplitz matrix, in pieces of a fixed length, and linear in the length of the text.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# Positions that one product gives. Each reads M more, so a longer piece does more work in vain, and
+# a shorter one reads the same rows more often.
+PIECE = 64
+
+
+class TokenSummary(nn.Module):
+    """`s_t` of tokens.
+
+    Args:
+        vocabulary_size: V.
+        width: of an embedding, E.
+        tokens: M.
+        decays: R of them, each between 0 and 1.
+        padding_idx: a token that counts as none.
+
+    Raises:
+        ValueError: for a value out of range.
+    """
+
+    def __init__(
+        self,
+        vocabulary_size: int,
+        width: int,
+        tokens: int,
+        decays: Sequence[float],
+        padding_idx: int,
+    ):
+        super().__init__()
+        for name, value in (("width", width), ("tokens", tokens)):
+            if value < 1:
+                raise ValueError(f"{name} of a summary must be at least 1, not {value}.")
+        if not decays or not all(0 < decay < 1 for decay in decays):
+            raise ValueError(f"decays must lie between 0 and 1, not {list(decays)}.")
+        self.tokens = tokens
+        self.decays = tuple(decays)
+        self.size = len(self.decays) * width
+        self.embed_tokens = nn.Embedding(vocabulary_size, width, padding_idx)
+        nn.init.normal_(self.embed_tokens.weight)
+        nn.init.zeros_(self.embed_tokens.weight[padding_idx].detach())
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """The summary before each position and after the last: ``(T, B)`` to ``(T + 1, B, R*E)``."""
+        embedded = self.embed_tokens(tokens).flatten(1)  # (T, B*E)
+        rows = tokens.size(0) + 1
+        pieces = math.ceil(rows / PIECE)
+        # Row u of a piece is the summary of the M rows that end at M + u - 1.
+        behind = pieces * PIECE - rows
+        padded = F.pad(embedded, (0, 0, self.tokens, behind))  # (M + pieces * PIECE - 1, B*E)
+        seen = self.tokens + PIECE - 1
+        cut = padded.unfold(0, seen, PIECE).transpose(1, 2)  # (pieces, seen, B*E)
+        sums = self._toeplitz(embedded) @ cut  # (pieces, R*PIECE, B*E)
+        sums = sums.view(pieces, len(self.decays), PIECE, tokens.size(1), -1)
+        sums = sums.permute(0, 2, 3, 1, 4)  # (pieces, PIECE, B, R, E)
+        return sums.reshape(pieces * PIECE, tokens.size(1), self.size)[:rows]
+
+    def last(self, tokens: Tensor) -> Tensor:
+        """The summary after the last token alone: ``(T, B)`` to ``(B, R*E)``."""
+        embedded = self.embed_tokens(tokens[max(0, tokens.size(0) - self.tokens) :])  # (t, B, E)
+        weights = self._weights(embedded)[:, : embedded.size(0)].flip(1)  # (R, t)
+        return torch.einsum("rt,tbe->bre", weights, embedded).flatten(1)
+
+    def _weights(self, like: Tensor) -> Tensor:
+        """`(1 - a) a^j` for j = 0..M-1, ``(R, M)``."""
+        decays = torch.tensor(self.decays, dtype=torch.float64).unsqueeze(1)
+        weights = (1 - decays) * decays ** torch.arange(self.tokens, dtype=torch.float64)
+        return weights.to(like)
+
+    def _toeplitz(self, like: Tensor) -> Tensor:
+        """Row u of each decay has the weights of the M rows that end at M + u - 1.
+
+        ``(R * PIECE, M + PIECE - 1)``.
+        """
+        weights = F.pad(self._weights(like).flip(1), (0, PIECE))  # (R, M + PIECE)
+        rows = weights.repeat(1, PIECE)[:, : PIECE * (self.tokens + PIECE - 1)]
+        return rows.reshape(-1, self.tokens + PIECE - 1)
+
+
+def reference(summary: TokenSummary, tokens: Tensor) -> Tensor:
+    """As :meth:`TokenSummary.forward`, read from the equation."""
+    embedded = summary.embed_tokens(tokens)  # (T, B, E)
+    rows = []
+    for t in range(tokens.size(0) + 1):
+        sums = [torch.zeros_like(embedded[:1].sum(0)) for _ in summary.decays]
+        for number, decay in enumerate(summary.decays):
+            for j in range(min(t, summary.tokens)):
+                sums[number] = sums[number] + (1 - decay) * decay**j * embedded[t - 1 - j]
+        rows.append(torch.cat(sums, dim=-1))
+    return torch.stack(rows)
