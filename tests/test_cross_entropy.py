@@ -190,6 +190,19 @@ def test_parameters_in_half_precision(dtype):
     assert errors([evaluated.log_z], expected[:1])[0] <= 1.5 * theirs[0]
 
 
+def test_features_without_width_leave_the_bias_alone():
+    """As of an adaptive softmax's last cluster, where the factor is larger than the width."""
+    features, weight, bias, target = layer(5, 0, 4, dtype=torch.float32)
+    for autocast in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            found = linear_cross_entropy(features, weight, bias, target)
+        expected = linear_cross_entropy_reference(features, weight, bias, target)
+        torch.testing.assert_close(
+            found.loss, expected.loss, rtol=2**-8 if autocast else 1e-6, atol=0
+        )
+        assert [grad.shape for grad in gradients(found, (features, weight))] == [(5, 0), (4, 0)]
+
+
 def test_targets_that_do_not_fit_are_refused():
     *tensors, target = layer(5, 3, 4)
     with pytest.raises(ValueError, match=r"one target for each row .* \(4,\) targets"):

@@ -14,11 +14,13 @@ import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from fairseq import utils
 from fairseq.data import FairseqDataset
 from fairseq.models import FairseqLanguageModel
+from fairseq.optim.amp_optimizer import AMPOptimizer
 from fairseq.tasks import register_task
 from fairseq.tasks.language_modeling import LanguageModelingConfig, LanguageModelingTask
 
@@ -267,11 +269,17 @@ class FixedPointLanguageModelingTask(GenerationTask, TrainingTask, LanguageModel
         return found
 
     def train_step(self, sample, model, criterion, optimizer, update_num, ignore_grad=False):
-        """One training step, the state of a stream carried from the step before."""
+        """One training step, the state of a stream carried from the step before.
+
+        Raises:
+            ValueError: for `--bf16-products` with `--amp` or `--fp16`.
+        """
         sample = self._carrying(sample, self._carried["train"])
-        device = sample["target"].device.type
-        with torch.autocast(device, dtype=torch.bfloat16, enabled=self.args.bf16_products):
-            return super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)
+        if self.args.bf16_products:
+            _check_no_float16(model, optimizer)
+            # fairseq's step sets autocast on a GPU, so ours has to be inside of it.
+            criterion = partial(_in_bfloat16, criterion)
+        return super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)
 
     def valid_step(self, sample, model, criterion):
         """One validation step; its streams are not those of training."""
@@ -283,3 +291,18 @@ class FixedPointLanguageModelingTask(GenerationTask, TrainingTask, LanguageModel
         if not sample["continues"]:
             carried.clear()
         return {**sample, "net_input": {**sample["net_input"], "carried_state": carried}}
+
+
+def _in_bfloat16(criterion, model, sample):
+    """What the criterion gives, matrix products in bfloat16."""
+    with torch.autocast(sample["target"].device.type, torch.bfloat16):
+        return criterion(model, sample)
+
+
+def _check_no_float16(model, optimizer) -> None:
+    amp = isinstance(optimizer, AMPOptimizer)
+    if amp or next(model.parameters()).dtype == torch.float16:
+        raise ValueError(
+            f"--bf16-products and {'--amp' if amp else '--fp16'} choose different types for the "
+            "same matrix products: give one of them."
+        )
