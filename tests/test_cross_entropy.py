@@ -16,6 +16,7 @@ from fairseq_fixedpoint.cross_entropy import (
     linear_cross_entropy,
     linear_cross_entropy_reference,
 )
+from fairseq_fixedpoint.softmax import OutputWords
 
 EXACT = {"rtol": 1e-11, "atol": 1e-11}
 seeds = st.integers(0, 2**32 - 1)
@@ -71,6 +72,29 @@ def test_value_and_gradients_are_the_reference_s(
         torch.testing.assert_close(ours_or_evaluated, expected, **EXACT)
     for mine, theirs in zip(ours, gradients(expected, tensors, 0.7), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-10 * scale)
+
+
+@given(masked=st.sets(st.integers(0, 8), max_size=8), at_once=st.integers(1, 9), seed=seeds)
+@settings(max_examples=60, deadline=None)
+def test_masked_words_do_not_count(masked, at_once, seed):
+    """A bias of -inf masks a word; blocks of words and of rows may hold nothing else."""
+    torch.manual_seed(seed)
+    features, weight, bias, _ = layer(4, 3, 9)
+    rest = [word for word in range(9) if word not in masked]
+    with torch.no_grad():
+        bias[list(masked)] = -torch.inf
+    place = torch.randint(len(rest), (4,))
+    target = torch.tensor(rest)[place]
+    expected = linear_cross_entropy_reference(features, weight[rest], bias[rest], place)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cross_entropy, "ELEMENTS_AT_ONCE", at_once)
+        patch.setattr(softmax, "WORDS_AT_ONCE", at_once)
+        for differentiated in (True, False):
+            with torch.set_grad_enabled(differentiated):
+                found = linear_cross_entropy(features, weight, bias, target)
+            torch.testing.assert_close(found, expected, **EXACT)
+        never = OutputWords(weight, torch.full_like(bias, -torch.inf)).log_normalizer(features)
+    assert never.isneginf().all()
 
 
 @pytest.mark.parametrize("penalty", [0.0, 0.3])
