@@ -160,5 +160,5 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor, at_once: int) -> No
     if total.dtype == left.dtype:
         total.addmm_(left, right)
         return
-    for rows in blocks(total.size(0), max(1, at_once // total.size(1))):
+    for rows in blocks(total.size(0), max(1, at_once // max(1, total.size(1)))):
         total[rows] += left[rows] @ right

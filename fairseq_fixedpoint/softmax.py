@@ -58,7 +58,8 @@ class OutputWords:
         found = []
         for rows in blocks(features.size(0), CONTEXTS_AT_ONCE):
             x = features[rows].to(dtype)
-            largest = x.new_full((x.size(0),), -torch.inf, dtype=summed)
+            # Finite, since blocks may have masked words alone: -inf - (-inf) is no number.
+            largest = x.new_full((x.size(0),), torch.finfo(summed).min, dtype=summed)
             total = x.new_zeros(x.size(0), dtype=summed)
             for words in blocks(weight.size(0), WORDS_AT_ONCE):
                 logits = F.linear(x, weight[words], None if bias is None else bias[words])

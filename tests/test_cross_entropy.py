@@ -16,6 +16,7 @@ from fairseq_fixedpoint.cross_entropy import (
     linear_cross_entropy,
     linear_cross_entropy_reference,
 )
+from fairseq_fixedpoint.softmax import OutputWords
 
 EXACT = {"rtol": 1e-11, "atol": 1e-11}
 seeds = st.integers(0, 2**32 - 1)
@@ -71,6 +72,29 @@ def test_value_and_gradients_are_the_reference_s(
         torch.testing.assert_close(ours_or_evaluated, expected, **EXACT)
     for mine, theirs in zip(ours, gradients(expected, tensors, 0.7), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-10 * scale)
+
+
+@given(masked=st.sets(st.integers(0, 8), max_size=8), at_once=st.integers(1, 9), seed=seeds)
+@settings(max_examples=60, deadline=None)
+def test_masked_words_do_not_count(masked, at_once, seed):
+    """A bias of -inf masks a word; blocks of words and of rows may hold nothing else."""
+    torch.manual_seed(seed)
+    features, weight, bias, _ = layer(4, 3, 9)
+    rest = [word for word in range(9) if word not in masked]
+    with torch.no_grad():
+        bias[list(masked)] = -torch.inf
+    place = torch.randint(len(rest), (4,))
+    target = torch.tensor(rest)[place]
+    expected = linear_cross_entropy_reference(features, weight[rest], bias[rest], place)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cross_entropy, "ELEMENTS_AT_ONCE", at_once)
+        patch.setattr(softmax, "WORDS_AT_ONCE", at_once)
+        for differentiated in (True, False):
+            with torch.set_grad_enabled(differentiated):
+                found = linear_cross_entropy(features, weight, bias, target)
+            torch.testing.assert_close(found, expected, **EXACT)
+        never = OutputWords(weight, torch.full_like(bias, -torch.inf)).log_normalizer(features)
+    assert never.isneginf().all()
 
 
 @pytest.mark.parametrize("penalty", [0.0, 0.3])
@@ -188,6 +212,19 @@ def test_parameters_in_half_precision(dtype):
         evaluated = linear_cross_entropy(*tensors, target)
     assert evaluated.loss.dtype == torch.float32
     assert errors([evaluated.log_z], expected[:1])[0] <= 1.5 * theirs[0]
+
+
+def test_features_without_width_leave_the_bias_alone():
+    """As of an adaptive softmax's last cluster, where the factor is larger than the width."""
+    features, weight, bias, target = layer(5, 0, 4, dtype=torch.float32)
+    for autocast in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            found = linear_cross_entropy(features, weight, bias, target)
+        expected = linear_cross_entropy_reference(features, weight, bias, target)
+        torch.testing.assert_close(
+            found.loss, expected.loss, rtol=2**-8 if autocast else 1e-6, atol=0
+        )
+        assert [grad.shape for grad in gradients(found, (features, weight))] == [(5, 0), (4, 0)]
 
 
 def test_targets_that_do_not_fit_are_refused():

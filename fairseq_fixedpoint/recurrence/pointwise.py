@@ -216,13 +216,11 @@ def gru_backward(
 
 
 def _tanh_(v: Tensor) -> Tensor:
-    """`tanh v = 2 sigmoid(2 v) - 1` in place, in float32 or wider.
+    """`tanh v` in place.
 
-    On a CPU PyTorch's sigmoid takes a sixth of the time of its tanh. The absolute error is that of
-    one rounding at 1.
+    On a CPU half precision goes through float32, in which PyTorch's tanh takes less than half the
+    time, conversions included, and gives the same values.
     """
-    if v.device.type != "cpu":
-        return v.tanh_()
-    wide = v.to(torch.promote_types(v.dtype, torch.float32))
-    wide.mul_(2).sigmoid_().mul_(2).sub_(1)
-    return v if wide is v else v.copy_(wide)
+    if v.device.type == "cpu" and v.dtype in (torch.bfloat16, torch.float16):
+        return v.copy_(v.float().tanh_())
+    return v.tanh_()

@@ -34,8 +34,8 @@ def load_language_model(
     Args:
         path: a checkpoint of `fairseq-train`.
         data: folder with the dict.txt it was trained with; the checkpoint's own if not given.
-        iterations: K in place of the checkpoint's; for `fixedpoint_lm` only. 0 is the exact
-            recurrence.
+        iterations: K in place of the checkpoint's, with a warning where the model has not learned
+            it; for `fixedpoint_lm` only. 0 is the exact recurrence.
         device: where to put it.
         normalized: whether its normalisers will be computed; if not, a warning tells of a model
             that was not trained to do without.
@@ -80,9 +80,10 @@ def load_language_model(
             raise RescoringError(
                 f"--iterations is for fixedpoint_lm, and {path} holds a {type(model).__name__}."
             )
-        if iterations < 0:
-            raise RescoringError(f"--iterations must be 0 (exact) or more, not {iterations}.")
-        model.decoder.iterations = iterations
+        try:
+            model.decoder.use_iterations(iterations)
+        except ValueError as error:  # out of range
+            raise RescoringError(str(error)) from error
     return model, task.target_dictionary
 
 

@@ -62,7 +62,7 @@ class Scorer:
         unknown_penalty: subtracted from the log-probability of each unknown token.
         previous_context: how many of the last tokens of the text before a line, its `</s>`
             included, the model sees, as far as it has room for them; 0 starts every line from
-            `</s>` alone.
+            `</s>` alone, and None is the model's order, which is all it can use.
 
     Raises:
         RescoringError: for a penalty or a context out of range.
@@ -73,11 +73,15 @@ class Scorer:
         tokens: TokenScorer,
         encoder: TextEncoder,
         unknown_penalty: float = 0.0,
-        previous_context: int = 0,
+        previous_context: int | None = 0,
     ):
         if not math.isfinite(unknown_penalty):
             raise RescoringError(f"--unknown-penalty must be a number, not {unknown_penalty}.")
-        if previous_context < 0:
+        if previous_context is None and tokens.order is None:
+            raise RescoringError(
+                "the model has no limit of context, so --previous-context needs a number of tokens."
+            )
+        if previous_context is not None and previous_context < 0:
             raise RescoringError(
                 f"--previous-context must be 0 or more tokens, not {previous_context}."
             )
@@ -113,7 +117,7 @@ class Scorer:
             tokenizer, bpe, lowercase: see
                 :class:`~fairseq_fixedpoint.rescoring.text.TextEncoder`.
             unknown_penalty: see the class.
-            previous_context: see the class; None for the model's order, which is all it can use.
+            previous_context: see the class.
 
         Raises:
             RescoringError: if the file is wrong, or the model cannot do what is asked.
@@ -141,15 +145,11 @@ class Scorer:
                     f"{option} is for fixedpoint_lm, and {path} holds a {type(model).__name__}."
                 )
             tokens = ModelScorer(model)
-        if previous_context is None and tokens.order is None:
-            raise RescoringError(
-                f"{path} has no limit of context, so --previous-context needs a number of tokens."
-            )
         return cls(
             tokens,
             TextEncoder(dictionary, tokenizer, bpe, lowercase),
             unknown_penalty,
-            tokens.order if previous_context is None else previous_context,
+            previous_context,
         )
 
     def trouble_with(self, line: str) -> str | None:
@@ -204,7 +204,7 @@ class Scorer:
     def _context(self, previous: str | None, tokens: int) -> list[int]:
         """What a line of so many tokens is preceded by: `</s>` at least."""
         eos = self.encoder.dictionary.eos()
-        seen = self.previous_context
+        seen = self.tokens.order if self.previous_context is None else self.previous_context
         if self.tokens.longest is not None:
             seen = min(seen, self.tokens.longest - tokens)
         if previous is None or seen < 2:

@@ -73,9 +73,13 @@ class WindowScorer:
 
     def __init__(self, decoder: FixedPointDecoder, bf16: bool = False, normalized: bool = True):
         self.decoder = decoder
-        self.order = decoder.iterations or None
         self.bf16 = bf16
         self.softmax = _softmax_of(decoder, torch.bfloat16 if bf16 else None, normalized)
+
+    @property
+    def order(self) -> int | None:
+        """K of the decoder; None for the exact recurrence."""
+        return self.decoder.order
 
     @torch.inference_mode()
     def log_probabilities(
@@ -150,12 +154,16 @@ class GrowingHistories:
                 "the exact recurrence depends on all words before, which a lattice cannot hold: "
                 "give --iterations K."
             )
-        self.order = scorer.order
         self._scorer = scorer
         self._vocabulary = vocabulary
         self._states: list[Tensor] | None = None
         self._layers, self._projected = self._first()
         self._device = self._projected.device
+
+    @property
+    def order(self) -> int:
+        """K of the model."""
+        return self._scorer.order
 
     @torch.inference_mode()
     def _first(self) -> tuple[list[Layer], Tensor]:
