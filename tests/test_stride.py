@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fairseq_fixedpoint.recurrence.reference import sequential, window_by_window
+from fairseq_fixedpoint.recurrence.cells import hidden
+from fairseq_fixedpoint.recurrence.reference import cell_step, sequential, window_by_window
 from tests.test_recurrence import (
     EXACT,
     KINDS,
@@ -21,9 +22,9 @@ from tests.test_recurrence import (
 
 
 def summarised(model, length, batch=2):
-    """Random weights for the start, and a summary of the text before each position."""
+    """Random weights for the start, and a summary of the text before and after each position."""
     torch.nn.init.uniform_(model.start_weight, -1, 1)
-    return torch.randn(length, batch, model.start_weight.size(-1), dtype=torch.float64)
+    return torch.randn(length + 1, batch, model.start_weight.size(-1), dtype=torch.float64)
 
 
 @given(
@@ -62,9 +63,9 @@ def test_states_and_gradients_are_those_of_windows_from_every_cth_position(
     stack = model.effective_layers(x)
     for k in orders:
         expected.append(
-            window_by_window(
-                stack, x, k, resets, stride=stride, phase=phase, summary=summary
-            ) if not masked else masked_windows(stack, x, k, resets, stride, phase, summary)
+            window_by_window(stack, x, k, resets, stride=stride, phase=phase, summary=summary)
+            if not masked
+            else masked_windows(stack, x, k, resets, stride, phase, summary)
         )
     torch.manual_seed(seed % 97)
     with pieces_of_one_chain(in_pieces):
@@ -88,14 +89,150 @@ def masked_windows(stack, x, k, resets, stride, phase, summary):
         begin = max(0, (end + phase - k) // stride * stride - phase)
         window = slice(begin, end)
         cut = [
-            layer if layer.input_mask is None
+            layer
+            if layer.input_mask is None
             else replace(layer, input_mask=layer.input_mask[window])
             for layer in stack
         ]
         outputs.append(
             sequential(
-                cut, x[window], None if resets is None else resets[window],
+                cut,
+                x[window],
+                None if resets is None else resets[window],
                 None if summary is None else summary[window],
             )[-1]
         )
     return torch.stack(outputs)
+
+
+@given(
+    kind=kinds,
+    layers=st.integers(1, 3),
+    iterations=st.integers(0, 6),
+    with_resets=st.booleans(),
+    seed=seeds,
+)
+@settings(max_examples=30, deadline=None)
+def test_one_token_steps_equal_the_block_from_its_start(
+    kind, layers, iterations, with_resets, seed
+):
+    model = make(kind, seed, layers, summary_size=3, learned_initial_state=True)
+    x = block(7)
+    summary = summarised(model, 7)
+    summary[0] = 0  # a text begins with the summary of no tokens
+    resets = torch.rand(7, 2) < 0.3 if with_resets else None
+    expected = model(x, iterations, resets=resets, summary=summary).output
+    if iterations == 0:
+        reference = sequential(model.effective_layers(), x, resets, summary)
+        torch.testing.assert_close(expected, reference, **EXACT)
+    cache = model.initial_cache(2, iterations)
+    for t in range(7):
+        output, cache = model.step(x[t], cache, None if resets is None else resets[t], summary[t])
+        torch.testing.assert_close(output, expected[t], **EXACT)
+
+
+@given(
+    kind=kinds,
+    iterations=st.integers(1, 5),
+    differentiated=st.integers(1, 5),
+    stride=st.integers(1, 5),
+    phase=st.integers(0, 4),
+    with_resets=st.booleans(),
+    seed=seeds,
+)
+@settings(max_examples=30, deadline=None)
+def test_truncated_gradient_is_that_of_chains_with_constant_first_tokens(
+    kind, iterations, differentiated, stride, phase, with_resets, seed
+):
+    """The first K - n tokens of a chain of K + C - 1 are without gradient."""
+    differentiated, phase = min(differentiated, iterations), phase % stride
+    model = make(kind, seed, 2, learned_initial_state=True, summary_size=2)
+    x = block(9).requires_grad_()
+    summary = summarised(model, 9).requires_grad_()
+    resets = torch.rand(9, 2) < 0.3 if with_resets else None
+    tensors = [x, summary, *model.parameters()]
+    found = model(
+        x, iterations, resets=resets, gradient_iterations=differentiated, stride=stride,
+        phase=phase, summary=summary,
+    ).output  # fmt: skip
+    stack = model.effective_layers()
+    outputs = []
+    for end in range(1, 10):
+        # Where the chain begins, though that may be before the text.
+        chain = (end + phase - iterations) // stride * stride - phase
+        constant = chain + iterations - differentiated
+        begin = max(0, chain)
+        states = [layer.start(summary[begin]) for layer in stack]
+        for t in range(begin, end):
+            below = x[t] if t >= constant else x[t].detach()
+            for number, layer in enumerate(stack):
+                if resets is not None:
+                    start = resets[t].unsqueeze(-1)
+                    states[number] = torch.where(start, layer.start(summary[t]), states[number])
+                states[number] = cell_step(layer, below, states[number])
+                if t < constant:
+                    states[number] = states[number].detach()
+                below = hidden(states[number], layer.cell)
+        outputs.append(below)
+    expected = torch.stack(outputs)
+    torch.testing.assert_close(found, expected, **EXACT)
+    pairs = zip(gradients(found, tensors), gradients(expected, tensors), strict=True)
+    for ours, theirs in pairs:
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids="-".join)
+@pytest.mark.parametrize(("stride", "phase"), [(1, 0), (2, 0), (3, 2)])
+def test_changes_and_their_gradient(kind, stride, phase):
+    """Over C iterations, at every C-th position, and differentiated right."""
+    model = make(kind, summary_size=2, layers=2)
+    names = [name for name, _ in model.named_parameters()]
+    padding = torch.zeros(8, 2, dtype=torch.bool)
+    padding[6:, 1] = True
+    summary = summarised(model, 8)
+
+    def run(x, summary, *weights):
+        return torch.func.functional_call(
+            model,
+            dict(zip(names, weights, strict=True)),
+            (x, 3),
+            {"padding_mask": padding, "residuals": True, "stride": stride, "phase": phase,
+             "summary": summary},
+        ).squared_residuals  # fmt: skip
+
+    x, weights = block(8), [parameter.detach() for parameter in model.parameters()]
+    torch.testing.assert_close(
+        run(x, summary, *weights), changes(model, x, summary, padding, 3, stride, phase), **EXACT
+    )
+    inputs = [each.requires_grad_() for each in (x, summary, *weights)]
+    with pieces_of_one_chain():
+        assert torch.autograd.gradcheck(run, inputs)
+
+
+def changes(model, x, summary, padding, iterations, stride, phase):
+    """`H^(k) - H^(k-C)` of both layers where chains have taken k = C, .., K + C - 1 tokens."""
+    found = []
+    for k in range(stride, iterations + stride):
+        total, count = 0.0, 0
+        for end in range(1, x.size(0) + 1):
+            if (end + phase - k) % stride:
+                continue
+            real = ~padding[end - 1]
+            count += 2 * 4 * int(real.sum())
+            if end - k + stride > 0:  # else both have begun with the text
+                begins = max(0, end - k), end - k + stride
+                after, before = (layer_states(model, x[b:end], summary[b]) for b in begins)
+                total += ((after - before)[:, real] ** 2).sum()
+        found.append(total / count)
+    return torch.stack([torch.as_tensor(value, dtype=torch.float64) for value in found])
+
+
+def layer_states(model, x, summary):
+    """Each layer's `h` after the last of the inputs, or that of its start without any."""
+    stack = model.effective_layers()
+    states = [layer.start(summary) for layer in stack]
+    for below in x:
+        for number, layer in enumerate(stack):
+            states[number] = cell_step(layer, below, states[number])
+            below = hidden(states[number], layer.cell)
+    return torch.stack([hidden(state, model.cell) for state in states])

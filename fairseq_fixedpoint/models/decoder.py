@@ -21,6 +21,7 @@ from fairseq_fixedpoint.models.recurrent import (
     build_recurrence,
     dropped,
 )
+from fairseq_fixedpoint.models.start import StartConfig, TextSummary, check_start, check_summary
 from fairseq_fixedpoint.recurrence import check_probability, dropout_mask
 
 logger = logging.getLogger(__name__)
@@ -76,7 +77,9 @@ class FixedPointDecoder(Iterated, FairseqIncrementalDecoder):
         dictionary: of the input.
         output_dictionary: of the output.
         reset_at_eos: whether every window ends at its sentence's start: at `</s>` the recurrence
-            starts from `h_init`, so a packed stream scores each sentence as it would alone.
+            starts anew, so a packed stream scores each sentence as it would alone.
+        start: where the iteration starts and training's windows begin; as a constant, at every
+            token, if not given.
 
     Raises:
         ValueError: naming the option that is out of range.
@@ -91,8 +94,10 @@ class FixedPointDecoder(Iterated, FairseqIncrementalDecoder):
         dictionary: Dictionary,
         output_dictionary: Dictionary,
         reset_at_eos: bool = False,
+        start: StartConfig | None = None,
     ):
         super().__init__(dictionary)
+        start = start or StartConfig()
         check_at_least_one(
             cfg,
             "decoder_embed_dim",
@@ -116,8 +121,20 @@ class FixedPointDecoder(Iterated, FairseqIncrementalDecoder):
         self.output_size = output_size
 
         self.embed_tokens = Embedding(len(dictionary), cfg.decoder_embed_dim, self.padding_idx)
+        check_start(start, self.iterations, reset_at_eos)
+        self.stride = start.stride
+        self.summary = None
+        if str(start.start) != "constant" or start.summary_input:
+            self.summary = TextSummary(start, dictionary)
+        self.starts_from_summary = str(start.start) != "constant"
+        self.summary_input = start.summary_input
         self.rnn = build_recurrence(
-            cfg, cfg.decoder_embed_dim, hidden_size, cfg.decoder_layers, self.dropout_out
+            cfg,
+            cfg.decoder_embed_dim + (self.summary.size if start.summary_input else 0),
+            hidden_size,
+            cfg.decoder_layers,
+            self.dropout_out,
+            summary_size=self.summary.size if self.starts_from_summary else 0,
         )
         self.additional_fc = None
         if output_size != hidden_size:
@@ -157,6 +174,7 @@ class FixedPointDecoder(Iterated, FairseqIncrementalDecoder):
         orders: Collection[int] = (),
         residuals: bool = False,
         carried_state: dict | None = None,
+        lead: int = 0,
     ) -> tuple[Tensor, dict]:
         """Logits for the token after each position, or features for the output layer.
 
@@ -171,6 +189,7 @@ class FixedPointDecoder(Iterated, FairseqIncrementalDecoder):
             residuals: whether `extra["squared_residuals"]` is wanted.
             carried_state: a dictionary that lives from block to block of a stream, read and
                 updated; for the exact recurrence only.
+            lead: how many of the first tokens a summary alone sees, to which nothing is given.
 
         Returns:
             Logits ``(B, T, V)`` (features ``(B, T, C)`` with an adaptive softmax), or
@@ -183,6 +202,7 @@ class FixedPointDecoder(Iterated, FairseqIncrementalDecoder):
             orders=orders,
             residuals=residuals,
             carried_state=carried_state,
+            lead=lead,
         )
         return (features if features_only else self.output_layer(features)), extra
 
@@ -194,26 +214,33 @@ class FixedPointDecoder(Iterated, FairseqIncrementalDecoder):
         orders: Collection[int] = (),
         residuals: bool = False,
         carried_state: dict | None = None,
+        lead: int = 0,
     ) -> tuple[Tensor, dict]:
         """Input of the output layer, ``(B, T, C)``; arguments as in :meth:`forward`."""
         if incremental_state is not None:
             return self._step(prev_output_tokens, incremental_state), {"attn": [None]}
         self._note_training()
         tokens = prev_output_tokens.t()  # (T, B)
+        summary = self._summary(tokens, carried_state)
+        tokens, summary = tokens[lead:], None if summary is None else summary[lead:]
         x = self.embed_tokens(tokens)  # (T, B, D)
         if self.training:
             x = dropped(x, self.dropout_in, self.variational_dropout)
         options = {}
         if self.iterations > 0:
             options = {"orders": orders, "residuals": residuals, **self.gradient_options}
+            if self.training and self.stride > 1:  # the phase comes from the seed of the update
+                phase = int(torch.randint(self.stride, ()))
+                options |= {"stride": self.stride, "phase": phase}
         elif carried_state is not None:
-            options = {"initial_state": _continued(carried_state, x.size(1))}
+            options = {"initial_state": _continued(carried_state.get("state"), x.size(1))}
         padding_mask = tokens.eq(self.padding_idx)  # (T, B)
         solution = self.rnn(
-            x,
+            self._input(x, summary),
             self.iterations,
             resets=self._resets(tokens),
             padding_mask=padding_mask if padding_mask.any() else None,
+            summary=summary if self.starts_from_summary else None,
             **options,
         )
         if carried_state is not None and self.iterations == 0:
@@ -221,12 +248,34 @@ class FixedPointDecoder(Iterated, FairseqIncrementalDecoder):
         mask = None
         if self.training and self.dropout_out > 0:  # one mask for all iterates
             mask = dropout_mask(solution.output, self.dropout_out, self.variational_dropout)
+
+        def features(output: Tensor) -> Tensor:
+            return F.pad(self._features(output, mask), (0, 0, lead, 0))
+
         extra = {
             "attn": [None],
-            "iterates": {k: self._features(solution.iterates[k], mask) for k in orders},
+            "iterates": {k: features(solution.iterates[k]) for k in orders},
             "squared_residuals": solution.squared_residuals,
         }
-        return self._features(solution.output, mask), extra
+        return features(solution.output), extra
+
+    def _summary(self, tokens: Tensor, carried_state: dict | None) -> Tensor | None:
+        """What precedes each of the tokens ``(T, B)`` and follows the last, ``(T + 1, B, S)``."""
+        if self.summary is None:
+            return None
+        before = 0
+        if carried_state is not None and self.iterations == 0:
+            recent = _continued(carried_state.get("tokens"), tokens.size(1))
+            if recent is not None:
+                before, tokens = recent.size(0), torch.cat([recent, tokens])
+            carried_state["tokens"] = tokens[max(0, tokens.size(0) - self.summary.tokens) :]
+        return self.summary(tokens)[before:]
+
+    def _input(self, x: Tensor, summary: Tensor | None) -> Tensor:
+        """What the first layer sees beside the embeddings, ``(T, B, ...)``."""
+        if not self.summary_input:
+            return x
+        return torch.cat([x, summary[: x.size(0)].to(x.dtype)], dim=-1)
 
     def output_layer(self, features: Tensor) -> Tensor:
         """Logits ``(..., V)``; the features themselves with an adaptive softmax, as in fairseq."""
@@ -261,8 +310,20 @@ class FixedPointDecoder(Iterated, FairseqIncrementalDecoder):
 
     @property
     def order(self) -> int | None:
-        """K, the number of last tokens that all predictions depend on; None if on all of them."""
-        return self.iterations or None
+        """The number of last tokens that all predictions depend on; None if on all of them.
+
+        That is K, and M more with a start that moves with the tokens. One that stands still in a
+        sentence makes a model of order K of it, given the sentences before.
+        """
+        if not self.iterations:
+            return None
+        moves = self.summary is not None and not self.summary.stands_still
+        return self.iterations + (self.summary.tokens if moves else 0)
+
+    @property
+    def left_context(self) -> int:
+        """How many tokens before its own a block needs, to compute the same as a longer one."""
+        return max(0, self.iterations - 1) + (0 if self.summary is None else self.summary.tokens)
 
     def max_positions(self) -> int:
         """A recurrence has no limit."""
@@ -272,7 +333,10 @@ class FixedPointDecoder(Iterated, FairseqIncrementalDecoder):
         """Lets the cached iterates follow their hypotheses, ``new_order`` ``(B',)``."""
         saved = self.get_incremental_state(incremental_state, "iterates")
         if saved is not None:
-            saved = {"cache": saved["cache"].index_select(2, new_order)}
+            along = {"cache": 2, "recent": 1, "summary": 0}  # where the hypotheses are
+            saved = {
+                name: state.index_select(along[name], new_order) for name, state in saved.items()
+            }
             self.set_incremental_state(incremental_state, "iterates", saved)
 
     def check_checkpoint(self, state_dict: dict) -> None:
@@ -282,8 +346,9 @@ class FixedPointDecoder(Iterated, FairseqIncrementalDecoder):
         that it was not trained for.
 
         Raises:
-            ValueError: if it was trained with another dictionary.
+            ValueError: if it was trained with another dictionary, or another start.
         """
+        check_summary(state_dict, "decoder", self.summary, self.starts_from_summary)
         resets_at_eos = state_dict.get("decoder.resets_at_eos")
         if resets_at_eos is not None and bool(resets_at_eos) != self.reset_at_eos:
             trained = "with" if resets_at_eos else "without"
@@ -298,31 +363,59 @@ class FixedPointDecoder(Iterated, FairseqIncrementalDecoder):
     def _step(self, tokens: Tensor, incremental_state: dict) -> Tensor:
         """The last token's features, ``(B, 1, C)``, from the cache or at first the whole prefix."""
         saved = self.get_incremental_state(incremental_state, "iterates")
+        new = 1
+        if saved is None:  # the last K tokens are all that iterate K can see
+            new = tokens.size(1) if self.iterations == 0 else min(tokens.size(1), self.iterations)
+        summary = self._step_summary(tokens, new, saved)  # (new, B, S)
+        x = self._input(self.embed_tokens(tokens[:, -new:].t()), summary)  # (new, B, D)
         if saved is None and self.iterations == 0:
             solution = self.rnn(
-                self.embed_tokens(tokens.t()),  # (T, B, D)
+                x,
                 0,
                 resets=self._resets(tokens.t()),
                 padding_mask=tokens.t().eq(self.padding_idx),
+                summary=self._start_of(summary),
             )
             output, cache = solution.output[-1], solution.final_state.unsqueeze(1)
         else:
-            new = 1
             if saved is not None:
                 cache = saved["cache"]
-            else:  # the last K tokens are all that iterate K can see: K steps, as many as a block's
-                new = min(tokens.size(1), self.iterations)
+            else:  # K steps, as many as a block's
                 cache = self.rnn.initial_cache(tokens.size(0), self.iterations)
             after_padding = F.pad(tokens[:, :-1].eq(self.padding_idx), (1, 0))
             resets = after_padding & tokens.ne(self.padding_idx)
             if self.reset_at_eos:
                 resets = resets | tokens.eq(self.dictionary.eos())
-            x = self.embed_tokens(tokens[:, -new:])  # (B, new, D)
             for position in range(-new, 0):
-                output, cache = self.rnn.step(x[:, position], cache, resets[:, position])
-        self.set_incremental_state(incremental_state, "iterates", {"cache": cache})
+                begins = self._start_of(summary)
+                output, cache = self.rnn.step(
+                    x[position],
+                    cache,
+                    resets[:, position],
+                    None if begins is None else begins[position],
+                )
+        state = {"cache": cache}
+        if self.summary is not None:
+            recent = (
+                tokens.t() if saved is None else torch.cat([saved["recent"], tokens[:, -1:].t()])
+            )
+            state["recent"] = recent[max(0, recent.size(0) - self.summary.tokens) :]  # (t, B)
+            state["summary"] = summary[-1]  # (B, S)
+        self.set_incremental_state(incremental_state, "iterates", state)
         # A copy: the generator divides by its temperature in place, and `output` may be the cache.
         return self._features(output.unsqueeze(0).clone(), None)
+
+    def _step_summary(self, tokens: Tensor, new: int, saved: dict | None) -> Tensor | None:
+        """What precedes each of the `new` last tokens of ``(B, T)``, ``(new, B, S)``."""
+        if self.summary is None:
+            return None
+        if saved is None:
+            return self.summary(tokens.t())[-1 - new : -1]
+        return self.summary.next(saved["recent"], tokens[:, -1], saved["summary"]).unsqueeze(0)
+
+    def _start_of(self, summary: Tensor | None) -> Tensor | None:
+        """The summary, if the iteration starts from it."""
+        return summary if self.starts_from_summary else None
 
     def _resets(self, tokens: Tensor) -> Tensor | None:
         return tokens.eq(self.dictionary.eos()) if self.reset_at_eos else None
@@ -334,10 +427,12 @@ class FixedPointDecoder(Iterated, FairseqIncrementalDecoder):
         return self.output_features(output).transpose(0, 1)
 
 
-def _continued(carried_state: dict, batch_size: int) -> Tensor | None:
-    """The state a stream left behind; streams end from the last row on, so rows may be fewer."""
-    state = carried_state.get("state")
-    return state[:, :batch_size] if state is not None and state.size(1) >= batch_size else None
+def _continued(left: Tensor | None, batch_size: int) -> Tensor | None:
+    """What a stream left behind, ``(..., B, ...)`` in the second place.
+
+    Streams end from the last row on, so rows may be fewer.
+    """
+    return left[:, :batch_size] if left is not None and left.size(1) >= batch_size else None
 
 
 def _cutoffs(text: str, vocabulary_size: int) -> list[int]:

@@ -9,11 +9,12 @@ from fairseq.models import FairseqLanguageModel, register_model
 
 from fairseq_fixedpoint.models.decoder import FixedPointDecoder, FixedPointDecoderConfig
 from fairseq_fixedpoint.models.options import register_architecture
+from fairseq_fixedpoint.models.start import StartConfig
 
 
 @dataclass
-class FixedPointLanguageModelConfig(FixedPointDecoderConfig):
-    """Options of `fixedpoint_lm`: those of its decoder, which is all of it."""
+class FixedPointLanguageModelConfig(FixedPointDecoderConfig, StartConfig):
+    """Options of `fixedpoint_lm`: those of its decoder, and of where its iteration starts."""
 
 
 @register_model("fixedpoint_lm", dataclass=FixedPointLanguageModelConfig)
@@ -36,7 +37,9 @@ class FixedPointLanguageModel(FairseqLanguageModel):
             )
         reset_at_eos = getattr(task, "reset_at_eos", False)  # other tasks have no such option
         return cls(
-            FixedPointDecoder(cfg, task.source_dictionary, task.target_dictionary, reset_at_eos)
+            FixedPointDecoder(
+                cfg, task.source_dictionary, task.target_dictionary, reset_at_eos, start=cfg
+            )
         )
 
     def load_state_dict(self, state_dict, strict=True, model_cfg=None, args=None):

@@ -66,6 +66,7 @@ def build_recurrence(
     hidden_size: int,
     num_layers: int,
     dropout: float,
+    summary_size: int = 0,
 ) -> FixedPointRNN:
     """A stack of layers of the kind that the options describe."""
     return FixedPointRNN(
@@ -80,6 +81,7 @@ def build_recurrence(
         learned_initial_state=cfg.learned_initial_state,
         spectral_bound=cfg.spectral_bound,
         orthogonal=cfg.orthogonal,
+        summary_size=summary_size,
     )
 
 

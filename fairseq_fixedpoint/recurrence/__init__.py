@@ -11,6 +11,7 @@ from fairseq_fixedpoint.recurrence.solvers import (
     solve,
 )
 from fairseq_fixedpoint.recurrence.stack import FixedOrder, FixedPointRNN
+from fairseq_fixedpoint.recurrence.summary import TokenSummary
 
 __all__ = [
     "CELLS",
@@ -22,6 +23,7 @@ __all__ = [
     "QuasiNewton",
     "Solution",
     "SolverSolution",
+    "TokenSummary",
     "check_probability",
     "dropout_mask",
     "solve",

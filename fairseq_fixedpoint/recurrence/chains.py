@@ -145,9 +145,10 @@ class Block:
         """
         if self.stride == 1 and self.lead == 0:
             return what.unsqueeze(0)
-        behind = self.columns * self.stride - self.span
+        columns = -(-(self.lead + what.size(0)) // self.stride)
+        behind = columns * self.stride - self.lead - what.size(0)
         padded = F.pad(what, (0, 0) * (what.dim() - 1) + (self.lead, behind), value=value)
-        return padded.unflatten(0, (self.columns, self.stride)).transpose(0, 1).contiguous()
+        return padded.unflatten(0, (columns, self.stride)).transpose(0, 1).contiguous()
 
     def positions(self, grid: Tensor) -> Tensor:
         """The inverse of :meth:`grid`, ``(T, B, ...)``."""
@@ -317,7 +318,8 @@ class _Piece:
 
     def start(self, layers: Sequence[LayerWeights]) -> _Trace:
         """The trace of iteration 0: `h_init`, one row for all, or what each chain begins from."""
-        rows = self.chains(1) * self.block.batch
+        chains = self.own_chains(1) + self.block.residuals  # a change needs the one after, too
+        rows = chains * self.block.batch
         return _Trace([self.initial(1, layer, rows) for layer in layers], [])
 
     def initial(self, k: int, layer: LayerWeights, rows: int) -> Tensor:

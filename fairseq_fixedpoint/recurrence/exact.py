@@ -27,6 +27,7 @@ def exact(
     initial_state: Tensor | None = None,
     resets: Tensor | None = None,
     padding_mask: Tensor | None = None,
+    summary: Tensor | None = None,
 ) -> Solution:
     """Runs the ordinary RNN over a block.
 
@@ -34,10 +35,12 @@ def exact(
         recurrences: PyTorch's one-layer modules, bottom first, and
         layers: their effective weights, masks and initial states.
         x: inputs, ``(T, B, D)``.
-        initial_state: the state to start from, ``(L, B, P*H)``; `h_init` if None.
-        resets: bool ``(T, B)``; True where the recurrence restarts from `h_init`.
+        initial_state: the state to start from, ``(L, B, P*H)``; the layers' start if None.
+        resets: bool ``(T, B)``; True where the recurrence restarts.
         padding_mask: bool ``(T, B)``; True where there is no token. A token after padding
             restarts, padded positions give 0.
+        summary: of the text before each position and after the last, ``(T + 1, B, S)``, that the
+            layers start from; or None, and they start from `h_init`.
 
     Returns:
         A solution with `output` and `final_state`.
@@ -53,12 +56,13 @@ def exact(
         )
     resets = joined_resets(resets, padding_mask)
     if initial_state is None:
-        initial_state = torch.stack([layer.initial.expand(x.size(1), -1) for layer in layers])
+        begins = None if summary is None else summary[0]
+        initial_state = torch.stack([layer.start(begins).expand(x.size(1), -1) for layer in layers])
     initial_state = initial_state.to(x.dtype)
     if resets is None or x.size(1) == 0:
         output, final_state = _run_block(recurrences, layers, x, initial_state)
     else:
-        output, final_state = _run_pieces(recurrences, layers, x, initial_state, resets)
+        output, final_state = _run_pieces(recurrences, layers, x, initial_state, resets, summary)
     if padding_mask is not None:
         output = output.masked_fill(padding_mask.unsqueeze(-1), 0)
     return Solution(output=output, final_state=final_state)
@@ -74,15 +78,18 @@ def _run_block(recurrences, layers, x, initial_state):
     return x, torch.stack(final_states)
 
 
-def _run_pieces(recurrences, layers, x, initial_state, resets):
+def _run_pieces(recurrences, layers, x, initial_state, resets, summary):
     length, batch, _ = x.shape
     pieces = _Pieces.cut(resets)
     started_inside = pieces.start_row.gt(0) | resets[0][pieces.column]
+    begins = None if summary is None else summary[pieces.start_row, pieces.column]  # (S', S)
     final_states = []
     for recurrence, layer, state in zip(recurrences, layers, initial_state, strict=True):
         if layer.input_mask is not None:
             x = x * layer.input_mask
-        state = torch.where(started_inside.unsqueeze(-1), layer.initial, state[pieces.column])
+        state = torch.where(
+            started_inside.unsqueeze(-1), layer.start(begins).to(state.dtype), state[pieces.column]
+        )
         packed = PackedSequence(x.reshape(length * batch, -1)[pieces.order], pieces.batch_sizes)
         data, final = _call(recurrence, layer, packed, state)
         x = torch.empty_like(data).index_copy(0, pieces.order, data).view(length, batch, -1)

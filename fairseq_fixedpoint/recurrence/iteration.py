@@ -84,13 +84,15 @@ class Layer:
         length, batch, _ = x.shape
         weights = self.weights(x.dtype)
         if previous is None:
-            before = weights.initial.unsqueeze(0)
+            before = weights.initial.expand(1, -1)
+            if self.initial.dim() > 1:
+                before = weights.initial.repeat(length, 1)
         else:
             before = previous[:-1].to(x.dtype)  # a cache stays as it is under autocast
             if resets is not None:
                 before = torch.where(resets.unsqueeze(-1), weights.initial, before)
             before = before.flatten(0, 1)
-        state = x.new_empty(length + 1, batch, self.initial.numel())
+        state = x.new_empty(length + 1, batch, weights.initial.size(-1))
         state[0] = weights.initial
         self.cell.forward(
             x.flatten(0, 1),
@@ -192,6 +194,13 @@ def fixed_point(
             a piece of the block at a time: the same gradient for one more forward pass, in the
             memory of one piece's iterates. A piece has K chains at least, so for a large K that
             grows with its square.
+        stride: C, a chain begins at every C-th position alone, so that the states are of the orders
+            K, K + 1, .., K + C - 1 by turns, in (K + C - 1) / C times the exact recurrence's
+            operations; `orders` and `gradient_iterations` are those of a chain's first output.
+            Changes are then measured over C iterations, at every C-th position.
+        phase: how many positions the text begins after one where a chain would, below C.
+        summary: of the text before each position and after the last, ``(T + 1, B, S)``, that chains
+            and resets start from; or None, and they start from `h_init`.
 
     Raises:
         ValueError: for tensors of other shapes or types, and for iterations, orders or
@@ -208,10 +217,12 @@ def fixed_point(
         raise ValueError(
             f"gradient_iterations must lie in 1..{iterations}, not {gradient_iterations}."
         )
+    if stride < 1:
+        raise ValueError(f"stride must be at least 1, not {stride}.")
     if not 0 <= phase < stride:
         raise ValueError(f"phase must lie in 0..{stride - 1}, below the stride, not {phase}.")
     if summary is not None:
-        check_shape("summary", summary, x.size(0), x.size(1), layers[0].start_weight.size(1))
+        check_shape("summary", summary, x.size(0) + 1, x.size(1), layers[0].start_weight.size(1))
     length, lead = x.size(0), phase
     input_masks = [layer.input_mask for layer in layers]
     constant = iterations - (gradient_iterations or iterations)
@@ -220,7 +231,7 @@ def fixed_point(
     # changes are measured, it must not count before the text. A lead of padding gives a chain of
     # its own to each of the first positions, and a reset where the text begins.
     if length and (constant or (residuals and stride > 1) or (resets is not None and phase > 0)):
-        before = phase + (iterations - 1 if constant else 0)
+        before = phase + (-((1 - iterations) // stride) * stride if constant else 0)
         resets, padding_mask = _led_masks(x, resets, padding_mask, before)
         input_masks = [
             _led(mask, before) if mask is not None and mask.size(0) == length else mask

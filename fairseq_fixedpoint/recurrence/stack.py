@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +37,8 @@ class FixedPointRNN(nn.Module):
         learned_initial_state: make `h_init` a parameter instead of zeros.
         spectral_bound: largest spectral norm of a recurrent matrix, or None.
         orthogonal: keep the recurrent matrices orthogonal.
+        summary_size: S, of a summary of the text that each layer starts from, `g(s) = A s + h_init`
+            with `A` and `h_init` to be learned, at first 0; 0 starts from `h_init` alone.
 
     Raises:
         ValueError: for an unknown cell or a value out of range.
@@ -152,9 +155,10 @@ class FixedPointRNN(nn.Module):
         Args:
             x: inputs, ``(T, B, D)``.
             iterations: K; 0 for the exact recurrence.
-            resets, padding_mask, orders, residuals, gradient_iterations, checkpoint_iterations:
-                see :func:`~fairseq_fixedpoint.recurrence.iteration.fixed_point`; the last four
-                are for K >= 1 only.
+            resets, padding_mask, summary, orders, residuals, gradient_iterations,
+            checkpoint_iterations, stride, phase:
+                see :func:`~fairseq_fixedpoint.recurrence.iteration.fixed_point`; all but the first
+                three are for K >= 1 only, and a stride for training.
             initial_state: a carried state, ``(L, B, P*H)``, for the exact recurrence only: the
                 iteration's window would otherwise be longer than K.
 
@@ -165,11 +169,24 @@ class FixedPointRNN(nn.Module):
         if iterations < 0:
             raise ValueError(f"iterations must be 0 (exact) or more, not {iterations}.")
         layers = self.effective_layers(x)
+        if summary is not None and self.start_weight is None:
+            raise ValueError("a summary is for a recurrence that was made with a summary_size.")
+        if stride != 1 and not self.training:
+            raise ValueError(
+                f"a stride ({stride}) is for training, where orders may differ by position: "
+                "evaluate at one order, without it."
+            )
         if iterations == 0:
-            if orders or residuals or gradient_iterations is not None or checkpoint_iterations:
+            if (
+                orders
+                or residuals
+                or gradient_iterations is not None
+                or checkpoint_iterations
+                or stride != 1
+            ):
                 raise ValueError(
                     "the exact recurrence (iterations=0) has no iterates: orders, residuals, "
-                    "gradient_iterations and checkpoint_iterations need iterations >= 1."
+                    "gradient_iterations, checkpoint_iterations and stride need iterations >= 1."
                 )
             return exact(
                 self.layers,
@@ -178,6 +195,7 @@ class FixedPointRNN(nn.Module):
                 initial_state=initial_state,
                 resets=resets,
                 padding_mask=padding_mask,
+                summary=summary,
             )
         if initial_state is not None:
             raise ValueError(
@@ -204,7 +222,13 @@ class FixedPointRNN(nn.Module):
         rows = iterations + 1 if iterations else 1
         return self.initial_state[:, None, None].expand(-1, rows, batch_size, -1).contiguous()
 
-    def step(self, x: Tensor, cache: Tensor, resets: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def step(
+        self,
+        x: Tensor,
+        cache: Tensor,
+        resets: Tensor | None = None,
+        summary: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """Takes one token: all K iterates of its position in one batched step. Without gradient.
 
         Args:
@@ -212,6 +236,7 @@ class FixedPointRNN(nn.Module):
             cache: from :meth:`initial_cache` or the last step, ``(L, K + 1, B, P*H)``; one row
                 for the exact recurrence. Beam search reorders its third dimension.
             resets: bool ``(B,)``; True where the window starts anew at this token.
+            summary: of the text before this token, ``(B, S)``, or None.
 
         Returns:
             The top layer's `h` at iteration K, ``(B, H)``, and the new cache.
@@ -225,6 +250,12 @@ class FixedPointRNN(nn.Module):
         check_mask("resets", resets, x.size(0))
         layers = self.effective_layers()
         is_exact = cache.size(1) == 1
+        if summary is not None:
+            with torch.no_grad():
+                layers = [replace(layer, initial=layer.start(summary)) for layer in layers]
+            if not is_exact:  # `H^(0)` of the token before
+                begun = torch.stack([layer.initial for layer in layers]).unsqueeze(1)
+                cache = torch.cat([begun.to(cache), cache[:, 1:]], dim=1)
         if is_exact:  # sweep's last row precedes nothing, so repeat the only one there is
             cache = cache.expand(-1, 2, -1, -1)
         rows = cache.size(1) - 1

@@ -59,7 +59,11 @@ class TokenSummary(nn.Module):
         nn.init.zeros_(self.embed_tokens.weight[padding_idx].detach())
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """The summary before each position and after the last: ``(T, B)`` to ``(T + 1, B, R*E)``."""
+        """The summary before each position and after the last, ``(T + 1, B, R*E)``.
+
+        Args:
+            tokens: ``(T, B)``.
+        """
         embedded = self.embed_tokens(tokens).flatten(1)  # (T, B*E)
         rows = tokens.size(0) + 1
         pieces = math.ceil(rows / PIECE)

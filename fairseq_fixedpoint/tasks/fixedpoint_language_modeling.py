@@ -33,6 +33,7 @@ from fairseq_fixedpoint.generation.tasks import (
     model_name,
 )
 from fairseq_fixedpoint.generation.texts import prefixes_of, texts_dataset
+from fairseq_fixedpoint.models.decoder import FixedPointDecoder
 from fairseq_fixedpoint.models.recurrent import Iterated
 from fairseq_fixedpoint.tasks.training import TrainingTask
 
@@ -209,12 +210,25 @@ class FixedPointLanguageModelingTask(GenerationTask, TrainingTask, LanguageModel
         return str(self.args.sample_break_mode) in {"none", "None"}
 
     def _with_context(self, dataset: FairseqDataset, context: int = 0) -> FairseqDataset:
-        """Adds left context: K-1 tokens for the largest K, or `context` if that is more; blocks of
-        whole sentences stand alone."""
+        """Adds left context: K-1 tokens for the largest K, or `context` if that is more, and what a
+        summary sees; blocks of whole sentences stand alone."""
         if dataset not in self.datasets.values():
             return dataset  # text to generate from, or a data set made elsewhere
-        needed = max(context, *(order - 1 for order in self._orders), 0) if self._is_stream else 0
-        return LeftContextDataset(dataset, needed, self.dictionary.pad())
+        if not self._is_stream:
+            return LeftContextDataset(dataset, 0, self.dictionary.pad())
+        needed = max(context, *(order - 1 for order in self._orders), 0)
+        decoders = [decoder for decoder in self._decoders if isinstance(decoder, FixedPointDecoder)]
+        summaries = [each.summary for each in decoders if each.summary is not None]
+        seen = max((summary.tokens for summary in summaries), default=0)
+        starts = self.dictionary.eos() if any(each.stands_still for each in summaries) else None
+        return LeftContextDataset(
+            dataset,
+            needed + seen,
+            self.dictionary.pad(),
+            summarised=seen,
+            sentence_start=starts,
+            tells_lead=len(decoders) == len(self._decoders),  # other models know of none
+        )
 
     def eval_lm_dataloader(
         self,

@@ -1,0 +1,170 @@
+"""Where the iteration of a language model starts: its options, and the summary behind them."""
+
+from dataclasses import dataclass, field
+
+import torch
+from fairseq.data import Dictionary
+from fairseq.dataclass import ChoiceEnum, FairseqDataclass
+from torch import Tensor, nn
+
+from fairseq_fixedpoint.models.options import check_at_least_one
+from fairseq_fixedpoint.recurrence import TokenSummary
+
+STARTS = ("constant", "stream", "sentence")
+
+
+@dataclass
+class StartConfig(FairseqDataclass):
+    """Options of the start, and of the windows that training starts from it."""
+
+    start: ChoiceEnum(STARTS) = field(
+        default="constant",
+        metadata={
+            "help": "what the iteration starts from: the same for all tokens (constant), a "
+            "learned function of the last tokens (stream), or of the sentences before the "
+            "token's own (sentence, with --reset-at-eos)"
+        },
+    )
+    start_tokens: int = field(
+        default=200, metadata={"help": "M, how many tokens a start other than constant knows"}
+    )
+    start_decays: str = field(
+        default="0.9,0.985",
+        metadata={"help": "comma-separated; how much a token counts for the next token's start"},
+    )
+    start_width: int = field(
+        default=64, metadata={"help": "width of the embeddings that a start sums up"}
+    )
+    summary_input: bool = field(
+        default=False,
+        metadata={
+            "help": "give the first layer the sum that a start is made from as an input, too; with "
+            "--iterations 0, the exact recurrence with the same knowledge"
+        },
+    )
+    stride: int = field(
+        default=1,
+        metadata={
+            "help": "C, in training start a window at every C-th token only, which trains the "
+            "orders K to K + C - 1 at once in (K + C - 1) / C times the exact recurrence's work"
+        },
+    )
+
+
+class TextSummary(nn.Module):
+    """The summary that each position of a text starts from.
+
+    Args:
+        cfg: its options.
+        dictionary: of the tokens.
+
+    Raises:
+        ValueError: naming the option that is out of range.
+    """
+
+    def __init__(self, cfg: StartConfig, dictionary: Dictionary):
+        super().__init__()
+        check_at_least_one(cfg, "start_tokens", "start_width")
+        decays = _decays(cfg.start_decays)
+        self.eos = dictionary.eos()
+        self.stands_still = str(cfg.start) == "sentence"
+        self.of_tokens = TokenSummary(
+            len(dictionary), cfg.start_width, cfg.start_tokens, decays, dictionary.pad()
+        )
+        # Integers, which no conversion of the model's type rounds.
+        in_billionths = [round(decay * 1e9) for decay in decays]
+        settings = [STARTS.index(str(cfg.start)), cfg.start_tokens, *in_billionths]
+        self.register_buffer("settings", torch.tensor(settings))
+
+    @property
+    def tokens(self) -> int:
+        """M."""
+        return self.of_tokens.tokens
+
+    @property
+    def size(self) -> int:
+        """S, the width of the summary."""
+        return self.of_tokens.size
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """What precedes each position and what follows the last: ``(T, B)`` to ``(T + 1, B, S)``.
+
+        In a sentence that is what precedes the sentence; before the first one, nothing.
+        """
+        summary = self.of_tokens(tokens)
+        if not self.stands_still:
+            return summary
+        position = torch.arange(tokens.size(0) + 1, device=tokens.device).unsqueeze(1)
+        starts = tokens.eq(self.eos) * position[:-1]  # (T, B)
+        sentence = starts.cummax(0).values
+        sentence = torch.cat([sentence, sentence[-1:]])  # (T + 1, B), where its sentence starts
+        return summary.gather(0, sentence.unsqueeze(2).expand_as(summary))
+
+    def next(self, recent: Tensor, token: Tensor, last: Tensor) -> Tensor:
+        """What precedes one more token, ``(B, S)``.
+
+        Args:
+            recent: the tokens before it, M or all of them, ``(t, B)``.
+            token: itself, ``(B,)``.
+            last: what preceded the token before it, ``(B, S)``.
+        """
+        summary = self.of_tokens.last(recent)
+        if not self.stands_still:
+            return summary
+        return torch.where(token.eq(self.eos).unsqueeze(1), summary, last)
+
+
+def check_start(cfg: StartConfig, iterations: int, reset_at_eos: bool) -> None:
+    """Raises ValueError for a start or stride that the other options do not go with."""
+    check_at_least_one(cfg, "stride")
+    if str(cfg.start) == "sentence" and not reset_at_eos:
+        raise ValueError(
+            "--start sentence stands still inside a sentence, so each one has to begin anew: add "
+            "--reset-at-eos (of --task fixedpoint_language_modeling), or choose --start stream."
+        )
+    if cfg.stride > 1 and iterations == 0:
+        raise ValueError(
+            f"--stride {cfg.stride} is for windows of K tokens, and --iterations 0 is the exact "
+            "recurrence, which has none: give --iterations, or drop --stride."
+        )
+
+
+def check_summary(
+    state_dict: dict, module: str, summary: TextSummary | None, starts_from_summary: bool
+) -> None:
+    """Raises ValueError if a checkpoint's `module` has another start than the model."""
+    theirs = state_dict.get(f"{module}.summary.settings")
+    theirs_starts = f"{module}.rnn.start_weight" in state_dict
+    same = theirs_starts == starts_from_summary and (
+        theirs is None
+        if summary is None
+        else theirs is not None and torch.equal(theirs.cpu(), summary.settings.cpu())
+    )
+    if not same:
+        raise ValueError(
+            f"the checkpoint was trained with {_described(theirs, theirs_starts)}, and the options "
+            f"say {_described(summary and summary.settings, starts_from_summary)}: these are "
+            "different models, so give the options of its training."
+        )
+
+
+def _described(settings: Tensor | None, starts_from_summary: bool) -> str:
+    """The options that a summary's settings stand for."""
+    if settings is None:
+        return "--start constant"
+    start, tokens, *decays = settings.tolist()
+    said = ",".join(f"{decay / 1e9:g}" for decay in decays)
+    start = STARTS[start] if starts_from_summary else "constant --summary-input"
+    return f"--start {start} --start-tokens {tokens} --start-decays {said}"
+
+
+def _decays(text: str) -> list[float]:
+    try:
+        decays = [float(item) for item in str(text).split(",")]
+    except ValueError:
+        decays = [0.0]
+    if not all(0 < decay < 1 for decay in decays):
+        raise ValueError(
+            f"--start-decays takes comma-separated numbers between 0 and 1, not {text!r}."
+        )
+    return decays
