@@ -406,17 +406,19 @@ def test_carried_state_continues_the_exact_recurrence(kind):
     layers=st.integers(1, 3),
     iterations=st.integers(0, 5),
     with_resets=st.booleans(),
+    layers_once=st.booleans(),
     seed=seeds,
 )
 @settings(max_examples=40, deadline=None)
-def test_one_token_steps_equal_the_block(kind, layers, iterations, with_resets, seed):
+def test_one_token_steps_equal_the_block(kind, layers, iterations, with_resets, layers_once, seed):
     model = make(kind, seed, layers, learned_initial_state=True)
     x = block(7)
     resets = torch.rand(7, 2) < 0.3 if with_resets else None
     expected = model(x, iterations, resets=resets).output
     cache = model.initial_cache(2, iterations)
+    layers = model.effective_layers() if layers_once else None
     for t in range(7):
-        output, cache = model.step(x[t], cache, None if resets is None else resets[t])
+        output, cache = model.step(x[t], cache, None if resets is None else resets[t], layers)
         torch.testing.assert_close(output, expected[t], **EXACT)
         order = torch.tensor([1, 0])  # as a beam search would: the cache follows its sequences
         cache, x = cache.index_select(2, order), x[:, order]

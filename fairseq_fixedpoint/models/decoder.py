@@ -23,6 +23,7 @@ from fairseq_fixedpoint.models.recurrent import (
     gradient_options,
 )
 from fairseq_fixedpoint.recurrence import check_probability, dropout_mask
+from fairseq_fixedpoint.recurrence.iteration import Layer
 
 logger = logging.getLogger(__name__)
 
@@ -271,7 +272,7 @@ class FixedPointDecoder(FairseqIncrementalDecoder):
         """Lets the cached iterates follow their hypotheses, ``new_order`` ``(B',)``."""
         saved = self.get_incremental_state(incremental_state, "iterates")
         if saved is not None:
-            saved = {"cache": saved["cache"].index_select(2, new_order)}
+            saved = {**saved, "cache": saved["cache"].index_select(2, new_order)}
             self.set_incremental_state(incremental_state, "iterates", saved)
 
     def check_checkpoint(self, state_dict: dict) -> None:
@@ -306,23 +307,31 @@ class FixedPointDecoder(FairseqIncrementalDecoder):
                 padding_mask=tokens.t().eq(self.padding_idx),
             )
             output, cache = solution.output[-1], solution.final_state.unsqueeze(1)
+            layers = self._step_layers()
         else:
             new = 1
             if saved is not None:
-                cache = saved["cache"]
+                cache, layers = saved["cache"], saved["layers"]
             else:  # the last K tokens are all that iterate K can see: K steps, as many as a block's
                 new = min(tokens.size(1), self.iterations)
                 cache = self.rnn.initial_cache(tokens.size(0), self.iterations)
+                layers = self._step_layers()
             after_padding = F.pad(tokens[:, :-1].eq(self.padding_idx), (1, 0))
             resets = after_padding & tokens.ne(self.padding_idx)
             if self.reset_at_eos:
                 resets = resets | tokens.eq(self.dictionary.eos())
             x = self.embed_tokens(tokens[:, -new:])  # (B, new, D)
             for position in range(-new, 0):
-                output, cache = self.rnn.step(x[:, position], cache, resets[:, position])
-        self.set_incremental_state(incremental_state, "iterates", {"cache": cache})
+                output, cache = self.rnn.step(x[:, position], cache, resets[:, position], layers)
+        saved = {"cache": cache, "layers": layers}
+        self.set_incremental_state(incremental_state, "iterates", saved)
         # A copy: the generator divides by its temperature in place, and `output` may be the cache.
         return self._features(output.unsqueeze(0).clone(), None)
+
+    @torch.no_grad()
+    def _step_layers(self) -> list[Layer]:
+        """The layers of all steps of a generation, whose constrained matrices are made once."""
+        return self.rnn.effective_layers()
 
     def _resets(self, tokens: Tensor) -> Tensor | None:
         return tokens.eq(self.dictionary.eos()) if self.reset_at_eos else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -193,7 +193,13 @@ class FixedPointRNN(nn.Module):
         rows = iterations + 1 if iterations else 1
         return self.initial_state[:, None, None].expand(-1, rows, batch_size, -1).contiguous()
 
-    def step(self, x: Tensor, cache: Tensor, resets: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def step(
+        self,
+        x: Tensor,
+        cache: Tensor,
+        resets: Tensor | None = None,
+        layers: Sequence[Layer] | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """Takes one token: all K iterates of its position in one batched step. Without gradient.
 
         Args:
@@ -201,6 +207,8 @@ class FixedPointRNN(nn.Module):
             cache: from :meth:`initial_cache` or the last step, ``(L, K + 1, B, P*H)``; one row
                 for the exact recurrence. Beam search reorders its third dimension.
             resets: bool ``(B,)``; True where the window starts anew at this token.
+            layers: from :meth:`effective_layers`, made once for the tokens of a sequence; made for
+                this token if None. A constrained recurrent matrix takes longer than the step.
 
         Returns:
             The top layer's `h` at iteration K, ``(B, H)``, and the new cache.
@@ -212,7 +220,9 @@ class FixedPointRNN(nn.Module):
         check_shape("x", x, "B", self.layers[0].input_size)
         check_shape("cache", cache, num_layers, "K + 1", x.size(0), width)
         check_mask("resets", resets, x.size(0))
-        layers = self.effective_layers()
+        if layers is None:
+            with torch.no_grad():
+                layers = self.effective_layers()
         is_exact = cache.size(1) == 1
         if is_exact:  # sweep's last row precedes nothing, so repeat the only one there is
             cache = cache.expand(-1, 2, -1, -1)
