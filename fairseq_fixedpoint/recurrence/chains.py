@@ -178,7 +178,7 @@ class _Iterate(torch.autograd.Function):
             wide = torch.promote_types(dtype, torch.float32)
             changes = x.new_zeros(block.iterations, dtype=wide)
         start = _Trace.initial(layers)
-        kept: list[Tensor] = []
+        kept: list[Tensor | None] = []
         with torch.autocast(x.device.type, enabled=False):
             for piece in block.pieces(x.device):
                 before = start
@@ -190,7 +190,8 @@ class _Iterate(torch.autograd.Function):
                             changes[k - 1] += change.to(changes.dtype).square().sum()
                     before = after
                     if keep:
-                        kept += [*after.states, *after.gates]
+                        needed = after.needed(k, block.constant)
+                        kept += [*needed.states, *needed.gates]
         if changes is not None:
             changes /= _elements(block, layers)
         ctx.block, ctx.dtype, ctx.kept = block, dtype, len(kept)
@@ -218,7 +219,8 @@ class _Iterate(torch.autograd.Function):
             for piece in block.pieces(x.device):
                 traces = [start]
                 if block.recompute:
-                    traces += piece.forward(x, layers, start)
+                    for k, trace in enumerate(piece.forward(x, layers, start), start=1):
+                        traces.append(trace.needed(k, block.constant))
                 else:
                     for _ in range(piece.steps):
                         states, gates = ([next(kept) for _ in layers] for _ in range(2))
@@ -251,13 +253,20 @@ def _elements(block: Block, layers: Sequence[LayerWeights]) -> int | Tensor:
 class _Trace(NamedTuple):
     """What iteration k of a piece leaves: each layer's `S^(k)` and gates, ``(rows, ...)``."""
 
-    states: list[Tensor]
-    gates: list[Tensor]
+    states: list[Tensor | None]
+    gates: list[Tensor | None]
 
     @classmethod
     def initial(cls, layers: Sequence[LayerWeights]) -> _Trace:
         """That of iteration 0: `h_init`, one row for all."""
         return cls([layer.initial.unsqueeze(0) for layer in layers], [])
+
+    def needed(self, k: int, constant: int) -> _Trace:
+        """What the backward pass takes of it, if gradients stop at iterate `constant`."""
+        nothing: list[Tensor | None] = [None] * len(self.states)
+        return _Trace(
+            self.states if k >= constant else nothing, self.gates if k > constant else nothing
+        )
 
 
 @dataclass(frozen=True)
@@ -385,7 +394,7 @@ class _Piece:
         """The adjoint of :meth:`forward`, the last iteration first.
 
         Args:
-            traces: of iteration 0 and those that :meth:`forward` gave.
+            traces: of iteration 0 and those that :meth:`forward` gave, or what is needed of them.
             grad_outputs: of each of the orders, ``(T, B, H)``, or None.
             grad_changes: what a change of each iteration is multiplied by, ``(K,)``, or None.
             sums: each layer's gradients, added to.
