@@ -85,7 +85,7 @@ def test_a_cuda_graph_gives_the_states_and_gradients_without_one(kind):
 
 @pytest.mark.parametrize("kind", KINDS, ids="-".join)
 def test_a_cuda_graph_of_bfloat16_products_errs_no_more_than_without_one(kind):
-    """Whose kernels are chosen by time before the graph is captured."""
+    """In which the same kernels run."""
     model = make(kind, layers=1, input_size=64, hidden_size=64).float().cuda()
     x, tensors = block(32, 8, 64).float().cuda().requires_grad_(), [*model.parameters()]
     exact = gradients(model(x, 4).output, tensors)
