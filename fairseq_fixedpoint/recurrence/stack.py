@@ -151,8 +151,8 @@ class FixedPointRNN(nn.Module):
                 iteration's window would otherwise be longer than K.
 
         Raises:
-            ValueError: for K < 0, a tensor of another shape or type, an argument that the chosen
-                evaluation cannot honour, and a block without positions if K is 0.
+            ValueError: for K < 0, a tensor of another shape or type, or an argument that the chosen
+                evaluation cannot honour.
         """
         if iterations < 0:
             raise ValueError(f"iterations must be 0 (exact) or more, not {iterations}.")
