@@ -103,6 +103,7 @@ class FixedPointDecoder(Iterated, FairseqIncrementalDecoder):
         )
         self._set_iterations(cfg, self.iterations_option, cfg.iterations)
         self.reset_at_eos = reset_at_eos
+        self.output_dictionary = output_dictionary
         self.padding_idx = dictionary.pad()
         self.dropout_in = or_default(cfg.decoder_dropout_in, cfg.dropout)
         self.dropout_out = or_default(cfg.decoder_dropout_out, cfg.dropout)
