@@ -350,7 +350,7 @@ def _cutoffs(text: str, vocabulary_size: int) -> list[int]:
         ) from None
     if cutoffs != sorted(set(cutoffs)) or cutoffs[0] < 1 or cutoffs[-1] >= vocabulary_size:
         raise ValueError(
-            f"--adaptive-softmax-cutoff {text} must increase and stay between 1 and the "
+            f"--adaptive-softmax-cutoff {text} must increase from at least 1 and stay below the "
             f"dictionary's size, {vocabulary_size}."
         )
     return cutoffs
