@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from fairseq_fixedpoint.data import (
     ContiguousStreamsDataset,
     LeftContextDataset,
-    first_with,
     padding,
 )
+from fairseq_fixedpoint.data.padding import first_with
 
 DICTIONARY = Dictionary()
 for number in range(50):

@@ -8,10 +8,28 @@ is counted, and where it ends a block, tokens are dropped.
 from __future__ import annotations
 
 import numpy as np
-from fairseq.data import ConcatDataset, FairseqDataset
+from fairseq.data import ConcatDataset, Dictionary, FairseqDataset
 from fairseq.data.indexed_dataset import MMapIndexedDataset, data_file_path
 
 TOKENS_AT_ONCE = 2**24
+
+
+def check_no_padding(sentences: FairseqDataset, dictionary: Dictionary, place: str) -> None:
+    """Raises ValueError if there is padding in sentences that fairseq has numbered.
+
+    Args:
+        sentences: the lines of a text.
+        dictionary: of the text.
+        place: what the text is, for the message.
+    """
+    found = first_with(sentences, dictionary.pad())
+    if found is not None:
+        raise ValueError(
+            f"line {found + 1} of the text of {place} has the word {dictionary[dictionary.pad()]}, "
+            "which fairseq takes for padding: it would be counted, and neither read nor predicted, "
+            "with other numbers for another batch or block size. Write the word in another way and "
+            "run fairseq-preprocess again."
+        )
 
 
 def first_with(sentences: FairseqDataset, token: int) -> int | None:

@@ -23,7 +23,7 @@ from fairseq.models import FairseqLanguageModel
 from fairseq.tasks import register_task
 from fairseq.tasks.language_modeling import LanguageModelingConfig, LanguageModelingTask
 
-from fairseq_fixedpoint.data import ContiguousStreamsDataset, LeftContextDataset, first_with
+from fairseq_fixedpoint.data import ContiguousStreamsDataset, LeftContextDataset, check_no_padding
 from fairseq_fixedpoint.generation.tasks import (
     GenerationTask,
     GenerationTaskConfig,
@@ -134,15 +134,8 @@ class FixedPointLanguageModelingTask(GenerationTask, TrainingTask, LanguageModel
                 f"the {split} set {binary} is empty: check the text given to fairseq-preprocess."
             )
         super().load_dataset(split, epoch=epoch, combine=combine, **kwargs)
-        padding = self.dictionary.pad()
-        padded = first_with(self.datasets[split].dataset.dataset, padding)
-        if padded is not None:
-            raise ValueError(
-                f"line {padded + 1} of the text of the {split} set {binary} has the word "
-                f"{self.dictionary[padding]}, which fairseq takes for padding: it would be counted "
-                "and not predicted, and the perplexity would depend on the size of the blocks. "
-                "Write the word in another way and run fairseq-preprocess again."
-            )
+        sentences = self.datasets[split].dataset.dataset
+        check_no_padding(sentences, self.dictionary, f"the {split} set {binary}")
 
     def get_batch_iterator(
         self,
