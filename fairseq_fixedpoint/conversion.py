@@ -25,6 +25,7 @@ from fairseq_fixedpoint.models.fixedpoint_lm import (
     FixedPointLanguageModel,
     FixedPointLanguageModelConfig,
 )
+from fairseq_fixedpoint.models.recurrent import checked_iterations
 from fairseq_fixedpoint.rescoring.checkpoints import (
     configuration,
     dictionary_folder,
@@ -115,8 +116,10 @@ def convert(
             that `fixedpoint_lm` can compute.
     """
     path = Path(path)
-    if iterations < 0:
-        raise InputError(f"--iterations must be 0 (exact) or more, not {iterations}.")
+    try:
+        checked_iterations("--iterations", iterations)
+    except ValueError as error:
+        raise InputError(str(error)) from error
     state = read_checkpoint(path, trust_checkpoint)
     cfg = configuration(path, state)
     name = getattr(cfg.get("model"), "_name", None)
@@ -149,7 +152,7 @@ def convert(
         )
         own = model.state_dict()
         model.load_state_dict({**weights, **{name: own[name] for name in BUFFERS}})
-        model.decoder.trained_iterations.zero_()  # whatever K it is to be evaluated at
+        model.decoder.trained_iterations.zero_()  # lstm_lm's is the exact recurrence
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     except Exception as error:  # fairseq's and PyTorch's ways to say that it lacks a part

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,9 +64,9 @@ class OrderReport:
             start = item["start"]
             source = item["source"].unsqueeze(0).to(device)  # (1, C + T)
             target = item["target"][start:].to(device)  # (T,)
-            with _order(decoder, orders[-1]):
+            with decoder.at_iterations(orders[-1]):
                 last, extra = decoder.extract_features(source, orders=orders[:-1])
-            with _order(decoder, 0):
+            with decoder.at_iterations(0):
                 exact, _ = decoder.extract_features(source[:, start:], carried_state=carried)
             features = [extra["iterates"][order][0, start:] for order in orders[:-1]]
             position = torch.arange(target.numel(), device=device)
@@ -86,12 +85,3 @@ class OrderReport:
             more = round(100 * (value / self.exact - 1), 1) + 0.0  # no minus before a zero
             lines.append(f"{order:>5} {value:>11.2f} {more:>+8.1f}%")
         return "\n".join([*lines, f"exact {self.exact:>11.2f}"])
-
-
-@contextmanager
-def _order(decoder: FixedPointDecoder, iterations: int) -> Iterator[None]:
-    before, decoder.iterations = decoder.iterations, iterations
-    try:
-        yield
-    finally:
-        decoder.iterations = before

@@ -94,8 +94,9 @@ class FixedPointSequenceGenerator(SequenceGenerator):
         if print_alignment:
             self._check_alignment()
             self.extract_alignment = ALIGNMENTS[str(print_alignment)]
-        self.order = self._order_to_recombine() if recombination else None
-        self.is_exact = self.order is not None and self._has_room_for_every_context()
+        self._recombination = recombination
+        if recombination and self.beam_size > 1 and (reason := self._why_no_recombination()):
+            logger.info(f"no recombination of hypotheses that end in the same tokens: {reason}.")
 
     def _check_alignment(self) -> None:
         if not self.model.has_encoder():
@@ -108,28 +109,38 @@ class FixedPointSequenceGenerator(SequenceGenerator):
                 "is aligned by fairseq's own task: use --task translation."
             )
 
-    def _order_to_recombine(self) -> int | None:
-        """K, if hypotheses that end in the same K tokens have the same future."""
-        order = memory_of([*self.model.models, *filter(None, [self.lm_model])])
-        if self.beam_size == 1:
+    @property
+    def order(self) -> int | None:
+        """K of the models, if hypotheses that end in the same K tokens are recombined."""
+        if not self._recombination or self.beam_size == 1 or self._why_no_recombination():
             return None
-        if order is None:
-            reason = "a model sees more of the text than its last tokens"
-        elif type(self.search) is not search.BeamSearch:
-            reason = f"{type(self.search).__name__} goes by more than the best score"
-        elif self.repeat_ngram_blocker is not None:
-            reason = "--no-repeat-ngram-size depends on the whole text"
-        else:
-            return order
-        logger.info(f"no recombination of hypotheses that end in the same tokens: {reason}.")
+        return self._memory
+
+    @property
+    def _memory(self) -> int | None:
+        return memory_of([*self.model.models, *filter(None, [self.lm_model])])
+
+    def _why_no_recombination(self) -> str | None:
+        """Why hypotheses that end in the same tokens need not have the same future, if so."""
+        if self._memory is None:
+            return "a model sees more of the text than its last tokens"
+        if type(self.search) is not search.BeamSearch:
+            return f"{type(self.search).__name__} goes by more than the best score"
+        if self.repeat_ngram_blocker is not None:
+            return "--no-repeat-ngram-size depends on the whole text"
         return None
 
-    def _has_room_for_every_context(self) -> bool:
+    @property
+    def is_exact(self) -> bool:
         """Whether the beam holds whatever K tokens a hypothesis can end in."""
+        if self.order is None:
+            return False
         impossible = {self.pad, self.eos}
         if self.token_indices_to_suppress is not None:
             impossible.update(self.token_indices_to_suppress.tolist())
-        return self.beam_size >= (self.vocab_size - len(impossible)) ** self.order
+        # Two words at least give more contexts than the beam holds at its number of bits.
+        order = min(self.order, self.beam_size.bit_length())
+        return self.beam_size >= (self.vocab_size - len(impossible)) ** order
 
     def _generate(
         self,

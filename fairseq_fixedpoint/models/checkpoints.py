@@ -25,23 +25,23 @@ def check_dictionary(state_dict: dict, module: str, dictionary: Dictionary) -> N
         )
 
 
-def check_iterations(state_dict: dict, module: str, option: str, now: int) -> None:
-    """Warns if a checkpoint's `module` is used at an order above the one it was trained at.
+def tell_order(module: str, option: str, trained: int, now: int) -> None:
+    """Warns of an order that a state has not learned with: above training's, or exact against not.
 
     Args:
-        state_dict: has `trained_iterations` among its buffers; not if it is an older one.
         module: `encoder` or `decoder`.
         option: that says K for it.
-        now: K; 0 is the exact recurrence.
+        trained: K in training; 0 is the exact recurrence.
+        now: K that it is used at.
     """
-    stored = state_dict.get(f"{module}.trained_iterations")
-    trained = 0 if stored is None else int(stored)
-    if trained == 0 or 0 < now <= trained:
+    if now == trained or 0 < now < trained:
         return
-    seen = now or "all of them"
+    learned, seen = (
+        f"{order} token{'s' * (order > 1)}" if order else "all tokens" for order in (trained, now)
+    )
     logger.warning(
         f"the checkpoint's {module} was trained with {option} {trained} and is now used with "
-        f"{option} {now}: a state that has learned from {trained} tokens now sees {seen}, "
+        f"{option} {now}: a state that has learned from {learned} now sees {seen}, "
         "and the model's probabilities are other ones, better or worse."
     )
 

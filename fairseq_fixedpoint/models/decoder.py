@@ -13,14 +13,13 @@ from fairseq.models.lstm import Embedding, Linear
 from fairseq.modules import AdaptiveSoftmax
 from torch import Tensor
 
-from fairseq_fixedpoint.models.checkpoints import check_dictionary, check_iterations, fingerprint
+from fairseq_fixedpoint.models.checkpoints import check_dictionary, fingerprint
 from fairseq_fixedpoint.models.options import check_at_least_one, or_default
 from fairseq_fixedpoint.models.recurrent import (
+    Iterated,
     RecurrenceConfig,
     build_recurrence,
-    checked_iterations,
     dropped,
-    gradient_options,
 )
 from fairseq_fixedpoint.recurrence import check_probability, dropout_mask
 from fairseq_fixedpoint.recurrence.iteration import Layer
@@ -70,7 +69,7 @@ class FixedPointDecoderConfig(RecurrenceConfig):
     )
 
 
-class FixedPointDecoder(FairseqIncrementalDecoder):
+class FixedPointDecoder(Iterated, FairseqIncrementalDecoder):
     """Embeddings, the fixed-point recurrence and an output layer.
 
     Args:
@@ -83,6 +82,9 @@ class FixedPointDecoder(FairseqIncrementalDecoder):
     Raises:
         ValueError: naming the option that is out of range.
     """
+
+    part = "decoder"
+    iterations_option = "--iterations"
 
     def __init__(
         self,
@@ -100,9 +102,9 @@ class FixedPointDecoder(FairseqIncrementalDecoder):
             "decoder_layers",
             "adaptive_softmax_factor",
         )
-        self.iterations = checked_iterations("--iterations", cfg.iterations)
-        self.gradient_options = gradient_options(cfg, cfg.iterations)
+        self._set_iterations(cfg, self.iterations_option, cfg.iterations)
         self.reset_at_eos = reset_at_eos
+        self.output_dictionary = output_dictionary
         self.padding_idx = dictionary.pad()
         self.dropout_in = or_default(cfg.decoder_dropout_in, cfg.dropout)
         self.dropout_out = or_default(cfg.decoder_dropout_out, cfg.dropout)
@@ -146,7 +148,6 @@ class FixedPointDecoder(FairseqIncrementalDecoder):
             )
         self.register_buffer("dictionary_fingerprint", fingerprint(dictionary))
         self.register_buffer("resets_at_eos", torch.tensor(int(reset_at_eos)))
-        self.register_buffer("trained_iterations", torch.tensor(self.iterations))
 
     def forward(
         self,
@@ -199,6 +200,7 @@ class FixedPointDecoder(FairseqIncrementalDecoder):
         """Input of the output layer, ``(B, T, C)``; arguments as in :meth:`forward`."""
         if incremental_state is not None:
             return self._step(prev_output_tokens, incremental_state), {"attn": [None]}
+        self._note_training()
         tokens = prev_output_tokens.t()  # (T, B)
         x = self.embed_tokens(tokens)  # (T, B, D)
         if self.training:
@@ -278,8 +280,8 @@ class FixedPointDecoder(FairseqIncrementalDecoder):
     def check_checkpoint(self, state_dict: dict) -> None:
         """Holds a checkpoint to what its weights do not show.
 
-        Warns if sentence boundaries are treated otherwise than in its training, or if the order is
-        above the one there.
+        Warns if sentence boundaries are treated otherwise than in its training, or of an order
+        that it was not trained for.
 
         Raises:
             ValueError: if it was trained with another dictionary.
@@ -292,8 +294,7 @@ class FixedPointDecoder(FairseqIncrementalDecoder):
                 "way: its probabilities at the start of sentences will differ."
             )
             state_dict["decoder.resets_at_eos"] = self.resets_at_eos.clone()
-        check_iterations(state_dict, "decoder", "--iterations", self.iterations)
-        state_dict["decoder.trained_iterations"] = self.trained_iterations.clone()
+        self._check_trained_iterations(state_dict)
         check_dictionary(state_dict, "decoder", self.dictionary)
 
     def _step(self, tokens: Tensor, incremental_state: dict) -> Tensor:
@@ -358,7 +359,7 @@ def _cutoffs(text: str, vocabulary_size: int) -> list[int]:
         ) from None
     if cutoffs != sorted(set(cutoffs)) or cutoffs[0] < 1 or cutoffs[-1] >= vocabulary_size:
         raise ValueError(
-            f"--adaptive-softmax-cutoff {text} must increase and stay between 1 and the "
+            f"--adaptive-softmax-cutoff {text} must increase from at least 1 and stay below the "
             f"dictionary's size, {vocabulary_size}."
         )
     return cutoffs

@@ -17,19 +17,14 @@ from fairseq.models import FairseqEncoder, FairseqEncoderDecoderModel, register_
 from fairseq.models.lstm import Embedding
 from torch import Tensor, nn
 
-from fairseq_fixedpoint.models.checkpoints import check_dictionary, check_iterations, fingerprint
+from fairseq_fixedpoint.models.checkpoints import check_dictionary, fingerprint
 from fairseq_fixedpoint.models.decoder import FixedPointDecoder, FixedPointDecoderConfig
 from fairseq_fixedpoint.models.options import (
     check_at_least_one,
     or_default,
     register_architecture,
 )
-from fairseq_fixedpoint.models.recurrent import (
-    build_recurrence,
-    checked_iterations,
-    dropped,
-    gradient_options,
-)
+from fairseq_fixedpoint.models.recurrent import Iterated, build_recurrence, dropped
 from fairseq_fixedpoint.recurrence import FixedPointRNN, check_probability
 
 
@@ -116,7 +111,7 @@ class FixedPointTranslationModel(FairseqEncoderDecoderModel):
         return super().load_state_dict(state_dict, strict, model_cfg, args)
 
 
-class FixedPointEncoder(FairseqEncoder):
+class FixedPointEncoder(Iterated, FairseqEncoder):
     """Embeddings and a fixed-point recurrence in each direction.
 
     A state sees its word and K - 1 more on its side, so a position's output sees 2K - 1 words.
@@ -129,14 +124,17 @@ class FixedPointEncoder(FairseqEncoder):
         ValueError: naming the option that is out of range.
     """
 
+    part = "encoder"
+    iterations_option = "--encoder-iterations"
+
     def __init__(self, cfg: FixedPointTranslationConfig, dictionary: Dictionary):
         super().__init__(dictionary)
         check_at_least_one(cfg, "encoder_embed_dim", "encoder_hidden_size", "encoder_layers")
-        self.iterations = checked_iterations(
+        self._set_iterations(
+            cfg,
             "--encoder-iterations (or --iterations)",
             or_default(cfg.encoder_iterations, cfg.iterations),
         )
-        self.gradient_options = gradient_options(cfg, self.iterations)
         self.padding_idx = dictionary.pad()
         self.dropout_in = or_default(cfg.encoder_dropout_in, cfg.dropout)
         self.dropout_out = or_default(cfg.encoder_dropout_out, cfg.dropout)
@@ -154,7 +152,6 @@ class FixedPointEncoder(FairseqEncoder):
             for _ in range(2)
         )
         self.register_buffer("dictionary_fingerprint", fingerprint(dictionary))
-        self.register_buffer("trained_iterations", torch.tensor(self.iterations))
 
     def forward(self, src_tokens: Tensor, src_lengths: Tensor | None = None) -> dict:
         """Reads a batch of sentences.
@@ -167,6 +164,7 @@ class FixedPointEncoder(FairseqEncoder):
             As fairseq's encoders: lists of one tensor, ``encoder_out`` ``(S, B, 2H)`` and
             ``encoder_padding_mask``, bool ``(B, S)``.
         """
+        self._note_training()
         tokens = src_tokens.t()  # (S, B)
         padding_mask = tokens.eq(self.padding_idx)
         x = self.embed_tokens(tokens)  # (S, B, D)
@@ -201,13 +199,12 @@ class FixedPointEncoder(FairseqEncoder):
         return int(1e9)
 
     def check_checkpoint(self, state_dict: dict) -> None:
-        """Holds a checkpoint to what its weights do not show; warns of an order above its own.
+        """Holds a checkpoint to what its weights do not show; warns of an order it has not learned.
 
         Raises:
             ValueError: if it was trained with another dictionary.
         """
-        check_iterations(state_dict, "encoder", "--encoder-iterations", self.iterations)
-        state_dict["encoder.trained_iterations"] = self.trained_iterations.clone()
+        self._check_trained_iterations(state_dict)
         check_dictionary(state_dict, "encoder", self.dictionary)
 
     def _read(self, rnn: FixedPointRNN, x: Tensor, padding_mask: Tensor | None) -> Tensor:

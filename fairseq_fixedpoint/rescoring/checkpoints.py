@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from fairseq import checkpoint_utils, tasks, utils
-from fairseq.data import Dictionary
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.models import FairseqLanguageModel
+from fairseq.tasks import FairseqTask
 
 from fairseq_fixedpoint import compat
 from fairseq_fixedpoint.models.decoder import FixedPointDecoder
@@ -28,14 +28,14 @@ def load_language_model(
     device: torch.device | str = "cpu",
     normalized: bool = True,
     trust_checkpoint: bool = False,
-) -> tuple[FairseqLanguageModel, Dictionary]:
-    """A language model ready to evaluate, and its dictionary.
+) -> tuple[FairseqLanguageModel, FairseqTask]:
+    """A language model ready to evaluate, and its task, which has its dictionaries.
 
     Args:
         path: a checkpoint of `fairseq-train`.
         data: folder with the dict.txt it was trained with; the checkpoint's own if not given.
-        iterations: K in place of the checkpoint's; for `fixedpoint_lm` only. 0 is the exact
-            recurrence.
+        iterations: K in place of the checkpoint's, with a warning where the model has not learned
+            it; for `fixedpoint_lm` only. 0 is the exact recurrence.
         device: where to put it.
         normalized: whether its normalisers will be computed; if not, a warning tells of a model
             that was not trained to do without.
@@ -80,10 +80,16 @@ def load_language_model(
             raise RescoringError(
                 f"--iterations is for fixedpoint_lm, and {path} holds a {type(model).__name__}."
             )
-        if iterations < 0:
-            raise RescoringError(f"--iterations must be 0 (exact) or more, not {iterations}.")
-        model.decoder.iterations = iterations
-    return model, task.target_dictionary
+        try:
+            model.decoder.use_iterations(iterations)
+        except ValueError as error:  # out of range
+            raise RescoringError(str(error)) from error
+    return model, task
+
+
+def adds_bos_token(task: FairseqTask) -> bool:
+    """Whether a text comes after `<s> </s>` (`--add-bos-token`) instead of `</s>`."""
+    return bool(getattr(getattr(task, "args", None), "add_bos_token", False))
 
 
 def read_checkpoint(path: Path, trusted: bool = False) -> dict[str, Any]:

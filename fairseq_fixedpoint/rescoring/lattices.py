@@ -118,6 +118,11 @@ class LatticeRescorer:
             )
         if self.model.encoder.bpe is not None:
             raise RescoringError("lattices need a model of words, so --bpe cannot be used.")
+        if self.model.encoder.add_bos_token:
+            raise RescoringError(
+                "the model was trained with --add-bos-token, so its sentences start after <s> "
+                "</s>, and a lattice's after </s>: rescore n-best lists with it, or train without."
+            )
         for name, ngram in self.ngrams.items():
             if self.merges:
                 raise RescoringError(f"--histories merge takes no n-gram model, as {name} is.")
@@ -163,7 +168,7 @@ class LatticeRescorer:
             states=len(expansion.node),
             arcs=len(expansion.arc),
             shortened=0 if self.merges else expansion.shortened(self.model.tokens.order),
-            unknown=int((entries[token[token != EMPTY]] == self._unk).sum()),
+            unknown=int(self.model.encoder.is_unknown(entries[token[token != EMPTY]]).sum()),
         )
 
     def first_pass(self, lattice: Lattice) -> ScoredGraph:
@@ -173,10 +178,6 @@ class LatticeRescorer:
         own = {name: lattice.weights.get(name, 1.0) for name in lattice.scores}
         graph = _word_graph(lattice, token, own | {WORDS: lattice.word_penalty})
         return ScoredGraph(lattice.source, lattice.target, words, graph.score, graph.final_score)
-
-    @property
-    def _unk(self) -> int:
-        return self.model.encoder.dictionary.unk()
 
     def _weights_of(self, lattice: Lattice) -> dict[str, float]:
         """The weight of each score, of the lattice and of the models."""
@@ -233,7 +234,7 @@ class LatticeRescorer:
         return found
 
     def _penalty(self, entries: np.ndarray) -> np.ndarray:
-        return self.model.unknown_penalty * (entries == self._unk)
+        return self.model.unknown_penalty * self.model.encoder.is_unknown(entries)
 
     def _merged(
         self, graph: WordGraph, entries: np.ndarray, weights: Mapping[str, float]

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from fairseq_fixedpoint.models.decoder import FixedPointDecoder
-from fairseq_fixedpoint.rescoring.checkpoints import load_language_model
+from fairseq_fixedpoint.rescoring.checkpoints import adds_bos_token, load_language_model
 from fairseq_fixedpoint.rescoring.errors import RescoringError
 from fairseq_fixedpoint.rescoring.text import Splitter, TextEncoder
 from fairseq_fixedpoint.rescoring.token_scorers import ModelScorer, TokenScorer, WindowScorer
@@ -62,7 +62,8 @@ class Scorer:
         unknown_penalty: subtracted from the log-probability of each unknown token.
         previous_context: how many of the last tokens of the text before a line, its `</s>`
             included, the model sees, as far as it has room for them; 0 starts every line from
-            `</s>` alone.
+            `</s>` alone (`<s> </s>` with `--add-bos-token`), and None is the model's order, which
+            is all it can use.
 
     Raises:
         RescoringError: for a penalty or a context out of range.
@@ -73,11 +74,15 @@ class Scorer:
         tokens: TokenScorer,
         encoder: TextEncoder,
         unknown_penalty: float = 0.0,
-        previous_context: int = 0,
+        previous_context: int | None = 0,
     ):
         if not math.isfinite(unknown_penalty):
             raise RescoringError(f"--unknown-penalty must be a number, not {unknown_penalty}.")
-        if previous_context < 0:
+        if previous_context is None and tokens.order is None:
+            raise RescoringError(
+                "the model has no limit of context, so --previous-context needs a number of tokens."
+            )
+        if previous_context is not None and previous_context < 0:
             raise RescoringError(
                 f"--previous-context must be 0 or more tokens, not {previous_context}."
             )
@@ -113,12 +118,12 @@ class Scorer:
             tokenizer, bpe, lowercase: see
                 :class:`~fairseq_fixedpoint.rescoring.text.TextEncoder`.
             unknown_penalty: see the class.
-            previous_context: see the class; None for the model's order, which is all it can use.
+            previous_context: see the class.
 
         Raises:
             RescoringError: if the file is wrong, or the model cannot do what is asked.
         """
-        model, dictionary = load_language_model(
+        model, task = load_language_model(
             path,
             data,
             iterations=iterations,
@@ -140,23 +145,19 @@ class Scorer:
                 raise RescoringError(
                     f"{option} is for fixedpoint_lm, and {path} holds a {type(model).__name__}."
                 )
-            tokens = ModelScorer(model)
-        if previous_context is None and tokens.order is None:
-            raise RescoringError(
-                f"{path} has no limit of context, so --previous-context needs a number of tokens."
-            )
+            tokens = ModelScorer(model, task.target_dictionary)
         return cls(
             tokens,
-            TextEncoder(dictionary, tokenizer, bpe, lowercase),
+            TextEncoder(task.target_dictionary, tokenizer, bpe, lowercase, adds_bos_token(task)),
             unknown_penalty,
-            tokens.order if previous_context is None else previous_context,
+            previous_context,
         )
 
     def trouble_with(self, line: str) -> str | None:
         """Why a line cannot be scored, as the end of a sentence; None if it can."""
         if self.tokens.longest is None:
             return None
-        tokens = len(self.encoder.symbols(line)) + 1  # it starts after </s>
+        tokens = len(self.encoder.symbols(line)) + len(self.encoder.start)
         if tokens <= self.tokens.longest:
             return None
         return (
@@ -202,22 +203,23 @@ class Scorer:
             yield batch
 
     def _context(self, previous: str | None, tokens: int) -> list[int]:
-        """What a line of so many tokens is preceded by: `</s>` at least."""
-        eos = self.encoder.dictionary.eos()
-        seen = self.previous_context
+        """What a line of so many tokens is preceded by: the start of a text at least."""
+        *bos, eos = self.encoder.start
+        seen = self.tokens.order if self.previous_context is None else self.previous_context
         if self.tokens.longest is not None:
-            seen = min(seen, self.tokens.longest - tokens)
+            seen = min(seen, self.tokens.longest - tokens - len(bos))
         if previous is None or seen < 2:
-            return [eos]
+            return [*bos, eos]
         before = self.encoder.indices(self.encoder.symbols(previous))
-        return [eos, *before, eos][-seen:]
+        return [*bos, *[eos, *before, eos][-seen:]]
 
     def _line_score(
         self, symbols: list[str], sequence: list[int], first: int, found: np.ndarray
     ) -> LineScore:
         dictionary = self.encoder.dictionary
         scored = sequence[first:]
-        unknown = scored.count(dictionary.unk())
+        is_unknown = self.encoder.is_unknown(scored)
+        unknown = int(is_unknown.sum())
         if unknown and self.unknown_penalty:
-            found = found - self.unknown_penalty * (np.array(scored) == dictionary.unk())
+            found = found - self.unknown_penalty * is_unknown
         return LineScore([*symbols, dictionary[dictionary.eos()]], found, unknown)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Protocol
 
+import numpy as np
 from fairseq.data import Dictionary
 
 from fairseq_fixedpoint.rescoring.errors import RescoringError
@@ -23,12 +25,25 @@ class TextEncoder:
 
     A word that the dictionary lacks is `<unk>`. So is a literal `</s>`, `<s>` or `<pad>`: in a line
     of text it cannot mean what the symbol means to the model.
+
+    Attributes:
+        dictionary: of the model's output. With `--output-dictionary-size` it is shorter than that
+            of the input, from which the words come all the same; a model reads those beyond it, and
+            predicts `<unk>` in their place.
+        add_bos_token: whether a text comes after `<s> </s>`, as with fairseq's option.
     """
 
     dictionary: Dictionary
     tokenizer: Splitter | None = None
     bpe: Splitter | None = None
     lowercase: bool = False
+    add_bos_token: bool = False
+
+    @property
+    def start(self) -> list[int]:
+        """What every text comes after."""
+        eos = self.dictionary.eos()
+        return [self.dictionary.bos(), eos] if self.add_bos_token else [eos]
 
     def symbols(self, text: str) -> list[str]:
         """The model's tokens as text, before the dictionary is asked."""
@@ -46,6 +61,11 @@ class TextEncoder:
         reserved = {dictionary.bos(), dictionary.pad(), dictionary.eos()}
         entries = (dictionary.indices.get(symbol, unknown) for symbol in symbols)
         return [unknown if entry in reserved else entry for entry in entries]
+
+    def is_unknown(self, entries: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Which of the entries the model predicts as `<unk>`, bool, of their shape."""
+        entries = np.asarray(entries)
+        return (entries == self.dictionary.unk()) | (entries >= len(self.dictionary))
 
     def symbols_by_word(self, text: str) -> list[list[str]]:
         """The symbols of each word of `text`, one word after another.

@@ -12,6 +12,7 @@ at all, with sentence ends inside, or of another length than the others of its b
 
 import logging
 import os
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,7 +25,7 @@ from fairseq.optim.amp_optimizer import AMPOptimizer
 from fairseq.tasks import register_task
 from fairseq.tasks.language_modeling import LanguageModelingConfig, LanguageModelingTask
 
-from fairseq_fixedpoint.data import ContiguousStreamsDataset, LeftContextDataset
+from fairseq_fixedpoint.data import ContiguousStreamsDataset, LeftContextDataset, check_no_padding
 from fairseq_fixedpoint.generation.tasks import (
     GenerationTask,
     GenerationTaskConfig,
@@ -32,9 +33,12 @@ from fairseq_fixedpoint.generation.tasks import (
     model_name,
 )
 from fairseq_fixedpoint.generation.texts import prefixes_of, texts_dataset
+from fairseq_fixedpoint.models.recurrent import Iterated
 from fairseq_fixedpoint.tasks.training import TrainingTask
 
 logger = logging.getLogger(__name__)
+
+MIXED = "an exact recurrence (iterations 0) and models of some order K are evaluated together"
 
 
 @dataclass
@@ -64,7 +68,7 @@ class FixedPointLanguageModelingTask(GenerationTask, TrainingTask, LanguageModel
     def __init__(self, args, dictionary, output_dictionary=None, targets=None):
         super().__init__(args, dictionary, output_dictionary, targets)
         self.reset_at_eos = args.reset_at_eos
-        self.iterations: int | None = None  # K of the model built or loaded last
+        self._decoders = weakref.WeakSet()  # of the models built or loaded, while there are any
         self._carried = {"train": {}, "valid": {}}
 
     @classmethod
@@ -91,7 +95,7 @@ class FixedPointLanguageModelingTask(GenerationTask, TrainingTask, LanguageModel
         return super().setup_task(args, **kwargs)
 
     def build_model(self, args, from_checkpoint=False):
-        """Builds the model and learns from it how much left context blocks need.
+        """Builds the model, whose order says how much left context blocks need.
 
         Raises:
             ValueError: for a model that is no language model.
@@ -103,14 +107,20 @@ class FixedPointLanguageModelingTask(GenerationTask, TrainingTask, LanguageModel
                 "or the --task that it is made for."
             )
         model = super().build_model(args, from_checkpoint)
-        self.iterations = getattr(model.decoder, "iterations", None)
+        self._decoders.add(model.decoder)
         return model
+
+    @property
+    def _orders(self) -> set[int]:
+        """K of each model there is; 0 for an exact recurrence, none for other models."""
+        return {decoder.iterations for decoder in self._decoders if isinstance(decoder, Iterated)}
 
     def load_dataset(self, split: str, epoch: int = 1, combine: bool = False, **kwargs) -> None:
         """Loads a split as consecutive blocks.
 
         Raises:
-            ValueError: for an empty split or a block size below 1.
+            ValueError: for an empty split, one with padding among its words, or a block size below
+                1.
             FileNotFoundError: if the split is not there.
         """
         if self.args.tokens_per_sample < 1:
@@ -126,6 +136,8 @@ class FixedPointLanguageModelingTask(GenerationTask, TrainingTask, LanguageModel
                 f"the {split} set {binary} is empty: check the text given to fairseq-preprocess."
             )
         super().load_dataset(split, epoch=epoch, combine=combine, **kwargs)
+        sentences = self.datasets[split].dataset.dataset
+        check_no_padding(sentences, self.dictionary, f"the {split} set {binary}")
 
     def get_batch_iterator(
         self,
@@ -136,8 +148,17 @@ class FixedPointLanguageModelingTask(GenerationTask, TrainingTask, LanguageModel
         shard_id: int = 0,
         **kwargs,
     ):
-        """Batches of blocks with left context, or of contiguous streams for `--iterations 0`."""
+        """Batches of blocks with left context, or of contiguous streams for `--iterations 0`.
+
+        Raises:
+            ValueError: for models that want both.
+        """
         if self._carries_state and dataset in self.datasets.values():
+            if self._are_mixed:
+                raise ValueError(
+                    f"{MIXED}: the one reads contiguous streams, the other blocks with left "
+                    "context. Take them apart, or give --sample-break-mode eos."
+                )
             rows = self._stream_rows(len(dataset), max_tokens, max_sentences, num_shards)
             streams = ContiguousStreamsDataset(
                 dataset, rows * num_shards, rows * shard_id, rows * (shard_id + 1)
@@ -180,18 +201,22 @@ class FixedPointLanguageModelingTask(GenerationTask, TrainingTask, LanguageModel
 
     @property
     def _carries_state(self) -> bool:
-        return self.iterations == 0 and self._is_stream
+        return 0 in self._orders and self._is_stream
+
+    @property
+    def _are_mixed(self) -> bool:
+        return 0 in self._orders and len(self._orders) > 1
 
     @property
     def _is_stream(self) -> bool:
         return str(self.args.sample_break_mode) in {"none", "None"}
 
     def _with_context(self, dataset: FairseqDataset, context: int = 0) -> FairseqDataset:
-        """Adds left context: K-1 tokens, or `context` if that is more; blocks of whole sentences
-        stand alone."""
+        """Adds left context: K-1 tokens for the largest K, or `context` if that is more; blocks of
+        whole sentences stand alone."""
         if dataset not in self.datasets.values():
             return dataset  # text to generate from, or a data set made elsewhere
-        needed = max(context, (self.iterations or 1) - 1) if self._is_stream else 0
+        needed = max(context, *(order - 1 for order in self._orders), 0) if self._is_stream else 0
         return LeftContextDataset(dataset, needed, self.dictionary.pad())
 
     def eval_lm_dataloader(
@@ -211,7 +236,13 @@ class FixedPointLanguageModelingTask(GenerationTask, TrainingTask, LanguageModel
         Raises:
             ValueError: if a part of the text, or all of it, would not be evaluated.
         """
-        if self._carries_state and context_window == 0:
+        if self._carries_state and context_window == 0 and len(dataset) > 1:
+            if self._are_mixed:
+                raise ValueError(
+                    f"{MIXED}, and the exact one would start each of {len(dataset)} blocks from "
+                    "its initial state: make --tokens-per-sample as large as the text, give "
+                    "--context-window to let it see more, or evaluate them apart."
+                )
             logger.warning(
                 "the exact recurrence starts every block from its initial state: "
                 "give --context-window to let it see more."
