@@ -18,6 +18,7 @@ from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 
+import kaldifst
 import kenlm
 import numpy as np
 import pytest
@@ -490,7 +491,6 @@ def test_lattices_with_other_scores_share_a_list(models, tmp_path):
 
 @every_form
 def test_openfst_finds_the_same_paths(form, models, tmp_path):
-    kaldifst = pytest.importorskip("kaldifst")
     content = [replace(sausage(seed, 3, 3, 1.0), weights={"acoustic": 1.0}) for seed in range(3)]
     if form == "kaldi":
         content = [

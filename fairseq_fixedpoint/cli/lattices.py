@@ -36,7 +36,7 @@ from fairseq_fixedpoint.rescoring.errors import RescoringError
 from fairseq_fixedpoint.rescoring.jobs import Journal, Processes, groups, results_of
 from fairseq_fixedpoint.rescoring.lattice_plot import SUFFIXES, plot
 from fairseq_fixedpoint.rescoring.lattice_search import best_path, nbest, posteriors
-from fairseq_fixedpoint.rescoring.lattices import LatticeRescorer, RescoredLattice
+from fairseq_fixedpoint.rescoring.lattices import LANGUAGE, LatticeRescorer, RescoredLattice
 from fairseq_fixedpoint.rescoring.ngrams import NgramScorer
 from fairseq_fixedpoint.rescoring.scorer import Scorer
 
@@ -108,13 +108,13 @@ def add_parser(commands: Any, program: str) -> None:
         default=[],
         metavar="NAME=W",
         help="of one score: acoustic, lm, graph, FixedPoint0, ...; may be repeated. Default: those "
-        "in the lattice as its file has it; the --model that of the lm that it replaces (lmscale), "
-        "or 1, and that lm 0; --kenlm 1",
+        "in the lattice as its file has it; the --model that of the lm or ngram that it replaces "
+        "(lmscale, ngscale), or 1, and that score 0; --kenlm 1",
     )
     for option, of in (
         ("--acoustic-scale", "the acoustic score"),
         ("--lm-scale", "the --model"),
-        ("--old-lm-weight", "the language score in the lattice (lm; for kaldi graph)"),
+        ("--old-lm-weight", "the language score in the lattice (lm or ngram; for kaldi graph)"),
         ("--word-penalty", "the number of words"),
     ):
         scores.add_argument(option, type=float, metavar="W", help=f"weight of {of}")
@@ -265,21 +265,19 @@ def _rescorer(args: Namespace, form: LatticeFormat) -> LatticeRescorer:
         weights = dict(loaded.weights)
         if weights.get("score") == 0:
             del weights["score"]  # the total of a list that came from lattices
-    language = "graph" if form.name == "kaldi" else "lm"
     weights |= options.given_weights(args)
-    for score, weight in (
-        ("acoustic", args.acoustic_scale),
-        (name, args.lm_scale),
-        (language, args.old_lm_weight),
-    ):
+    for score, weight in ("acoustic", args.acoustic_scale), (name, args.lm_scale):
         if weight is not None:
             weights[score] = weight
+    if args.old_lm_weight is not None:
+        Combination({"the old language score": args.old_lm_weight})  # refuses what is no number
     beam = PRUNE_BEAM if args.prune_beam is None else args.prune_beam
     return LatticeRescorer(
         model=model,
         name=name,
         ngrams={key: each for key, each in scorers.items() if isinstance(each, NgramScorer)},
         weights=Combination(weights).weights,
+        old_weight=args.old_lm_weight,
         beam=None if math.isinf(beam) else beam,
         scales_beam=args.prune_beam is None,
         limit=args.max_states,
@@ -314,6 +312,7 @@ def _result(
         "best": " ".join(best.words),
         "states": rescored.states,
         "shortened": rescored.shortened,
+        "kept": rescored.kept,
         "unknown": rescored.unknown,
     }
     if args.nbest is not None:
@@ -346,6 +345,7 @@ class Summary:
     def add(self, lattice: Lattice, result: dict[str, Any]) -> None:
         self.best[lattice.utterance] = result["best"]
         self.counts["shortened lattices"] += result["shortened"] > 0
+        self.counts["kept", result["kept"]] += 1
         for name in ("states", "shortened", "unknown"):
             self.counts[name] += result[name]
 
@@ -355,6 +355,12 @@ class Summary:
             f"{quantity(len(self.best), 'lattice')}, {quantity(counts['states'], 'state')}, "
             f"{quantity(counts['unknown'], 'arc')} of unknown words"
         )
+        for replaced, kept in (LANGUAGE, LANGUAGE[::-1]):
+            if counts["kept", kept]:
+                sentence += (
+                    f"; in {quantity(counts['kept', kept], 'lattice')} that had both, the model "
+                    f"replaced the scores {replaced} and not {kept}"
+                )
         if counts["shortened"]:
             sentence += (
                 f"; past --max-states, {counts['shortened']:,} states of "

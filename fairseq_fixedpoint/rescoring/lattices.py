@@ -24,6 +24,7 @@ from fairseq_fixedpoint.rescoring.ngrams import NgramHistories, NgramScorer
 from fairseq_fixedpoint.rescoring.scorer import Scorer
 from fairseq_fixedpoint.rescoring.token_scorers import GrowingHistories, WindowScorer
 
+LANGUAGE = ("lm", "ngram")  # scores of SLF that a new model can take the place of
 SENTENCE_END = 0  # among the words of a lattice, which are numbered from 1
 
 
@@ -32,9 +33,11 @@ class RescoredLattice:
     """A lattice with new language scores.
 
     Attributes:
-        lattice: with the topology of the expansion. Its language score (`lm`, or `graph` where the
-            format has that) holds all that is not acoustic, in the model's units, so that its
-            weights and word penalty give the combined score.
+        lattice: with the topology of the expansion. Its score `language` holds what the models
+            give, in the neural one's units; the others are as they were, and its weights and word
+            penalty give the combined score.
+        language: name of the score that is new: what the model replaces, or Kaldi's `graph`, which
+            it is added to.
         graph: the same paths for a search, words being what is spoken.
         read: the lattice as it was.
         arc: of the lattice that was read, for each arc of the graph, ``(A,)``.
@@ -46,6 +49,7 @@ class RescoredLattice:
     """
 
     lattice: Lattice
+    language: str
     graph: ScoredGraph
     read: Lattice
     arc: np.ndarray
@@ -55,6 +59,12 @@ class RescoredLattice:
     arcs: int
     shortened: int
     unknown: int
+
+    @property
+    def kept(self) -> str | None:
+        """The language score that the model did not replace, where there are two."""
+        (other,) = set(LANGUAGE) - {self.language} if self.language in LANGUAGE else [None]
+        return other if {self.language, other} <= self.read.scores.keys() else None
 
     def scores_of(self, path: Path) -> dict[str, float]:
         """The scores by name that a path of the graph has in the lattice that was read."""
@@ -89,8 +99,11 @@ class LatticeRescorer:
         name: of the neural model's score.
         weights: of the scores by name: those that a lattice has (`acoustic`, `lm`, ...), the
             models', and `words`. What is left out weighs as the lattice's file says. The model
-            takes the place of `lm`, with its weight, HTK's `lmscale`; `lm` then weighs 0. N-gram
-            models weigh 1, as does the model where the format has no `lm`.
+            takes the place of the language score that is there, `lm` or `ngram`, with its weight,
+            HTK's `lmscale` or `ngscale`; that score then weighs 0. Of both it replaces `lm`, unless
+            only the other counts. N-gram models weigh 1, as does the model where the file gives no
+            scale above 0, or the format has neither.
+        old_weight: of the language score in the lattice, whichever it is; None for the above.
         beam, limit: see :func:`~fairseq_fixedpoint.rescoring.expansion.expand`.
         scales_beam: multiply the beam by :attr:`RescoredLattice.unit`, so that greater weights of
             all scores drop no more.
@@ -104,6 +117,7 @@ class LatticeRescorer:
     name: str
     ngrams: Mapping[str, NgramScorer]
     weights: Mapping[str, float]
+    old_weight: float | None = None
     beam: float | None = None
     limit: int | None = None
     merges: bool = False
@@ -143,12 +157,13 @@ class LatticeRescorer:
         vocabulary = ["</s>", *sorted(set(words) - {""})]
         number = {word: place for place, word in enumerate(vocabulary)} | {"": EMPTY}
         token = np.array([number[word] for word in words], dtype=np.int64)
-        weights = self._weights_of(lattice)
+        language = _language(lattice)
+        weights = self._weights_of(lattice, language)
         unit = max(1.0, weights[self.name])
         entries = self._entries(vocabulary)  # (V,)
         graph = _word_graph(lattice, token, weights)
         if self.merges:
-            own = weights | {_language(lattice): lattice.weights.get(_language(lattice), 1.0)}
+            own = weights | {language: lattice.weights.get(language, 1.0)}
             expansion = self._merged(_word_graph(lattice, token, own), entries, weights)
         else:
             histories = _Together(self._histories(vocabulary, entries, weights))
@@ -157,9 +172,11 @@ class LatticeRescorer:
                 beam *= unit
             expansion = expand(graph, histories, SENTENCE_END, beam=beam, limit=self.limit)
         unrolled = _Unrolled(lattice, graph, expansion)
-        has_scale = _language(lattice) == "lm" and weights[self.name] > 0
+        has_scale = language in LANGUAGE and weights[self.name] > 0
+        scale = weights[self.name] if has_scale else 1.0
         return RescoredLattice(
-            lattice=unrolled.lattice(weights, weights[self.name] if has_scale else 1.0),
+            lattice=unrolled.lattice(language, weights, scale),
+            language=language,
             graph=unrolled.graph(words),
             read=lattice,
             arc=unrolled.arc,
@@ -179,15 +196,15 @@ class LatticeRescorer:
         graph = _word_graph(lattice, token, own | {WORDS: lattice.word_penalty})
         return ScoredGraph(lattice.source, lattice.target, words, graph.score, graph.final_score)
 
-    def _weights_of(self, lattice: Lattice) -> dict[str, float]:
+    def _weights_of(self, lattice: Lattice, language: str) -> dict[str, float]:
         """The weight of each score, of the lattice and of the models."""
         own = {name: lattice.weights.get(name, 1.0) for name in lattice.scores}
         new = dict.fromkeys([self.name, *self.ngrams], 1.0)
-        if _language(lattice) == "lm":
-            scale = lattice.weights.get("lm", 1.0)
+        if language in LANGUAGE:
+            scale = lattice.weights.get(language, 1.0)
             if scale > 0:  # else the file gives no scale to take over
                 new[self.name] = scale
-            own["lm"] = 0.0
+            own = {"lm": 0.0} | own | {language: 0.0}  # `lm` may be weighed where it is missing
         taken = sorted(own.keys() & new.keys())
         if taken:
             raise RescoringError(
@@ -200,7 +217,8 @@ class LatticeRescorer:
                 f"the lattice has no score {strange[0]}, which the weights name, but "
                 f"{', '.join(known)}."
             )
-        return known | dict(self.weights)
+        old = {} if self.old_weight is None else {language: self.old_weight}
+        return known | dict(self.weights) | old
 
     def _entries(self, vocabulary: Sequence[str]) -> np.ndarray:
         """The model's token for each word, ``(V,)``."""
@@ -267,8 +285,20 @@ class _Together:
 
 
 def _language(lattice: Lattice) -> str:
-    """Name of the language score: Kaldi's is one with those of transitions and pronunciations."""
-    return "graph" if "graph" in lattice.scores else "lm"
+    """Name of the language score: Kaldi's is one with those of transitions and pronunciations.
+
+    In SLF it is that which is there and counts; else that which would count; else that which is
+    there. Between equals it is `lm`.
+    """
+    if "graph" in lattice.scores:
+        return "graph"
+
+    def standing(name: str) -> tuple[bool, bool, bool]:
+        is_there = name in lattice.scores
+        counts = lattice.weights.get(name, 1.0 if is_there else 0.0) > 0
+        return is_there and counts, counts, is_there
+
+    return max(LANGUAGE, key=standing)  # the first of equals
 
 
 def _word_graph(lattice: Lattice, token: np.ndarray, weights: Mapping[str, float]) -> WordGraph:
@@ -320,31 +350,31 @@ class _Unrolled:
         spoken_words = [words[arc] for arc in self.arc.tolist()]
         return ScoredGraph(self.source, self.target, spoken_words, self.weight, self.end)
 
-    def lattice(self, weights: Mapping[str, float], scale: float) -> Lattice:
-        """As a lattice of the format that was read, with what is not acoustic as language score.
+    def lattice(self, language: str, weights: Mapping[str, float], scale: float) -> Lattice:
+        """As a lattice of the format that was read, with what the models give as language score.
 
         Args:
-            scale: the weight that the language score gets; 1 where the format has none.
+            language: name of that score.
+            scale: the weight that it gets; 1 where the format has none.
         """
-        language = _language(self.read)
         made = self.read.rewired(self.node, self.arc, self.source, self.target)
-        acoustic = {name: values for name, values in made.scores.items() if name == "acoustic"}
-        own = {name: weights[name] for name in acoustic}
-        rest = self.weight - _weighted(acoustic, own, len(self.arc)) - weights[WORDS] * self.is_word
+        others = {name: values for name, values in made.scores.items() if name != language}
+        own = {name: weights[name] for name in others}
+        rest = self.weight - _weighted(others, own, len(self.arc)) - weights[WORDS] * self.is_word
         made = replace(
             made,
-            scores={**acoustic, language: rest / scale},
+            scores={**others, language: rest / scale},
             weights={**own, language: scale},
             word_penalty=weights[WORDS],
         )
         if not self.read.final_scores:
             return self._with_one_end(made, language, self.end / scale)
-        ends = {name: values for name, values in made.final_scores.items() if name in acoustic}
+        ends = {name: values for name, values in made.final_scores.items() if name != language}
         of_ends = np.where(made.final, self.end, 0.0) - _weighted(ends, own, len(self.node))
         # A format with no place for word penalties has them in the language score.
         return replace(
             made,
-            scores={**acoustic, language: rest + weights[WORDS] * self.is_word},
+            scores={**others, language: rest + weights[WORDS] * self.is_word},
             final_scores={**ends, language: of_ends},
         )
 
