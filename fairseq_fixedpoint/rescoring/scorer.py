@@ -28,11 +28,18 @@ class LineScore:
         tokens: the model's tokens, `</s>` last; unknown ones as they were in the text.
         log_probabilities: natural logarithm of each, ``(n,)``, penalties of unknown tokens counted.
         unknown: how many tokens the model does not know.
+        penalties: what was subtracted for it from each unknown token, ``(n,)``, or 0 for none.
     """
 
     tokens: list[str]
     log_probabilities: np.ndarray
     unknown: int
+    penalties: np.ndarray | float = 0.0
+
+    @property
+    def penalty(self) -> float:
+        """What the penalties take off the line's log-probability."""
+        return float(np.sum(self.penalties))
 
     @property
     def log_probability(self) -> float:
@@ -98,7 +105,7 @@ class Scorer:
         normalized: bool = True,
         tokenizer: Splitter | None = None,
         bpe: Splitter | None = None,
-        lowercase: bool = False,
+        case: str = "keep",
         unknown_penalty: float = 0.0,
         previous_context: int | None = 0,
         trust_checkpoint: bool = False,
@@ -110,7 +117,7 @@ class Scorer:
                 :func:`~fairseq_fixedpoint.rescoring.checkpoints.load_language_model`.
             bf16: matrix products in bfloat16; for `fixedpoint_lm` only.
             normalized: False takes every normaliser to be 1; for `fixedpoint_lm` only.
-            tokenizer, bpe, lowercase: see
+            tokenizer, bpe, case: see
                 :class:`~fairseq_fixedpoint.rescoring.text.TextEncoder`.
             unknown_penalty: see the class.
             previous_context: see the class; None for the model's order, which is all it can use.
@@ -147,10 +154,20 @@ class Scorer:
             )
         return cls(
             tokens,
-            TextEncoder(dictionary, tokenizer, bpe, lowercase),
+            TextEncoder(dictionary, tokenizer, bpe, case),
             unknown_penalty,
             tokens.order if previous_context is None else previous_context,
         )
+
+    has_unknown = True
+
+    def holds(self, word: str, case: str | None = None) -> bool:
+        """Whether the model knows a word as it stands, but for its case (or another)."""
+        return self.encoder.holds(word, case)
+
+    def without_probability(self, line: str) -> None:
+        """The first word of a line that the model has no probability for: there is none, as unknown
+        words have that of `<unk>`."""
 
     def trouble_with(self, line: str) -> str | None:
         """Why a line cannot be scored, as the end of a sentence; None if it can."""
@@ -217,7 +234,9 @@ class Scorer:
     ) -> LineScore:
         dictionary = self.encoder.dictionary
         scored = sequence[first:]
-        unknown = scored.count(dictionary.unk())
-        if unknown and self.unknown_penalty:
-            found = found - self.unknown_penalty * (np.array(scored) == dictionary.unk())
-        return LineScore([*symbols, dictionary[dictionary.eos()]], found, unknown)
+        is_unknown = np.array(scored) == dictionary.unk()
+        tokens, unknown = [*symbols, dictionary[dictionary.eos()]], int(is_unknown.sum())
+        if not (unknown and self.unknown_penalty):
+            return LineScore(tokens, found, unknown)
+        penalties = self.unknown_penalty * is_unknown
+        return LineScore(tokens, found - penalties, unknown, penalties)
