@@ -184,7 +184,7 @@ class Summary:
             self.best[utterance][1] != text for utterance, (_, text) in self.first.items()
         )
         unknown = "".join(f", {count:,} unknown to {name}" for name, count in self.unknown.items())
-        passed_by = f", {self.passed_by:,} fillers and markers passed by" if self.passed_by else ""
+        passed_by = f", fillers and markers passed by {self.passed_by:,}" if self.passed_by else ""
         return (
             f"utterances {len(self.best):,}, hypotheses {self.hypotheses:,}, words {self.words:,}"
             f"{unknown}{passed_by}; another best text for {changed:,} utterances."
