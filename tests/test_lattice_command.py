@@ -201,7 +201,8 @@ def test_outputs_of_a_small_lattice(name, models, small, tmp_path, capsys):
     assert lattice(small, "--model", models[name], *EXACT, *options, "--posteriors") == 0
     after = read(outputs["output"])["u"]
     states = len(after.final)  # with the end that joins all, and without the state before the start
-    said = f"fixedpoint-rescore: 1 lattice, {states} states, 1 arc of unknown words.\n"
+    said = f"fixedpoint-rescore: 1 lattice, {states} states, 4 arcs with a word, 1 unknown to "
+    said += "FixedPoint0, 1 filler or marker passed by.\n"
     assert capsys.readouterr().err == said
 
     expected = small_totals(models[name])

@@ -10,11 +10,12 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
 from fairseq_fixedpoint.cli import options
-from fairseq_fixedpoint.cli.run import Skipped, quantity, tell
+from fairseq_fixedpoint.cli.run import Skipped, passed_by, quantity, tell
 from fairseq_fixedpoint.files import written_whole
 from fairseq_fixedpoint.formats import (
     Lattice,
@@ -32,6 +33,7 @@ from fairseq_fixedpoint.formats.nbest import FormatError, OnError, create
 from fairseq_fixedpoint.rescoring.combination import Combination
 from fairseq_fixedpoint.rescoring.confusion import confusion_network
 from fairseq_fixedpoint.rescoring.confusion import write as write_network
+from fairseq_fixedpoint.rescoring.diagnosis import unknown_warnings
 from fairseq_fixedpoint.rescoring.errors import RescoringError
 from fairseq_fixedpoint.rescoring.jobs import Journal, Processes, groups, results_of
 from fairseq_fixedpoint.rescoring.lattice_plot import SUFFIXES, plot
@@ -220,7 +222,7 @@ def _lattice(program: str, args: Namespace) -> None:
             if args.plot is not None:
                 picture = outputs.enter_context(written_whole(args.plot))
                 _draw(picture, next(read()), rescorer)
-    tell(program, f"{summary.sentence()}{skipped.sentence('lattice')}")
+    tell(program, f"{summary.sentence()}{skipped.sentence('lattice')}", *summary.warnings())
 
 
 def _passed_over(error: FormatError) -> None:
@@ -282,6 +284,7 @@ def _rescorer(args: Namespace, form: LatticeFormat) -> LatticeRescorer:
         scales_beam=args.prune_beam is None,
         limit=args.max_states,
         merges=args.histories == "merge",
+        fillers=options.fillers(args),
     )
 
 
@@ -313,6 +316,8 @@ def _result(
         "states": rescored.states,
         "shortened": rescored.shortened,
         "kept": rescored.kept,
+        "words": rescored.words,
+        "passed by": rescored.passed_by,
         "unknown": rescored.unknown,
     }
     if args.nbest is not None:
@@ -341,20 +346,38 @@ class Summary:
         self.rescorer = rescorer
         self.best: dict[str, str] = {}
         self.counts = Counter()
+        self.unknown = Counter()
 
     def add(self, lattice: Lattice, result: dict[str, Any]) -> None:
         self.best[lattice.utterance] = result["best"]
         self.counts["shortened lattices"] += result["shortened"] > 0
         self.counts["kept", result["kept"]] += 1
-        for name in ("states", "shortened", "unknown"):
+        for name in ("states", "shortened", "words", "passed by"):
             self.counts[name] += result[name]
+        self.unknown.update(result["unknown"])
+
+    def warnings(self) -> list[str]:
+        """What is suspicious about the words that models do not know."""
+        rescorer = self.rescorer
+        words = rescorer.rule.words(" ".join(islice(self.best.values(), 1000)))
+        total = self.counts["words"]
+        return [
+            sentence
+            for name, model in {rescorer.name: rescorer.model, **rescorer.ngrams}.items()
+            for sentence in unknown_warnings(name, model, self.unknown[name], total, words)
+        ]
 
     def sentence(self) -> str:
         counts = self.counts
         sentence = (
             f"{quantity(len(self.best), 'lattice')}, {quantity(counts['states'], 'state')}, "
-            f"{quantity(counts['unknown'], 'arc')} of unknown words"
+            f"{quantity(counts['words'], 'arc')} with a word"
         )
+        sentence += "".join(
+            f", {self.unknown[name]:,} unknown to {name}"
+            for name in (self.rescorer.name, *self.rescorer.ngrams)
+        )
+        sentence += passed_by(counts["passed by"])
         for replaced, kept in (LANGUAGE, LANGUAGE[::-1]):
             if counts["kept", kept]:
                 sentence += (

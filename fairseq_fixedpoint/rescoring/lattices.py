@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
-from fairseq_fixedpoint.formats import Lattice, spoken
+from fairseq_fixedpoint.formats import FILLERS, Lattice
 from fairseq_fixedpoint.formats.slf import EMPTY_WORD
 from fairseq_fixedpoint.rescoring.combination import WORDS
 from fairseq_fixedpoint.rescoring.errors import RescoringError
@@ -20,9 +22,11 @@ from fairseq_fixedpoint.rescoring.expansion import (
 )
 from fairseq_fixedpoint.rescoring.lattice_search import Path, ScoredGraph
 from fairseq_fixedpoint.rescoring.merging import merge
+from fairseq_fixedpoint.rescoring.nbest import no_probability
 from fairseq_fixedpoint.rescoring.ngrams import NgramHistories, NgramScorer
 from fairseq_fixedpoint.rescoring.scorer import Scorer
 from fairseq_fixedpoint.rescoring.token_scorers import GrowingHistories, WindowScorer
+from fairseq_fixedpoint.rescoring.words import WordRule
 
 LANGUAGE = ("lm", "ngram")  # scores of SLF that a new model can take the place of
 SENTENCE_END = 0  # among the words of a lattice, which are numbered from 1
@@ -45,7 +49,9 @@ class RescoredLattice:
         unit: of the combined score: the model's weight, but at least 1.
         states, arcs: of the expansion.
         shortened: states whose history is shorter than the model could use, past the limit.
-        unknown: spoken words on the lattice's arcs that the model does not know.
+        words: how many of the lattice's arcs have one.
+        passed_by: how many have a filler or a marker instead, which is no word.
+        unknown: how many words on its arcs a model does not know, by the model's name.
     """
 
     lattice: Lattice
@@ -58,7 +64,9 @@ class RescoredLattice:
     states: int
     arcs: int
     shortened: int
-    unknown: int
+    words: int
+    passed_by: int
+    unknown: dict[str, int]
 
     @property
     def kept(self) -> str | None:
@@ -108,6 +116,7 @@ class LatticeRescorer:
         scales_beam: multiply the beam by :attr:`RescoredLattice.unit`, so that greater weights of
             all scores drop no more.
         merges: average the histories at each node instead of expanding them.
+        fillers: see :class:`~fairseq_fixedpoint.rescoring.words.WordRule`.
 
     Raises:
         RescoringError: if a model does not go with lattices.
@@ -122,6 +131,7 @@ class LatticeRescorer:
     limit: int | None = None
     merges: bool = False
     scales_beam: bool = False
+    fillers: re.Pattern[str] | None = FILLERS
 
     def __post_init__(self):
         tokens = self.model.tokens
@@ -151,20 +161,27 @@ class LatticeRescorer:
         """Rescores a lattice.
 
         Raises:
-            RescoringError: if a word is no single token of the model, or a weight has no score.
+            RescoringError: if a word is no single token of the model, a weight has no score, or a
+                model that is subtracted has no probability for a word.
         """
-        words = [spoken(word) for word in lattice.words]
+        words = list(map(self.rule.word, lattice.words))
         vocabulary = ["</s>", *sorted(set(words) - {""})]
         number = {word: place for place, word in enumerate(vocabulary)} | {"": EMPTY}
         token = np.array([number[word] for word in words], dtype=np.int64)
         language = _language(lattice)
         weights = self._weights_of(lattice, language)
+        self._check_subtracted(vocabulary[1:], weights)
         unit = max(1.0, weights[self.name])
         entries = self._entries(vocabulary)  # (V,)
         graph = _word_graph(lattice, token, weights)
         if self.merges:
             own = weights | {language: lattice.weights.get(language, 1.0)}
-            expansion = self._merged(_word_graph(lattice, token, own), entries, weights)
+            expansion = self._merged(
+                _word_graph(lattice, token, own),
+                entries,
+                weights[self.name],
+                self._penalties(vocabulary, entries, weights)[self.name],
+            )
         else:
             histories = _Together(self._histories(vocabulary, entries, weights))
             beam = self.beam
@@ -185,16 +202,40 @@ class LatticeRescorer:
             states=len(expansion.node),
             arcs=len(expansion.arc),
             shortened=0 if self.merges else expansion.shortened(self.model.tokens.order),
-            unknown=int(self.model.encoder.is_unknown(entries[token[token != EMPTY]]).sum()),
+            words=int((token != EMPTY).sum()),
+            passed_by=sum(bool(word) for word in lattice.words) - sum(map(bool, words)),
+            unknown={
+                name: int(is_unknown[token[token != EMPTY]].sum())
+                for name, is_unknown in self._unknown(vocabulary, entries).items()
+            },
         )
 
     def first_pass(self, lattice: Lattice) -> ScoredGraph:
         """The lattice with the scores and weights of its file."""
-        words = [spoken(word) for word in lattice.words]
+        words = list(map(self.rule.word, lattice.words))
         token = np.array([0 if word else EMPTY for word in words])
         own = {name: lattice.weights.get(name, 1.0) for name in lattice.scores}
         graph = _word_graph(lattice, token, own | {WORDS: lattice.word_penalty})
         return ScoredGraph(lattice.source, lattice.target, words, graph.score, graph.final_score)
+
+    @cached_property
+    def rule(self) -> WordRule:
+        """What of a lattice's words the models see."""
+        return WordRule([self.model, *self.ngrams.values()], self.fillers)
+
+    def _check_subtracted(self, words: Sequence[str], weights: Mapping[str, float]) -> None:
+        for name, ngram in self.ngrams.items():
+            word = ngram.without_probability(" ".join(words)) if weights[name] < 0 else None
+            if word is not None:
+                raise RescoringError(f"the lattice {no_probability(name, word)}")
+
+    def _unknown(self, vocabulary: Sequence[str], entries: np.ndarray) -> dict[str, np.ndarray]:
+        """Which words a model does not know, ``(V,)``, by the model's name."""
+        found = {self.name: self.model.encoder.is_unknown(entries)}
+        for name, ngram in self.ngrams.items():
+            known = [True, *map(ngram.holds, vocabulary[1:])]  # the sentence's end is in them all
+            found[name] = ~np.array(known)
+        return found
 
     def _weights_of(self, lattice: Lattice, language: str) -> dict[str, float]:
         """The weight of each score, of the lattice and of the models."""
@@ -239,30 +280,32 @@ class LatticeRescorer:
     ) -> list[tuple[HistoryScorer, np.ndarray, float]]:
         """Each model with what it subtracts for each word, ``(V,)``, and its weight."""
         order = self.model.tokens.order
-        found = [
-            (
-                GrowingHistories(self.model.tokens, entries),
-                self._penalty(entries),
-                weights[self.name],
-            )
-        ]
+        histories = {self.name: GrowingHistories(self.model.tokens, entries)}
         for name, ngram in self.ngrams.items():
-            histories = NgramHistories(ngram, vocabulary, order)
-            found.append((histories, np.zeros(len(vocabulary)), weights[name]))
-        return found
+            histories[name] = NgramHistories(ngram, vocabulary, order)
+        penalties = self._penalties(vocabulary, entries, weights)
+        return [(each, penalties[name], weights[name]) for name, each in histories.items()]
 
-    def _penalty(self, entries: np.ndarray) -> np.ndarray:
-        return self.model.unknown_penalty * self.model.encoder.is_unknown(entries)
+    def _penalties(
+        self, vocabulary: Sequence[str], entries: np.ndarray, weights: Mapping[str, float]
+    ) -> dict[str, np.ndarray]:
+        """What each model subtracts for each word, ``(V,)``; one that is subtracted itself would
+        give it back, so it has none."""
+        models = {self.name: self.model, **self.ngrams}
+        return {
+            name: models[name].unknown_penalty * is_unknown * (weights[name] >= 0)
+            for name, is_unknown in self._unknown(vocabulary, entries).items()
+        }
 
     def _merged(
-        self, graph: WordGraph, entries: np.ndarray, weights: Mapping[str, float]
+        self, graph: WordGraph, entries: np.ndarray, weight: float, penalty: np.ndarray
     ) -> Expansion:
         """The graph's own topology; its scores give the posteriors that states are averaged by."""
         known = np.where(graph.token == EMPTY, EMPTY, entries[graph.token])
         merged = merge(replace(graph, token=known), self.model.tokens, int(entries[SENTENCE_END]))
-        penalty = np.append(self._penalty(entries)[graph.token] * (graph.token != EMPTY), 0.0)
-        merged.language[:] = weights[self.name] * (merged.language - penalty[merged.arc])
-        merged.final[:] = weights[self.name] * merged.final
+        of_arcs = np.append(penalty[graph.token] * (graph.token != EMPTY), 0.0)
+        merged.language[:] = weight * (merged.language - of_arcs[merged.arc])
+        merged.final[:] = weight * merged.final
         return merged
 
 

@@ -28,11 +28,18 @@ class LineScore:
         tokens: the model's tokens, `</s>` last; unknown ones as they were in the text.
         log_probabilities: natural logarithm of each, ``(n,)``, penalties of unknown tokens counted.
         unknown: how many tokens the model does not know.
+        penalties: what was subtracted for it from each unknown token, ``(n,)``, or 0 for none.
     """
 
     tokens: list[str]
     log_probabilities: np.ndarray
     unknown: int
+    penalties: np.ndarray | float = 0.0
+
+    @property
+    def penalty(self) -> float:
+        """What the penalties take off the line's log-probability."""
+        return float(np.sum(self.penalties))
 
     @property
     def log_probability(self) -> float:
@@ -103,7 +110,7 @@ class Scorer:
         normalized: bool = True,
         tokenizer: Splitter | None = None,
         bpe: Splitter | None = None,
-        lowercase: bool = False,
+        case: str = "keep",
         unknown_penalty: float = 0.0,
         previous_context: int | None = 0,
         trust_checkpoint: bool = False,
@@ -115,7 +122,7 @@ class Scorer:
                 :func:`~fairseq_fixedpoint.rescoring.checkpoints.load_language_model`.
             bf16: matrix products in bfloat16; for `fixedpoint_lm` only.
             normalized: False takes every normaliser to be 1; for `fixedpoint_lm` only.
-            tokenizer, bpe, lowercase: see
+            tokenizer, bpe, case: see
                 :class:`~fairseq_fixedpoint.rescoring.text.TextEncoder`.
             unknown_penalty: see the class.
             previous_context: see the class.
@@ -148,10 +155,20 @@ class Scorer:
             tokens = ModelScorer(model, task.target_dictionary)
         return cls(
             tokens,
-            TextEncoder(task.target_dictionary, tokenizer, bpe, lowercase, adds_bos_token(task)),
+            TextEncoder(task.target_dictionary, tokenizer, bpe, case, adds_bos_token(task)),
             unknown_penalty,
             previous_context,
         )
+
+    has_unknown = True
+
+    def holds(self, word: str, case: str | None = None) -> bool:
+        """Whether the model knows a word as it stands, but for its case (or another)."""
+        return self.encoder.holds(word, case)
+
+    def without_probability(self, line: str) -> None:
+        """The first word of a line that the model has no probability for: there is none, as unknown
+        words have that of `<unk>`."""
 
     def trouble_with(self, line: str) -> str | None:
         """Why a line cannot be scored, as the end of a sentence; None if it can."""
@@ -219,7 +236,8 @@ class Scorer:
         dictionary = self.encoder.dictionary
         scored = sequence[first:]
         is_unknown = self.encoder.is_unknown(scored)
-        unknown = int(is_unknown.sum())
-        if unknown and self.unknown_penalty:
-            found = found - self.unknown_penalty * is_unknown
-        return LineScore([*symbols, dictionary[dictionary.eos()]], found, unknown)
+        tokens, unknown = [*symbols, dictionary[dictionary.eos()]], int(is_unknown.sum())
+        if not (unknown and self.unknown_penalty):
+            return LineScore(tokens, found, unknown)
+        penalties = self.unknown_penalty * is_unknown
+        return LineScore(tokens, found - penalties, unknown, penalties)
