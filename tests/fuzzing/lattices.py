@@ -131,9 +131,9 @@ def write_slf(graph: Graph, header: SlfHeader, folder: Path, chooser: random.Ran
     numbers = list(range(graph.nodes))
     if chooser.random() < 0.5:
         numbers = chooser.sample(range(100), graph.nodes)
-    is_short = chooser.random() < 0.5
+    has_long_keys = chooser.random() < 0.5
     named = chooser.random() < 0.5
-    lines = ["VERSION=1.0"] if is_short else ["# made at random", "V=1.1"]
+    lines = ["VERSION=1.0"] if has_long_keys else ["# made at random", "V=1.1"]
     lines += [f"U={graph.utterance}"] if named else []
     lines += [] if base is None else [f"base={base!r}"]
     lines += [f"{SLF_KEYS[name][1]}={scale!r}" for name, scale in header.scales.items()]
@@ -150,7 +150,7 @@ def write_slf(graph: Graph, header: SlfHeader, folder: Path, chooser: random.Ran
     links = []
     for place, arc in enumerate(graph.arcs):
         ends = f"J={place} S={numbers[arc.source]} E={numbers[arc.target]}"
-        if is_short:
+        if has_long_keys:
             ends = ends.replace("S=", "START=").replace("E=", "END=")
         word = "" if node_words else f" W={arc.word or chooser.choice(EMPTY)}"
         scores = (f" {SLF_KEYS[name][0]}={number(value)}" for name, value in arc.scores.items())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from typing import Protocol
 
 KNOWN = (*(f"w{number}" for number in range(12)), "0")
@@ -59,7 +59,5 @@ def random_token(chooser: random.Random) -> str:
 def random_text(chooser: random.Random, longest: int = 9) -> str:
     """Tokens with white space between them, at times none, at times a no-break space."""
     tokens = [random_token(chooser) for _ in range(chooser.randint(0, longest))]
-    separators: Sequence[str] = chooser.choices(
-        (" ", "\u00a0", "\u2003"), (40, 1, 1), k=len(tokens)
-    )
-    return "".join(token + space for token, space in zip(tokens, separators, strict=True)).strip()
+    spaces = chooser.choices((" ", "\u00a0", "\u2003"), (40, 1, 1), k=len(tokens))
+    return "".join(map("".join, zip(tokens, spaces, strict=True))).strip()
