@@ -6,7 +6,7 @@ import json
 import math
 import random
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,6 +92,11 @@ def _own_weights(names: Sequence[str], header: SlfHeader) -> dict[str, float]:
     return {name: header.scales.get(name, float(name not in further)) for name in names}
 
 
+def _replaced(names: Collection[str]) -> str | None:
+    """The score of SLF that the model takes the place of."""
+    return next((name for name in ("lm", "ngram") if name in names), None)
+
+
 def _listing(files: list[Path]) -> Path:
     """A list of the files."""
     path = files[0].parent.with_name("listing")
@@ -105,7 +110,7 @@ def _lattice_weights(
     """The weight of each score, `words` included, and the options that say so."""
     chooser = case.chooser
     (model,) = setup.neural
-    replaced = next((name for name in ("lm", "ngram") if name in own), None)
+    replaced = _replaced(own)
     scale = header.scales.get("lm", 1.0) if replaced is None else own[replaced]
     weights = own | dict.fromkeys(setup.names, 1.0) | {"words": header.word_penalty}
     weights[model] = scale
@@ -279,22 +284,38 @@ def _check_second_lattices(
     written: list[Lattice],
     lists: Path,
 ) -> None:
-    """With the scores that were written, and no weight for the models, nothing changes."""
-    old = written[0].weights.get("lm", 1.0)
-    options: list[object] = ["--lm-scale=0", f"--old-lm-weight={old!r}", "--prune-beam", "none"]
-    options += [part for name in setup.ngrams for part in ("--weight", f"{name}=0")]
-    options += [f"--acoustic-scale={weights['acoustic']!r}"]
-    options += [] if symbols is None else ["--symbols", symbols]
-    again = case.place("again-list")
-    more = ["--nbest", again, "--nbest-size", 1000, "--output", case.place("again")]
-    case.run("fixedpoint-rescore", "lattice", output, *setup.arguments, *options, *more)
-    totals = []
-    for path in lists, again:
-        _, *rows = (line.split("\t") for line in lines_of(path))
-        totals.append({(row[0], row[2]): float(row[1]) for row in rows})
-    for key, total in totals[0].items():
-        require(key in totals[1], key, "is missing from the list of a second pass")
-        require_close(totals[1][key], total, 1e-5, "the total of a second pass", *key)
+    """What was written gives the same totals where the models weigh nothing, and where the model
+    replaces its own score.
+    """
+    (model,) = setup.neural
+    language = _replaced(weights) or "lm"
+    scale = written[0].weights.get(language, 1.0)
+    common: list[object] = [output, *setup.arguments, "--prune-beam", "none"]
+    common += [] if symbols is None else ["--symbols", symbols]
+    without = ["--lm-scale=0", f"--old-lm-weight={scale!r}"]
+    without += [f"--acoustic-scale={weights['acoustic']!r}"]
+    without += [part for name in setup.ngrams for part in ("--weight", f"{name}=0")]
+    passes = [without]
+    if "graph" not in weights and weights[model] > 0 and not weights.get(language):
+        passes.append(
+            [part for name in setup.ngrams for part in ("--weight", f"{name}={weights[name]!r}")]
+        )
+    before = _listed_totals(lists)
+    slack = math.fsum(abs(weights[name]) for name in setup.names) * tolerance(10) + 1e-5
+    for options in passes:
+        again = case.place("again-list")
+        more = ["--nbest", again, "--nbest-size", 1000, "--output", case.place("again")]
+        case.run("fixedpoint-rescore", "lattice", *common, *options, *more)
+        after = _listed_totals(again)
+        for key, total in before.items():
+            require(key in after, key, "is missing from the list of a second pass")
+            require_close(after[key], total, slack, "the total of a second pass", *key)
+
+
+def _listed_totals(path: Path) -> dict[tuple[str, str], float]:
+    """The totals of an n-best list by utterance and text."""
+    _, *rows = (line.split("\t") for line in lines_of(path))
+    return {(row[0], row[2]): float(row[1]) for row in rows}
 
 
 def _check_listed(case: Case, setup: Setup, lists: Path, weights: dict[str, float]) -> None:
