@@ -36,6 +36,10 @@ TRAINED = {  # by name: the text, and the options of the training
     "exact": ("plain", ("--cell", "elman", "--iterations", 0)),
     "reset": ("lookalikes", ("--cell", "gru", "--iterations", 3, "--reset-at-eos")),
     "small-output": ("plain", ("--cell", "gru", "--output-dictionary-size", 12)),
+    "bos": (
+        "lookalikes",
+        ("--task", "language_modeling", "--add-bos-token", "--cell", "gru", "--iterations", 3),
+    ),
     "lstm_lm": (
         "plain",
         (*OF_FAIRSEQ, "--arch", "lstm_lm", "--decoder-hidden-size", 16,
@@ -81,11 +85,16 @@ class Scored:
 
 @dataclass(frozen=True, eq=False)
 class Neural:
-    """A checkpoint, and the dictionary that it was trained with."""
+    """A checkpoint, and the dictionary that it was trained with.
+
+    Attributes:
+        adds_bos_token: whether a text comes after `<s> </s>` instead of `</s>`.
+    """
 
     name: str
     checkpoint: Path
     dictionary: Dictionary
+    adds_bos_token: bool
 
     def holds(self, token: str) -> bool:
         index = self.dictionary.indices.get(token, self.dictionary.unk())
@@ -97,10 +106,11 @@ class Neural:
         """Args: previous: the words of the text before, or None where there is none."""
         eos, unk = self.dictionary.eos(), self.dictionary.unk()
         ids = self._ids(words, reading)
-        seen = self._seen(len(ids), reading)
-        context = [eos]
+        bos = [self.dictionary.bos()] * self.adds_bos_token
+        seen = self._seen(len(bos) + len(ids), reading)
+        context = [*bos, eos]
         if previous is not None and seen >= 2:
-            context = [eos, *self._ids(previous, reading), eos][-seen:]
+            context = [*bos, *[eos, *self._ids(previous, reading), eos][-seen:]]
         found, unknown = [], 0
         for index in (*ids, eos):
             distribution = self._after(tuple(context), reading)
@@ -313,7 +323,8 @@ def make_models(folder: Path) -> Models:
               "--lr", 0.05, "--disable-validation", "--no-save-optimizer-state")  # fmt: skip
         kind, found = (OfFairseq, of_fairseq) if "--arch" in options else (FixedPoint, fixedpoint)
         checkpoint = folder / "checkpoints" / name / "checkpoint_last.pt"
-        found.append(kind(name, checkpoint, Dictionary.load(str(folder / text / "dict.txt"))))
+        dictionary = Dictionary.load(str(folder / text / "dict.txt"))
+        found.append(kind(name, checkpoint, dictionary, "--add-bos-token" in options))
     ngrams = (
         _ngram(folder / "bigrams.arpa", 2, KNOWN[:8], has_unknown=True),
         _ngram(folder / "trigrams.arpa", 3, (*KNOWN[2:9], "w3(2)", "-pau-"), has_unknown=True),

@@ -93,7 +93,7 @@ def random_setup(
 def lattice_setup(chooser: random.Random, models: Models) -> Setup:
     """One model of some order, and n-gram models that look no further back."""
     exact = [model for model in models.fixedpoint if model.order(Reading()) is None]
-    model = chooser.choice(models.fixedpoint)
+    model = chooser.choice([each for each in models.fixedpoint if not each.adds_bos_token])
     iterations = chooser.choice((None, None, 1, 2, 3))
     if model in exact:
         iterations = iterations or 2
