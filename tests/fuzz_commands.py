@@ -6,7 +6,7 @@ Each case makes input of a random kind, runs the commands on it in this process,
 they write with an oracle that has nothing of theirs: the models' own formula in float64
 (`tests/fuzzing/models.py`), all paths of a lattice one by one, the weighted sum written out. A case
 depends on the seed and its number alone. At a disagreement the input, the output and the command
-lines stay in a folder, which is named, and the exit status is 1; what it prints runs the case again.
+lines stay in a folder and are printed with the arguments that run the case again; exit status 1.
 
 Log-probabilities agree to 1e-4 up to 32 tokens and to as many times more as a text has times 32
 tokens, since each token's has the rounding of float32; weighted sums to that times the weights.
