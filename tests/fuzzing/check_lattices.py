@@ -66,6 +66,7 @@ def rescore_lattices(case: Case) -> None:
         options += ["--symbols", symbols]
     if case.maybe(0.2):
         options += ["--posteriors"] * (not is_kaldi) + ["--confusion", case.place("confusion")]
+    setup.subtracted = {name for name, weight in weights.items() if weight < 0}
     right = {
         graph.utterance: [_path(setup, weights, words, scores) for words, scores in graph.paths()]
         for graph in graphs
@@ -124,14 +125,13 @@ def _lattice_weights(
         path = case.place("weights.json")
         path.write_text(json.dumps({"weights": {"score": 0, **weights}, "lenpen": 0}))
         options += ["--weights", path]
+    scores = [
+        setup.score(setup.spoken(" ".join(words))) for graph in graphs for words, _ in graph.paths()
+    ]
     for name in setup.names:
-        known = all(
-            not setup.score(setup.spoken(" ".join(words)))[name].unknown
-            for graph in graphs
-            for words, _ in graph.paths()
-        )
         if case.maybe(0.3):
-            weights[name] = round(chooser.uniform(-0.5 if known else 0, 3), 3)
+            lowest = -0.5 if setup.can_subtract(name, scores) else 0
+            weights[name] = round(chooser.uniform(lowest, 3), 3)
             value = number(chooser, weights[name])
             is_model = name == model and case.maybe(0.5)
             options += ["--lm-scale", value] if is_model else ["--weight", f"{name}={value}"]
@@ -330,6 +330,6 @@ def _check_listed(case: Case, setup: Setup, lists: Path, weights: dict[str, floa
     slack = math.fsum(abs(weights[name]) for name in setup.names) * tolerance(10) + 1e-6
     for row, again in zip(rows, rescored("tsv", output, setup.names), strict=True):
         require_close(again.total, float(row[1]), slack, "total of", row, "by nbest")
-    alone = Setup(setup.reading, setup.neural, arguments=setup.arguments[:2])
+    alone = Setup(setup.reading, dict(setup.neural), arguments=setup.arguments[:2])
     alone.arguments += reading_arguments(setup.reading, case.chooser)
     check_scores_of_lines(case, alone, [row[2] for row in rows])

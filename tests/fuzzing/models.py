@@ -270,6 +270,7 @@ class Ngram:
     path: Path
     order: int
     vocabulary: frozenset[str]
+    has_unknown: bool
 
     def holds(self, token: str) -> bool:
         return token in self.vocabulary
@@ -361,4 +362,4 @@ def _ngram(path: Path, order: int, words: Sequence[str], has_unknown: bool) -> N
             backoff = f"\t{round(chooser.uniform(-1, 0), 4)}" if is_context else ""
             lines.append(f"{weight}\t{' '.join(ngram)}{backoff}")
     path.write_text("\n".join([*lines, "", "\\end\\", ""]))
-    return Ngram(path.stem, path, order, frozenset(words))
+    return Ngram(path.stem, path, order, frozenset(words), has_unknown)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from tests.fuzzing.models import (
@@ -19,7 +19,6 @@ from tests.fuzzing.models import (
 from tests.fuzzing.words import spoken
 
 Words = Sequence[str]
-ScoreWords = Callable[[Words, "Words | None"], Scored]  # of a text and of the one before it
 
 
 @dataclass
@@ -28,7 +27,7 @@ class Setup:
 
     Attributes:
         arguments: that name the models, and say how they read.
-        names: in the order of the new scores.
+        subtracted: the scores with a weight below 0, which give no penalty of unknown words back.
     """
 
     reading: Reading
@@ -36,9 +35,11 @@ class Setup:
     ngrams: dict[str, Ngram] = field(default_factory=dict)
     interpolation: float | None = None
     arguments: list[object] = field(default_factory=list)
+    subtracted: Collection[str] = ()
 
     @property
     def names(self) -> list[str]:
+        """In the order of the new scores."""
         both = [*self.neural, *self.ngrams]
         return both if self.interpolation is None else ["Interpolated0"]
 
@@ -48,13 +49,25 @@ class Setup:
 
     def score(self, words: Words, previous: Words | None = None) -> dict[str, Scored]:
         """What each model says of a text, by the name of its score."""
+        without = replace(self.reading, unknown_penalty=0.0)
+        is_subtracted = "Interpolated0" in self.subtracted
+
+        def reading(name: str) -> Reading:
+            return without if is_subtracted or name in self.subtracted else self.reading
+
         found = {
-            name: model.score(words, self.reading, previous) for name, model in self.neural.items()
+            name: model.score(words, reading(name), previous) for name, model in self.neural.items()
         }
-        found |= {name: model.score(words, self.reading) for name, model in self.ngrams.items()}
+        found |= {name: model.score(words, reading(name)) for name, model in self.ngrams.items()}
         if self.interpolation is None:
             return found
         return {"Interpolated0": interpolated(*found.values(), self.interpolation)}
+
+    def can_subtract(self, name: str, scores: Iterable[Mapping[str, Scored]]) -> bool:
+        """Whether the model has a probability for all words of texts that have these scores."""
+        ngrams = self.ngrams if self.interpolation is not None else {name: self.ngrams.get(name)}
+        is_closed = any(ngram is not None and not ngram.has_unknown for ngram in ngrams.values())
+        return not is_closed or not any(each[name].unknown for each in scores)
 
 
 def random_setup(
