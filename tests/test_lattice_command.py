@@ -282,6 +282,20 @@ def test_the_combination_is_what_the_options_say(models, small, tmp_path):
         assert found == pytest.approx(small_totals(checkpoint, **given_), abs=1e-4)
 
 
+def test_weights_may_name_scores_that_a_lattice_without_words_lacks(models, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    file_of(SMALL, folder / "a.lat")
+    file_of("VERSION=1.0\nUTTERANCE=v\nwdpenalty=-1\nN=1 L=0\nI=0\n", folder / "b.lat")
+    scales = ("--acoustic-scale", 0.25, "--old-lm-weight", 0.5, "--lm-scale", 2)
+    found = listed(folder, models["gru"], *scales)
+    assert found["u"] == pytest.approx(small_totals(models["gru"], 0.25, 0.5, 2), abs=1e-4)
+    assert found["v"] == pytest.approx({"": 2 * sum(scores_of_words(models["gru"], ""))}, abs=1e-4)
+    for path in (folder, tmp_path / "out"):  # what is written has an arc to the end
+        arguments = (path, "--model", models["gru"], *EXACT, *scales)
+        assert lattice(*arguments, "--output", tmp_path / "out") == 0
+
+
 def test_words_are_made_the_model_s(models, tmp_path):
     path = file_of(SMALL.replace("W=w1", "W=W1"), tmp_path / "upper.lat")
     penalty = ("--unknown-penalty", 0.75)
