@@ -32,6 +32,7 @@ EXTRAS = {
     "demo": ["matplotlib>=3.5"],
     "test": [
         "hypothesis>=6",
+        "kaldifst>=1.8",  # OpenFst, which searches of lattices are compared with
         "pytest>=7.4",
         "pytest-xdist>=3",
         "ruff>=0.6",

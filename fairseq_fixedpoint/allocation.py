@@ -14,6 +14,7 @@ logger = logging.getLogger(__name__)
 # mallopt(3): the parameters, and the variables of the environment that set the same.
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 VARIABLES = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_")
+TUNABLES = ("trim_threshold", "mmap_max", "mmap_threshold")  # the same in GLIBC_TUNABLES
 LARGEST = 2**31 - 1  # of mallopt's values
 
 
@@ -26,8 +27,17 @@ def keep_freed_memory(device: torch.device) -> None:
     another allocator is in use, or the environment says how glibc should go about it, nothing
     changes.
     """
-    if device.type == "cpu" and not any(name in os.environ for name in VARIABLES):
+    if device.type == "cpu" and not _is_told():
         _keep()
+
+
+def _is_told() -> bool:
+    """Whether the environment says how glibc should go about it."""
+    tunables = os.environ.get("GLIBC_TUNABLES", "")
+    told = {setting.partition("=")[0].strip() for setting in tunables.split(":")}
+    return any(name in os.environ for name in VARIABLES) or any(
+        f"glibc.malloc.{name}" in told for name in TUNABLES
+    )
 
 
 @cache

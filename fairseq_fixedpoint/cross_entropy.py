@@ -1,12 +1,12 @@
 """Cross-entropy of an output layer that never holds all logits: the fused linear cross-entropy.
 
-With features `x` ``(M, C)``, logits `s = x W^T + b` ``(M, V)``, targets `y` and a penalty `c` on
+With features `x` ``(M, C)``, logits `s = x W^T + b` ``(M, V)``, targets `y` and penalties `c` on
 the normaliser (self-normalisation: Devlin et al., 2014, "Fast and robust neural network joint
 models for statistical machine translation"), in nats,
 
     log Z_m = log sum_v exp s_mv
-    L       = sum_m (log Z_m - s_m,y(m)) + c sum_m (log Z_m)^2
-    dL/ds   = (1 + 2 c log Z_m) softmax(s_m)_v - [v = y(m)]
+    L       = sum_m (log Z_m - s_m,y(m) + c_m (log Z_m)^2)
+    dL/ds   = (1 + 2 c_m log Z_m) softmax(s_m)_v - [v = y(m)]
 
 The gradients of a block of rows need the logits of that block alone. So where gradients are wanted
 the forward pass makes them at once, `dL/dx = dL/ds W`, `dL/dW = (dL/ds)^T x`, and goes on to the
@@ -39,7 +39,7 @@ class CrossEntropy(NamedTuple):
     Attributes:
         loss: negative log-likelihood and penalty, summed over positions, ``()``; the one that has
             a gradient.
-        nll: negative log-likelihood alone, summed, ``()``.
+        nll: negative log-likelihood alone, of each position, ``(M,)``.
         log_z: log normaliser of each position, ``(M,)``; None for an output layer in clusters.
     """
 
@@ -53,7 +53,7 @@ def linear_cross_entropy(
     weight: Tensor,
     bias: Tensor | None,
     target: Tensor,
-    log_z_penalty: float = 0.0,
+    log_z_penalty: float | Tensor = 0.0,
 ) -> CrossEntropy:
     """Cross-entropy of ``features @ weight.T + bias``, in nats, block by block.
 
@@ -65,7 +65,7 @@ def linear_cross_entropy(
         weight: ``(V, C)``.
         bias: ``(V,)``, or None.
         target: int64 ``(M,)``, each in 0..V-1.
-        log_z_penalty: weight of the sum of `log Z` squared in the loss.
+        log_z_penalty: weight of `log Z` squared in the loss: one for all positions, or ``(M,)``.
 
     Raises:
         ValueError: if there is not one target for each row of features.
@@ -86,8 +86,8 @@ def linear_cross_entropy(
         words = OutputWords(weight, bias, dtype)
         log_z = words.log_normalizer(features)
         position = torch.arange(target.numel(), device=target.device)
-        nll = (log_z - words.logits(features, position, target)).sum()
-        return CrossEntropy(nll + log_z_penalty * log_z.square().sum(), nll, log_z)
+        nll = log_z - words.logits(features, position, target)
+        return CrossEntropy(_loss(nll, log_z, log_z_penalty), nll, log_z)
 
 
 def linear_cross_entropy_reference(
@@ -95,14 +95,18 @@ def linear_cross_entropy_reference(
     weight: Tensor,
     bias: Tensor | None,
     target: Tensor,
-    log_z_penalty: float = 0.0,
+    log_z_penalty: float | Tensor = 0.0,
 ) -> CrossEntropy:
     """The same from all logits at once, ``(M, V)``, differentiated by autograd."""
     logits = F.linear(features, weight, bias)  # (M, V)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     log_z = logits.logsumexp(1)
-    nll = F.cross_entropy(logits, target, reduction="sum")
-    return CrossEntropy(nll + log_z_penalty * log_z.square().sum(), nll.detach(), log_z.detach())
+    nll = F.cross_entropy(logits, target, reduction="none")
+    return CrossEntropy(_loss(nll, log_z, log_z_penalty), nll.detach(), log_z.detach())
+
+
+def _loss(nll: Tensor, log_z: Tensor, log_z_penalty: float | Tensor) -> Tensor:
+    return nll.sum() + (log_z_penalty * log_z.square()).sum()
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -119,6 +123,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         b = None if bias is None else bias.to(dtype)
         on_cpu = features.device.type == "cpu"
         at_once = ELEMENTS_AT_ONCE if on_cpu else ELEMENTS_AT_ONCE_ON_GPU
+        penalty = log_z_penalty if isinstance(log_z_penalty, Tensor) else None
+        if penalty is None and log_z_penalty:
+            penalty = log_z.new_full(target.shape, log_z_penalty)
         for rows in blocks(features.size(0), max(1, at_once // weight.size(0))):
             logits = F.linear(x[rows], w, b)  # (n, V)
             wanted = target[rows].unsqueeze(1)  # (n, 1)
@@ -129,8 +136,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             del logits
 
             grad_logits = softmax  # and no other: in place
-            if log_z_penalty:
-                grad_logits *= (1 + 2 * log_z_penalty * log_z[rows]).unsqueeze(1)
+            if penalty is not None:
+                grad_logits *= (1 + 2 * penalty[rows] * log_z[rows]).unsqueeze(1)
             grad_logits.scatter_add_(1, wanted, grad_logits.new_full(wanted.shape, -1))
             if grad_bias is not None:
                 grad_bias += grad_logits.sum(0)
@@ -139,8 +146,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             _add_product(grad_weight, grad_logits.t(), x[rows], at_once)
         ctx.save_for_backward(grad_features, grad_weight, grad_bias)
         ctx.dtypes = [None if t is None else t.dtype for t in (features, weight, bias)]
-        nll = nll.sum()
-        loss = nll + log_z_penalty * log_z.square().sum()
+        loss = _loss(nll, log_z, log_z_penalty)
         ctx.mark_non_differentiable(nll, log_z)
         return loss, nll, log_z
 

@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from unittest import mock
 
+import torch
+
 PLUGIN = Path(__file__).parents[1] / "fairseq_fixedpoint"
 TASK = ("--user-dir", PLUGIN, "--task", "fixedpoint_language_modeling", "--cpu")
 TRAINING = (
@@ -51,6 +53,34 @@ def evaluate(data: Path, checkpoint: Path, *arguments, task=TASK) -> float:
         return float(eval_lm.main(convert_namespace_to_omegaconf(args))["perplexity"])
 
     return _run(run, data, "--path", checkpoint, *task, "--no-progress-bar", *arguments)
+
+
+def training_error(data: Path, folder: Path, precision: str, iterations: int) -> float:
+    """How far training in lower precision goes from where it goes in float32.
+
+    Args:
+        precision: the option for it.
+        iterations: K of the model.
+
+    Returns:
+        The distance of the parameters after an epoch from those of a training in float32, relative
+        to the way that those have gone.
+    """
+    found = {}
+    for name, *options in (
+        ("start", "--lr", 1e-12), ("float32",), ("lower", precision),
+    ):  # fmt: skip
+        train(
+            data, folder / name, "--iterations", iterations, "--max-epoch", 1,
+            "--disable-validation", "--dropout", 0, *options,
+        )  # fmt: skip
+        state = torch.load(folder / name / "checkpoint_last.pt", weights_only=False)["model"]
+        weights = [
+            tensor.float().flatten() for tensor in state.values() if tensor.is_floating_point()
+        ]
+        found[name] = torch.cat(weights)
+    way = found["float32"] - found["start"]
+    return ((found["lower"] - found["float32"]).norm() / way.norm()).item()
 
 
 def _run(command, *arguments):

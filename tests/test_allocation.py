@@ -30,7 +30,8 @@ print(min(faults() for _ in range(30)))
 
 
 def faults(device: str, **environment: str) -> int:
-    inherited = {name: value for name, value in os.environ.items() if name not in VARIABLES}
+    told = {*VARIABLES, "GLIBC_TUNABLES"}
+    inherited = {name: value for name, value in os.environ.items() if name not in told}
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, device],
         env={**inherited, **environment},
@@ -62,11 +63,21 @@ def test_the_environment_wins(returned):
     assert faults("cpu", MALLOC_MMAP_THRESHOLD_="1048576") > returned / 2
 
 
+@pytest.mark.parametrize("name", ["trim_threshold", "mmap_max", "mmap_threshold"])
+def test_so_do_its_tunables(returned, name):
+    tunables = f"glibc.malloc.arena_max=2:glibc.malloc.{name}=65536"
+    assert faults("cpu", GLIBC_TUNABLES=tunables) > returned / 2
+
+
+def test_other_tunables_say_nothing_of_it():
+    assert faults("cpu", GLIBC_TUNABLES="glibc.malloc.arena_max=2:glibc.rtld.nns=5") < 100
+
+
 @pytest.mark.parametrize("task", [FixedPointLanguageModelingTask, FixedPointTranslationTask])
 def test_training_asks_for_it(task, monkeypatch):
     called = []
     monkeypatch.setattr(allocation, "_keep", lambda: called.append(task))
-    for name in VARIABLES:
+    for name in (*VARIABLES, "GLIBC_TUNABLES"):
         monkeypatch.delenv(name, raising=False)
     task.begin_epoch(task.__new__(task), 1, torch.nn.Linear(1, 1))
     assert called

@@ -195,6 +195,21 @@ def test_an_empty_set_is_refused(tmp_path, data):
     assert not list((tmp_path / "out").glob("*.pt"))
 
 
+def test_padding_among_the_words_is_refused(tmp_path, data, trained):
+    """By the line of the text, before anything is trained or evaluated."""
+    (tmp_path / "text").write_text("w1 w2\nw3 w4\nw5 <pad> w6\nw7 <pad>\n")
+    preprocess("--srcdict", data / "dict.txt", "--trainpref", tmp_path / "text",
+               "--testpref", tmp_path / "text", "--destdir", tmp_path / "bin")  # fmt: skip
+    for split in ("train", "test"):
+        message = rf"line 3 of the text of the {split} set .*/bin/{split}.bin has the word <pad>"
+        with pytest.raises(ValueError, match=message):
+            if split == "train":
+                train(tmp_path / "bin", tmp_path / "out", "--max-epoch", 1, "--disable-validation")
+            else:
+                evaluate(tmp_path / "bin", trained, "--tokens-per-sample", 32)
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").glob("*.pt"))
+
+
 def test_a_missing_dictionary_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"dict.txt does not exist: give the folder"):
         train(tmp_path, tmp_path / "out", "--max-epoch", 1)

@@ -134,6 +134,54 @@ def test_several_orders_and_the_penalty_of_the_last_have_their_gradients(options
     torch.testing.assert_close(ours, theirs, **EXACT)
 
 
+@pytest.mark.parametrize("options", [{}, {"adaptive_softmax_cutoff": "10,25"}])
+def test_the_orders_of_a_loss_share_one_gradient_of_the_output_weights(options):
+    """What is kept for the backward pass grows with the orders by their features alone."""
+    model = build(
+        words=400, iterations=6, dropout=0.0, adaptive_softmax_factor=1.0, **options
+    ).train()
+    sample = sample_of(random_tokens())
+    known = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+
+    def kept(orders: str) -> list[int]:
+        """Elements of the tensors with a row for most of the words."""
+        found = {}
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            if tensor.numel() >= 300 * 8:
+                found[tensor.untyped_storage().data_ptr()] = tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            criterion(loss_iterations=orders)(model, sample)
+        return [numel for place, numel in found.items() if place not in known]
+
+    assert len(kept("6")) == 1
+    assert kept("1,2,3,4,5,6") == kept("6")
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_several_orders_of_an_adaptive_softmax_are_averaged(training):
+    options = {"iterations": 4, "adaptive_softmax_cutoff": "10,25", "dropout": 0.0}
+    model, sample = build(**options).train(training), sample_of(random_tokens())
+    loss, _, log = criterion(loss_iterations="1,3,4")(model, sample)
+    found = []
+    for k in (1, 3, 4):
+        alone = build(**{**options, "iterations": k}).train(training)
+        alone.load_state_dict(model.state_dict())
+        found.append((alone, criterion()(alone, sample)[0]))
+    expected = torch.stack([each for _, each in found]).mean()
+    torch.testing.assert_close(loss, expected, **EXACT)
+    torch.testing.assert_close(log["nll_loss"], found[-1][1].detach(), **EXACT)
+    ours = parameter_gradients(loss, model)
+    theirs = [parameter_gradients(each, alone) for alone, each in found]
+    for name, grad in ours.items():
+        grads = [each[name] for each in theirs if each[name] is not None]
+        assert (grad is None) == (not grads)
+        if grads:
+            torch.testing.assert_close(grad, sum(grads) / 3, **EXACT)
+
+
 def test_penalties_count_in_training_and_leave_validation_alone():
     model, sample = build(), sample_of(random_tokens())
     plain = criterion()(model, sample)[0]

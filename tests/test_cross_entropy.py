@@ -48,7 +48,7 @@ def errors(found: list[Tensor], expected: list[Tensor]) -> list[float]:
     width=st.integers(1, 5),
     words=st.integers(1, 12),
     bias=st.booleans(),
-    penalty=st.sampled_from([0.0, 0.3]),
+    penalty=st.sampled_from([0.0, 0.3, "each"]),
     scale=st.sampled_from([1.0, 1e3]),
     at_once=st.integers(1, 60),
     seed=seeds,
@@ -59,6 +59,8 @@ def test_value_and_gradients_are_the_reference_s(
 ):
     torch.manual_seed(seed)
     features, weight, b, target = layer(rows, width, words, bias)
+    if penalty == "each":  # position has its own
+        penalty = torch.rand(rows, dtype=torch.float64)
     tensors = (features, weight, b)
     inputs = (scale * features, weight, b, target, penalty)
     expected = linear_cross_entropy_reference(*inputs)

@@ -8,10 +8,14 @@ import torch
 from fairseq_fixedpoint.recurrence import FixedOrder, FixedPointRNN
 from fairseq_fixedpoint.recurrence.reference import window_by_window
 from fairseq_fixedpoint.rescoring.token_scorers import WindowScorer
-from tests.commands import evaluate, train
+from tests import commands
+from tests.commands import TRAINING, training_error
 from tests.test_model import build
 from tests.test_recurrence import EXACT, KINDS, block, gradients, make
 from tests.test_scorer import EOS, OUTPUTS
+
+MEASURABLE = 1e-4
+"""More than float32 can err by: a training in which the option does nothing stays below."""
 
 pytestmark = [
     pytest.mark.cuda,
@@ -85,7 +89,7 @@ def test_a_cuda_graph_gives_the_states_and_gradients_without_one(kind):
 
 @pytest.mark.parametrize("kind", KINDS, ids="-".join)
 def test_a_cuda_graph_of_bfloat16_products_errs_no_more_than_without_one(kind):
-    """Whose kernels are chosen by time before the graph is captured."""
+    """In which the same kernels run."""
     model = make(kind, layers=1, input_size=64, hidden_size=64).float().cuda()
     x, tensors = block(32, 8, 64).float().cuda().requires_grad_(), [*model.parameters()]
     exact = gradients(model(x, 4).output, tensors)
@@ -98,10 +102,13 @@ def test_a_cuda_graph_of_bfloat16_products_errs_no_more_than_without_one(kind):
 
 
 @pytest.mark.parametrize("precision", ["--fp16", "--bf16", "--amp", "--bf16-products"])
-def test_training_in_lower_precision_learns(data, tmp_path, precision, monkeypatch):
-    from tests import commands
-
-    on_gpu = tuple(item for item in commands.TRAINING if item != "--cpu")
-    monkeypatch.setattr(commands, "TRAINING", on_gpu)
-    train(data, tmp_path, "--iterations", 4, "--max-epoch", 2, precision)
-    assert evaluate(data, tmp_path / "checkpoint_last.pt", "--tokens-per-sample", 64) < 30
+def test_training_in_lower_precision_errs_little_more_than_the_exact_recurrence(
+    data, tmp_path, precision, monkeypatch
+):
+    """The tolerance is what the same option does to a training of PyTorch's own recurrence."""
+    monkeypatch.setattr(commands, "TRAINING", [item for item in TRAINING if item != "--cpu"])
+    ours, theirs = (
+        training_error(data, tmp_path / str(iterations), precision, iterations)
+        for iterations in (4, 0)
+    )
+    assert MEASURABLE < ours <= 2 * theirs

@@ -5,11 +5,22 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from fairseq.data import Dictionary, MonolingualDataset, TokenBlockDataset
+from fairseq.data import (
+    ConcatDataset,
+    Dictionary,
+    MonolingualDataset,
+    TokenBlockDataset,
+    indexed_dataset,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fairseq_fixedpoint.data import ContiguousStreamsDataset, LeftContextDataset
+from fairseq_fixedpoint.data import (
+    ContiguousStreamsDataset,
+    LeftContextDataset,
+    padding,
+)
+from fairseq_fixedpoint.data.padding import first_with
 
 DICTIONARY = Dictionary()
 for number in range(50):
@@ -121,3 +132,24 @@ def test_processes_share_the_streams_row_by_row(processes):
     assert all(part[0] for part in parts)  # fairseq's dummy batch is a process's first
     for position, batch in enumerate(whole):
         assert [index for part in parts for index in part[position]] == batch
+
+
+@pytest.mark.parametrize("impl", ["mmap", "cached", "lazy"])
+@pytest.mark.parametrize("at_once", [1, 3, 1000])
+def test_padding_is_found_in_every_kind_of_file(tmp_path, monkeypatch, impl, at_once):
+    monkeypatch.setattr(padding, "TOKENS_AT_ONCE", at_once)
+    sentences = [[5, 6, EOS], [EOS], [7, PAD, EOS], [PAD, EOS]]
+
+    def stored(name, kept):
+        builder = indexed_dataset.make_builder(str(tmp_path / f"{name}.bin"), impl, vocab_size=9)
+        for sentence in kept:
+            builder.add_item(torch.IntTensor(sentence))
+        builder.finalize(str(tmp_path / f"{name}.idx"))
+        return indexed_dataset.make_dataset(str(tmp_path / name), impl, fix_lua_indexing=True)
+
+    clean, dirty = stored("clean", sentences[:2]), stored("dirty", sentences)
+    assert first_with(clean, PAD) is None
+    assert first_with(dirty, PAD) == 2
+    assert first_with(stored("last", [*sentences[:2], sentences[3]]), PAD) == 2
+    assert first_with(ConcatDataset([clean, dirty]), PAD) == 4
+    assert first_with(ConcatDataset([clean, clean]), PAD) is None

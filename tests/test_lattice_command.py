@@ -18,6 +18,7 @@ from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 
+import kaldifst
 import kenlm
 import numpy as np
 import pytest
@@ -200,7 +201,8 @@ def test_outputs_of_a_small_lattice(name, models, small, tmp_path, capsys):
     assert lattice(small, "--model", models[name], *EXACT, *options, "--posteriors") == 0
     after = read(outputs["output"])["u"]
     states = len(after.final)  # with the end that joins all, and without the state before the start
-    said = f"fixedpoint-rescore: 1 lattice, {states} states, 1 arc of unknown words.\n"
+    said = f"fixedpoint-rescore: 1 lattice, {states} states, 4 arcs with a word, 1 unknown to "
+    said += "FixedPoint0, 1 filler or marker passed by.\n"
     assert capsys.readouterr().err == said
 
     expected = small_totals(models[name])
@@ -278,6 +280,20 @@ def test_the_combination_is_what_the_options_say(models, small, tmp_path):
     for options, given_ in cases.items():
         found = listed(small, checkpoint, *options)["u"]
         assert found == pytest.approx(small_totals(checkpoint, **given_), abs=1e-4)
+
+
+def test_weights_may_name_scores_that_a_lattice_without_words_lacks(models, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    file_of(SMALL, folder / "a.lat")
+    file_of("VERSION=1.0\nUTTERANCE=v\nwdpenalty=-1\nN=1 L=0\nI=0\n", folder / "b.lat")
+    scales = ("--acoustic-scale", 0.25, "--old-lm-weight", 0.5, "--lm-scale", 2)
+    found = listed(folder, models["gru"], *scales)
+    assert found["u"] == pytest.approx(small_totals(models["gru"], 0.25, 0.5, 2), abs=1e-4)
+    assert found["v"] == pytest.approx({"": 2 * sum(scores_of_words(models["gru"], ""))}, abs=1e-4)
+    for path in (folder, tmp_path / "out"):  # what is written has an arc to the end
+        arguments = (path, "--model", models["gru"], *EXACT, *scales)
+        assert lattice(*arguments, "--output", tmp_path / "out") == 0
 
 
 def test_words_are_made_the_model_s(models, tmp_path):
@@ -490,7 +506,6 @@ def test_lattices_with_other_scores_share_a_list(models, tmp_path):
 
 @every_form
 def test_openfst_finds_the_same_paths(form, models, tmp_path):
-    kaldifst = pytest.importorskip("kaldifst")
     content = [replace(sausage(seed, 3, 3, 1.0), weights={"acoustic": 1.0}) for seed in range(3)]
     if form == "kaldi":
         content = [

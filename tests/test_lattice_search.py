@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import math
 
+import kaldifst
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -190,7 +191,6 @@ class TestAgainstKaldi:
     @settings(max_examples=50, deadline=None)
     @given(graphs(whole=True), st.integers(1, 10))
     def test_nbest_is_that_of_openfst(self, graph, size):
-        kaldifst = pytest.importorskip("kaldifst")
         symbols = {word: 1 + number for number, word in enumerate(sorted(set(graph.words) - {""}))}
         fst = kaldifst.StdVectorFst()
         for _ in graph.end:

@@ -31,7 +31,7 @@ from tests.test_model import build, dictionary
 
 # Few, so that paths meet again: spoken, a variant, upper case, unknown, and what is not spoken.
 LATTICE_WORDS = ("w1", "w2", "w3", "w1(2)", "W2", "nowhere", "", "<sil>", "++NOISE++", "</s>")
-SLF_SCORES = ("acoustic", "lm", "ngram", "pronunciation")
+SLF_SCORES = ("acoustic", "lm", "ngram", "pronunciation", "x1")
 FORMS = {"slf": Slf, "kaldi": CompactLattice}
 
 halves = st.integers(-8, 4).map(lambda number: number / 2)
@@ -76,7 +76,7 @@ def lattices(draw, form: str, names: tuple[str, ...] = SLF_SCORES, utterance: st
         scores=scores,
         final=final,
         final_scores=final_scores,
-        weights={name: draw(st.sampled_from([0.5, 1.0, 2.0])) for name in scores},
+        weights={name: draw(st.sampled_from([0.0, 0.5, 1.0, 2.0])) for name in scores},
         word_penalty=0.0 if form == "kaldi" else draw(st.sampled_from([0.0, -0.5])),
     )
 
@@ -134,7 +134,7 @@ def scorer(lowercase: bool = False, unknown_penalty: float = 0.0, **options) -> 
     options = {"decoder_layers": 2, "iterations": 3, "learned_initial_state": True, **options}
     model = build(**options)
     torch.nn.init.uniform_(model.decoder.rnn.initial_state)
-    encoder = TextEncoder(dictionary(), lowercase=lowercase)
+    encoder = TextEncoder(dictionary(), case="lower" if lowercase else "keep")
     return Scorer(WindowScorer(model.decoder), encoder, unknown_penalty)
 
 
@@ -148,8 +148,16 @@ def expected_weights(lattice: Lattice, given: dict[str, float]) -> dict[str, flo
     """Of the scores of the lattice, of the model A and of words."""
     replaced = {}
     if "graph" not in lattice.scores:
-        replaced = {"A": lattice.weights.get("lm", 1.0), "lm": 0.0}
+        name = replaced_by_the_model(lattice)
+        replaced = {"A": lattice.weights.get(name, 1.0) or 1.0, name: 0.0}
     return {"A": 1.0} | lattice.weights | replaced | {WORDS: lattice.word_penalty} | given
+
+
+def replaced_by_the_model(lattice: Lattice) -> str:
+    """Of a lattice of SLF that has a weight for each of its scores and for no other."""
+    there = [name for name in ("lm", "ngram") if name in lattice.scores]
+    counting = [name for name in there if lattice.weights[name] > 0]
+    return [*counting, *there, "lm"][0]
 
 
 def totals(lattice: Lattice, model: Scorer, given: dict[str, float]) -> dict[tuple, float]:
@@ -215,7 +223,7 @@ def test_every_arc_has_the_sequence_s_score(
         for word in map(spoken, lattice.words)
         if word and (word.lower() if lowercase else word) not in known
     ]
-    assert found.unknown == len(unknown)
+    assert found.unknown == {"A": len(unknown)}
     assert found.shortened == 0
 
 
@@ -238,7 +246,85 @@ def test_the_lattice_written_adds_up_to_the_combined_score(form, data):
         for (arcs, end), value in totals(lattice, model, weights).items()
     }
     assert written == pytest.approx(expected, abs=1e-9)
-    assert back.scores.keys() == {"acoustic", "graph" if form == "kaldi" else "lm"}
+    language = "graph" if form == "kaldi" else replaced_by_the_model(lattice)
+    assert found.language == language
+    assert back.scores.keys() == lattice.scores.keys() | {language}
+    for name in back.scores.keys() - {language}:  # as it was
+        assert sums(back, name) == pytest.approx(sums(lattice, name), abs=1e-9)
+
+
+def sums(lattice: Lattice, name: str) -> dict[tuple[float, ...], float]:
+    """One score along each path."""
+    return {
+        by_acoustic(lattice, arcs, end): lattice.scores[name][arcs].sum()
+        for arcs, end in lattice_paths(lattice)
+    }
+
+
+@given(data=st.data())
+@settings(max_examples=40, deadline=None)
+def test_a_lattice_that_was_rescored_is_rescored_to_the_same_scores(data):
+    """Of SLF: the other scores are there with their weights, and the model replaces itself."""
+    lattice = data.draw(lattices("slf"))
+    weights = data.draw(given_weights(lattice))
+    for name in "A", replaced_by_the_model(lattice):
+        weights.pop(name, None)
+    model, passes = scorer(), []
+    for given_here in weights, {}, {}:
+        found = rescored_by(lattice, model=model, weights=given_here)
+        lattice = again(found.lattice, Slf())
+        passes.append(
+            {
+                by_acoustic(lattice, arcs, end): total(lattice, lattice.weights, arcs, end)
+                for arcs, end in lattice_paths(lattice)
+            }
+        )
+        assert best_path(found.graph).weight == pytest.approx(max(passes[0].values()), abs=1e-9)
+    assert passes[1] == pytest.approx(passes[0], abs=1e-9)
+    assert passes[2] == pytest.approx(passes[0], abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("scores", "scales", "language", "scale", "kept"),
+    [
+        ({"ngram"}, {"lm": 0.0, "ngram": 8.0}, "ngram", 8.0, None),
+        ({"ngram"}, {"lm": 9.0, "ngram": 8.0}, "ngram", 8.0, None),
+        ({"ngram"}, {"lm": 9.0, "ngram": 0.0}, "lm", 9.0, None),
+        ({"ngram"}, {"ngram": 0.0}, "ngram", 1.0, None),
+        ({"lm"}, {"lm": 9.0, "ngram": 8.0}, "lm", 9.0, None),
+        ({"lm"}, {"lm": 0.0, "ngram": 8.0}, "ngram", 8.0, None),
+        ({"lm", "ngram"}, {"lm": 9.0, "ngram": 8.0}, "lm", 9.0, "ngram"),
+        ({"lm", "ngram"}, {"lm": 0.0, "ngram": 8.0}, "ngram", 8.0, "lm"),
+        ({"lm", "ngram"}, {"lm": 0.0, "ngram": 0.0}, "lm", 1.0, "ngram"),
+        (set(), {"ngram": 8.0}, "ngram", 8.0, None),
+        (set(), {}, "lm", 1.0, None),
+    ],
+)
+def test_the_model_replaces_the_language_score_that_counts(scores, scales, language, scale, kept):
+    lattice = one_path(["w1", "w2"], acoustic=-1.0, lm=0.0)
+    own = {name: np.array([-1.0, -2.0]) for name in scores}
+    lattice = replace(
+        lattice,
+        scores={"acoustic": lattice.scores["acoustic"], **own},
+        weights={"acoustic": 0.5, **scales},
+    )
+    (line,) = scorer().score(["w1 w2"])
+    kept_part = -3.0 * scales[kept] if kept else 0.0
+    if language == "lm" and scores == {"ngram"}:
+        kept_part = -3.0 * scales["ngram"]
+    expected = -1.0 + scale * line.log_probability + kept_part
+    first = rescored_by(lattice)
+    assert first.kept == kept
+    for found in first, rescored_by(first.lattice):
+        assert found.language == language
+        assert best_path(found.graph).weight == pytest.approx(expected, abs=1e-10)
+        assert found.lattice.weights[language] == scale
+        ((arcs, end),) = lattice_paths(found.lattice)
+        written = total(found.lattice, found.lattice.weights, arcs, end)
+        assert written == pytest.approx(expected, abs=1e-10)
+    old = rescored_by(lattice, old_weight=0.25)
+    gained = 0.25 * -3.0 if language in scores else 0.0
+    assert best_path(old.graph).weight == pytest.approx(expected + gained, abs=1e-10)
 
 
 @every_form
@@ -291,7 +377,7 @@ def test_an_ngram_model_beside_gives_the_whole_sentence_s_score(
     arpa, data, lowercase, unknown_penalty
 ):
     lattice = data.draw(lattices(data.draw(st.sampled_from(sorted(FORMS)))))
-    ngram = NgramScorer(arpa, lowercase, unknown_penalty)
+    ngram = NgramScorer(arpa, "lower" if lowercase else "keep", unknown_penalty)
     model = scorer(iterations=2)
     weights = {"A": 0.0, "N": 0.75, WORDS: 0.0, **dict.fromkeys(lattice.scores, 0.0)}
     found = rescored_by(lattice, model=model, ngrams={"N": ngram}, weights=weights)

@@ -43,6 +43,21 @@ def test_only_states_and_gates_are_kept(cell, kept):
         assert saved_bytes(model, iterations) <= iterations * kept * ITERATE + small
 
 
+@pytest.mark.parametrize(
+    ("cell", "parts", "gates"), [("elman", 1, 0), ("gru", 1, 4), ("lstm", 2, 4)]
+)
+def test_a_truncated_gradient_keeps_the_last_iterates_alone(cell, parts, gates):
+    """The n that are differentiated and the one that they start from, however many precede."""
+    model = FixedPointRNN(SIZE, SIZE, 2, cell=cell)
+    small = 2 * 4 * 8 * SIZE * SIZE
+    for iterations, last in (4, 1), (20, 1), (20, 2), (20, 5):
+        lead = 1 + (iterations - 1) / LENGTH  # padding before the block
+        inputs = lead * ITERATE + lead * LENGTH * BATCH * 2  # and the masks of it
+        states = 2 * ((last + 1) * parts + last * gates) * lead * ITERATE
+        kept = saved_bytes(model, iterations, gradient_iterations=last)
+        assert kept <= inputs + states + small
+
+
 @pytest.mark.parametrize("cell", CELLS)
 def test_recomputation_keeps_nothing_of_the_iterates(cell):
     model = FixedPointRNN(SIZE, SIZE, 2, cell=cell)

@@ -77,6 +77,38 @@ def test_cached_steps_equal_the_block(cell, layers, iterations, reset_at_eos):
             prefixes = prefixes[order]
 
 
+@pytest.mark.parametrize("iterations", [0, 3])
+@pytest.mark.parametrize("options", [{"orthogonal": True}, {"spectral_bound": 0.3}])
+def test_a_generation_constrains_the_recurrent_matrices_once(options, iterations):
+    """However long it is; and the next one sees parameters that have changed since."""
+    model = build(iterations=iterations, decoder_layers=2, **options)
+    recurrent = [layer.parametrizations.weight_hh_l0 for layer in model.decoder.rnn.layers]
+    made = []
+    for each in recurrent:
+        each[0].register_forward_hook(lambda *_: made.append(None))
+    tokens = random_tokens(length=8)
+
+    def generate(length: int) -> torch.Tensor:
+        state = {}
+        for end in range(1, length):
+            log_probs(model, tokens[:, :end], incremental_state=state)
+            model.decoder.reorder_incremental_state_scripting(state, torch.arange(3))
+        return log_probs(model, tokens[:, :length], incremental_state=state)
+
+    counts = []
+    for length in (3, 8):
+        made.clear()
+        torch.testing.assert_close(generate(length), log_probs(model, tokens[:, :length])[:, -1:])
+        counts.append(len(made))
+    assert counts[0] == counts[1]
+    before = generate(8)
+    for each in recurrent:  # as fairseq's optimizers write
+        each.original.data.mul_(-1 if "spectral_bound" in options else 1.7).add_(0.1)
+    after = generate(8)
+    assert not torch.allclose(after, before)
+    torch.testing.assert_close(after, log_probs(model, tokens)[:, -1:], **EXACT)
+
+
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("cutoff", [None, "10,25"])
 def test_one_checkpoint_serves_the_iteration_and_the_exact_recurrence(cell, cutoff):

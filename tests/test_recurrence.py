@@ -114,10 +114,22 @@ def test_first_k_positions_are_exact_after_k_iterations(kind, layers, k, seed):
 @pytest.mark.parametrize(("length", "batch"), [(0, 2), (3, 0)])
 def test_an_empty_block_has_empty_states_and_no_gradient(length, batch):
     model = make(("lstm", "tanh"))
-    output = model(block(length, batch), 3, orders=[1], residuals=True).output
-    assert output.shape == (length, batch, 4)
-    output.sum().backward()
-    assert all(not parameter.grad.any() for parameter in model.parameters())
+    for iterations, options in (3, {"orders": [1], "residuals": True}), (0, {}):
+        output = model(block(length, batch), iterations, **options).output
+        assert output.shape == (length, batch, 4)
+        model.zero_grad()
+        output.sum().backward()
+        assert all(not parameter.grad.any() for parameter in model.parameters())
+
+
+def test_no_positions_leave_the_state_as_it_was():
+    model = make(("lstm", "tanh"), learned_initial_state=True)
+    state, nowhere = torch.randn(2, 2, 8, dtype=torch.float64), torch.zeros(0, 2).bool()
+    for masks in {}, {"resets": nowhere, "padding_mask": nowhere}:
+        solution = model(block(0), 0, initial_state=state, **masks)
+        assert torch.equal(solution.final_state, state)
+        began = model(block(0), 0, **masks).final_state
+        assert torch.equal(began, model.initial_state.unsqueeze(1).expand(-1, 2, -1))
 
 
 @pytest.mark.parametrize("kind", KINDS, ids="-".join)
@@ -406,17 +418,19 @@ def test_carried_state_continues_the_exact_recurrence(kind):
     layers=st.integers(1, 3),
     iterations=st.integers(0, 5),
     with_resets=st.booleans(),
+    layers_once=st.booleans(),
     seed=seeds,
 )
 @settings(max_examples=40, deadline=None)
-def test_one_token_steps_equal_the_block(kind, layers, iterations, with_resets, seed):
+def test_one_token_steps_equal_the_block(kind, layers, iterations, with_resets, layers_once, seed):
     model = make(kind, seed, layers, learned_initial_state=True)
     x = block(7)
     resets = torch.rand(7, 2) < 0.3 if with_resets else None
     expected = model(x, iterations, resets=resets).output
     cache = model.initial_cache(2, iterations)
+    layers = model.effective_layers() if layers_once else None
     for t in range(7):
-        output, cache = model.step(x[t], cache, None if resets is None else resets[t])
+        output, cache = model.step(x[t], cache, None if resets is None else resets[t], layers)
         torch.testing.assert_close(output, expected[t], **EXACT)
         order = torch.tensor([1, 0])  # as a beam search would: the cache follows its sequences
         cache, x = cache.index_select(2, order), x[:, order]
@@ -620,12 +634,9 @@ def test_tensors_of_another_shape_or_type_are_refused(options, message, iteratio
         model(**options)
 
 
-@pytest.mark.parametrize("options", [{"x": torch.zeros(0, 2, 3)},
-                                     {"initial_state": torch.zeros(2, 3, 4)}])  # fmt: skip
-def test_the_exact_recurrence_wants_a_position_and_a_state_of_its_batch(options):
-    options = {"x": torch.zeros(5, 2, 3), "iterations": 0, **options}
-    with pytest.raises(ValueError, match=r"no positions|initial_state must have .* \(2, 2, 4\)"):
-        FixedPointRNN(3, 4, 2)(**options)
+def test_the_exact_recurrence_wants_a_state_of_its_batch():
+    with pytest.raises(ValueError, match=r"initial_state must have .* \(2, 2, 4\)"):
+        FixedPointRNN(3, 4, 2)(torch.zeros(5, 2, 3), 0, initial_state=torch.zeros(2, 3, 4))
 
 
 @pytest.mark.parametrize("iterations", [0, 3])

@@ -80,7 +80,7 @@ def test_any_model_is_scored_in_padded_batches(case, at_once):
     model = build(iterations=0, cell="gru")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(token_scorers, "TOKENS_AT_ONCE", at_once)
-        found = ModelScorer(model).log_probabilities(sequences, first)
+        found = ModelScorer(model, dictionary()).log_probabilities(sequences, first)
     for ours, sequence, begin in zip(found, sequences, first, strict=True):
         expected = block_log_probabilities(model, sequence, begin)
         # fairseq normalises in float32.
@@ -91,7 +91,7 @@ def test_a_model_with_a_limit_refuses_what_is_longer(monkeypatch):
     model = build(iterations=0)
     monkeypatch.setattr(model.decoder, "max_positions", lambda: 3)
     with pytest.raises(RescoringError, match="4 tokens, more than the 3"):
-        ModelScorer(model).log_probabilities([[EOS, 5, 6, 7, EOS]], [1])
+        ModelScorer(model, dictionary()).log_probabilities([[EOS, 5, 6, 7, EOS]], [1])
 
 
 @given(texts=st.lists(lines, max_size=8), at_once=st.sampled_from([1, 10, 1000]))

@@ -6,33 +6,155 @@ import math
 
 import pytest
 import torch
+from fairseq import checkpoint_utils
 
-from tests.commands import evaluate, train
+from tests.commands import PLUGIN, evaluate, train
 
-START = ("--start-tokens", 7, "--start-width", 3, "--start-decays", "0.5,0.9", "--save-interval", 10)
+START = (
+    "--start-tokens", 7, "--start-width", 3, "--start-decays", "0.5,0.9", "--max-update", 30,
+    "--no-save-optimizer-state", "--save-interval", 10,
+)  # fmt: skip
+KINDS = {
+    "stream": ("--start", "stream", "--iterations", 3, "--cell", "gru"),
+    "sentence": ("--start", "sentence", "--reset-at-eos", "--iterations", 4, "--cell", "lstm"),
+    "input": ("--summary-input", "--iterations", 0, "--cell", "elman"),
+    "both": ("--start", "stream", "--summary-input", "--iterations", 2, "--cell", "lstm"),
+    "strided": ("--start", "stream", "--iterations", 2, "--stride", 3, "--decoder-layers", 2),
+}
 
 
 @pytest.fixture(scope="module")
 def started(data, tmp_path_factory):
-    """Checkpoints of both kinds of start, and of a summary as an input."""
+    """Checkpoints of both kinds of start, of a summary as an input, and of a stride."""
     folder = tmp_path_factory.mktemp("started")
-    kinds = {
-        "stream": ("--start", "stream", "--iterations", 3, "--cell", "gru"),
-        "sentence": ("--start", "sentence", "--reset-at-eos", "--iterations", 4, "--cell", "lstm"),
-        "input": ("--summary-input", "--iterations", 0, "--cell", "elman"),
-        "strided": ("--start", "stream", "--iterations", 2, "--stride", 3, "--decoder-layers", 2),
-    }
-    for name, options in kinds.items():
-        train(data, folder / name, *options, *START, "--max-update", 30, "--no-save-optimizer-state")
-    return {name: folder / name / "checkpoint_last.pt" for name in kinds}
+    for name, options in KINDS.items():
+        train(data, folder / name, *options, *START)
+    return {name: folder / name / "checkpoint_last.pt" for name in KINDS}
 
 
-@pytest.mark.parametrize("kind", ["stream", "sentence", "strided"])
+def load(checkpoint, **overrides):
+    """The model, ready to evaluate in float64, and its task."""
+    models, _, task = checkpoint_utils.load_model_ensemble_and_task(
+        [str(checkpoint)], arg_overrides=overrides
+    )
+    return models[0].double().eval(), task
+
+
+@pytest.mark.parametrize("kind", ["stream", "sentence", "both", "strided"])
 def test_perplexity_is_independent_of_the_block_size(data, started, kind):
     options = ("--reset-at-eos",) if kind == "sentence" else ()
     found = [
-        evaluate(data, started[kind], "--tokens-per-sample", size, "--gen-subset", "valid", *options)
+        evaluate(
+            data, started[kind], "--tokens-per-sample", size, "--gen-subset", "valid", *options
+        )
         for size in (1000, 13, 5, 1)
-    ]
+    ]  # fmt: skip
     for each in found[1:]:
         assert math.isclose(each, found[0], rel_tol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("iterations", [None, 0, 1])
+def test_one_token_at_a_time_equals_the_block(started, kind, iterations):
+    """Also after a beam has reordered its hypotheses, and from a prefix of any length."""
+    model, task = load(started[kind])
+    decoder = model.decoder
+    torch.manual_seed(3)
+    eos, words = task.source_dictionary.eos(), len(task.source_dictionary)
+    tokens = torch.randint(4, words, (3, 14))
+    tokens[:, 0] = eos
+    tokens[0, 5] = tokens[1, 8] = tokens[2, 9] = eos
+    with (
+        torch.no_grad(),
+        decoder.at_iterations(decoder.iterations if iterations is None else iterations),
+    ):
+        expected = decoder(tokens)[0]
+        for prefix in (1, 4, 10):
+            state: dict = {}
+            order = torch.arange(3)
+            for length in range(prefix, 15):
+                found = decoder(tokens[order][:, :length], incremental_state=state)[0][:, -1]
+                torch.testing.assert_close(found, expected[order, length - 1], rtol=0, atol=1e-10)
+                change = torch.tensor([2, 0, 1]) if length % 2 else torch.arange(3)
+                decoder.reorder_incremental_state(state, change)
+                order = order[change]
+
+
+@pytest.mark.parametrize("kind", ["stream", "sentence"])
+def test_all_depends_on_the_last_tokens_alone(started, kind):
+    """Contract 3 of a start: K + M tokens, and inside a sentence what came before it."""
+    model, task = load(started[kind])
+    decoder = model.decoder
+    torch.manual_seed(5)
+    tokens = torch.randint(4, len(task.source_dictionary), (1, 30))
+    changed = tokens.clone()
+    changed[0, 9] = 4 if tokens[0, 9] != 4 else 5
+    if kind == "sentence":
+        tokens[0, 12] = changed[0, 12] = task.source_dictionary.eos()
+    with torch.no_grad():
+        before, after = decoder(tokens)[0][0], decoder(changed)[0][0]
+    differs = (before - after).abs().amax(1).gt(1e-12).nonzero().squeeze(1).tolist()
+    if kind == "stream":
+        assert differs == list(range(9, 9 + decoder.iterations + decoder.summary.tokens))
+        assert decoder.order == decoder.iterations + decoder.summary.tokens
+    else:  # the sentence that it is in, in its last K tokens; and all of the next one
+        assert differs == [9, 10, 11, *range(12, 30)]
+        assert decoder.order == decoder.iterations
+
+
+def test_a_start_from_no_tokens_is_the_exact_recurrence_for_large_orders(started):
+    """Contract 2 of a start."""
+    model, task = load(started["stream"])
+    tokens = torch.randint(4, len(task.source_dictionary), (2, 9))
+    with torch.no_grad():
+        with model.decoder.at_iterations(9):
+            large = model.decoder(tokens)[0]
+        with model.decoder.at_iterations(0):
+            exact = model.decoder(tokens)[0]
+    torch.testing.assert_close(large, exact, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--start", "stream", "--start-tokens", 0), "--start-tokens must be at least 1, not 0"),
+        (("--start", "stream", "--start-width", 0), "--start-width must be at least 1, not 0"),
+        (("--start", "stream", "--start-decays", "0.9,1"), "--start-decays takes"),
+        (("--start", "stream", "--start-decays", "a"), "--start-decays takes"),
+        (("--start", "sentence"), "add --reset-at-eos"),
+        (("--stride", 0), "--stride must be at least 1, not 0"),
+        (("--stride", 4, "--iterations", 0), "--iterations 0 is the exact recurrence"),
+    ],
+)  # fmt: skip
+def test_bad_options_are_sentences_and_nothing_is_written(data, tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        train(data, tmp_path / "model", *options)
+    assert not list((tmp_path / "model").glob("*.pt"))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"start": "constant"},
+        {"start_tokens": 8},
+        {"start_decays": "0.5,0.8"},
+        {"start": "sentence"},
+    ],
+)
+def test_a_checkpoint_with_another_start_is_refused(data, started, other):
+    with pytest.raises(ValueError, match=r"trained with --start stream --start-tokens 7"):
+        evaluate(
+            data, started["stream"], "--tokens-per-sample", 20, "--reset-at-eos",
+            "--model-overrides", repr(other),
+        )  # fmt: skip
+
+
+def test_the_stride_trains_and_its_phase_comes_from_the_seed(data, tmp_path):
+    """Two runs of one seed are one; the phase moves from update to update."""
+    weights = []
+    for name in ("a", "b"):
+        train(data, tmp_path / name, *KINDS["strided"], *START, "--max-update", 5)
+        state = torch.load(tmp_path / name / "checkpoint_last.pt", weights_only=False)["model"]
+        weights.append(state)
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert PLUGIN.name == "fairseq_fixedpoint"

@@ -127,7 +127,9 @@ def test_one_token_steps_equal_the_block_from_its_start(
         torch.testing.assert_close(expected, reference, **EXACT)
     cache = model.initial_cache(2, iterations)
     for t in range(7):
-        output, cache = model.step(x[t], cache, None if resets is None else resets[t], summary[t])
+        output, cache = model.step(
+            x[t], cache, None if resets is None else resets[t], summary=summary[t]
+        )
         torch.testing.assert_close(output, expected[t], **EXACT)
 
 

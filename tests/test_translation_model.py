@@ -23,6 +23,10 @@ from fairseq_fixedpoint.models.fixedpoint import (
     FixedPointTranslationModel,
 )
 from fairseq_fixedpoint.recurrence.reference import window_by_window
+from fairseq_fixedpoint.tasks.fixedpoint_translation import (
+    FixedPointTranslationTask,
+    FixedPointTranslationTaskConfig,
+)
 from tests.commands import PLUGIN
 from tests.test_model import CELLS, EXACT, dictionary
 
@@ -360,6 +364,24 @@ def pairs(tmp_path_factory) -> Path:
         *(f"--{split}pref={folder / split}" for split in ("train", "valid", "test")),
     )  # fmt: skip
     return folder / "bin"
+
+
+def test_padding_among_the_words_is_refused(pairs, tmp_path):
+    for language, text in (("xx", "xx1 xx2\nxx3 <pad>\n"), ("en", "en1 en2\nen3 en4\n")):
+        (tmp_path / f"test.{language}").write_text(text)
+    for source, target in (("xx", "en"), ("en", "xx")):
+        folder = tmp_path / source
+        command(
+            preprocess, "-s", source, "-t", target, "--workers", 1, "--destdir", folder,
+            "--testpref", tmp_path / "test", "--srcdict", pairs / f"dict.{source}.txt",
+            "--tgtdict", pairs / f"dict.{target}.txt",
+        )  # fmt: skip
+        cfg = FixedPointTranslationTaskConfig(
+            data=str(folder), source_lang=source, target_lang=target, dataset_impl="mmap"
+        )
+        task = FixedPointTranslationTask.setup_task(cfg)
+        with pytest.raises(ValueError, match=r"line 2 .* language xx, has the word <pad>"):
+            task.load_dataset("test")
 
 
 def command(module, *arguments):

@@ -46,7 +46,7 @@ def interpreted() -> ModuleType:
 def separate() -> ModuleType:
     """Every product by PyTorch, the pointwise part by a kernel."""
     module = interpreted()
-    module._fastest = lambda *_, left: None
+    module._tiling = lambda left: None
     return module
 
 
@@ -54,7 +54,7 @@ def separate() -> ModuleType:
 def fused() -> ModuleType:
     """Every product of the Elman cell in the kernel of its pointwise part."""
     module = interpreted()
-    module._fastest = lambda *_, left: None if left is None else module.TILINGS[-1]
+    module._tiling = lambda left: None if left is None else module.TILINGS[-1]
     return module
 
 
@@ -248,102 +248,65 @@ def tf32():
     torch.backends.cuda.matmul.allow_tf32 = allowed
 
 
+SHAPES = st.tuples(st.integers(1, 200_000), st.integers(1, 5000))
+LARGEST_SHARED = {True: 163 * 1024, False: 99 * 1024}  # bytes a block may have
+
+
+class Left:
+    """As much of a product's left factor as the choice of a way may look at."""
+
+    def __init__(self, shape: tuple[int, int], dtype: torch.dtype = torch.bfloat16):
+        self.shape, self.dtype, self.device = shape, dtype, torch.device("cuda")
+
+
+@given(shape=SHAPES, large=st.booleans())
+@settings(max_examples=300, deadline=None)
+def test_a_tile_fits_the_matrix_and_the_gpu(shape, large):
+    kernels = importlib.import_module(NAME)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, "_has_large_shared_memory", lambda device: large)
+        tile = kernels._tiling(Left(shape))
+    rows, width = shape
+    if rows <= 8 or width > kernels.WIDEST:
+        assert tile is None
+    if tile is not None:
+        assert tile["ROWS"] < 2 * rows and tile["COLUMNS"] < 2 * width
+        stage = 128 * (tile["ROWS"] + tile["COLUMNS"])  # 128 bytes of each row and column
+        assert tile["num_stages"] * stage <= LARGEST_SHARED[large]
+
+
 @pytest.mark.parametrize(
-    ("name", "fastest"), [("elman_forward", 1), ("elman_backward", 0), ("elman_backward", 4)]
+    ("shape", "number"),
+    [((65536, 1024), 0), ((1400, 1024), 1), ((20, 70), 5), ((65536, 4096), None)],
 )
-def test_the_fastest_way_is_timed_once_and_taken(tf32, monkeypatch, name, fastest):
-    """And timing leaves nothing behind: what a kernel adds to is added to once."""
-    kernels, timed, launched = interpreted(), [], []
-
-    def bench(run, **_):
-        run()
-        timed.append(run)
-        return 1.0 if len(timed) == fastest + 1 else 2.0
-
-    def launch(kernel, matrices, n, h, *constants, **tile):
-        launched.append(tile)
-        kernel_launch(kernel, matrices, n, h, *constants, **tile)
-
-    kernel_launch = kernels._launch
-    monkeypatch.setattr(triton.testing, "do_bench", bench)
-    monkeypatch.setattr(kernels, "_launch", launch)
-    assert_equals_reference(kernels, name, torch.float32, 70, 130, False)
-    assert_equals_reference(kernels, name, torch.float32, 75, 130, False)
-    ways = [kernels.POINTWISE, *kernels.TILINGS[:4]]
-    assert launched == [*ways, ways[fastest], ways[fastest]]
-    assert len(timed) == len(ways)
+def test_the_more_rows_the_larger_the_tile(monkeypatch, shape, number):
+    kernels = importlib.import_module(NAME)
+    monkeypatch.setattr(kernels, "_has_large_shared_memory", lambda device: True)
+    assert kernels._tiling(Left(shape)) == (None if number is None else kernels.TILINGS[number])
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        triton.OutOfResources(200_000, 100_000, "shared memory"),
-        triton.CompilationError(None, None, "does not compile"),
-        torch.cuda.OutOfMemoryError("CUDA out of memory."),
-        RuntimeError("PassManager::run failed"),
-    ],
-    ids=lambda error: type(error).__name__,
-)
 @pytest.mark.parametrize("name", ["elman_forward", "elman_backward"])
-def test_a_way_that_cannot_be_timed_is_not_taken(tf32, monkeypatch, name, error):
-    """The others are timed all the same; without any, the product is PyTorch's."""
-    for working, expected in ({2, 3}, 1), ({0, 1}, None), (set(), None):
-        kernels, timed = interpreted(), []
+def test_the_way_chosen_is_taken_and_nothing_is_timed(tf32, monkeypatch, name):
+    """Or two processes of one training would round differently."""
+    kernels, launched = interpreted(), []
+    launch = kernels._launch
 
-        def bench(run, *, timed=timed, working=working, **_):
-            timed.append(run)
-            if len(timed) - 1 not in working:
-                raise error
-            return float(len(timed))
+    def launching(*arguments, **tile):
+        launched.append(tile)
+        launch(*arguments, **tile)
 
-        monkeypatch.setattr(triton.testing, "do_bench", bench)
+    monkeypatch.setattr(triton.testing, "do_bench", None)
+    monkeypatch.setattr(kernels, "_launch", launching)
+    for _ in range(2):
         assert_equals_reference(kernels, name, torch.float32, 70, 130, False)
-        assert len(timed) == 5
-        taken = None if expected is None else kernels.TILINGS[expected]
-        assert list(kernels._timed.values()) == [taken]
-
-
-def test_what_fails_in_every_way_is_told(tf32, monkeypatch):
-    """A failure that is no way's own is not passed by."""
-    kernels = interpreted()
-
-    def fail(*_, **__):
-        raise RuntimeError("an illegal memory access was encountered")
-
-    monkeypatch.setattr(triton.testing, "do_bench", fail)
-    monkeypatch.setattr(kernels, "_launch", fail)
-    with pytest.raises(RuntimeError, match="illegal memory access"):
-        assert_equals_reference(kernels, "elman_forward", torch.float32, 20, 70, False)
-
-
-def test_nothing_is_timed_while_a_graph_is_captured(tf32, monkeypatch):
-    """What is known by then is taken, and anything else left to PyTorch."""
-
-    class OnAGPU(Tensor):
-        is_cuda = True
-
-    kernels, capturing, timed = interpreted(), [True], []
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing[0])
-    monkeypatch.setattr(
-        triton.testing, "do_bench", lambda run, **_: timed.append(run) or 9.0 - len(timed)
-    )
-    out, left = torch.empty(70, 130), torch.empty(70, 130).as_subclass(OnAGPU)
-
-    def chosen() -> dict | None:
-        return kernels._fastest(lambda way, out: None, out, "elman_forward", left)
-
-    assert chosen() is None and not timed
-    capturing[0] = False
-    assert chosen() == kernels.TILINGS[3] and len(timed) == 5
-    capturing[0] = True
-    assert chosen() == kernels.TILINGS[3] and len(timed) == 5
+    assert launched == [kernels.TILINGS[-1]] * 2
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_without_tensor_cores_pytorch_multiplies(dtype):
-    kernels = interpreted()  # tf32 is not allowed by default
-    assert_equals_reference(kernels, "elman_forward", dtype, 20, 70, False)
-    assert not kernels._timed
+    kernels = importlib.import_module(NAME)  # tf32 is not allowed by default
+    assert kernels._tiling(Left((2000, 256), dtype)) is None
+    assert kernels._tiling(None) is None
 
 
 def compiled(kernel, dtype: str, capability: int, tile: dict):
@@ -408,7 +371,7 @@ class TestOnTheGPU:
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
     @pytest.mark.parametrize("way", range(6))
     def test_every_tiling_equals_the_reference(self, kernels, tf32, monkeypatch, name, dtype, way):
-        monkeypatch.setattr(kernels, "_fastest", lambda *_, left: kernels.TILINGS[way])
+        monkeypatch.setattr(kernels, "_tiling", lambda left: kernels.TILINGS[way])
         try:
             assert_equals_reference(kernels, name, dtype, 300, 650, False, device="cuda")
         except triton.OutOfResources:

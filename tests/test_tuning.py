@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import itertools
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -357,6 +358,42 @@ def test_line_search_finds_the_best_of_a_dense_scan(seed, metric, whole, utteran
     assert found.score == pytest.approx(expected, abs=1e-9)
     there = score_on_line(candidates, metric, weights, direction, found.step)
     assert there == pytest.approx(expected, abs=1e-9)
+
+
+@given(seed=seeds, metric=both_metrics, forward=st.booleans())
+@settings(max_examples=100, deadline=None)
+def test_a_weight_below_0_is_for_the_scores_that_are_subtracted(seed, metric, forward):
+    """Along one weight the sums bend at 0; each side is as that of candidates that do not bend."""
+    generator = np.random.default_rng(seed)
+    above = make(seed, metric, names=("a", "b"))
+    below = replace(
+        above,
+        features=above.features + np.outer(generator.integers(0, 5, len(above.features)), [0, 1]),
+        subtracted=None,
+    )
+    candidates = replace(above, subtracted=below.features)
+    weights, direction = np.array([1.0, 0.0]), np.array([0.0, 1.0])
+    found = line_search(candidates, metric, weights, direction, forward)
+    assert found.step > 0 or not forward
+
+    def at(step: float) -> float:
+        return score_of(candidates, selected(candidates, weights + step * direction), metric)
+
+    assert at(found.step) == found.score
+    steps = np.tan(np.linspace(-1.55, 1.55, 500))
+    for step in steps[steps > 0] if forward else steps:
+        side = above if step > 0 else below
+        there = score_on_line(side, metric, weights, direction, step)
+        assert there == at(step)
+        assert there <= found.score if metric.higher_is_better else there >= found.score
+
+
+@given(seed=seeds, metric=both_metrics)
+@settings(max_examples=30, deadline=None)
+def test_tuning_subtracts_nothing_that_must_not_be(seed, metric):
+    candidates = replace(make(seed, metric, names=("a", "b", "c")), not_subtracted={"b", "c"})
+    found = tune(candidates, metric, np.array([1.0, 0.0, 0.0]), log=quiet)
+    assert (found.weights >= 0).all()
 
 
 @given(seed=seeds, metric=both_metrics, factor=st.sampled_from([0.125, 4.0, 1024.0]))

@@ -10,11 +10,12 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
 from fairseq_fixedpoint.cli import options
-from fairseq_fixedpoint.cli.run import Skipped, quantity, tell
+from fairseq_fixedpoint.cli.run import Skipped, passed_by, quantity, tell
 from fairseq_fixedpoint.files import written_whole
 from fairseq_fixedpoint.formats import (
     Lattice,
@@ -32,11 +33,12 @@ from fairseq_fixedpoint.formats.nbest import FormatError, OnError, create
 from fairseq_fixedpoint.rescoring.combination import Combination
 from fairseq_fixedpoint.rescoring.confusion import confusion_network
 from fairseq_fixedpoint.rescoring.confusion import write as write_network
+from fairseq_fixedpoint.rescoring.diagnosis import unknown_warnings
 from fairseq_fixedpoint.rescoring.errors import RescoringError
 from fairseq_fixedpoint.rescoring.jobs import Journal, Processes, groups, results_of
 from fairseq_fixedpoint.rescoring.lattice_plot import SUFFIXES, plot
 from fairseq_fixedpoint.rescoring.lattice_search import best_path, nbest, posteriors
-from fairseq_fixedpoint.rescoring.lattices import LatticeRescorer, RescoredLattice
+from fairseq_fixedpoint.rescoring.lattices import LANGUAGE, LatticeRescorer, RescoredLattice
 from fairseq_fixedpoint.rescoring.ngrams import NgramScorer
 from fairseq_fixedpoint.rescoring.scorer import Scorer
 
@@ -108,13 +110,13 @@ def add_parser(commands: Any, program: str) -> None:
         default=[],
         metavar="NAME=W",
         help="of one score: acoustic, lm, graph, FixedPoint0, ...; may be repeated. Default: those "
-        "in the lattice as its file has it; the --model that of the lm that it replaces (lmscale), "
-        "or 1, and that lm 0; --kenlm 1",
+        "in the lattice as its file has it; the --model that of the lm or ngram that it replaces "
+        "(lmscale, ngscale), or 1, and that score 0; --kenlm 1",
     )
     for option, of in (
         ("--acoustic-scale", "the acoustic score"),
         ("--lm-scale", "the --model"),
-        ("--old-lm-weight", "the language score in the lattice (lm; for kaldi graph)"),
+        ("--old-lm-weight", "the language score in the lattice (lm or ngram; for kaldi graph)"),
         ("--word-penalty", "the number of words"),
     ):
         scores.add_argument(option, type=float, metavar="W", help=f"weight of {of}")
@@ -220,7 +222,7 @@ def _lattice(program: str, args: Namespace) -> None:
             if args.plot is not None:
                 picture = outputs.enter_context(written_whole(args.plot))
                 _draw(picture, next(read()), rescorer)
-    tell(program, f"{summary.sentence()}{skipped.sentence('lattice')}")
+    tell(program, f"{summary.sentence()}{skipped.sentence('lattice')}", *summary.warnings())
 
 
 def _passed_over(error: FormatError) -> None:
@@ -265,25 +267,24 @@ def _rescorer(args: Namespace, form: LatticeFormat) -> LatticeRescorer:
         weights = dict(loaded.weights)
         if weights.get("score") == 0:
             del weights["score"]  # the total of a list that came from lattices
-    language = "graph" if form.name == "kaldi" else "lm"
     weights |= options.given_weights(args)
-    for score, weight in (
-        ("acoustic", args.acoustic_scale),
-        (name, args.lm_scale),
-        (language, args.old_lm_weight),
-    ):
+    for score, weight in ("acoustic", args.acoustic_scale), (name, args.lm_scale):
         if weight is not None:
             weights[score] = weight
+    if args.old_lm_weight is not None:
+        Combination({"the old language score": args.old_lm_weight})  # refuses what is no number
     beam = PRUNE_BEAM if args.prune_beam is None else args.prune_beam
     return LatticeRescorer(
         model=model,
         name=name,
         ngrams={key: each for key, each in scorers.items() if isinstance(each, NgramScorer)},
         weights=Combination(weights).weights,
+        old_weight=args.old_lm_weight,
         beam=None if math.isinf(beam) else beam,
         scales_beam=args.prune_beam is None,
         limit=args.max_states,
         merges=args.histories == "merge",
+        fillers=options.fillers(args),
     )
 
 
@@ -314,6 +315,9 @@ def _result(
         "best": " ".join(best.words),
         "states": rescored.states,
         "shortened": rescored.shortened,
+        "kept": rescored.kept,
+        "words": rescored.words,
+        "passed by": rescored.passed_by,
         "unknown": rescored.unknown,
     }
     if args.nbest is not None:
@@ -342,19 +346,44 @@ class Summary:
         self.rescorer = rescorer
         self.best: dict[str, str] = {}
         self.counts = Counter()
+        self.unknown = Counter()
 
     def add(self, lattice: Lattice, result: dict[str, Any]) -> None:
         self.best[lattice.utterance] = result["best"]
         self.counts["shortened lattices"] += result["shortened"] > 0
-        for name in ("states", "shortened", "unknown"):
+        self.counts["kept", result["kept"]] += 1
+        for name in ("states", "shortened", "words", "passed by"):
             self.counts[name] += result[name]
+        self.unknown.update(result["unknown"])
+
+    def warnings(self) -> list[str]:
+        """What is suspicious about the words that models do not know."""
+        rescorer = self.rescorer
+        words = rescorer.rule.words(" ".join(islice(self.best.values(), 1000)))
+        total = self.counts["words"]
+        return [
+            sentence
+            for name, model in {rescorer.name: rescorer.model, **rescorer.ngrams}.items()
+            for sentence in unknown_warnings(name, model, self.unknown[name], total, words)
+        ]
 
     def sentence(self) -> str:
         counts = self.counts
         sentence = (
             f"{quantity(len(self.best), 'lattice')}, {quantity(counts['states'], 'state')}, "
-            f"{quantity(counts['unknown'], 'arc')} of unknown words"
+            f"{quantity(counts['words'], 'arc')} with a word"
         )
+        sentence += "".join(
+            f", {self.unknown[name]:,} unknown to {name}"
+            for name in (self.rescorer.name, *self.rescorer.ngrams)
+        )
+        sentence += passed_by(counts["passed by"])
+        for replaced, kept in (LANGUAGE, LANGUAGE[::-1]):
+            if counts["kept", kept]:
+                sentence += (
+                    f"; in {quantity(counts['kept', kept], 'lattice')} that had both, the model "
+                    f"replaced the scores {replaced} and not {kept}"
+                )
         if counts["shortened"]:
             sentence += (
                 f"; past --max-states, {counts['shortened']:,} states of "

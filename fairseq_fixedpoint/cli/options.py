@@ -6,7 +6,9 @@ import argparse
 import hashlib
 import os
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import torch
@@ -15,12 +17,14 @@ from fairseq.dataclass.utils import gen_parser_from_dataclass
 from fairseq.registry import REGISTRIES
 
 from fairseq_fixedpoint.files import require_replaceable
+from fairseq_fixedpoint.formats import FILLERS
 from fairseq_fixedpoint.rescoring.combination import WORDS
 from fairseq_fixedpoint.rescoring.errors import RescoringError
 from fairseq_fixedpoint.rescoring.nbest import LineScorer
 from fairseq_fixedpoint.rescoring.ngrams import InterpolatedScorer, NgramScorer
 from fairseq_fixedpoint.rescoring.scorer import Scorer
 from fairseq_fixedpoint.rescoring.token_scorers import WindowScorer
+from fairseq_fixedpoint.rescoring.words import CASES, WordRule
 
 RESERVED = {WORDS, "id", "score", "hypothesis", "text", "total"}
 NAMED_PATH = re.compile(r"([A-Za-z][A-Za-z0-9.-]*)=(.+)")
@@ -97,15 +101,45 @@ def add_model_options(parser: argparse.ArgumentParser, mixes: bool = True) -> No
             choices=sorted(REGISTRIES[name]["registry"]),
             help=f"the models' {name} as in fairseq, with its options; not for --kenlm",
         )
-    words.add_argument("--lowercase", action="store_true", help="fold the case of the text")
+    words.add_argument(
+        "--lowercase",
+        action="store_true",
+        help="fold the case of the text, for all models that --case does not name",
+    )
+    words.add_argument(
+        "--case",
+        action="append",
+        default=[],
+        metavar="NAME=CASE",
+        help="of one model's words, to which the text is folded for it: lower, upper, or keep for "
+        "as the text has it (default); may be repeated",
+    )
+    words.add_argument(
+        "--fillers",
+        type=_regular_expression,
+        metavar="REGEX",
+        help="what is passed by unless a model has it in its dictionary, beside sentence markers; "
+        "matches whole words. `none` takes fillers and pronunciation variants for words (default: "
+        "<sil>, [noise], ++breath++, -pau- and the like; read(2) is read)",
+    )
     words.add_argument(
         "--unknown-penalty",
         type=float,
         default=0.0,
         metavar="P",
         help="subtracted from the log-probability of each word that a model does not know, beside "
-        "that of <unk> (default: 0)",
+        "that of <unk>; not given back by a model whose weight is below 0 (default: 0)",
     )
+
+
+def _regular_expression(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(
+            f"takes a regular expression or none, not {text!r} ({error})"
+        ) from error
+    return text
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
@@ -185,6 +219,7 @@ def line_scorers(args: argparse.Namespace) -> dict[str, LineScorer]:
     if not args.model and getattr(args, "previous_context", 0) != 0:
         raise RescoringError("--previous-context is for a --model: kenlm's have no use for it.")
     scorers: dict[str, LineScorer] = {}
+    given = {_named(argument)[0] for argument in (*args.model, *args.kenlm)}
     splitters = {name: _splitter(name, args) for name in SPLITTERS}
     folders = args.data if len(args.data) > 1 else (args.data or [None]) * len(args.model)
     for argument, folder in zip(args.model, folders, strict=True):
@@ -196,23 +231,36 @@ def line_scorers(args: argparse.Namespace) -> dict[str, LineScorer]:
             device=device(args.device),
             bf16=args.bf16,
             normalized=not args.unnormalized,
-            lowercase=args.lowercase,
             unknown_penalty=args.unknown_penalty,
             previous_context=getattr(args, "previous_context", 0),
             trust_checkpoint=args.trust_checkpoint,
             **splitters,
         )
         kind = "FixedPoint" if isinstance(scorer.tokens, WindowScorer) else "Fairseq"
-        _add(scorers, name, kind, scorer)
+        _add(scorers, name or _free_name(kind, {*given, *scorers}), scorer)
     for argument in args.kenlm:
         name, path = _named(argument)
-        _add(scorers, name, "KenLM", NgramScorer(path, args.lowercase, args.unknown_penalty))
+        scorer = NgramScorer(path, unknown_penalty=args.unknown_penalty)
+        _add(scorers, name or _free_name("KenLM", {*given, *scorers}), scorer)
+    _set_cases(scorers, args)
     if args.interpolate is None:
         return scorers
     if not len(args.model) == len(args.kenlm) == 1:
         raise RescoringError("--interpolate needs exactly one --model and one --kenlm.")
     neural, ngram = scorers.values()
     return {"Interpolated0": InterpolatedScorer(neural, ngram, args.interpolate)}
+
+
+def word_rule(args: argparse.Namespace, scorers: Mapping[str, LineScorer]) -> WordRule:
+    """What of a text the models of the run see as words."""
+    return WordRule(scorers.values(), fillers(args))
+
+
+def fillers(args: argparse.Namespace) -> re.Pattern[str] | None:
+    """What `--fillers` says, as :class:`WordRule` takes it."""
+    if args.fillers is None:
+        return FILLERS
+    return None if args.fillers == "none" else re.compile(args.fillers)
 
 
 def given_weights(args: argparse.Namespace) -> dict[str, float]:
@@ -283,9 +331,33 @@ def _named(argument: str | Path) -> tuple[str | None, str]:
     return found[1], found[2]
 
 
-def _add(scorers: dict[str, LineScorer], name: str | None, kind: str, scorer: LineScorer) -> None:
-    if name is None:
-        name = f"{kind}{sum(taken.startswith(kind) for taken in scorers)}"
+def _free_name(kind: str, taken: Collection[str]) -> str:
+    """The first of `KIND0`, `KIND1`, ... that no model has, nor one that comes later."""
+    return next(name for name in map(f"{kind}{{}}".format, count()) if name not in taken)
+
+
+def _set_cases(scorers: Mapping[str, LineScorer], args: argparse.Namespace) -> None:
+    """Folds the words of each model to its case."""
+    chosen = dict.fromkeys(scorers, "lower" if args.lowercase else "keep")
+    for argument in args.case:
+        name, _, case = argument.rpartition("=")
+        if case not in CASES or not name:
+            raise RescoringError(
+                f"--case takes NAME=CASE, CASE being {', '.join(CASES)}, not {argument!r}."
+            )
+        if name not in scorers:
+            raise RescoringError(
+                f"--case {argument}: no model has the name {name}, but {', '.join(scorers)}."
+            )
+        chosen[name] = case
+    for name, scorer in scorers.items():
+        if isinstance(scorer, Scorer):
+            scorer.encoder = replace(scorer.encoder, case=chosen[name])
+        else:
+            scorer.case = chosen[name]
+
+
+def _add(scorers: dict[str, LineScorer], name: str, scorer: LineScorer) -> None:
     if name in RESERVED:
         raise RescoringError(
             f"a model cannot have the name {name}, which lists have for something else."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -26,26 +27,30 @@ from fairseq_fixedpoint.formats import (
     stop,
     write_transcripts,
 )
-from fairseq_fixedpoint.formats.nbest import name_taken
+from fairseq_fixedpoint.formats.nbest import OnError, name_taken
 from fairseq_fixedpoint.rescoring.combination import (
     WORDS,
     Combination,
-    normalised_length,
     place,
 )
+from fairseq_fixedpoint.rescoring.diagnosis import mismatch
 from fairseq_fixedpoint.rescoring.errors import RescoringError
 from fairseq_fixedpoint.rescoring.jobs import Journal, Processes, groups, results_of
 from fairseq_fixedpoint.rescoring.metrics import METRICS, Metric, make_metric
 from fairseq_fixedpoint.rescoring.nbest import (
+    ByRule,
     InContext,
     LineScorer,
     Summary,
     combined,
+    features_of,
     in_context,
     scorable,
     scored,
+    subtracted_without_probability,
 )
 from fairseq_fixedpoint.rescoring.tuning import Candidates, TuningReport, selected, tune
+from fairseq_fixedpoint.rescoring.words import WordRule
 
 PROGRAM = "fixedpoint-rescore"
 TOKENS_A_GROUP = 32768
@@ -154,19 +159,20 @@ def _nbest(args: argparse.Namespace) -> None:
     options.check_outputs(args, "output", "one_best", folders=folders)
     skipped = Skipped(PROGRAM)
     on_error = skipped if args.on_error == "skip" else stop
-    scorers = options.line_scorers(args)
+    scorers, rule = _models(args)
 
     def read() -> Iterator[Hypothesis]:
         return scorable(listed.read(args.input, on_error), scorers.values(), on_error)
 
     first = next(read(), None)
     names = first.scores if first is not None else ()
-    first_pass, combination = _combinations(args, listed, names, scorers)
+    first_pass, combination = _combinations(args, listed, names, scorers, rule)
     # Once through the list, so that what is malformed or missing shows before the long part.
     if processes.is_first:
         skipped.restart()
     total = 0
-    for hypothesis in _checked(read(), args, scorers, combination.weights):
+    checked = _checked(read(), args, scorers, combination.weights)
+    for hypothesis in _subtractable(checked, scorers, combination.weights, on_error):
         combination.total(hypothesis, dict.fromkeys(scorers, 0.0))
         total += 1
     skipped.mute()
@@ -182,7 +188,7 @@ def _nbest(args: argparse.Namespace) -> None:
         ),
     )
     with results_of(
-        lambda: _grouped(_in_context(args, read(), first_pass)),
+        lambda: _grouped(_in_context(args, read(), first_pass), first_pass),
         total,
         partial(scored, scorers=scorers),
         journal,
@@ -190,14 +196,14 @@ def _nbest(args: argparse.Namespace) -> None:
     ) as results:
         if results is None:
             return
-        rescored = combined(results, list(scorers), combination, first_pass, summary)
+        rescored = combined(results, scorers, combination, first_pass, summary)
         with ExitStack() as outputs:
             destination = outputs.enter_context(written_whole(args.output))
             listed.write(rescored, args.input, destination)
             if args.one_best is not None:
                 one_best = outputs.enter_context(written_whole(args.one_best))
                 write_transcripts(one_best, summary.texts(), listed.name)
-    tell(PROGRAM, f"{summary.sentence()}{skipped.sentence()}")
+    tell(PROGRAM, f"{summary.sentence()}{skipped.sentence()}", *summary.warnings(scorers, rule))
 
 
 def _tune(args: argparse.Namespace) -> None:
@@ -209,27 +215,37 @@ def _tune(args: argparse.Namespace) -> None:
     skipped = Skipped(PROGRAM)
     skipped.restart()
     on_error = skipped if args.on_error == "skip" else stop
-    scorers = options.line_scorers(args)
+    scorers, rule = _models(args)
     read = listed.read(args.input, on_error)
     hypotheses = list(scorable(read, scorers.values(), on_error))
     if not hypotheses:
         raise RescoringError(f"{args.input} holds no hypothesis to tune on.")
-    texts = _references(args, listed, metric, hypotheses)
     names = dict.fromkeys(name for hypothesis in hypotheses for name in hypothesis.scores)
-    first_pass, start = _combinations(args, listed, names, scorers)
+    first_pass, start = _combinations(args, listed, names, scorers, rule)
     _tell_of_sparse(names.keys() - start.weights.keys())
-    hypotheses = list(_checked(hypotheses, args, scorers, start.weights))
+    fixed = options.given_weights(args)
+    hypotheses = list(
+        _subtractable(_checked(hypotheses, args, scorers, start.weights), scorers, fixed, on_error)
+    )
+    texts = _references(args, listed, metric, hypotheses)
 
     results = []
     with tqdm(total=len(hypotheses), unit=" lines", smoothing=0, disable=not _bar(args)) as bar:
-        for group in _grouped(_in_context(args, hypotheses, first_pass)):
+        for group in _grouped(_in_context(args, hypotheses, first_pass), first_pass):
             results += scored(group, scorers)
             bar.update(len(group))
-    candidates = _candidates(metric, hypotheses, results, texts, start, list(scorers))
+    _tell_of_texts(hypotheses, texts, start.rule)
+    candidates = _candidates(metric, hypotheses, results, texts, start, scorers)
+    tell(PROGRAM, *(f"warning: {said}" for said in metric.warnings))
     before = np.array([first_pass.weights.get(name, 0.0) for name in candidates.names])
     baseline = selected(candidates, before)
 
-    fixed = options.given_weights(args)
+    for name in sorted(candidates.not_subtracted - fixed.keys()):
+        tell(
+            PROGRAM,
+            f"the weight of {name} stays at 0 or above: it has no <unk>, and the lists have words "
+            "that it does not know.",
+        )
     weights = np.array(
         [
             start.weights[name] if name in fixed else old
@@ -254,6 +270,28 @@ def _tune(args: argparse.Namespace) -> None:
     if skipped.count:
         tell(PROGRAM, skipped.sentence().strip())
     print(report.table())
+
+
+def _models(args: argparse.Namespace) -> tuple[dict[str, LineScorer], WordRule]:
+    """The models by the name of their score, and the rule that they are asked by."""
+    models = options.line_scorers(args)
+    rule = options.word_rule(args, models)
+    return {name: ByRule(model, rule) for name, model in models.items()}, rule
+
+
+def _subtractable(
+    hypotheses: Iterable[Hypothesis],
+    scorers: Mapping[str, LineScorer],
+    weights: Mapping[str, float],
+    on_error: OnError,
+) -> Iterator[Hypothesis]:
+    """Those that models of a weight below 0 can be asked for; each other one goes to `on_error`."""
+    for hypothesis in hypotheses:
+        trouble = subtracted_without_probability(hypothesis, scorers, weights)
+        if trouble is None:
+            yield hypothesis
+        else:
+            on_error(trouble)
 
 
 def _format(args: argparse.Namespace) -> NBestFormat:
@@ -306,9 +344,10 @@ def _combinations(
     listed: NBestFormat,
     names: Collection[str],
     scorers: Mapping[str, LineScorer],
+    rule: WordRule,
 ) -> tuple[Combination, Combination]:
     """That of the first pass, whose scores have `names`, and the one that the options ask for."""
-    first_pass = Combination(listed.default_weights(names))
+    first_pass = Combination(listed.default_weights(names), rule=rule)
     weights, lenpen = {**first_pass.weights, **dict.fromkeys(scorers, 1.0)}, 0.0
     if getattr(args, "weights", None) is not None:
         loaded = Combination.load(args.weights)
@@ -320,7 +359,20 @@ def _combinations(
                 "give the model the name that it had (--model NAME=CHECKPOINT)."
             )
     weights |= options.given_weights(args)
-    return first_pass, Combination(weights, lenpen if args.lenpen is None else args.lenpen)
+    return first_pass, Combination(weights, lenpen if args.lenpen is None else args.lenpen, rule)
+
+
+def _tell_of_texts(
+    hypotheses: Sequence[Hypothesis], references: Mapping[str, Sequence[str]], rule: WordRule
+) -> None:
+    """Warns where lists and references do not go together."""
+    listed = defaultdict(list)
+    for hypothesis in hypotheses:
+        listed[hypothesis.utterance].append(rule.text(hypothesis.text))
+    texts = {utterance: list(map(rule.text, each)) for utterance, each in references.items()}
+    trouble = mismatch(texts, listed)
+    if trouble is not None:
+        tell(PROGRAM, f"warning: {trouble}")
 
 
 def _tell_of_sparse(names: Collection[str]) -> None:
@@ -362,30 +414,43 @@ def _candidates(
     results: list[list[float]],
     texts: dict[str, list[str]],
     combination: Combination,
-    new: list[str],
+    scorers: Mapping[str, LineScorer],
 ) -> Candidates:
     """The list as arrays, the hypotheses of an utterance next to each other."""
     place = {utterance: number for number, utterance in enumerate(texts)}
     order = sorted(range(len(hypotheses)), key=lambda row: place[hypotheses[row].utterance])
     hypotheses = [hypotheses[row] for row in order]
     names = {**combination.weights, WORDS: 0.0}
-    values = Combination(names)
+    values = Combination(names, rule=combination.rule)
+    seen = combination.rule.text if metric.name == "WER" else str  # a translation is as it stands
     sizes = np.bincount([place[hypothesis.utterance] for hypothesis in hypotheses])
-    return Candidates(
-        features=np.array(
+
+    def features(sign: float) -> np.ndarray:
+        """The scores for weights of a sign, ``(N, F)``."""
+        of_sign = dict.fromkeys(scorers, sign)
+        return np.array(
             [
-                values.values(hypothesis, dict(zip(new, results[row], strict=False)))
+                values.values(hypothesis, features_of(list(scorers), results[row], of_sign))
                 for hypothesis, row in zip(hypotheses, order, strict=True)
             ]
-        ),
+        )
+
+    return Candidates(
+        features=features(1.0),
         names=list(names),
-        lengths=np.array([normalised_length(hypothesis) for hypothesis in hypotheses]),
+        lengths=np.array([values.length(hypothesis) for hypothesis in hypotheses]),
         statistics=metric.statistics(
-            [hypothesis.text for hypothesis in hypotheses],
-            [texts[hypothesis.utterance] for hypothesis in hypotheses],
+            [seen(hypothesis.text) for hypothesis in hypotheses],
+            [list(map(seen, texts[hypothesis.utterance])) for hypothesis in hypotheses],
         ),
         offsets=np.concatenate([[0], np.cumsum(sizes)]),
         ids=list(texts),
+        subtracted=features(-1.0),
+        not_subtracted={
+            name
+            for name, scorer in scorers.items()
+            if any(scorer.without_probability(hypothesis.text) for hypothesis in hypotheses)
+        },
     )
 
 
@@ -398,10 +463,12 @@ def _in_context(
     return in_context(hypotheses, first_pass)
 
 
-def _grouped(hypotheses: Iterator[InContext]) -> Iterator[list[InContext]]:
+def _grouped(
+    hypotheses: Iterator[InContext], combination: Combination
+) -> Iterator[list[InContext]]:
     return groups(
         hypotheses,
-        lambda item: normalised_length(item.hypothesis),
+        lambda item: combination.length(item.hypothesis),
         TOKENS_A_GROUP,
         lambda item: item.hypothesis.utterance,
     )

@@ -83,6 +83,13 @@ class Skipped:
         return f" {quantity(self.count, noun)} skipped." if self.count else ""
 
 
-def quantity(count: int, noun: str) -> str:
-    """`1 line`, `2,000 lines`."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+def passed_by(count: int) -> str:
+    """How many fillers and markers there were, to be added to others; nothing if none were."""
+    return (
+        f", {quantity(count, 'filler or marker', 'fillers and markers')} passed by" if count else ""
+    )
+
+
+def quantity(count: int, noun: str, several: str | None = None) -> str:
+    """`1 line`, `2,000 lines`; `several` is the plural where an s does not make it."""
+    return f"{count:,} {noun if count == 1 else several or noun + 's'}"

@@ -8,7 +8,7 @@ import math
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TextIO
@@ -16,17 +16,20 @@ from typing import TextIO
 from tqdm import tqdm
 
 from fairseq_fixedpoint.cli import options
-from fairseq_fixedpoint.cli.run import Skipped, quantity, run, tell
+from fairseq_fixedpoint.cli.run import Skipped, passed_by, quantity, run, tell
 from fairseq_fixedpoint.files import require_replaceable, written_whole
-from fairseq_fixedpoint.formats import stop
+from fairseq_fixedpoint.formats import stop, text_words
 from fairseq_fixedpoint.formats.nbest import Line, create, read_lines
+from fairseq_fixedpoint.rescoring.diagnosis import unknown_warnings
 from fairseq_fixedpoint.rescoring.errors import RescoringError
 from fairseq_fixedpoint.rescoring.jobs import Journal, Processes, groups, results_of
-from fairseq_fixedpoint.rescoring.nbest import LineScorer, scorable
+from fairseq_fixedpoint.rescoring.nbest import ByRule, LineScorer, scorable
 from fairseq_fixedpoint.rescoring.scorer import perplexity
+from fairseq_fixedpoint.rescoring.words import WordRule
 
 PROGRAM = "fixedpoint-score"
 TOKENS_A_GROUP = 32768
+SEEN = 1000  # words that tell what is wrong with all of them
 COLUMNS = ("log_probability", "perplexity", "tokens", "unknown", "text")
 TOKEN_COLUMNS = ("line", "position", "token", "log_probability")
 
@@ -69,7 +72,10 @@ def _score(args: argparse.Namespace) -> None:
             f"there are {len(scorers)} models: give one with --model or --kenlm, or mix two with "
             "--interpolate."
         )
-    score = partial(_scored, scorer=next(iter(scorers.values())), per_token=args.per_token)
+    rule = options.word_rule(args, scorers)
+    scorers = {name: ByRule(scorer, rule) for name, scorer in scorers.items()}
+    ((name, scorer),) = scorers.items()
+    score = partial(_scored, scorer=scorer, per_token=args.per_token)
     skipped = Skipped(PROGRAM)
     on_error = skipped if args.on_error == "skip" else stop
     path = Path("/dev/stdin" if args.input == "-" else args.input)
@@ -81,7 +87,7 @@ def _score(args: argparse.Namespace) -> None:
         skipped.restart()
     shown = not args.no_progress_bar and sys.stderr.isatty()
 
-    totals = Totals()
+    totals = Totals(rule)
     if can_resume:
         total = sum(1 for _ in read())  # what is malformed shows before the long part
         skipped.mute()
@@ -104,12 +110,12 @@ def _score(args: argparse.Namespace) -> None:
         with _opened(args.output) as file:
             totals.write(results, file, args)
     if processes.is_first:
-        tell(PROGRAM, f"{totals.sentence()}{skipped.sentence()}")
+        tell(PROGRAM, f"{totals.sentence()}{skipped.sentence()}", *totals.warnings(name, scorer))
 
 
 def _grouped(lines: Iterable[Line]) -> Iterator[list[Line]]:
     return groups(
-        lines, lambda line: len(line.text.split()) + 1, TOKENS_A_GROUP, lambda line: line.number
+        lines, lambda line: len(text_words(line.text)) + 1, TOKENS_A_GROUP, lambda line: line.number
     )
 
 
@@ -141,9 +147,19 @@ def _opened(path: Path | None) -> Iterator[TextIO]:
 
 @dataclass
 class Totals:
-    """What the lines add up to."""
+    """What the lines add up to.
 
+    Attributes:
+        words: those that the model sees, and
+        passed_by: the other tokens of the text.
+        seen: the first of the words.
+    """
+
+    rule: WordRule
     lines: int = 0
+    words: int = 0
+    passed_by: int = 0
+    seen: list[str] = field(default_factory=list)
     log_probability: float = 0.0
     tokens: int = 0
     unknown: int = 0
@@ -161,14 +177,23 @@ class Totals:
             self.log_probability += log_probability
             self.tokens += tokens
             self.unknown += unknown
+            words = self.rule.words(line.text)
+            self.words += len(words)
+            self.passed_by += self.rule.passed_by(line.text)
+            if len(self.seen) < SEEN:
+                self.seen += words
             file.writelines(row + "\n" for row in rows(line, result))
 
     def sentence(self) -> str:
         per_token = perplexity(self.log_probability, self.tokens) if self.tokens else math.nan
         return (
             f"{quantity(self.lines, 'line')}, {quantity(self.tokens, 'token')} with </s>, "
-            f"{self.unknown:,} unknown; perplexity {per_token:.2f}."
+            f"{self.unknown:,} unknown{passed_by(self.passed_by)}; perplexity {per_token:.2f}."
         )
+
+    def warnings(self, name: str, scorer: LineScorer) -> list[str]:
+        """What is suspicious about the words that the model does not know."""
+        return unknown_warnings(name, scorer, self.unknown, self.words, self.seen)
 
 
 def _tsv_rows(line: Line, result: list) -> Iterator[str]:

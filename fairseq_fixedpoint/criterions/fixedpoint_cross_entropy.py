@@ -1,6 +1,7 @@
 """`fixedpoint_cross_entropy`: cross-entropy of the order-K model, and of lower orders if wanted."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Optional
 
@@ -106,23 +107,19 @@ class FixedPointCrossEntropy(FairseqCriterion):
         ntokens = target.numel()
         sample_size = sample["nsentences"] if self.sentence_avg else ntokens
 
-        # One order alone is penalised, and the mean over orders divides its term again.
-        penalty = self.log_z_penalty * len(orders) if model.training else 0.0
-        at_k = _cross_entropy(decoder, _take(features, counted), target, penalty)
-        losses = [
-            _cross_entropy(decoder, _take(extra["iterates"][k], counted), target).loss
-            for k in orders
-            if k != decoder.iterations
-        ]
-        loss = torch.stack([*losses, at_k.loss]).mean()
+        lower = [extra["iterates"][k] for k in orders if k != decoder.iterations]
+        penalty = self.log_z_penalty if model.training else 0.0
+        loss, nll, log_z = _mean_cross_entropy(
+            decoder, [_take(each, counted) for each in (features, *lower)], target, penalty
+        )
         logging_output = {
-            "nll_loss": at_k.nll,
+            "nll_loss": nll,
             "ntokens": ntokens,
             "nsentences": sample["nsentences"],
             "sample_size": sample_size,
         }
-        if at_k.log_z is not None:
-            logging_output["log_z"] = at_k.log_z.sum()
+        if log_z is not None:
+            logging_output["log_z"] = log_z
         squared_residuals = extra["squared_residuals"]
         if squared_residuals is not None:
             if model.training and self.residual_penalty > 0:
@@ -216,13 +213,35 @@ class FixedPointCrossEntropy(FairseqCriterion):
         return True
 
 
-def _cross_entropy(
-    decoder, features: Tensor, target: Tensor, log_z_penalty: float = 0.0
-) -> CrossEntropy:
-    """Of the decoder's output layer, from features ``(M, C)`` and targets ``(M,)``."""
+def _mean_cross_entropy(
+    decoder, features: Sequence[Tensor], target: Tensor, log_z_penalty: float
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Of the decoder's output layer, averaged over orders, the first of which is penalised.
+
+    All orders are the rows of one call, or each would hold a gradient of all output weights.
+
+    Args:
+        features: of each order, ``(M, C)``.
+        target: ``(M,)``.
+        log_z_penalty: weight of the sum of `log Z` squared, at the first order.
+
+    Returns:
+        The loss; the negative log-likelihood and the sum of `log Z` (None for an adaptive softmax)
+        at the first order. All are ``()``.
+    """
+    orders, rows = len(features), target.numel()
+    every, targets, penalty = features[0], target, log_z_penalty
+    if orders > 1:
+        every, targets = torch.cat(features), target.repeat(orders)
+    if orders > 1 and penalty > 0:
+        penalty = torch.zeros_like(targets, dtype=torch.promote_types(every.dtype, torch.float32))
+        penalty[:rows] = orders * log_z_penalty  # the mean divides it again
     if decoder.adaptive_softmax is None:
-        return linear_cross_entropy(features, *decoder.output_words, target, log_z_penalty)
-    return adaptive_cross_entropy(decoder.adaptive_softmax, features, target)
+        found = linear_cross_entropy(every, *decoder.output_words, targets, penalty)
+    else:
+        found = adaptive_cross_entropy(decoder.adaptive_softmax, every, targets)
+    log_z = None if found.log_z is None else found.log_z[:rows].sum()
+    return found.loss / orders, found.nll[:rows].sum(), log_z
 
 
 def adaptive_cross_entropy(
@@ -233,14 +252,16 @@ def adaptive_cross_entropy(
     A cluster that no target is in is left out, its parameters without a gradient.
     """
     targets, positions = adaptive.adapt_target(target)
-    parts = [linear_cross_entropy(features, adaptive.head.weight, None, targets[0])]
+    head = linear_cross_entropy(features, adaptive.head.weight, None, targets[0])
+    loss, nll = head.loss, head.nll
     for (projection, dropout, words), within, rows in zip(
         adaptive.tail, targets[1:], positions, strict=True
     ):
         if rows is not None:
             projected = dropout(projection(features.index_select(0, rows)))
-            parts.append(linear_cross_entropy(projected, words.weight, None, within))
-    return CrossEntropy(sum(part.loss for part in parts), sum(part.nll for part in parts), None)
+            tail = linear_cross_entropy(projected, words.weight, None, within)
+            loss, nll = loss + tail.loss, nll.index_add(0, rows, tail.nll)
+    return CrossEntropy(loss, nll, None)
 
 
 def _take(features: Tensor, counted: Tensor) -> Tensor:

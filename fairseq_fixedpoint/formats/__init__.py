@@ -25,6 +25,7 @@ from fairseq_fixedpoint.formats.nbest import (
     NBestFormat,
     Rescored,
     stop,
+    text_words,
 )
 from fairseq_fixedpoint.formats.srilm import Srilm
 from fairseq_fixedpoint.formats.transcripts import read_transcripts, write_transcripts
@@ -49,6 +50,7 @@ __all__ = [
     "references",
     "spoken",
     "stop",
+    "text_words",
     "write_lattices",
     "write_transcripts",
 ]

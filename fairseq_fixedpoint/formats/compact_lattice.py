@@ -6,9 +6,10 @@ An utterance's id on a line, then lines `from to word graph,acoustic,ids` for ar
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Iterator, Mapping
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -37,6 +38,7 @@ from fairseq_fixedpoint.formats.nbest import (
 
 SCORES = ("graph", "acoustic")
 EMPTY_WORD = "<eps>"
+EMPTY = "empty word"  # in a lattice's header: what it was written as, where that was an id
 
 TRANSITION_IDS = re.compile("([0-9]+(_[0-9]+)*)?")
 
@@ -46,8 +48,11 @@ class CompactLattice(LatticeFormat):
 
     The graph's score holds the old language model's together with those of transitions and
     pronunciations: take the old model's part away, rather than replace it. Words are symbols, or
-    ids of a table of symbols. The first line's state is the start. Times are not read of the
-    transition ids, which come back as they were, each with its arc.
+    ids of a table of symbols, where 0 is the empty word. Without a table a number is a symbol like
+    any other, once a label in its lattice or before it in the file is no number. Until then `0` is
+    the empty word, and is written back as it was, and other numbers are refused, as they are ids.
+    The first line's state is the start. Times are not read of the transition ids, which come back
+    as they were, each with its arc.
     """
 
     name = "kaldi"
@@ -59,16 +64,22 @@ class CompactLattice(LatticeFormat):
 
     def recognises(self, path: Path) -> bool:
         lines = (words(line.text) for line in read_lines(path, lambda error: None))
-        first, second = [*islice(filter(None, lines), 2), [], []][:2]
-        return len(first) == 1 and bool(second) and bool(COUNT.fullmatch(second[0]))
+        for is_blank, block in groupby(lines, key=operator.not_):
+            first, second = [*islice(block, 2), None][:2]
+            if is_blank or (second is None and len(first) == 1):
+                continue  # an id without arcs is an empty lattice, or no lattice
+            return len(first) == 1 and second is not None and bool(COUNT.fullmatch(second[0]))
+        return False
 
     def read(self, path: Path, on_error: OnError = stop) -> Iterator[Lattice]:
+        numbers_are_ids = True
         for block in _blocks(path, on_error):
             try:
-                lattice = self._lattice(block)
+                lattice = self._lattice(block, numbers_are_ids)
             except FormatError as error:
                 on_error(error)
                 continue
+            numbers_are_ids = numbers_are_ids and (not lattice.words or lattice.header is not None)
             yield lattice
 
     def write(self, lattice: Lattice, file: IO[str]) -> None:
@@ -89,14 +100,17 @@ class CompactLattice(LatticeFormat):
                 file.write(f"{node}\t{final_weights[node]}\n")
         file.write("\n")
 
-    def _lattice(self, block: list[Line]) -> Lattice:
+    def _lattice(self, block: list[Line], numbers_are_ids: bool) -> Lattice:
         head, *rest = block
         utterance = words(head.text)
         if len(utterance) != 1:
             raise head.error("must be the utterance's id alone, as a lattice begins with it.")
         arcs, finals, places = _parsed(rest)
         if not places:
-            raise head.error(f"the lattice of {shown(utterance[0])} has no states.")
+            raise head.error(
+                f"the lattice of {shown(utterance[0])} has no states; leave it out, or skip it "
+                "with --on-error skip."
+            )
         # In the order of their numbers, so that states that are in order stay as they are.
         numbers = sorted(places)
         index = {number: position for position, number in enumerate(numbers)}
@@ -106,13 +120,15 @@ class CompactLattice(LatticeFormat):
             final_scores["graph"][index[state]] = weight.graph
             final_scores["acoustic"][index[state]] = weight.acoustic
             final_ids[index[state]] = weight.ids
+        labels = [arc.label for arc in arcs]
+        are_ids = self._symbols is None and numbers_are_ids and all(map(COUNT.fullmatch, labels))
         lattice = Lattice(
             utterance=utterance[0],
             path=head.path,
             line=head.number,
             source=np.array([index[arc.source] for arc in arcs], dtype=np.int64),
             target=np.array([index[arc.target] for arc in arcs], dtype=np.int64),
-            words=self._words(arcs),
+            words=self._words(arcs, are_ids),
             scores={
                 "graph": np.array([arc.weight.graph for arc in arcs]),
                 "acoustic": np.array([arc.weight.acoustic for arc in arcs]),
@@ -120,6 +136,7 @@ class CompactLattice(LatticeFormat):
             final=np.isin(numbers, list(finals)),
             final_scores=final_scores,
             weights={"graph": 1.0, "acoustic": ACOUSTIC_SCALE},
+            header={EMPTY: "0"} if are_ids and arcs else None,
             node_records=final_ids,
             arc_records=[arc.weight.ids for arc in arcs],
         )
@@ -129,26 +146,33 @@ class CompactLattice(LatticeFormat):
 
         return arranged(lattice, index[int(words(rest[0].text)[0])], state_error)
 
-    def _words(self, arcs: list[_Arc]) -> list[str]:
-        if self._symbols is None:
-            labels = [arc.label for arc in arcs]
-            if any(label != "0" for label in labels) and all(map(COUNT.fullmatch, labels)):
-                raise arcs[0].line.error(
-                    f"the words are ids, such as {max(labels)}; give the words.txt they are from."
-                )
+    def _words(self, arcs: list[_Arc], are_ids: bool) -> list[str]:
+        """The word of each arc; `are_ids` says that without a table all labels are ids."""
+        if self._symbols is not None:
+            found = [self._symbol(arc) for arc in arcs]
+        elif are_ids:
+            for arc in arcs:
+                if int(arc.label) != 0:
+                    raise arc.line.error(
+                        f"the words are ids, such as {arc.label}; give the words.txt they are from."
+                    )
+            found = [""] * len(arcs)
         else:
-            labels = [self._symbol(arc) for arc in arcs]
-        return ["" if label in EMPTY_WORDS or label == "0" else label for label in labels]
+            found = [arc.label for arc in arcs]
+        return ["" if word in EMPTY_WORDS else word for word in found]
 
     def _symbol(self, arc: _Arc) -> str:
         number = count(arc.line, arc.label, "a word's id")
+        if number == 0:
+            return ""  # by OpenFst's convention, whatever its symbol
         if number not in self._symbols:
             raise arc.line.error(f"the table of symbols has no word with the id {number}.")
         return self._symbols[number]
 
     def _labels(self, lattice: Lattice) -> list[str]:
         if self._symbols is None:
-            return [word or EMPTY_WORD for word in lattice.words]
+            empty = (lattice.header or {}).get(EMPTY, EMPTY_WORD)
+            return [word or empty for word in lattice.words]
         for word in lattice.words:
             if word and word not in self._ids:
                 raise FormatError(

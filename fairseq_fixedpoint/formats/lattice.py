@@ -1,4 +1,4 @@
-"""What the formats of lattices share: the type, its order, and which of its words are spoken."""
+"""What the formats of lattices share: the type, its order, and what of a text is spoken."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fairseq_fixedpoint.formats.nbest import FormatError, Line, OnError, shown, 
 COUNT = re.compile("[0-9]{1,9}")
 
 EMPTY_WORDS = frozenset(["", "!NULL", "<eps>"])
-SENTENCE_ENDS = frozenset(["<s>", "</s>", "!SENT_START", "!SENT_END"])
+MARKS = frozenset(["<s>", "</s>", "<pad>", "!sent_start", "!sent_end"])  # in lower case
 FILLERS = re.compile(
     r"<sil>|!sil|-pau-|<(spoken_)?noise>|\+\+.+\+\+|\[(?!unk\]).+\]", re.IGNORECASE | re.DOTALL
 )
@@ -129,20 +129,33 @@ class LatticeFormat(ABC):
         """
 
 
-def spoken(word: str, fillers: re.Pattern[str] = FILLERS) -> str:
-    """What a language model sees of a lattice's word: "" for ends, empty words and fillers.
+def held_by_none(word: str) -> bool:
+    """The `held` of :func:`spoken` where there is no model."""
+    return False
 
-    The number of a pronunciation variant is dropped: `read(2)` is `read`.
+
+def spoken(
+    word: str,
+    fillers: re.Pattern[str] | None = FILLERS,
+    held: Callable[[str], bool] = held_by_none,
+) -> str:
+    """What a language model sees of a word as a recogniser writes it; "" if it is passed by.
+
+    A word that a model holds is seen as it is. Of the others, sentence markers, empty words and
+    fillers are passed by, and a pronunciation variant loses its number: `read(2)` is `read`.
 
     Args:
-        fillers: words that match as a whole are not spoken.
+        fillers: words that match as a whole are not spoken; None takes fillers and pronunciation
+            variants for words.
+        held: whether some model has the word in its dictionary.
     """
-    variant = VARIANT.fullmatch(word)
-    if variant is not None:
+    while word not in EMPTY_WORDS and not held(word):
+        variant = VARIANT.fullmatch(word) if fillers is not None else None
+        if variant is None:
+            is_filler = fillers is not None and fillers.fullmatch(word)
+            return "" if is_filler or word.lower() in MARKS else word
         word = variant[1]
-    if word in EMPTY_WORDS or word in SENTENCE_ENDS or fillers.fullmatch(word):
-        return ""
-    return word
+    return "" if word in EMPTY_WORDS else word
 
 
 def arranged(

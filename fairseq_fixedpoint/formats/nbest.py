@@ -162,7 +162,21 @@ def shown(token: str) -> str:
 
 
 def words(text: str) -> list[str]:
+    """What ASCII white space separates in a line of a file: its fields, as other tools have them.
+
+    The words of a text are :func:`text_words`.
+    """
     return WORD.findall(text)
+
+
+def text_words(text: str) -> list[str]:
+    """The words of a text as models and metrics see them, for all that counts or scores words.
+
+    White space of any kind parts them, a no-break space too: fairseq splits its lines so, and its
+    models know the words that it found. What a file has between two fields (:func:`words`) can
+    therefore be several words.
+    """
+    return text.split()
 
 
 def normalised(text: str) -> str:

@@ -37,8 +37,26 @@ from fairseq_fixedpoint.formats.nbest import (
     words,
 )
 
-SCORES = {"a": "acoustic", "l": "lm", "n": "ngram", "r": "pronunciation"}
-SCALES = {"acscale": "acoustic", "lmscale": "lm", "ngscale": "ngram", "prscale": "pronunciation"}
+MORE = [f"x{number}" for number in range(1, 10)]  # SRILM's further scores, named as their keys
+SCORES = {
+    "a": "acoustic",
+    "l": "lm",
+    "n": "ngram",
+    "r": "pronunciation",
+    "ds": "duration",
+    **dict(zip(MORE, MORE, strict=True)),
+}
+# What a file multiplies each score by, and what it does if it does not say (as in SRILM).
+SCALES = {
+    "acscale": ("acoustic", 1.0),
+    "lmscale": ("lm", 1.0),
+    "ngscale": ("ngram", 1.0),
+    "prscale": ("pronunciation", 1.0),
+    "duscale": ("duration", 0.0),
+    **{f"{name}scale": (name, 0.0) for name in MORE},
+}
+UNSCALED = frozenset(["ds", *MORE])  # carried along where they are no numbers and weigh nothing
+SCALE = re.compile("(.+)scale", re.DOTALL)
 EMPTY_WORD = "!NULL"
 
 # Each key goes by one name here: in the header by the long one, elsewhere by the short one.
@@ -73,9 +91,12 @@ Fields = dict[str, str]
 
 
 class Slf(LatticeFormat):
-    """A file a lattice, with the scores `acoustic`, `lm`, `ngram` and `pronunciation`.
+    """A file a lattice, with the scores `acoustic`, `lm`, `ngram`, `pronunciation`, `duration` (the
+    link's `ds=`; its `d=` is an alignment) and `x1` to `x9`.
 
-    A score that some links have and others lack is 0 there. Words stand on links, or on nodes: then
+    A score that some links have and others lack is 0 there. `duration` and `x1` to `x9` weigh 0
+    where the header has no scale for them; if they are then no numbers, they are fields without
+    meaning here. Words stand on links, or on nodes: then
     a link has the word of the node that it leads to. (pocketsphinx gives a link the acoustic score
     of the node that it leaves, and a node the time when its word begins. Each path has the same
     words and the same score either way.) The start is `start=`, or the node that no link leads to;
@@ -109,7 +130,7 @@ class Slf(LatticeFormat):
         file.write(_text({"VERSION": kept.pop("VERSION", "1.1"), "UTTERANCE": lattice.utterance}))
         scales = {
             scale: format(lattice.weights[name], ".15g")
-            for scale, name in SCALES.items()
+            for scale, (name, _) in SCALES.items()
             if name in lattice.weights
         }
         penalty = format(lattice.word_penalty / math.log(float(base)), ".15g")
@@ -196,8 +217,6 @@ def _read(path: Path) -> Lattice:
 def _check_node(line: Line, fields: Fields) -> None:
     if "L" in fields:
         raise line.error("a node that is a lattice (L=) cannot be read; expand it.")
-    if SCORES.keys() & fields.keys():
-        raise line.error("a node has scores, which are read of links only; move them there.")
 
 
 def _add(found: dict[int, _Entry], noun: str, entry: _Entry, key: str) -> None:
@@ -272,12 +291,10 @@ def _lattice(
     word_penalty = (
         base.natural(*header.pop("wdpenalty"), "wdpenalty") if "wdpenalty" in header else 0.0
     )
-    scores = _scores(links, base)
-    weights = {
-        name: header.take_number(scale, 1.0)
-        for scale, name in SCALES.items()
-        if name in scores or scale in header
-    }
+    scaled = {name for scale, (name, _) in SCALES.items() if scale in header}
+    weights = {name: header.take_number(scale, usual) for scale, (name, usual) in SCALES.items()}
+    _check_scaled(header, nodes, links, weights)
+    scores = _scores(links, base, weights)
     lattice = Lattice(
         utterance=header.pop("UTTERANCE", (None, ""))[1] or utterance_of(path),
         path=path,
@@ -289,7 +306,7 @@ def _lattice(
         final=final,
         times=_times(places, header.take_number("tscale", 1.0)),
         posteriors=_posteriors(links),
-        weights=weights,
+        weights={name: of for name, of in weights.items() if name in scaled or name in scores},
         word_penalty=word_penalty,
         header={"base": base.text} | {key: value for key, (_, value) in header.items()},
         node_records=[node.fields for node in places],
@@ -372,17 +389,47 @@ class _Base:
         return value
 
 
-def _scores(links: dict[int, _Entry], base: _Base) -> dict[str, np.ndarray]:
+def _check_scaled(
+    header: _Header, nodes: dict[int, _Entry], links: dict[int, _Entry], weights: dict[str, float]
+) -> None:
+    """Refuses what counts in the file and would not be counted here."""
+    counted = {key for key, name in SCORES.items() if weights[name]}
+    for node in nodes.values():
+        if counted & node.fields.keys():
+            raise node.line.error(
+                "a node has scores, which are read of links only; move them there."
+            )
+    on_links = {key for link in links.values() for key in link.fields}
+    for scale, (line, text) in header.items():
+        score = SCALE.fullmatch(scale)
+        if scale != "tscale" and score and score[1] in on_links and line.value(text, scale):
+            raise line.error(
+                f"{scale}= is of the links' field {shown(score[1])}, which is no score that can be "
+                f"read; name the score x1 to x9, with its x1scale to x9scale, or remove {scale}=."
+            )
+
+
+def _scores(
+    links: dict[int, _Entry], base: _Base, weights: dict[str, float]
+) -> dict[str, np.ndarray]:
+    """The scores that some link has, by name, natural logarithms, ``(A,)`` each."""
     scores = {}
     for key, name in SCORES.items():
         if any(key in link.fields for link in links.values()):
-            values = [
-                base.natural(line, fields.pop(key), f"{key}= of link {number}")
-                if key in fields
-                else 0.0
-                for number, (line, fields) in links.items()
-            ]
+            try:
+                values = [
+                    base.natural(line, fields[key], f"{key}= of link {number}")
+                    if key in fields
+                    else 0.0
+                    for number, (line, fields) in links.items()
+                ]
+            except FormatError:
+                if weights[name] or key not in UNSCALED:
+                    raise
+                continue
             scores[name] = np.array(values)
+            for link in links.values():
+                link.fields.pop(key, None)
     return scores
 
 

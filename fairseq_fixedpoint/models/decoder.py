@@ -23,6 +23,7 @@ from fairseq_fixedpoint.models.recurrent import (
 )
 from fairseq_fixedpoint.models.start import StartConfig, TextSummary, check_start, check_summary
 from fairseq_fixedpoint.recurrence import check_probability, dropout_mask
+from fairseq_fixedpoint.recurrence.iteration import Layer
 
 logger = logging.getLogger(__name__)
 
@@ -108,6 +109,7 @@ class FixedPointDecoder(Iterated, FairseqIncrementalDecoder):
         )
         self._set_iterations(cfg, self.iterations_option, cfg.iterations)
         self.reset_at_eos = reset_at_eos
+        self.output_dictionary = output_dictionary
         self.padding_idx = dictionary.pad()
         self.dropout_in = or_default(cfg.decoder_dropout_in, cfg.dropout)
         self.dropout_out = or_default(cfg.decoder_dropout_out, cfg.dropout)
@@ -334,8 +336,10 @@ class FixedPointDecoder(Iterated, FairseqIncrementalDecoder):
         saved = self.get_incremental_state(incremental_state, "iterates")
         if saved is not None:
             along = {"cache": 2, "recent": 1, "summary": 0}  # where the hypotheses are
-            saved = {
-                name: state.index_select(along[name], new_order) for name, state in saved.items()
+            saved = saved | {
+                name: saved[name].index_select(dim, new_order)
+                for name, dim in along.items()
+                if name in saved
             }
             self.set_incremental_state(incremental_state, "iterates", saved)
 
@@ -377,11 +381,13 @@ class FixedPointDecoder(Iterated, FairseqIncrementalDecoder):
                 summary=self._start_of(summary),
             )
             output, cache = solution.output[-1], solution.final_state.unsqueeze(1)
+            layers = self._step_layers()
         else:
             if saved is not None:
-                cache = saved["cache"]
+                cache, layers = saved["cache"], saved["layers"]
             else:  # K steps, as many as a block's
                 cache = self.rnn.initial_cache(tokens.size(0), self.iterations)
+                layers = self._step_layers()
             after_padding = F.pad(tokens[:, :-1].eq(self.padding_idx), (1, 0))
             resets = after_padding & tokens.ne(self.padding_idx)
             if self.reset_at_eos:
@@ -392,9 +398,10 @@ class FixedPointDecoder(Iterated, FairseqIncrementalDecoder):
                     x[position],
                     cache,
                     resets[:, position],
+                    layers,
                     None if begins is None else begins[position],
                 )
-        state = {"cache": cache}
+        state = {"cache": cache, "layers": layers}
         if self.summary is not None:
             recent = (
                 tokens.t() if saved is None else torch.cat([saved["recent"], tokens[:, -1:].t()])
@@ -416,6 +423,11 @@ class FixedPointDecoder(Iterated, FairseqIncrementalDecoder):
     def _start_of(self, summary: Tensor | None) -> Tensor | None:
         """The summary, if the iteration starts from it."""
         return summary if self.starts_from_summary else None
+
+    @torch.no_grad()
+    def _step_layers(self) -> list[Layer]:
+        """The layers of all steps of a generation, whose constrained matrices are made once."""
+        return self.rnn.effective_layers()
 
     def _resets(self, tokens: Tensor) -> Tensor | None:
         return tokens.eq(self.dictionary.eos()) if self.reset_at_eos else None
@@ -444,7 +456,7 @@ def _cutoffs(text: str, vocabulary_size: int) -> list[int]:
         ) from None
     if cutoffs != sorted(set(cutoffs)) or cutoffs[0] < 1 or cutoffs[-1] >= vocabulary_size:
         raise ValueError(
-            f"--adaptive-softmax-cutoff {text} must increase and stay between 1 and the "
+            f"--adaptive-softmax-cutoff {text} must increase from at least 1 and stay below the "
             f"dictionary's size, {vocabulary_size}."
         )
     return cutoffs

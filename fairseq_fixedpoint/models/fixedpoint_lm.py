@@ -28,9 +28,14 @@ class FixedPointLanguageModel(FairseqLanguageModel):
         Raises:
             ValueError: naming the option that is out of range.
         """
-        if cfg.share_decoder_input_output_embed and (
-            task.source_dictionary != task.target_dictionary
-        ):
+        size = len(task.target_dictionary)
+        if size <= task.target_dictionary.unk():
+            raise ValueError(
+                f"--output-dictionary-size {size} leaves no room for </s> and <unk>: make it at "
+                f"least {task.target_dictionary.unk() + 1}, or drop it."
+            )
+        # fairseq takes a truncated dictionary for equal to the whole one.
+        if cfg.share_decoder_input_output_embed and size != len(task.source_dictionary):
             raise ValueError(
                 "--share-decoder-input-output-embed needs one dictionary for input and output: "
                 "drop --output-dictionary-size."

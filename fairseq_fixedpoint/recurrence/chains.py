@@ -208,7 +208,7 @@ class _Iterate(torch.autograd.Function):
         if block.residuals:
             wide = torch.promote_types(dtype, torch.float32)
             changes = x.new_zeros(block.iterations, dtype=wide)
-        kept: list[Tensor] = []
+        kept: list[Tensor | None] = []
         with torch.autocast(x.device.type, enabled=False):
             for piece in block.pieces(x.device):
                 latest = deque([piece.start(layers)], maxlen=block.stride)  # of the last C
@@ -220,7 +220,8 @@ class _Iterate(torch.autograd.Function):
                             changes[k - block.stride] += change.square().sum()
                     latest.append(after)
                     if keep:
-                        kept += [*after.states, *after.gates]
+                        needed = after.needed(k, block)
+                        kept += [*needed.states, *needed.gates]
         ctx.block, ctx.dtype, ctx.kept = block, dtype, len(kept)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*kept, x, *weights)
@@ -243,7 +244,8 @@ class _Iterate(torch.autograd.Function):
             for piece in block.pieces(x.device):
                 traces = [piece.start(layers)]
                 if block.recompute:
-                    traces += piece.forward(x, layers, traces[0])
+                    for k, trace in enumerate(piece.forward(x, layers, traces[0]), start=1):
+                        traces.append(trace.needed(k, block))
                 else:
                     for _ in range(piece.steps):
                         states, gates = ([next(kept) for _ in layers] for _ in range(2))
@@ -268,8 +270,17 @@ def _layers(weights: Sequence[Tensor | None], dtype: torch.dtype | None = None):
 class _Trace(NamedTuple):
     """What iteration k of a piece leaves: each layer's `S^(k)` and gates, ``(rows, ...)``."""
 
-    states: list[Tensor]
-    gates: list[Tensor]
+    states: list[Tensor | None]
+    gates: list[Tensor | None]
+
+    def needed(self, k: int, block: Block) -> _Trace:
+        """What the backward pass takes of it."""
+        nothing: list[Tensor | None] = [None] * len(self.states)
+        # A change that gradients go through has the states of C iterations before it.
+        first = block.constant - (block.stride - 1 if block.residuals else 0)
+        return _Trace(
+            self.states if k >= first else nothing, self.gates if k > block.constant else nothing
+        )
 
 
 @dataclass(frozen=True)
@@ -425,7 +436,7 @@ class _Piece:
         """The adjoint of :meth:`forward`, the last iteration first.
 
         Args:
-            traces: of iteration 0 and those that :meth:`forward` gave.
+            traces: of iteration 0 and those that :meth:`forward` gave, or what is needed of them.
             grad_outputs: of each of the orders, a grid ``(C, I, B, H)``, or None.
             grad_changes: what the changes are multiplied by, ``(K,)``, or None.
             sums: each layer's gradients, added to.

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils.rnn import PackedSequence
 
-from fairseq_fixedpoint.recurrence.arguments import check_any_position, check_block, check_shape
-from fairseq_fixedpoint.recurrence.iteration import Layer, Solution, joined_resets
+from fairseq_fixedpoint.recurrence.arguments import check_block, check_shape
+from fairseq_fixedpoint.recurrence.iteration import Layer, Solution, fixed_point, joined_resets
 
 
 def exact(
@@ -46,10 +46,9 @@ def exact(
         A solution with `output` and `final_state`.
 
     Raises:
-        ValueError: for tensors of other shapes or types, or a block without positions.
+        ValueError: for tensors of other shapes or types.
     """
     check_block(x, layers[0].weight_ih.size(1), resets, padding_mask)
-    check_any_position(x)
     if initial_state is not None:
         check_shape(
             "initial_state", initial_state, len(layers), x.size(1), layers[0].initial.numel()
@@ -59,6 +58,8 @@ def exact(
         begins = None if summary is None else summary[0]
         initial_state = torch.stack([layer.start(begins).expand(x.size(1), -1) for layer in layers])
     initial_state = initial_state.to(x.dtype)
+    if x.size(0) == 0:  # which PyTorch's modules refuse
+        return Solution(output=fixed_point(layers, x, 1).output, final_state=initial_state)
     if resets is None or x.size(1) == 0:
         output, final_state = _run_block(recurrences, layers, x, initial_state)
     else:

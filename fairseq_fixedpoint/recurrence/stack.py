@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import torch
@@ -163,8 +163,8 @@ class FixedPointRNN(nn.Module):
                 iteration's window would otherwise be longer than K.
 
         Raises:
-            ValueError: for K < 0, a tensor of another shape or type, an argument that the chosen
-                evaluation cannot honour, and a block without positions if K is 0.
+            ValueError: for K < 0, a tensor of another shape or type, or an argument that the chosen
+                evaluation cannot honour.
         """
         if iterations < 0:
             raise ValueError(f"iterations must be 0 (exact) or more, not {iterations}.")
@@ -227,6 +227,7 @@ class FixedPointRNN(nn.Module):
         x: Tensor,
         cache: Tensor,
         resets: Tensor | None = None,
+        layers: Sequence[Layer] | None = None,
         summary: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Takes one token: all K iterates of its position in one batched step. Without gradient.
@@ -236,6 +237,8 @@ class FixedPointRNN(nn.Module):
             cache: from :meth:`initial_cache` or the last step, ``(L, K + 1, B, P*H)``; one row
                 for the exact recurrence. Beam search reorders its third dimension.
             resets: bool ``(B,)``; True where the window starts anew at this token.
+            layers: from :meth:`effective_layers`, made once for the tokens of a sequence; made for
+                this token if None. A constrained recurrent matrix takes longer than the step.
             summary: of the text before this token, ``(B, S)``, or None.
 
         Returns:
@@ -248,7 +251,9 @@ class FixedPointRNN(nn.Module):
         check_shape("x", x, "B", self.layers[0].input_size)
         check_shape("cache", cache, num_layers, "K + 1", x.size(0), width)
         check_mask("resets", resets, x.size(0))
-        layers = self.effective_layers()
+        if layers is None:
+            with torch.no_grad():
+                layers = self.effective_layers()
         is_exact = cache.size(1) == 1
         if summary is not None:
             with torch.no_grad():

@@ -17,8 +17,7 @@ it writes one, so an output may take the place of an input.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+import functools
 
 import torch
 import triton
@@ -187,16 +186,14 @@ def elman_forward(
     """See :func:`pointwise.elman_forward`."""
     n, h = out.shape
 
-    def run(tiling: dict | None, out: Tensor) -> None:
-        if tiling is not None:
-            matrices = (x, previous, weight, out)
-            _launch(_elman_forward_product_kernel, matrices, n, h, nonlinearity, **tiling)
-            return
-        product = out if previous.size(0) == n else torch.empty_like(previous)
-        torch.mm(previous, weight.t(), out=product)
-        _launch(_elman_forward_kernel, (x, product, out), n, h, nonlinearity, **POINTWISE)
-
-    run(_fastest(run, out, "elman_forward", left=previous), out)
+    tiling = _tiling(previous)
+    if tiling is not None:
+        matrices = (x, previous, weight, out)
+        _launch(_elman_forward_product_kernel, matrices, n, h, nonlinearity, **tiling)
+        return
+    product = out if previous.size(0) == n else torch.empty_like(previous)
+    torch.mm(previous, weight.t(), out=product)
+    _launch(_elman_forward_kernel, (x, product, out), n, h, nonlinearity, **POINTWISE)
 
 
 def elman_backward(
@@ -211,16 +208,14 @@ def elman_backward(
     """See :func:`pointwise.elman_backward`."""
     n, h = out.shape
 
-    def run(tiling: dict | None, grad_x: Tensor | None) -> None:
-        if tiling is not None:
-            matrices = (grad, d, weight, state, out, grad_x)
-            _launch(_elman_backward_product_kernel, matrices, n, h, nonlinearity, **tiling)
-            return
-        product = None if d is None else torch.mm(d, weight, out=out)
-        matrices = (grad, product, state, out, grad_x)
-        _launch(_elman_backward_kernel, matrices, n, h, nonlinearity, **POINTWISE)
-
-    run(_fastest(run, grad_x, "elman_backward", left=d), grad_x)
+    tiling = _tiling(d)
+    if tiling is not None:
+        matrices = (grad, d, weight, state, out, grad_x)
+        _launch(_elman_backward_product_kernel, matrices, n, h, nonlinearity, **tiling)
+        return
+    product = None if d is None else torch.mm(d, weight, out=out)
+    matrices = (grad, product, state, out, grad_x)
+    _launch(_elman_backward_kernel, matrices, n, h, nonlinearity, **POINTWISE)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -416,7 +411,18 @@ TILINGS = (
 )
 """Tiles of a product with its epilogue, the largest first."""
 
-_timed: dict[tuple, dict | None] = {}
+ENOUGH_TILES = 64
+"""Half of the multiprocessors of the larger GPUs: with fewer, smaller tiles are the faster ones."""
+
+WIDEST = 2048
+"""H up to which a product takes its epilogue along.
+
+To write the product and read it again, as a second kernel has to, takes two fifths of its time at a
+width of 1024, and the less the wider it is, while cuBLAS stays somewhat faster than Triton.
+"""
+
+LARGE_SHARED_MEMORY = ((8, 0), (8, 7), (9, 0), (10, 0), (10, 3))
+"""Compute capabilities whose blocks have at least 163 KiB of shared memory; others have 99."""
 
 
 def _launch(kernel, matrices: tuple[Tensor | None, ...], n: int, h: int, *constants, **tile):
@@ -431,48 +437,41 @@ def _launch(kernel, matrices: tuple[Tensor | None, ...], n: int, h: int, *consta
         kernel[grid](*matrices, n, h, *strides, *constants, **tile)
 
 
-def _fastest(
-    run: Callable[[dict | None, Tensor | None], None],
-    written: Tensor | None,
-    name: str,
-    left: Tensor | None,
-) -> dict | None:
-    """The fastest way to a product and its epilogue: one of :data:`TILINGS`, or None for cuBLAS.
+def _tiling(left: Tensor | None) -> dict | None:
+    """How a product and its epilogue are done: by a tile of :data:`TILINGS`, or None for cuBLAS.
 
-    With cuBLAS, the pointwise part follows in a kernel of its own. What is faster is timed at the
-    first call for a width, a type and a power of two of rows, which takes some seconds. A way that
-    fails there is not taken. Nothing is timed while a CUDA graph is captured: what was not by then
-    is left to cuBLAS.
+    With cuBLAS, the pointwise part follows in a kernel of its own. The ways round differently, so
+    the choice is by shape, type and kind of GPU alone: all processes of a training, and each run of
+    it, choose alike, which they would not if the ways were timed. Which way is the fastest has not
+    been measured on a GPU yet.
 
     Args:
-        run: does the work in the way given, into a matrix like `written`.
-        written: where the result goes; a copy takes its place while the ways are timed.
-        left: the product's left factor.
+        left: the product's left factor, ``(N, H)``; None where there is no product.
     """
     if left is None or not _on_tensor_cores(left):
         return None
-    rows, columns = map(triton.next_power_of_2, left.shape)
-    fitting = [t for t in TILINGS if t["ROWS"] <= rows and t["COLUMNS"] <= columns]
-    key = (name, left.device, left.dtype, rows, left.size(1), written is None)
-    if fitting and key not in _timed:
-        if left.is_cuda and torch.cuda.is_current_stream_capturing():
-            return None
-        ways = [None, *fitting[:4]]
-        milliseconds = [_milliseconds(run, way, written) for way in ways]
-        _timed[key] = ways[milliseconds.index(min(milliseconds))]  # cuBLAS if all have failed
-    return _timed.get(key)
+    rows, columns = left.shape
+    if columns > WIDEST:
+        return None
+    fitting = [
+        tile
+        for tile in TILINGS[not _has_large_shared_memory(left.device) :]
+        if tile["ROWS"] <= triton.next_power_of_2(rows)
+        and tile["COLUMNS"] <= triton.next_power_of_2(columns)
+    ]
+    for tile in fitting:
+        tiles = triton.cdiv(rows, tile["ROWS"]) * triton.cdiv(columns, tile["COLUMNS"])
+        if tiles >= ENOUGH_TILES:
+            return tile
+    return fitting[-1] if fitting else None
 
 
-def _milliseconds(run: Callable, way: dict | None, written: Tensor | None) -> float:
-    """The median time of a way, infinite if it cannot be timed."""
-    try:
-        copy = None if written is None else written.clone()
-        return triton.testing.do_bench(lambda: run(way, copy), return_mode="median")
-    # Triton's: the tile needs more shared memory than this GPU has, or does not compile. The
-    # others: no memory for PyTorch, cuBLAS or the timer, or a compiler's pass that fails. An error
-    # that is no way's own comes again when the one chosen runs.
-    except (triton.TritonError, RuntimeError):
-        return math.inf
+@functools.cache
+def _has_large_shared_memory(device: torch.device) -> bool:
+    """Whether a block on `device` has room for the first of :data:`TILINGS`."""
+    return device.type == "cuda" and (
+        torch.cuda.get_device_capability(device) in LARGE_SHARED_MEMORY
+    )
 
 
 def _on_tensor_cores(left: Tensor) -> bool:

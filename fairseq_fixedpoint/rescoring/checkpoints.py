@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from fairseq import checkpoint_utils, tasks, utils
-from fairseq.data import Dictionary
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.models import FairseqLanguageModel
+from fairseq.tasks import FairseqTask
 
 from fairseq_fixedpoint import compat
 from fairseq_fixedpoint.models.decoder import FixedPointDecoder
@@ -28,8 +28,8 @@ def load_language_model(
     device: torch.device | str = "cpu",
     normalized: bool = True,
     trust_checkpoint: bool = False,
-) -> tuple[FairseqLanguageModel, Dictionary]:
-    """A language model ready to evaluate, and its dictionary.
+) -> tuple[FairseqLanguageModel, FairseqTask]:
+    """A language model ready to evaluate, and its task, which has its dictionaries.
 
     Args:
         path: a checkpoint of `fairseq-train`.
@@ -84,7 +84,12 @@ def load_language_model(
             model.decoder.use_iterations(iterations)
         except ValueError as error:  # out of range
             raise RescoringError(str(error)) from error
-    return model, task.target_dictionary
+    return model, task
+
+
+def adds_bos_token(task: FairseqTask) -> bool:
+    """Whether a text comes after `<s> </s>` (`--add-bos-token`) instead of `</s>`."""
+    return bool(getattr(getattr(task, "args", None), "add_bos_token", False))
 
 
 def read_checkpoint(path: Path, trusted: bool = False) -> dict[str, Any]:

@@ -5,20 +5,16 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fairseq_fixedpoint.formats import Hypothesis
 from fairseq_fixedpoint.formats.moses import is_sparse
 from fairseq_fixedpoint.rescoring.errors import RescoringError
+from fairseq_fixedpoint.rescoring.words import WordRule
 
 WORDS = "words"  # the number of words, whose weight is the word penalty
-
-
-def normalised_length(hypothesis: Hypothesis) -> int:
-    """What length normalisation calls the length: words, and `</s>`."""
-    return len(hypothesis.text.split()) + 1
 
 
 @dataclass(frozen=True)
@@ -28,6 +24,7 @@ class Combination:
     Attributes:
         weights: of the scores by name; that of `words` weighs the number of words.
         lenpen: power of the length, `</s>` counted; 0 divides by nothing. fairseq's name for it.
+        rule: what of a text is a word, as the models of the run have it.
 
     Raises:
         RescoringError: for a weight that is no finite number.
@@ -35,6 +32,7 @@ class Combination:
 
     weights: Mapping[str, float]
     lenpen: float = 0.0
+    rule: WordRule = field(default_factory=WordRule, compare=False)
 
     def __post_init__(self):
         for name, weight in (*self.weights.items(), ("lenpen", self.lenpen)):
@@ -42,6 +40,10 @@ class Combination:
                 raise RescoringError(
                     f"the weight of {name} must be a finite number, not {weight!r}."
                 )
+
+    def length(self, hypothesis: Hypothesis) -> int:
+        """What length normalisation calls the length: words, and `</s>`."""
+        return len(self.rule.words(hypothesis.text)) + 1
 
     def values(self, hypothesis: Hypothesis, features: Mapping[str, float]) -> list[float]:
         """The scores that the weights are for, in their order.
@@ -52,7 +54,7 @@ class Combination:
         Raises:
             RescoringError: if the hypothesis lacks one of them.
         """
-        scores = _scores(hypothesis, features)
+        scores = self._scores(hypothesis, features)
         return [_value(hypothesis, scores, name) for name in self.weights]
 
     def total(self, hypothesis: Hypothesis, features: Mapping[str, float]) -> float:
@@ -61,14 +63,14 @@ class Combination:
         Raises:
             RescoringError: if the hypothesis lacks a score, or the result is no finite number.
         """
-        scores = _scores(hypothesis, features)
+        scores = self._scores(hypothesis, features)
         products = [  # a score that does not count may be missing
             weight * _value(hypothesis, scores, name)
             for name, weight in self.weights.items()
             if weight
         ]
         try:
-            total = math.fsum(products) / normalised_length(hypothesis) ** self.lenpen
+            total = math.fsum(products) / (scores[WORDS] + 1) ** self.lenpen
         except (ArithmeticError, ValueError):  # a power or a sum that is too large, or inf - inf
             total = math.nan
         if not math.isfinite(total):
@@ -77,6 +79,15 @@ class Combination:
                 "give smaller weights or another --lenpen."
             )
         return total
+
+    def _scores(self, hypothesis: Hypothesis, features: Mapping[str, float]) -> dict[str, float]:
+        """All that can be weighed."""
+        if WORDS in hypothesis.scores:
+            raise RescoringError(
+                f"{place(hypothesis)}: a score cannot be named {WORDS}, which is the number of "
+                "words: give it another name."
+            )
+        return {WORDS: float(self.length(hypothesis) - 1), **hypothesis.scores, **features}
 
     def save(self, path: Path, **more: Any) -> None:
         """Writes the weights as JSON that :meth:`load` reads; `more` is for people."""
@@ -123,16 +134,6 @@ def _is_finite(weight: Any) -> bool:
         return math.isfinite(weight)
     except OverflowError:  # a whole number that no float can hold
         return False
-
-
-def _scores(hypothesis: Hypothesis, features: Mapping[str, float]) -> dict[str, float]:
-    """All that can be weighed."""
-    if WORDS in hypothesis.scores:
-        raise RescoringError(
-            f"{place(hypothesis)}: a score cannot be named {WORDS}, which is the number of words: "
-            "give it another name."
-        )
-    return {WORDS: float(normalised_length(hypothesis) - 1), **hypothesis.scores, **features}
 
 
 def _value(hypothesis: Hypothesis, scores: Mapping[str, float], name: str) -> float:

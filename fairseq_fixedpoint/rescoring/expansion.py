@@ -16,6 +16,7 @@ scores need an order, and go through the graph's layers from one end to the othe
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -138,10 +139,12 @@ def expand(
         RescoringError: if no path of the graph is complete, or its scores are not finite.
     """
     layer = layers(graph.source, graph.target, len(graph.final_score))
+    is_empty = graph.token == EMPTY
+    empty_layer = layers(graph.source[is_empty], graph.target[is_empty], len(graph.final_score))
     expansion = unexpanded(graph)
     through = None
     for order in range(scorer.order):
-        grown = _grow(expansion, graph, order, sentence_end, limit, through)
+        grown = _grow(expansion, graph, order, sentence_end, limit, through, empty_layer)
         if not grown.is_new.any():
             break  # all histories reach back to the start
         scorer.grow(grown.parent, grown.token)
@@ -209,57 +212,63 @@ def _grow(
     sentence_end: int,
     limit: int | None,
     through: np.ndarray | None,
+    empty_layer: np.ndarray,
 ) -> _Grown:
-    """Histories of `order` tokens grow by one. What `through` is for, see `limit` of `expand`."""
+    """Histories of `order` tokens grow by one. What `through` is for, see `limit` of `expand`.
+
+    Args:
+        empty_layer: the longest way of arcs without a token to each node, ``(N,)``.
+    """
     token = np.append(graph.token, sentence_end)[old.arc]  # (E,)
     grows = np.flatnonzero((token != EMPTY) & (old.order[old.source] == order))
     vocabulary = int(token.max()) + 1
     windows, window = np.unique(
         old.history[old.source[grows]] * vocabulary + token[grows], return_inverse=True
     )
-    # A new state is a node with a new history; its key holds both.
+    # A new state is a node with a new history; its key holds both. Its image is the old state that
+    # it stands in for: the arcs out of that are its own.
     base = len(windows) + 1
-    key, first, state = np.unique(
-        old.node[old.target[grows]] * base + window + 1, return_index=True, return_inverse=True
-    )
-    image = old.target[grows[first]]  # the old state that it stands in for: its arcs are its own
-    is_whole = old.is_whole[old.source[grows[first]]]
-    if limit is not None and through is not None and len(key) > limit:
-        worth = np.full(len(key), -np.inf)
-        np.maximum.at(worth, state, through[grows])
-        chosen = np.sort(np.argpartition(-worth, limit)[:limit])
-        key, image, is_whole = key[chosen], image[chosen], is_whole[chosen]
-        place = np.full(len(worth), -1)
-        place[chosen] = np.arange(limit)
-        state = place[state]
-    target = old.target.copy()
-    target[grows] = np.where(state >= 0, len(old.node) + state, target[grows])
+    wanted = old.node[old.target[grows]] * base + window + 1
+    if limit is not None and through is not None:
+        chosen = _on_best_paths(wanted, through[grows], limit)
+        grows, wanted = grows[chosen], wanted[chosen]
+    image, is_whole = old.target[grows], old.is_whole[old.source[grows]]
 
+    # An arc without a token leads on with the same history, to a state that may be new itself. All
+    # that lead to a state are of lower layers, so the states of a layer are known in its turn.
     leaving = _Leaving(old)
-    sources, targets, arcs = [old.source], [target], [old.arc]
-    frontier = np.arange(len(key))
-    while len(frontier):
-        which, out = leaving.arcs(image[frontier])
-        which = frontier[which]
-        to = target[out]
-        # An arc without a token leads on with the same history, to a state that may be new itself.
+    waiting = defaultdict(list)
+    _put(waiting, empty_layer[old.node[image]], wanted, image, is_whole, grows)
+    states, arcs = len(old.node), len(old.arc)
+    made, copied, leading = [], [], []
+    for layer in range(int(empty_layer.max()) + 1):
+        if layer not in waiting:
+            continue
+        parts = waiting.pop(layer)
+        key, image, is_whole, arc = (
+            parts[0] if len(parts) == 1 else map(np.concatenate, zip(*parts, strict=True))
+        )
+        key, first, number = np.unique(key, return_index=True, return_inverse=True)
+        image, is_whole = image[first], is_whole[first]
+        which, out = leaving.arcs(image)
+        made.append((key, is_whole))
+        copied.append((states + which, out))
+        leading.append((arc, states + number))
         empty = np.flatnonzero(token[out] == EMPTY)
-        wanted = old.node[old.target[out[empty]]] * base + key[which[empty]] % base
-        known = len(key)
-        added, first = np.unique(wanted[~np.isin(wanted, key)], return_index=True)
-        of_added = empty[~np.isin(wanted, key)][first]
-        key = np.append(key, added)
-        image = np.append(image, old.target[out[of_added]])
-        is_whole = np.append(is_whole, is_whole[which[of_added]])
-        by_key = np.argsort(key)
-        to[empty] = len(old.node) + by_key[np.searchsorted(key, wanted, sorter=by_key)]
-        sources.append(len(old.node) + which)
-        targets.append(to)
-        arcs.append(old.arc[out])
-        frontier = np.arange(known, len(key))
+        after, which = old.target[out[empty]], which[empty]
+        wanted = old.node[after] * base + key[which] % base
+        _put(waiting, empty_layer[old.node[after]], wanted, after, is_whole[which], arcs + empty)
+        states, arcs = states + len(key), arcs + len(out)
 
-    arc = np.concatenate(arcs)
-    language = np.zeros(len(arc))
+    key, is_whole = _joined(made, np.int64, bool)
+    source, out = _joined(copied, np.int64, np.int64)
+    arc, state = _joined(leading, np.int64, np.int64)
+    target = old.target.copy()
+    is_old = arc < len(target)
+    target[arc[is_old]] = state[is_old]
+    target = np.append(target, target[out])
+    target[arc] = state
+    language = np.zeros(len(target))
     language[: len(old.arc)] = old.language
     expansion = Expansion(
         node=np.append(old.node, key // base),
@@ -267,13 +276,47 @@ def _grow(
         history=np.append(old.history, key % base),
         is_whole=np.append(old.is_whole, is_whole),
         final=np.append(old.final, np.zeros(len(key))),
-        source=np.concatenate(sources),
-        target=np.concatenate(targets),
-        arc=arc,
+        source=np.append(old.source, source),
+        target=target,
+        arc=np.append(old.arc, old.arc[out]),
         language=language,
     )
     is_new = np.arange(len(expansion.node)) >= len(old.node)
     return _Grown(expansion, is_new, windows // vocabulary, windows % vocabulary)
+
+
+def _on_best_paths(state: np.ndarray, through: np.ndarray, limit: int) -> np.ndarray:
+    """Which arcs lead to one of the `limit` states on the best paths, ``(G,)``.
+
+    Args:
+        state: that each arc leads to, any numbers, ``(G,)``; of states on equally good paths those
+            of lower numbers are taken.
+        through: weight of the best path through each arc, ``(G,)``.
+    """
+    states, state = np.unique(state, return_inverse=True)
+    if len(states) <= limit:
+        return np.ones(len(state), dtype=bool)
+    worth = np.full(len(states), -np.inf)
+    np.maximum.at(worth, state, through)
+    chosen = np.zeros(len(states), dtype=bool)
+    chosen[np.argsort(-worth, kind="stable")[:limit]] = True  # a partition has no order of equals
+    return chosen[state]
+
+
+def _put(waiting: dict[int, list], layer: np.ndarray, *columns: np.ndarray) -> None:
+    """Puts rows where their layer is."""
+    if not len(layer):
+        return
+    order = np.argsort(layer, kind="stable")
+    borders = np.flatnonzero(np.diff(layer[order])) + 1
+    for rows in np.split(order, borders) if len(borders) else [order]:
+        waiting[int(layer[rows[0]])].append([column[rows] for column in columns])
+
+
+def _joined(parts: list[tuple[np.ndarray, ...]], *kinds: type) -> list[np.ndarray]:
+    """Each column as one array, also where there are no parts."""
+    empty = tuple(np.empty(0, dtype=kind) for kind in kinds)
+    return [np.concatenate(column) for column in zip(empty, *parts, strict=True)]
 
 
 class _Leaving:

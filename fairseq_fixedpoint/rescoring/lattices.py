@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
-from fairseq_fixedpoint.formats import Lattice, spoken
+from fairseq_fixedpoint.formats import FILLERS, Lattice
 from fairseq_fixedpoint.formats.slf import EMPTY_WORD
 from fairseq_fixedpoint.rescoring.combination import WORDS
 from fairseq_fixedpoint.rescoring.errors import RescoringError
@@ -20,10 +22,13 @@ from fairseq_fixedpoint.rescoring.expansion import (
 )
 from fairseq_fixedpoint.rescoring.lattice_search import Path, ScoredGraph
 from fairseq_fixedpoint.rescoring.merging import merge
+from fairseq_fixedpoint.rescoring.nbest import no_probability
 from fairseq_fixedpoint.rescoring.ngrams import NgramHistories, NgramScorer
 from fairseq_fixedpoint.rescoring.scorer import Scorer
 from fairseq_fixedpoint.rescoring.token_scorers import GrowingHistories, WindowScorer
+from fairseq_fixedpoint.rescoring.words import WordRule
 
+LANGUAGE = ("lm", "ngram")  # scores of SLF that a new model can take the place of
 SENTENCE_END = 0  # among the words of a lattice, which are numbered from 1
 
 
@@ -32,9 +37,11 @@ class RescoredLattice:
     """A lattice with new language scores.
 
     Attributes:
-        lattice: with the topology of the expansion. Its language score (`lm`, or `graph` where the
-            format has that) holds all that is not acoustic, in the model's units, so that its
-            weights and word penalty give the combined score.
+        lattice: with the topology of the expansion. Its score `language` holds what the models
+            give, in the neural one's units; the others are as they were, and its weights and word
+            penalty give the combined score.
+        language: name of the score that is new: what the model replaces, or Kaldi's `graph`, which
+            it is added to.
         graph: the same paths for a search, words being what is spoken.
         read: the lattice as it was.
         arc: of the lattice that was read, for each arc of the graph, ``(A,)``.
@@ -42,10 +49,13 @@ class RescoredLattice:
         unit: of the combined score: the model's weight, but at least 1.
         states, arcs: of the expansion.
         shortened: states whose history is shorter than the model could use, past the limit.
-        unknown: spoken words on the lattice's arcs that the model does not know.
+        words: how many of the lattice's arcs have one.
+        passed_by: how many have a filler or a marker instead, which is no word.
+        unknown: how many words on its arcs a model does not know, by the model's name.
     """
 
     lattice: Lattice
+    language: str
     graph: ScoredGraph
     read: Lattice
     arc: np.ndarray
@@ -54,7 +64,15 @@ class RescoredLattice:
     states: int
     arcs: int
     shortened: int
-    unknown: int
+    words: int
+    passed_by: int
+    unknown: dict[str, int]
+
+    @property
+    def kept(self) -> str | None:
+        """The language score that the model did not replace, where there are two."""
+        (other,) = set(LANGUAGE) - {self.language} if self.language in LANGUAGE else [None]
+        return other if {self.language, other} <= self.read.scores.keys() else None
 
     def scores_of(self, path: Path) -> dict[str, float]:
         """The scores by name that a path of the graph has in the lattice that was read."""
@@ -89,12 +107,16 @@ class LatticeRescorer:
         name: of the neural model's score.
         weights: of the scores by name: those that a lattice has (`acoustic`, `lm`, ...), the
             models', and `words`. What is left out weighs as the lattice's file says. The model
-            takes the place of `lm`, with its weight, HTK's `lmscale`; `lm` then weighs 0. N-gram
-            models weigh 1, as does the model where the format has no `lm`.
+            takes the place of the language score that is there, `lm` or `ngram`, with its weight,
+            HTK's `lmscale` or `ngscale`; that score then weighs 0. Of both it replaces `lm`, unless
+            only the other counts. N-gram models weigh 1, as does the model where the file gives no
+            scale above 0, or the format has neither.
+        old_weight: of the language score in the lattice, whichever it is; None for the above.
         beam, limit: see :func:`~fairseq_fixedpoint.rescoring.expansion.expand`.
         scales_beam: multiply the beam by :attr:`RescoredLattice.unit`, so that greater weights of
             all scores drop no more.
         merges: average the histories at each node instead of expanding them.
+        fillers: see :class:`~fairseq_fixedpoint.rescoring.words.WordRule`.
 
     Raises:
         RescoringError: if a model does not go with lattices.
@@ -104,10 +126,12 @@ class LatticeRescorer:
     name: str
     ngrams: Mapping[str, NgramScorer]
     weights: Mapping[str, float]
+    old_weight: float | None = None
     beam: float | None = None
     limit: int | None = None
     merges: bool = False
     scales_beam: bool = False
+    fillers: re.Pattern[str] | None = FILLERS
 
     def __post_init__(self):
         tokens = self.model.tokens
@@ -118,6 +142,11 @@ class LatticeRescorer:
             )
         if self.model.encoder.bpe is not None:
             raise RescoringError("lattices need a model of words, so --bpe cannot be used.")
+        if self.model.encoder.add_bos_token:
+            raise RescoringError(
+                "the model was trained with --add-bos-token, so its sentences start after <s> "
+                "</s>, and a lattice's after </s>: rescore n-best lists with it, or train without."
+            )
         for name, ngram in self.ngrams.items():
             if self.merges:
                 raise RescoringError(f"--histories merge takes no n-gram model, as {name} is.")
@@ -132,19 +161,27 @@ class LatticeRescorer:
         """Rescores a lattice.
 
         Raises:
-            RescoringError: if a word is no single token of the model, or a weight has no score.
+            RescoringError: if a word is no single token of the model, a weight has no score, or a
+                model that is subtracted has no probability for a word.
         """
-        words = [spoken(word) for word in lattice.words]
+        words = list(map(self.rule.word, lattice.words))
         vocabulary = ["</s>", *sorted(set(words) - {""})]
         number = {word: place for place, word in enumerate(vocabulary)} | {"": EMPTY}
         token = np.array([number[word] for word in words], dtype=np.int64)
-        weights = self._weights_of(lattice)
+        language = _language(lattice)
+        weights = self._weights_of(lattice, language)
+        self._check_subtracted(vocabulary[1:], weights)
         unit = max(1.0, weights[self.name])
         entries = self._entries(vocabulary)  # (V,)
         graph = _word_graph(lattice, token, weights)
         if self.merges:
-            own = weights | {_language(lattice): lattice.weights.get(_language(lattice), 1.0)}
-            expansion = self._merged(_word_graph(lattice, token, own), entries, weights)
+            own = weights | {language: lattice.weights.get(language, 1.0)}
+            expansion = self._merged(
+                _word_graph(lattice, token, own),
+                entries,
+                weights[self.name],
+                self._penalties(vocabulary, entries, weights)[self.name],
+            )
         else:
             histories = _Together(self._histories(vocabulary, entries, weights))
             beam = self.beam
@@ -152,9 +189,11 @@ class LatticeRescorer:
                 beam *= unit
             expansion = expand(graph, histories, SENTENCE_END, beam=beam, limit=self.limit)
         unrolled = _Unrolled(lattice, graph, expansion)
-        has_scale = _language(lattice) == "lm" and weights[self.name] > 0
+        has_scale = language in LANGUAGE and weights[self.name] > 0
+        scale = weights[self.name] if has_scale else 1.0
         return RescoredLattice(
-            lattice=unrolled.lattice(weights, weights[self.name] if has_scale else 1.0),
+            lattice=unrolled.lattice(language, weights, scale),
+            language=language,
             graph=unrolled.graph(words),
             read=lattice,
             arc=unrolled.arc,
@@ -163,30 +202,50 @@ class LatticeRescorer:
             states=len(expansion.node),
             arcs=len(expansion.arc),
             shortened=0 if self.merges else expansion.shortened(self.model.tokens.order),
-            unknown=int((entries[token[token != EMPTY]] == self._unk).sum()),
+            words=int((token != EMPTY).sum()),
+            passed_by=sum(bool(word) for word in lattice.words) - sum(map(bool, words)),
+            unknown={
+                name: int(is_unknown[token[token != EMPTY]].sum())
+                for name, is_unknown in self._unknown(vocabulary, entries).items()
+            },
         )
 
     def first_pass(self, lattice: Lattice) -> ScoredGraph:
         """The lattice with the scores and weights of its file."""
-        words = [spoken(word) for word in lattice.words]
+        words = list(map(self.rule.word, lattice.words))
         token = np.array([0 if word else EMPTY for word in words])
         own = {name: lattice.weights.get(name, 1.0) for name in lattice.scores}
         graph = _word_graph(lattice, token, own | {WORDS: lattice.word_penalty})
         return ScoredGraph(lattice.source, lattice.target, words, graph.score, graph.final_score)
 
-    @property
-    def _unk(self) -> int:
-        return self.model.encoder.dictionary.unk()
+    @cached_property
+    def rule(self) -> WordRule:
+        """What of a lattice's words the models see."""
+        return WordRule([self.model, *self.ngrams.values()], self.fillers)
 
-    def _weights_of(self, lattice: Lattice) -> dict[str, float]:
+    def _check_subtracted(self, words: Sequence[str], weights: Mapping[str, float]) -> None:
+        for name, ngram in self.ngrams.items():
+            word = ngram.without_probability(" ".join(words)) if weights[name] < 0 else None
+            if word is not None:
+                raise RescoringError(f"the lattice {no_probability(name, word)}")
+
+    def _unknown(self, vocabulary: Sequence[str], entries: np.ndarray) -> dict[str, np.ndarray]:
+        """Which words a model does not know, ``(V,)``, by the model's name."""
+        found = {self.name: self.model.encoder.is_unknown(entries)}
+        for name, ngram in self.ngrams.items():
+            known = [True, *map(ngram.holds, vocabulary[1:])]  # the sentence's end is in them all
+            found[name] = ~np.array(known)
+        return found
+
+    def _weights_of(self, lattice: Lattice, language: str) -> dict[str, float]:
         """The weight of each score, of the lattice and of the models."""
         own = {name: lattice.weights.get(name, 1.0) for name in lattice.scores}
         new = dict.fromkeys([self.name, *self.ngrams], 1.0)
-        if _language(lattice) == "lm":
-            scale = lattice.weights.get("lm", 1.0)
+        if language in LANGUAGE:
+            scale = lattice.weights.get(language, 1.0)
             if scale > 0:  # else the file gives no scale to take over
                 new[self.name] = scale
-            own["lm"] = 0.0
+            own = {"lm": 0.0} | own | {language: 0.0}  # `lm` may be weighed where it is missing
         taken = sorted(own.keys() & new.keys())
         if taken:
             raise RescoringError(
@@ -194,12 +253,13 @@ class LatticeRescorer:
             )
         known = {WORDS: lattice.word_penalty} | own | new
         strange = sorted(self.weights.keys() - known.keys())
-        if strange:
+        if strange and any(lattice.words):  # one of an empty text alone can have no scores at all
             raise RescoringError(
                 f"the lattice has no score {strange[0]}, which the weights name, but "
                 f"{', '.join(known)}."
             )
-        return known | dict(self.weights)
+        old = {} if self.old_weight is None else {language: self.old_weight}
+        return known | dict(self.weights) | old
 
     def _entries(self, vocabulary: Sequence[str]) -> np.ndarray:
         """The model's token for each word, ``(V,)``."""
@@ -220,30 +280,32 @@ class LatticeRescorer:
     ) -> list[tuple[HistoryScorer, np.ndarray, float]]:
         """Each model with what it subtracts for each word, ``(V,)``, and its weight."""
         order = self.model.tokens.order
-        found = [
-            (
-                GrowingHistories(self.model.tokens, entries),
-                self._penalty(entries),
-                weights[self.name],
-            )
-        ]
+        histories = {self.name: GrowingHistories(self.model.tokens, entries)}
         for name, ngram in self.ngrams.items():
-            histories = NgramHistories(ngram, vocabulary, order)
-            found.append((histories, np.zeros(len(vocabulary)), weights[name]))
-        return found
+            histories[name] = NgramHistories(ngram, vocabulary, order)
+        penalties = self._penalties(vocabulary, entries, weights)
+        return [(each, penalties[name], weights[name]) for name, each in histories.items()]
 
-    def _penalty(self, entries: np.ndarray) -> np.ndarray:
-        return self.model.unknown_penalty * (entries == self._unk)
+    def _penalties(
+        self, vocabulary: Sequence[str], entries: np.ndarray, weights: Mapping[str, float]
+    ) -> dict[str, np.ndarray]:
+        """What each model subtracts for each word, ``(V,)``; one that is subtracted itself would
+        give it back, so it has none."""
+        models = {self.name: self.model, **self.ngrams}
+        return {
+            name: models[name].unknown_penalty * is_unknown * (weights[name] >= 0)
+            for name, is_unknown in self._unknown(vocabulary, entries).items()
+        }
 
     def _merged(
-        self, graph: WordGraph, entries: np.ndarray, weights: Mapping[str, float]
+        self, graph: WordGraph, entries: np.ndarray, weight: float, penalty: np.ndarray
     ) -> Expansion:
         """The graph's own topology; its scores give the posteriors that states are averaged by."""
         known = np.where(graph.token == EMPTY, EMPTY, entries[graph.token])
         merged = merge(replace(graph, token=known), self.model.tokens, int(entries[SENTENCE_END]))
-        penalty = np.append(self._penalty(entries)[graph.token] * (graph.token != EMPTY), 0.0)
-        merged.language[:] = weights[self.name] * (merged.language - penalty[merged.arc])
-        merged.final[:] = weights[self.name] * merged.final
+        of_arcs = np.append(penalty[graph.token] * (graph.token != EMPTY), 0.0)
+        merged.language[:] = weight * (merged.language - of_arcs[merged.arc])
+        merged.final[:] = weight * merged.final
         return merged
 
 
@@ -266,8 +328,20 @@ class _Together:
 
 
 def _language(lattice: Lattice) -> str:
-    """Name of the language score: Kaldi's is one with those of transitions and pronunciations."""
-    return "graph" if "graph" in lattice.scores else "lm"
+    """Name of the language score: Kaldi's is one with those of transitions and pronunciations.
+
+    In SLF it is that which is there and counts; else that which would count; else that which is
+    there. Between equals it is `lm`.
+    """
+    if "graph" in lattice.scores:
+        return "graph"
+
+    def standing(name: str) -> tuple[bool, bool, bool]:
+        is_there = name in lattice.scores
+        counts = lattice.weights.get(name, 1.0 if is_there else 0.0) > 0
+        return is_there and counts, counts, is_there
+
+    return max(LANGUAGE, key=standing)  # the first of equals
 
 
 def _word_graph(lattice: Lattice, token: np.ndarray, weights: Mapping[str, float]) -> WordGraph:
@@ -319,31 +393,31 @@ class _Unrolled:
         spoken_words = [words[arc] for arc in self.arc.tolist()]
         return ScoredGraph(self.source, self.target, spoken_words, self.weight, self.end)
 
-    def lattice(self, weights: Mapping[str, float], scale: float) -> Lattice:
-        """As a lattice of the format that was read, with what is not acoustic as language score.
+    def lattice(self, language: str, weights: Mapping[str, float], scale: float) -> Lattice:
+        """As a lattice of the format that was read, with what the models give as language score.
 
         Args:
-            scale: the weight that the language score gets; 1 where the format has none.
+            language: name of that score.
+            scale: the weight that it gets; 1 where the format has none.
         """
-        language = _language(self.read)
         made = self.read.rewired(self.node, self.arc, self.source, self.target)
-        acoustic = {name: values for name, values in made.scores.items() if name == "acoustic"}
-        own = {name: weights[name] for name in acoustic}
-        rest = self.weight - _weighted(acoustic, own, len(self.arc)) - weights[WORDS] * self.is_word
+        others = {name: values for name, values in made.scores.items() if name != language}
+        own = {name: weights[name] for name in others}
+        rest = self.weight - _weighted(others, own, len(self.arc)) - weights[WORDS] * self.is_word
         made = replace(
             made,
-            scores={**acoustic, language: rest / scale},
+            scores={**others, language: rest / scale},
             weights={**own, language: scale},
             word_penalty=weights[WORDS],
         )
         if not self.read.final_scores:
             return self._with_one_end(made, language, self.end / scale)
-        ends = {name: values for name, values in made.final_scores.items() if name in acoustic}
+        ends = {name: values for name, values in made.final_scores.items() if name != language}
         of_ends = np.where(made.final, self.end, 0.0) - _weighted(ends, own, len(self.node))
         # A format with no place for word penalties has them in the language score.
         return replace(
             made,
-            scores={**acoustic, language: rest + weights[WORDS] * self.is_word},
+            scores={**others, language: rest + weights[WORDS] * self.is_word},
             final_scores={**ends, language: of_ends},
         )
 

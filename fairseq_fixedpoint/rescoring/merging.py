@@ -36,15 +36,14 @@ def merge(graph: WordGraph, scorer: WindowScorer, sentence_end: int) -> Expansio
     token = np.append(graph.token, sentence_end)[scored.arc]  # (E,)
     source, target = torch.from_numpy(scored.source), torch.from_numpy(scored.target)
     spoken = torch.from_numpy(token != EMPTY)  # (E,)
-    empty = token == EMPTY
-    # The longest chain of empty arcs.
-    rounds = int(layers(scored.source[empty], scored.target[empty], len(scored.node)).max())
+    empty = _by_layer(np.flatnonzero(token == EMPTY), scored)
 
     used, word = np.unique(token[token != EMPTY], return_inverse=True)
     with scorer.precision():
         stack, projected = scorer.inputs(torch.from_numpy(used))
         device = projected.device
         share, source, target, spoken = (x.to(device) for x in (share, source, target, spoken))
+        empty = [arcs.to(device) for arcs in empty]
         x = projected.index_select(0, torch.from_numpy(word).to(device)).unsqueeze(1)  # (W, 1, G*H)
         states = [layer.initial.to(x.dtype).expand(len(scored.node), -1) for layer in stack]
         for _ in range(scorer.order):
@@ -59,8 +58,8 @@ def merge(graph: WordGraph, scorer: WindowScorer, sentence_end: int) -> Expansio
                     source,
                     target,
                     spoken,
+                    empty,
                     len(scored.node),
-                    rounds,
                 )
                 for after, layer in zip(sweep(stack, x, before, None), stack, strict=True)
             ]
@@ -91,17 +90,25 @@ def _averaged(
     source: Tensor,
     target: Tensor,
     spoken: Tensor,
+    empty: list[Tensor],
     nodes: int,
-    rounds: int,
 ) -> Tensor:
     """The state of each node, ``(S, P*H)``, from those after the spoken arcs ``(W, P*H)``."""
     share = share.to(after.dtype).unsqueeze(1)
-    direct = after.new_zeros(nodes, after.size(1))
-    direct.index_add_(0, target[spoken], after * share[spoken])
-    direct[0] = initial
-    states = direct
-    for _ in range(rounds):  # an empty arc passes its source's state on
-        states = direct.index_add(
-            0, target[~spoken], states.index_select(0, source[~spoken]) * share[~spoken]
-        )
+    states = after.new_zeros(nodes, after.size(1))
+    states.index_add_(0, target[spoken], after * share[spoken])
+    states[0] = initial
+    for arcs in empty:  # each passes its source's state on, which is whole by then
+        passed = states.index_select(0, source[arcs]) * share[arcs]
+        states.index_add_(0, target[arcs], passed)
     return states
+
+
+def _by_layer(empty: np.ndarray, scored: Expansion) -> list[Tensor]:
+    """The numbers of empty arcs, those first that no other one leads to."""
+    source = scored.source[empty]
+    layer = layers(source, scored.target[empty], len(scored.node))[source]
+    order = np.argsort(layer, kind="stable")
+    borders = np.flatnonzero(np.diff(layer[order])) + 1
+    parts = np.split(empty[order], borders) if len(empty) else []
+    return [torch.from_numpy(arcs) for arcs in parts]

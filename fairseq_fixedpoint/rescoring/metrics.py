@@ -13,13 +13,16 @@ all its words.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import zip_longest
 from types import ModuleType
 from typing import ClassVar
 
 import numpy as np
 
+from fairseq_fixedpoint.formats import text_words
 from fairseq_fixedpoint.rescoring.errors import RescoringError
 
 METRICS = ("bleu", "chrf", "ter", "wer")
@@ -46,10 +49,14 @@ class Metric:
     Attributes:
         name: as people write it, ``BLEU``.
         higher_is_better: False for an error rate.
+        warnings: what the package that counted said of the texts, each sentence once.
     """
 
     name: str
     higher_is_better: bool
+
+    def __init__(self):
+        self.warnings: dict[str, None] = {}
 
     def statistics(
         self, hypotheses: Sequence[str], references: Sequence[Sequence[str]]
@@ -105,6 +112,7 @@ class WordErrorRate(Metric):
     higher_is_better = False
 
     def __init__(self):
+        super().__init__()
         self._jiwer = _imported("jiwer", self.name)
 
     def _count(self, pairs):
@@ -115,7 +123,9 @@ class WordErrorRate(Metric):
                     f"WER takes one reference, but {hypothesis!r} has {len(references)}: "
                     "give one, or choose another metric."
                 )
-            found = self._jiwer.process_words(references[0], hypothesis)
+            found = self._jiwer.process_words(
+                *(" ".join(text_words(text)) for text in (references[0], hypothesis))
+            )
             wrong = found.substitutions + found.deletions
             rows.append([wrong + found.insertions, found.hits + wrong])
         if not any(words for _, words in rows):
@@ -138,13 +148,13 @@ class Sacrebleu(Metric):
     """
 
     SPECIFICATION: ClassVar = {  # name, sacrebleu's class, its arguments, higher is better
-        # Without `force`, BLEU warns of every text that seems to be split into words already.
-        "bleu": ("BLEU", "BLEU", {"force": True}, True),
+        "bleu": ("BLEU", "BLEU", {}, True),
         "chrf": ("chrF", "CHRF", {}, True),
         "ter": ("TER", "TER", {}, False),
     }
 
     def __init__(self, name: str):
+        super().__init__()
         self.name, class_name, arguments, self.higher_is_better = self.SPECIFICATION[name]
         package = _imported("sacrebleu", self.name)
         try:
@@ -168,13 +178,30 @@ class Sacrebleu(Metric):
     def _count(self, pairs):
         hypotheses, references = zip(*pairs, strict=True)
         streams = list(zip_longest(*references))  # sacrebleu's order, None where one has fewer
-        return self._metric._extract_corpus_statistics(hypotheses, streams)
+        with _logged(self.warnings):
+            return self._metric._extract_corpus_statistics(hypotheses, streams)
 
     def score(self, summed):
         summed = np.asarray(summed, dtype=np.float64)
         rows = summed.reshape(-1, summed.shape[-1]).tolist()
         scores = [self._metric._compute_score_from_stats(row).score for row in rows]
         return np.array(scores, dtype=np.float64).reshape(summed.shape[:-1])
+
+
+@contextmanager
+def _logged(warnings: dict[str, None]) -> Iterator[None]:
+    """Takes down what sacrebleu logs, so that it can be passed on where and when it fits."""
+
+    def note(record: logging.LogRecord) -> bool:
+        warnings[record.getMessage()] = None
+        return False
+
+    logger = logging.getLogger("sacrebleu")
+    logger.addFilter(note)
+    try:
+        yield
+    finally:
+        logger.removeFilter(note)
 
 
 def _imported(package: str, metric: str) -> ModuleType:

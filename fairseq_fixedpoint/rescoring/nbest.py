@@ -5,26 +5,64 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import groupby, islice
 from typing import NamedTuple, Protocol, TypeVar
 
 from fairseq_fixedpoint.formats import Hypothesis, Rescored
-from fairseq_fixedpoint.formats.nbest import Line, OnError
+from fairseq_fixedpoint.formats.nbest import FormatError, Line, OnError, shown
 from fairseq_fixedpoint.rescoring.combination import Combination, place
+from fairseq_fixedpoint.rescoring.diagnosis import unknown_warnings
 from fairseq_fixedpoint.rescoring.errors import RescoringError
 from fairseq_fixedpoint.rescoring.scorer import LineScore
+from fairseq_fixedpoint.rescoring.words import Vocabulary, WordRule
 
 Item = TypeVar("Item", Line, Hypothesis)
 
 
-class LineScorer(Protocol):
-    """What gives a line of text a probability: a neural model, an n-gram model, or a mixture."""
+class LineScorer(Vocabulary, Protocol):
+    """What gives a line of text a probability: a neural model, an n-gram model, or a mixture.
+
+    Attributes:
+        has_unknown: whether the model has `<unk>`, or some other probability for unknown words.
+    """
+
+    has_unknown: bool
+
+    def without_probability(self, line: str) -> str | None: ...
 
     def trouble_with(self, line: str) -> str | None: ...
 
     def score(
         self, lines: Sequence[str], previous: Sequence[str | None] | None = None
     ) -> list[LineScore]: ...
+
+
+@dataclass(frozen=True)
+class ByRule:
+    """A model that is asked for the words of a text alone, as the rule of its run has them."""
+
+    model: LineScorer
+    rule: WordRule
+
+    @property
+    def has_unknown(self) -> bool:
+        return self.model.has_unknown
+
+    def holds(self, word: str, case: str | None = None) -> bool:
+        return self.model.holds(word, case)
+
+    def without_probability(self, line: str) -> str | None:
+        return self.model.without_probability(self.rule.text(line))
+
+    def trouble_with(self, line: str) -> str | None:
+        return self.model.trouble_with(self.rule.text(line))
+
+    def score(
+        self, lines: Sequence[str], previous: Sequence[str | None] | None = None
+    ) -> list[LineScore]:
+        if previous is not None:
+            previous = [None if text is None else self.rule.text(text) for text in previous]
+        return self.model.score([self.rule.text(line) for line in lines], previous)
 
 
 def scorable(
@@ -38,6 +76,30 @@ def scorable(
             yield item
         else:
             on_error(item.error(trouble))
+
+
+def subtracted_without_probability(
+    hypothesis: Hypothesis, scorers: Mapping[str, LineScorer], weights: Mapping[str, float]
+) -> FormatError | None:
+    """What is wrong with a hypothesis that has a word to which a subtracted model gives nothing.
+
+    kenlm's 10^-100 for such a word, subtracted, would make it the best of all.
+    """
+    for name, scorer in scorers.items():
+        if weights.get(name, 0.0) < 0:
+            word = scorer.without_probability(hypothesis.text)
+            if word is not None:
+                return hypothesis.error(no_probability(name, word))
+    return None
+
+
+def no_probability(name: str, word: str) -> str:
+    """The end of a sentence about what has a word that a subtracted model lacks."""
+    return (
+        f"has the word {shown(word)}, which {name} does not know, and {name} has no <unk>: such a "
+        "model cannot be subtracted there. Give it <unk>, or its own case (--case "
+        f"{name}=upper), or leave the text out (--on-error skip)."
+    )
 
 
 class InContext(NamedTuple):
@@ -64,8 +126,8 @@ def in_context(hypotheses: Iterable[Hypothesis], first_pass: Combination) -> Ite
 
 
 def scored(hypotheses: Sequence[InContext], scorers: Mapping[str, LineScorer]) -> list[list[float]]:
-    """For each hypothesis the log-probability by each scorer, then how many words each of them
-    does not know.
+    """For each hypothesis three numbers by each scorer: its log-probability, how many words it
+    does not know, and the penalties for them in the log-probability.
 
     Raises:
         RescoringError: for a log-probability that is not finite, as a broken model gives it.
@@ -81,7 +143,7 @@ def scored(hypotheses: Sequence[InContext], scorers: Mapping[str, LineScorer]) -
                     "to the hypothesis: the model is broken, so leave it out."
                 )
     return [
-        [line.log_probability for line in lines] + [line.unknown for line in lines]
+        [number for line in lines for number in (line.log_probability, line.unknown, line.penalty)]
         for lines in (zip(*columns, strict=True) if columns else [()] * len(texts))
     ]
 
@@ -91,6 +153,7 @@ class Summary:
     """What a run went through.
 
     Attributes:
+        passed_by: fillers and markers, which are no words.
         unknown: words (or tokens) of the list that a model does not know, by the model's name.
         best: score and text of each utterance's best hypothesis, by its id.
         first: the same by the first pass.
@@ -98,6 +161,7 @@ class Summary:
 
     hypotheses: int = 0
     words: int = 0
+    passed_by: int = 0
     unknown: dict[str, int] = field(default_factory=dict)
     best: dict[str, tuple[float, str]] = field(default_factory=dict)
     first: dict[str, tuple[float, str]] = field(default_factory=dict)
@@ -106,36 +170,67 @@ class Summary:
         """The best text of each utterance."""
         return {utterance: text for utterance, (_, text) in self.best.items()}
 
+    def warnings(self, scorers: Mapping[str, LineScorer], rule: WordRule) -> list[str]:
+        """What is suspicious about the words that models do not know."""
+        words = rule.words(" ".join(islice(self.texts().values(), 1000)))
+        return [
+            sentence
+            for name, scorer in scorers.items()
+            for sentence in unknown_warnings(name, scorer, self.unknown[name], self.words, words)
+        ]
+
     def sentence(self) -> str:
         changed = sum(
             self.best[utterance][1] != text for utterance, (_, text) in self.first.items()
         )
         unknown = "".join(f", {count:,} unknown to {name}" for name, count in self.unknown.items())
+        passed_by = f", fillers and markers passed by {self.passed_by:,}" if self.passed_by else ""
         return (
             f"utterances {len(self.best):,}, hypotheses {self.hypotheses:,}, words {self.words:,}"
-            f"{unknown}; another best text for {changed:,} utterances."
+            f"{unknown}{passed_by}; another best text for {changed:,} utterances."
         )
 
 
 def combined(
     results: Iterable[tuple[InContext, Sequence[float]]],
-    names: Sequence[str],
+    scorers: Mapping[str, LineScorer],
     combination: Combination,
     first_pass: Combination,
     summary: Summary,
 ) -> Iterator[Rescored]:
-    """Joins hypotheses with what :func:`scored` found for them, and counts in `summary`."""
+    """Joins hypotheses with what :func:`scored` found for them, and counts in `summary`.
+
+    What a subtracted model has no probability for was told of before, and is left out.
+    """
+    names, rule = list(scorers), combination.rule
     summary.unknown = dict.fromkeys(names, 0)
     for (hypothesis, _), result in results:
-        features = dict(zip(names, result, strict=False))
+        if subtracted_without_probability(hypothesis, scorers, combination.weights):
+            continue
+        features = features_of(names, result, combination.weights)
         rescored = Rescored(hypothesis, features, combination.total(hypothesis, features))
         summary.hypotheses += 1
-        summary.words += len(hypothesis.text.split())
-        for name, unknown in zip(names, result[len(names) :], strict=True):
+        summary.words += len(rule.words(hypothesis.text))
+        summary.passed_by += rule.passed_by(hypothesis.text)
+        for name, unknown in zip(names, result[1::3], strict=True):
             summary.unknown[name] += unknown
         _keep_best(summary.best, hypothesis, rescored.total)
         _keep_best(summary.first, hypothesis, first_pass.total(hypothesis, {}))
         yield rescored
+
+
+def features_of(
+    names: Sequence[str], result: Sequence[float], weights: Mapping[str, float]
+) -> dict[str, float]:
+    """The scores of models from what :func:`scored` found, by their names.
+
+    A penalty is there to make unknown words cost. So it is no part of the score of a model that is
+    subtracted, which would give it back.
+    """
+    return {
+        name: log_probability + (penalty if weights.get(name, 0.0) < 0 else 0.0)
+        for name, log_probability, penalty in zip(names, result[::3], result[2::3], strict=True)
+    }
 
 
 def _keep_best(best: dict[str, tuple[float, str]], hypothesis: Hypothesis, total: float) -> None:

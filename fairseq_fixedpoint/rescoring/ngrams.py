@@ -8,11 +8,16 @@ from pathlib import Path
 
 import numpy as np
 
-from fairseq_fixedpoint.formats.nbest import words
+from fairseq_fixedpoint.formats import text_words
 from fairseq_fixedpoint.rescoring.errors import RescoringError
 from fairseq_fixedpoint.rescoring.scorer import LineScore, Scorer
+from fairseq_fixedpoint.rescoring.words import CASES
 
 LOG_10 = math.log(10.0)  # kenlm answers in base 10
+# What a sentence begins and ends with is no word of it, whatever the text says.
+MARKERS = frozenset(["<s>", "</s>"])
+UNKNOWN = "<unk>"
+NO_PROBABILITY = -99.0  # base 10, at most: what a model without <unk> gives to an unknown word
 
 
 class NgramScorer:
@@ -20,14 +25,18 @@ class NgramScorer:
 
     Args:
         path: the model.
-        lowercase: fold the words' case first.
+        case: that of the model's words, as :class:`TextEncoder` has it.
         unknown_penalty: subtracted from the log-probability of each unknown word.
+
+    Attributes:
+        has_unknown: whether the model has `<unk>`; kenlm gives 10^-100 to an unknown word of one
+            that has not.
 
     Raises:
         RescoringError: if kenlm is not installed or cannot read the file.
     """
 
-    def __init__(self, path: str | Path, lowercase: bool = False, unknown_penalty: float = 0.0):
+    def __init__(self, path: str | Path, case: str = "keep", unknown_penalty: float = 0.0):
         try:
             import kenlm
         except ImportError as error:
@@ -43,8 +52,26 @@ class NgramScorer:
             self.model = kenlm.Model(str(path), config)
         except Exception as error:  # kenlm's own class says RuntimeError or OSError, by version
             raise RescoringError(f"kenlm cannot read {path}: {error}") from error
-        self.lowercase = lowercase
+        self.case = case
         self.unknown_penalty = unknown_penalty
+        nothing, after = kenlm.State(), kenlm.State()
+        self.model.NullContextWrite(nothing)
+        self.has_unknown = self.model.BaseScore(nothing, UNKNOWN, after) > NO_PROBABILITY
+
+    def folded(self, word: str, case: str | None = None) -> str:
+        """What kenlm is asked for: the word in the model's case, a sentence marker as `<unk>`."""
+        word = CASES[case or self.case](word)
+        return UNKNOWN if word in MARKERS else word
+
+    def holds(self, word: str, case: str | None = None) -> bool:
+        """As :meth:`Scorer.holds`."""
+        return self.folded(word, case) in self.model
+
+    def without_probability(self, line: str) -> str | None:
+        """The first word of a line that a model without `<unk>` does not know."""
+        if self.has_unknown:
+            return None
+        return next((word for word in text_words(line) if not self.holds(word)), None)
 
     def trouble_with(self, line: str) -> None:
         """None, as :meth:`Scorer.trouble_with`: every line can be scored."""
@@ -56,12 +83,14 @@ class NgramScorer:
         return [self._score(line) for line in lines]
 
     def _score(self, line: str) -> LineScore:
-        tokens = words(line.lower() if self.lowercase else line)  # white space as kenlm has it
-        answers = list(self.model.full_scores(" ".join(tokens)))  # (log10 p, length, unknown)
+        tokens = text_words(CASES[self.case](line))
+        text = " ".join(map(self.folded, tokens))
+        answers = list(self.model.full_scores(text))  # (log10 p, length, unknown)
         found = np.array([log10_p for log10_p, _, _ in answers]) * LOG_10
         is_unknown = np.array([unknown for _, _, unknown in answers])
-        found -= self.unknown_penalty * is_unknown
-        return LineScore([*tokens, "</s>"], found, int(is_unknown.sum()))
+        penalties = self.unknown_penalty * is_unknown
+        found -= penalties
+        return LineScore([*tokens, "</s>"], found, int(is_unknown.sum()), penalties)
 
 
 class NgramHistories:
@@ -70,7 +99,7 @@ class NgramHistories:
     Args:
         scorer: the model.
         vocabulary: the words that will be asked for; the first is the sentence's end, which every
-            sentence begins with.
+            sentence begins with. No penalty is taken off for those that are unknown.
         order: how far histories will grow; at least the words that the model looks back.
     """
 
@@ -80,11 +109,7 @@ class NgramHistories:
         self.order = order
         self._state = kenlm.State
         self._model = scorer.model
-        self._words = [word.lower() if scorer.lowercase else word for word in vocabulary]
-        self._penalty = np.array(
-            [scorer.unknown_penalty * (word not in scorer.model) for word in self._words]
-        )
-        self._penalty[0] = 0.0
+        self._words = list(map(scorer.folded, vocabulary))
         nothing, begun = kenlm.State(), kenlm.State()
         self._model.NullContextWrite(nothing)
         self._model.BeginSentenceWrite(begun)
@@ -111,7 +136,7 @@ class NgramHistories:
             self._model.BaseScore(self._states[state], words[word], after)
             for state, word in zip((pairs // base).tolist(), (pairs % base).tolist(), strict=True)
         ]
-        return (LOG_10 * np.array(found))[pair] - self._penalty[token]
+        return (LOG_10 * np.array(found))[pair]
 
 
 class InterpolatedScorer:
@@ -134,6 +159,16 @@ class InterpolatedScorer:
         self.ngram = ngram
         self.weight = weight
 
+    has_unknown = True
+
+    def holds(self, word: str, case: str | None = None) -> bool:
+        """As :meth:`Scorer.holds`, by either model."""
+        return self.neural.holds(word, case) or self.ngram.holds(word, case)
+
+    def without_probability(self, line: str) -> str | None:
+        """As :meth:`NgramScorer.without_probability`, which the neural model's share prevents."""
+        return None if self.weight else self.ngram.without_probability(line)
+
     def trouble_with(self, line: str) -> str | None:
         """As :meth:`Scorer.trouble_with`."""
         return self.neural.trouble_with(line)
@@ -143,16 +178,24 @@ class InterpolatedScorer:
     ) -> list[LineScore]:
         """As :meth:`Scorer.score`, one token a word; what the neural model does not know counts."""
         neural = self.neural.score(lines, previous)
-        ngram = self.ngram.score([" ".join(line.split()) for line in lines])  # words as fairseq's
+        ngram = self.ngram.score(lines)
         return [
-            LineScore(of_ngram.tokens, self._mixed(line, of_neural, of_ngram), of_neural.unknown)
+            self._mixed(line, of_neural, of_ngram)
             for line, of_neural, of_ngram in zip(lines, neural, ngram, strict=True)
         ]
 
-    def _mixed(self, line: str, neural: LineScore, ngram: LineScore) -> np.ndarray:
+    def _mixed(self, line: str, neural: LineScore, ngram: LineScore) -> LineScore:
         by_word = self.neural.encoder.symbols_by_word(line)
         word = np.repeat(np.arange(len(by_word) + 1), [*map(len, by_word), 1])  # of each token
-        log_p = np.bincount(word, neural.log_probabilities, len(by_word) + 1)
+
+        def mixed(of_neural: np.ndarray, of_ngram: np.ndarray) -> np.ndarray:
+            log_p = np.bincount(word, of_neural, len(by_word) + 1)
+            return np.logaddexp(log_weights[0] + log_p, log_weights[1] + of_ngram)
+
         with np.errstate(divide="ignore"):
             log_weights = np.log([self.weight, 1 - self.weight])
-        return np.logaddexp(log_weights[0] + log_p, log_weights[1] + ngram.log_probabilities)
+        found = mixed(neural.log_probabilities, ngram.log_probabilities)
+        unpunished = mixed(
+            neural.log_probabilities + neural.penalties, ngram.log_probabilities + ngram.penalties
+        )
+        return LineScore(ngram.tokens, found, neural.unknown, unpunished - found)

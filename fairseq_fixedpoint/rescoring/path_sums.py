@@ -6,6 +6,7 @@ length, so a few array operations serve a whole layer.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -74,8 +75,13 @@ def _groups(state: np.ndarray, layer: np.ndarray) -> list[_Group]:
     if not len(state):
         return []
     order = np.lexsort((state, layer[state]))
-    borders = np.flatnonzero(np.diff(layer[state[order]])) + 1
+    state = state[order]
+    firsts = np.flatnonzero(np.diff(state, prepend=state[0] - 1))  # where a state's arcs begin
+    of_firsts = layer[state[firsts]]
+    borders = [0, *(np.flatnonzero(np.diff(of_firsts)) + 1).tolist(), len(firsts)]
+    begins = [*firsts[borders[:-1]].tolist(), len(state)]
+    states = state[firsts]
     return [
-        _Group(*np.unique(state[arcs], return_index=True), arcs)
-        for arcs in np.split(order, borders)
+        _Group(states[first:last], firsts[first:last] - begin, order[begin:end])
+        for (first, last), (begin, end) in zip(pairwise(borders), pairwise(begins), strict=True)
     ]

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from fairseq_fixedpoint.models.decoder import FixedPointDecoder
-from fairseq_fixedpoint.rescoring.checkpoints import load_language_model
+from fairseq_fixedpoint.rescoring.checkpoints import adds_bos_token, load_language_model
 from fairseq_fixedpoint.rescoring.errors import RescoringError
 from fairseq_fixedpoint.rescoring.text import Splitter, TextEncoder
 from fairseq_fixedpoint.rescoring.token_scorers import ModelScorer, TokenScorer, WindowScorer
@@ -28,11 +28,18 @@ class LineScore:
         tokens: the model's tokens, `</s>` last; unknown ones as they were in the text.
         log_probabilities: natural logarithm of each, ``(n,)``, penalties of unknown tokens counted.
         unknown: how many tokens the model does not know.
+        penalties: what was subtracted for it from each unknown token, ``(n,)``, or 0 for none.
     """
 
     tokens: list[str]
     log_probabilities: np.ndarray
     unknown: int
+    penalties: np.ndarray | float = 0.0
+
+    @property
+    def penalty(self) -> float:
+        """What the penalties take off the line's log-probability."""
+        return float(np.sum(self.penalties))
 
     @property
     def log_probability(self) -> float:
@@ -62,7 +69,8 @@ class Scorer:
         unknown_penalty: subtracted from the log-probability of each unknown token.
         previous_context: how many of the last tokens of the text before a line, its `</s>`
             included, the model sees, as far as it has room for them; 0 starts every line from
-            `</s>` alone, and None is the model's order, which is all it can use.
+            `</s>` alone (`<s> </s>` with `--add-bos-token`), and None is the model's order, which
+            is all it can use.
 
     Raises:
         RescoringError: for a penalty or a context out of range.
@@ -102,7 +110,7 @@ class Scorer:
         normalized: bool = True,
         tokenizer: Splitter | None = None,
         bpe: Splitter | None = None,
-        lowercase: bool = False,
+        case: str = "keep",
         unknown_penalty: float = 0.0,
         previous_context: int | None = 0,
         trust_checkpoint: bool = False,
@@ -114,7 +122,7 @@ class Scorer:
                 :func:`~fairseq_fixedpoint.rescoring.checkpoints.load_language_model`.
             bf16: matrix products in bfloat16; for `fixedpoint_lm` only.
             normalized: False takes every normaliser to be 1; for `fixedpoint_lm` only.
-            tokenizer, bpe, lowercase: see
+            tokenizer, bpe, case: see
                 :class:`~fairseq_fixedpoint.rescoring.text.TextEncoder`.
             unknown_penalty: see the class.
             previous_context: see the class.
@@ -122,7 +130,7 @@ class Scorer:
         Raises:
             RescoringError: if the file is wrong, or the model cannot do what is asked.
         """
-        model, dictionary = load_language_model(
+        model, task = load_language_model(
             path,
             data,
             iterations=iterations,
@@ -144,19 +152,29 @@ class Scorer:
                 raise RescoringError(
                     f"{option} is for fixedpoint_lm, and {path} holds a {type(model).__name__}."
                 )
-            tokens = ModelScorer(model)
+            tokens = ModelScorer(model, task.target_dictionary)
         return cls(
             tokens,
-            TextEncoder(dictionary, tokenizer, bpe, lowercase),
+            TextEncoder(task.target_dictionary, tokenizer, bpe, case, adds_bos_token(task)),
             unknown_penalty,
             previous_context,
         )
+
+    has_unknown = True
+
+    def holds(self, word: str, case: str | None = None) -> bool:
+        """Whether the model knows a word as it stands, but for its case (or another)."""
+        return self.encoder.holds(word, case)
+
+    def without_probability(self, line: str) -> None:
+        """The first word of a line that the model has no probability for: there is none, as unknown
+        words have that of `<unk>`."""
 
     def trouble_with(self, line: str) -> str | None:
         """Why a line cannot be scored, as the end of a sentence; None if it can."""
         if self.tokens.longest is None:
             return None
-        tokens = len(self.encoder.symbols(line)) + 1  # it starts after </s>
+        tokens = len(self.encoder.symbols(line)) + len(self.encoder.start)
         if tokens <= self.tokens.longest:
             return None
         return (
@@ -202,22 +220,24 @@ class Scorer:
             yield batch
 
     def _context(self, previous: str | None, tokens: int) -> list[int]:
-        """What a line of so many tokens is preceded by: `</s>` at least."""
-        eos = self.encoder.dictionary.eos()
+        """What a line of so many tokens is preceded by: the start of a text at least."""
+        *bos, eos = self.encoder.start
         seen = self.tokens.order if self.previous_context is None else self.previous_context
         if self.tokens.longest is not None:
-            seen = min(seen, self.tokens.longest - tokens)
+            seen = min(seen, self.tokens.longest - tokens - len(bos))
         if previous is None or seen < 2:
-            return [eos]
+            return [*bos, eos]
         before = self.encoder.indices(self.encoder.symbols(previous))
-        return [eos, *before, eos][-seen:]
+        return [*bos, *[eos, *before, eos][-seen:]]
 
     def _line_score(
         self, symbols: list[str], sequence: list[int], first: int, found: np.ndarray
     ) -> LineScore:
         dictionary = self.encoder.dictionary
         scored = sequence[first:]
-        unknown = scored.count(dictionary.unk())
-        if unknown and self.unknown_penalty:
-            found = found - self.unknown_penalty * (np.array(scored) == dictionary.unk())
-        return LineScore([*symbols, dictionary[dictionary.eos()]], found, unknown)
+        is_unknown = self.encoder.is_unknown(scored)
+        tokens, unknown = [*symbols, dictionary[dictionary.eos()]], int(is_unknown.sum())
+        if not (unknown and self.unknown_penalty):
+            return LineScore(tokens, found, unknown)
+        penalties = self.unknown_penalty * is_unknown
+        return LineScore(tokens, found - penalties, unknown, penalties)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Protocol
 
+import numpy as np
 from fairseq.data import Dictionary
 
+from fairseq_fixedpoint.formats import text_words
 from fairseq_fixedpoint.rescoring.errors import RescoringError
+from fairseq_fixedpoint.rescoring.words import CASES
 
 
 class Splitter(Protocol):
@@ -22,22 +26,37 @@ class TextEncoder:
     """Case folding, then `--tokenizer`, then `--bpe`, then the dictionary, as fairseq does.
 
     A word that the dictionary lacks is `<unk>`. So is a literal `</s>`, `<s>` or `<pad>`: in a line
-    of text it cannot mean what the symbol means to the model.
+    of text it cannot mean what the symbol means to the model. The commands pass such markers by
+    before a text comes here (:class:`~fairseq_fixedpoint.rescoring.words.WordRule`).
+
+    Attributes:
+        dictionary: of the model's output. With `--output-dictionary-size` it is shorter than that
+            of the input, from which the words come all the same; a model reads those beyond it, and
+            predicts `<unk>` in their place.
+        case: that of the model's words, one of
+            :data:`~fairseq_fixedpoint.rescoring.words.CASES`; the text is folded to it.
+        add_bos_token: whether a text comes after `<s> </s>`, as with fairseq's option.
     """
 
     dictionary: Dictionary
     tokenizer: Splitter | None = None
     bpe: Splitter | None = None
-    lowercase: bool = False
+    case: str = "keep"
+    add_bos_token: bool = False
+
+    @property
+    def start(self) -> list[int]:
+        """What every text comes after."""
+        eos = self.dictionary.eos()
+        return [self.dictionary.bos(), eos] if self.add_bos_token else [eos]
 
     def symbols(self, text: str) -> list[str]:
         """The model's tokens as text, before the dictionary is asked."""
-        if self.lowercase:
-            text = text.lower()
+        text = CASES[self.case](text)
         for splitter in (self.tokenizer, self.bpe):
             if splitter is not None:
                 text = splitter.encode(text)
-        return text.split()
+        return text_words(text)
 
     def indices(self, symbols: list[str]) -> list[int]:
         """Their entries in the dictionary."""
@@ -47,13 +66,32 @@ class TextEncoder:
         entries = (dictionary.indices.get(symbol, unknown) for symbol in symbols)
         return [unknown if entry in reserved else entry for entry in entries]
 
+    def is_unknown(self, entries: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Which of the entries the model predicts as `<unk>`, bool, of their shape."""
+        entries = np.asarray(entries)
+        return (entries == self.dictionary.unk()) | (entries >= len(self.dictionary))
+
+    def holds(self, word: str, case: str | None = None) -> bool:
+        """Whether the dictionary has a word as it is, or as the one symbol that it is split into.
+
+        Args:
+            case: in place of the model's.
+        """
+        word = CASES[case or self.case](word)
+        if not self.is_unknown(self.indices([word])).any():
+            return True
+        if self.tokenizer is None and self.bpe is None:
+            return False
+        symbols = replace(self, case="keep").symbols(word)
+        return len(symbols) == 1 and not self.is_unknown(self.indices(symbols)).any()
+
     def symbols_by_word(self, text: str) -> list[list[str]]:
         """The symbols of each word of `text`, one word after another.
 
         Raises:
             RescoringError: if the words one by one give other symbols than the line does.
         """
-        words = [self.symbols(word) for word in text.split()]
+        words = [self.symbols(word) for word in text_words(text)]
         if list(chain.from_iterable(words)) != self.symbols(text):
             raise RescoringError(
                 f"the words of {text!r} do not keep their tokens when they are split one by one, "

@@ -11,6 +11,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from fairseq.data import Dictionary
 from fairseq.models import FairseqLanguageModel
 from torch import Tensor
 
@@ -33,6 +34,9 @@ TOKENS_AT_ONCE = 2048
 
 class TokenScorer(Protocol):
     """Scores token sequences.
+
+    Their entries are those of the input's dictionary. One beyond the output's, which
+    `--output-dictionary-size` makes shorter, is scored as `<unk>`, as in fairseq's data sets.
 
     Attributes:
         order: how many tokens of context the model can use; None for no limit.
@@ -123,6 +127,7 @@ class WindowScorer:
         with self.precision():
             features = self.decoder.output_features(states)  # (N, C)
         features = features.to(self.decoder.embed_tokens.weight.dtype)
+        word = _predictable(word, self.decoder.output_dictionary)
         context, word = context.to(self._device), word.to(self._device)
         return self.softmax.log_probabilities(features, context, word).cpu()
 
@@ -192,18 +197,29 @@ class GrowingHistories:
         return found.numpy()[pair]
 
 
+def _predictable(entries: Tensor, dictionary: Dictionary) -> Tensor:
+    """What stands for them in the output, whose dictionary is given."""
+    return entries.masked_fill(entries >= len(dictionary), dictionary.unk())
+
+
 def _flat(sequences: Iterable[Sequence[int]]) -> Tensor:
     return torch.tensor(list(chain.from_iterable(sequences)))
 
 
 class ModelScorer:
-    """Any language model of fairseq, in batches of sequences of like length."""
+    """Any language model of fairseq, in batches of sequences of like length.
+
+    Args:
+        model: the model.
+        dictionary: of its output.
+    """
 
     order = None
 
-    def __init__(self, model: FairseqLanguageModel):
+    def __init__(self, model: FairseqLanguageModel, dictionary: Dictionary):
         self.model = model
-        self.padding = model.decoder.dictionary.pad()
+        self.dictionary = dictionary
+        self.padding = dictionary.pad()
 
     @property
     def longest(self) -> int:
@@ -241,7 +257,8 @@ class ModelScorer:
             batch_first=True,
             padding_value=self.padding,
         ).to(device)  # (B, T + 1)
-        inputs, targets = rows[:, :-1], rows[:, 1:].contiguous()
+        inputs = rows[:, :-1]
+        targets = _predictable(rows[:, 1:], self.dictionary).contiguous()
         lengths = inputs.ne(self.padding).sum(1)
         output = self.model(inputs, src_lengths=lengths)
         found = self.model.get_normalized_probs(output, log_probs=True, sample={"target": targets})

@@ -42,6 +42,9 @@ class Candidates:
         statistics: what the metric counted (:meth:`Metric.statistics`), ``(N, S)``.
         offsets: where each utterance begins, and N, ``(U + 1,)``.
         ids: of the U utterances, for messages.
+        subtracted: the scores that a weight below 0 is for, ``(N, F)``; None if they are the same.
+            A model's penalties for unknown words are left out of these.
+        not_subtracted: names of the scores whose weight must not be below 0.
 
     Raises:
         RescoringError: if they do not fit together, an utterance has no hypothesis, or a number
@@ -54,9 +57,13 @@ class Candidates:
     statistics: np.ndarray
     offsets: np.ndarray
     ids: Sequence[str]
+    subtracted: np.ndarray | None = None
+    not_subtracted: Collection[str] = ()
 
     def __post_init__(self):
-        for name in ("features", "lengths", "statistics"):
+        if self.subtracted is None:
+            object.__setattr__(self, "subtracted", self.features)
+        for name in ("features", "subtracted", "lengths", "statistics"):
             object.__setattr__(self, name, np.asarray(getattr(self, name), dtype=np.float64))
         object.__setattr__(self, "offsets", np.asarray(self.offsets, dtype=np.intp))
         self._check_shapes()
@@ -64,11 +71,12 @@ class Candidates:
 
     def _check_shapes(self) -> None:
         total = len(self.features)
-        if self.features.shape != (total, len(self.names)) or not self.names:
-            raise RescoringError(
-                f"features of shape {self.features.shape} do not fit the {len(self.names)} names "
-                f"({', '.join(self.names)}): one column for each name, at least one."
-            )
+        for values in (self.features, self.subtracted):
+            if values.shape != (total, len(self.names)) or not self.names:
+                raise RescoringError(
+                    f"features of shape {values.shape} do not fit the {len(self.names)} names "
+                    f"({', '.join(self.names)}): one column for each name, at least one."
+                )
         if len(set(self.names)) < len(self.names):
             raise RescoringError(
                 f"two scores have the same name ({', '.join(self.names)}): rename one."
@@ -98,6 +106,7 @@ class Candidates:
     def _check_numbers(self) -> None:
         for values, what in (
             (self.features, "score"),
+            (self.subtracted, "score"),
             (self.statistics, "statistic"),
             (self.lengths[:, None], "length"),
         ):
@@ -125,7 +134,8 @@ class Candidates:
 
     def normalised(self, lenpen: float) -> Candidates:
         """The same hypotheses with all scores divided by their ``length ** lenpen``."""
-        return replace(self, features=self.features / self.lengths[:, None] ** lenpen)
+        power = self.lengths[:, None] ** lenpen
+        return replace(self, features=self.features / power, subtracted=self.subtracted / power)
 
 
 def selected(candidates: Candidates, weights: np.ndarray) -> np.ndarray:
@@ -153,7 +163,11 @@ class Step(NamedTuple):
 
 
 def line_search(
-    candidates: Candidates, metric: Metric, weights: np.ndarray, direction: np.ndarray
+    candidates: Candidates,
+    metric: Metric,
+    weights: np.ndarray,
+    direction: np.ndarray,
+    forward: bool = False,
 ) -> Step:
     """The exact best step of ``weights + step * direction``, over all real steps.
 
@@ -166,11 +180,50 @@ def line_search(
     hypotheses with the same sum all along the line, the first is chosen.
 
     Args:
-        weights, direction: ``(F,)``.
+        weights, direction: ``(F,)``. Where a score differs from the one that is subtracted, its
+            weight is 0 or its direction is: the sums bend at step 0 then.
+        forward: look at positive steps alone.
     """
-    changes = _changes(
-        _combined(candidates, weights), _combined(candidates, direction), candidates.offsets
-    )
+    positive = _along(candidates, metric, weights, _combined(candidates, direction))
+    negative = positive
+    if not np.array_equal(candidates.features, candidates.subtracted):
+        negative = _along(candidates, metric, weights, -_combined(candidates, -direction))
+    steps = np.append(negative.steps[negative.steps <= 0], positive.steps[positive.steps > 0])
+    left, right = np.searchsorted(negative.edges, 0.0), np.searchsorted(positive.edges, 0.0)
+    edges = np.append(negative.edges[:left], positive.edges[right:])
+    scores = np.append(negative.scores[: left + 1], positive.scores[right + 1 :])
+
+    sizes = np.abs(steps[steps != 0])
+    scale = np.median(sizes) if sizes.size else 1.0
+    angles = np.arctan(np.concatenate([[-np.inf], edges / scale, [np.inf]]))
+    widths = np.diff(angles)
+    middles = scale * np.tan((angles[:-1] + angles[1:]) / 2)
+
+    eligible = (widths > LEAST_ANGLE) & (not forward or middles > 0)
+    gains = np.where(eligible, _gain(metric, scores), -np.inf)
+    equal = np.flatnonzero(gains >= gains.max() - LEAST_GAIN)
+    best = equal[np.lexsort((widths[equal], middles[equal] > 0))[-1]]
+    return Step(float(middles[best]), float(scores[best]))
+
+
+class _Along(NamedTuple):
+    """The metric along a line.
+
+    Attributes:
+        steps: at which choices change that matter to the metric, ``(E,)``, in order.
+        edges: the distinct ones, and 0, which parts the positive steps from the negative ones.
+        scores: between the edges, and outside them, ``(len(edges) + 1,)``.
+    """
+
+    steps: np.ndarray
+    edges: np.ndarray
+    scores: np.ndarray
+
+
+def _along(
+    candidates: Candidates, metric: Metric, weights: np.ndarray, slopes: np.ndarray
+) -> _Along:
+    changes = _changes(_combined(candidates, weights), slopes, candidates.offsets)
     difference = candidates.statistics[changes.after] - candidates.statistics[changes.before]
     matters = difference.any(axis=1)
     steps, difference = changes.steps[matters], difference[matters]
@@ -179,20 +232,9 @@ def line_search(
 
     first = candidates.statistics[changes.first].sum(0, keepdims=True)
     running = first + np.concatenate([np.zeros_like(first), np.cumsum(difference, axis=0)])
-    edges = np.unique(np.append(steps, 0.0))  # 0 parts the positive steps from the negative ones
+    edges = np.unique(np.append(steps, 0.0))
     passed = np.append(0, np.searchsorted(steps, edges, side="right"))
-    scores = metric.score(running[passed])
-
-    sizes = np.abs(steps[steps != 0])
-    scale = np.median(sizes) if sizes.size else 1.0
-    angles = np.arctan(np.concatenate([[-np.inf], edges / scale, [np.inf]]))
-    widths = np.diff(angles)
-    middles = scale * np.tan((angles[:-1] + angles[1:]) / 2)
-
-    gains = np.where(widths > LEAST_ANGLE, _gain(metric, scores), -np.inf)
-    equal = np.flatnonzero(gains >= gains.max() - LEAST_GAIN)
-    best = equal[np.lexsort((widths[equal], middles[equal] > 0))[-1]]
-    return Step(float(middles[best]), float(scores[best]))
+    return _Along(steps, edges, metric.score(running[passed]))
 
 
 class Tuned(NamedTuple):
@@ -298,7 +340,10 @@ class _Search:
                 trial[index] = 0  # so that a step is the weight itself, positive or negative
                 direction = np.zeros_like(weights)
                 direction[index] = 1
-                trial[index] = line_search(self.candidates, self.metric, trial, direction).step
+                forward = self.candidates.names[index] in self.candidates.not_subtracted
+                trial[index] = line_search(
+                    self.candidates, self.metric, trial, direction, forward
+                ).step
                 found = self.score(trial)  # once more, as rounding may choose otherwise in ties
                 if self.better(found, score):
                     self.log(
@@ -356,7 +401,9 @@ def _around(
 
 def _combined(candidates: Candidates, weights: np.ndarray) -> np.ndarray:
     """Weighted sums ``(N,)``; unlike a matrix product's, those of equal rows are equal exactly."""
-    return (candidates.features * np.asarray(weights, dtype=np.float64)).sum(axis=1)
+    weights = np.asarray(weights, dtype=np.float64)
+    features = np.where(weights < 0, candidates.subtracted, candidates.features)
+    return (features * weights).sum(axis=1)
 
 
 def _gain(metric: Metric, score):

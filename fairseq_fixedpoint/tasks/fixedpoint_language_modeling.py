@@ -25,7 +25,7 @@ from fairseq.optim.amp_optimizer import AMPOptimizer
 from fairseq.tasks import register_task
 from fairseq.tasks.language_modeling import LanguageModelingConfig, LanguageModelingTask
 
-from fairseq_fixedpoint.data import ContiguousStreamsDataset, LeftContextDataset
+from fairseq_fixedpoint.data import ContiguousStreamsDataset, LeftContextDataset, check_no_padding
 from fairseq_fixedpoint.generation.tasks import (
     GenerationTask,
     GenerationTaskConfig,
@@ -120,7 +120,8 @@ class FixedPointLanguageModelingTask(GenerationTask, TrainingTask, LanguageModel
         """Loads a split as consecutive blocks.
 
         Raises:
-            ValueError: for an empty split or a block size below 1.
+            ValueError: for an empty split, one with padding among its words, or a block size below
+                1.
             FileNotFoundError: if the split is not there.
         """
         if self.args.tokens_per_sample < 1:
@@ -136,6 +137,8 @@ class FixedPointLanguageModelingTask(GenerationTask, TrainingTask, LanguageModel
                 f"the {split} set {binary} is empty: check the text given to fairseq-preprocess."
             )
         super().load_dataset(split, epoch=epoch, combine=combine, **kwargs)
+        sentences = self.datasets[split].dataset.dataset
+        check_no_padding(sentences, self.dictionary, f"the {split} set {binary}")
 
     def get_batch_iterator(
         self,

@@ -11,7 +11,7 @@ from fairseq.models import FairseqLanguageModel
 from fairseq.tasks import register_task
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 
-from fairseq_fixedpoint.data import RemainderDataset
+from fairseq_fixedpoint.data import RemainderDataset, check_no_padding
 from fairseq_fixedpoint.generation.tasks import (
     GenerationTask,
     GenerationTaskConfig,
@@ -49,8 +49,20 @@ class FixedPointTranslationTask(GenerationTask, TrainingTask, TranslationTask):
         return super().build_model(args, from_checkpoint)
 
     def load_dataset(self, split, epoch=1, combine=False, **kwargs):
-        """Loads a split."""
+        """Loads a split.
+
+        Raises:
+            ValueError: for one with padding among its words.
+        """
         super().load_dataset(split, epoch, combine, **kwargs)
+        pairs = self.datasets[split]
+        for sentences, dictionary, language in (
+            (pairs.src, self.source_dictionary, self.cfg.source_lang),
+            (pairs.tgt, self.target_dictionary, self.cfg.target_lang),
+        ):
+            if sentences is not None:
+                place = f"the {split} set in {self.cfg.data}, language {language},"
+                check_no_padding(sentences, dictionary, place)
         self._whole[split] = RemainderDataset(self.datasets[split])
 
     def get_batch_iterator(self, dataset: FairseqDataset, *args, **kwargs):

@@ -82,7 +82,8 @@ def measure(settings: Settings, machine: Machine) -> Iterator[dict]:
     path = Path(settings.lattices)
     lattices = list(read_lattices(path, lattice_format(path)))[: settings.most]
     data = Path(settings.data) if settings.data else None
-    model, dictionary = load_language_model(Path(settings.model), data, device=str(machine.device))
+    model, task = load_language_model(Path(settings.model), data, device=str(machine.device))
+    dictionary = task.target_dictionary
     scorer = Scorer(WindowScorer(model.decoder), TextEncoder(dictionary), settings.unknown_penalty)
     yield by_lists(settings, lattices, scorer, lstm_lm_like(model, dictionary), machine)
     for order in settings.iterations:
@@ -129,7 +130,7 @@ def of_order(
 ) -> Iterator[dict]:
     """A record for each beam."""
     decoder = scorer.tokens.decoder
-    decoder.iterations = order
+    decoder.use_iterations(order)
     at_order = Scorer(WindowScorer(decoder), scorer.encoder, scorer.unknown_penalty)
     best: dict[float, list[tuple[str, ...]]] = {}
     records = []

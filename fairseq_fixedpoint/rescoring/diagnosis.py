@@ -1,0 +1,115 @@
+"""Texts that do not fit models or references, and what is likely to be the cause."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+from fairseq_fixedpoint.formats import text_words
+from fairseq_fixedpoint.rescoring.words import CASES, Vocabulary
+
+FEW = 5  # with fewer words than these, all may be unknown by chance
+NEARLY_ALL = 0.9
+HARDLY_ANY = 0.2
+MATTERS = 0.25  # a cause that explains less of the difference than this is not named
+PUNCTUATION = re.compile(r"([^\w\s])")
+
+
+class HasUnknown(Vocabulary, Protocol):
+    has_unknown: bool
+
+
+def unknown_warnings(
+    name: str, model: HasUnknown, unknown: int, total: int, words: Sequence[str]
+) -> list[str]:
+    """Sentences about words that a model does not know; none where there is nothing to say.
+
+    Args:
+        name: of the model.
+        unknown, total: of the words of the run.
+        words: some of them.
+    """
+    found = []
+    if unknown and not model.has_unknown:
+        found.append(
+            f"{name} has no <unk>, so each of the {unknown:,} words that it does not know counts "
+            "as 10^-100."
+        )
+    if total >= FEW and unknown >= NEARLY_ALL * total:
+        found.append(
+            f"{unknown:,} of {total:,} words are unknown to {name}: {_cause(name, model, words)}"
+        )
+    return found
+
+
+def _cause(name: str, model: Vocabulary, words: Sequence[str]) -> str:
+    for case in CASES:
+        if sum(model.holds(word, case) for word in words) > len(words) / 2:
+            return f"its words are in another case, so give --case {name}={case}."
+    return (
+        "its dictionary is that of another language, or of text that was split or escaped "
+        "otherwise (--tokenizer, --bpe)."
+    )
+
+
+def _joined(text: str) -> str:
+    """The words of which subword-nmt or sentencepiece made pieces."""
+    if "\N{LOWER ONE EIGHTH BLOCK}" in text:
+        text = text.replace(" ", "").replace("\N{LOWER ONE EIGHTH BLOCK}", " ")
+    return text.replace("@@ ", "")
+
+
+# What may make two texts differ that say the same, and what undoes it.
+CAUSES: dict[str, Callable[[str], str]] = {
+    "case": str.casefold,
+    "escaping (such as &apos;)": html.unescape,
+    "marks of a BPE (@@ or \N{LOWER ONE EIGHTH BLOCK})": _joined,
+    "tokenisation (punctuation that is a word of its own or not)": lambda text: PUNCTUATION.sub(
+        r" \1 ", text
+    ),
+}
+
+
+def mismatch(
+    references: Mapping[str, Sequence[str]], hypotheses: Mapping[str, Sequence[str]]
+) -> str | None:
+    """A sentence about lists and references that have hardly a word in common.
+
+    Args:
+        references, hypotheses: texts of each utterance, by its id.
+
+    Returns:
+        None where they go together, as far as words tell.
+    """
+
+    def share(same: Callable[[str], str]) -> float:
+        """Of the references' words, those that some hypothesis has."""
+        found = total = 0
+        for utterance, texts in references.items():
+            heard = {word for text in hypotheses[utterance] for word in text_words(same(text))}
+            wanted = [word for text in texts for word in text_words(same(text))]
+            found += sum(word in heard for word in wanted)
+            total += len(wanted)
+        return found / total if total else 1.0
+
+    def all_undone(text: str) -> str:
+        for undone in reversed(CAUSES.values()):
+            text = undone(text)
+        return text
+
+    shared = share(str)
+    ways = CAUSES | {f"several of {', '.join(CAUSES)}": all_undone}
+    shares = {cause: share(undone) for cause, undone in ways.items()}
+    cause = max(shares, key=shares.get)
+    explained = shares[cause] - shared >= MATTERS
+    if not explained and shared >= HARDLY_ANY:
+        return None
+    sentence = f"{shared:.0%} of the references' words are in the hypotheses"
+    if not explained:
+        return f"{sentence}: are the references those of these lists?"
+    return (
+        f"{sentence}, but {shares[cause]:.0%} without differences of {cause}: the metric counts "
+        "them as errors, so give both in the same form."
+    )

@@ -1,0 +1,1 @@
+"""What `tests/fuzz_commands.py` stands on: models, what they say by their formula, random input."""

@@ -1,0 +1,63 @@
+"""Lines of text by `fixedpoint-score`."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+
+from tests.fuzzing.case import Case, require, require_close, resumed_or_not, tolerance
+from tests.fuzzing.lists import lines_of, store
+from tests.fuzzing.models import Scored
+from tests.fuzzing.setups import Setup, random_setup
+from tests.fuzzing.words import random_text
+
+
+def score_lines(case: Case) -> None:
+    """`fixedpoint-score`: each line, each token, as TSV and as JSON, interrupted or not."""
+    setup = random_setup(case.chooser, case.models, single=True)
+    texts = [random_text(case.chooser) for _ in range(case.chooser.choice((1, 3, 30)))]
+    check_scores_of_lines(case, setup, texts)
+
+
+def check_scores_of_lines(case: Case, setup: Setup, texts: Sequence[str]) -> None:
+    ending = case.chooser.choice(("", "", " ", "\r", "\t"))
+    path = store(
+        case.folder / f"lines{len(case.commands)}", [t + ending for t in texts], case.chooser
+    )
+    per_token, as_json = case.maybe(0.3), case.maybe(0.5)
+    options = ["--per-token"] * per_token + ["--format", "json"] * as_json
+    found = resumed_or_not(case, "fixedpoint-score", [path, *options, *setup.arguments])
+    right = [next(iter(setup.score(setup.spoken(text)).values())) for text in texts]
+    lines = lines_of(found)
+    if as_json:
+        require(len(lines) == len(texts), len(lines), "lines of JSON")
+        for text, line, expected in zip(texts, lines, right, strict=True):
+            row = json.loads(line)
+            _check_line(text, expected, row["log_probability"], row["tokens"], row["unknown"])
+            if per_token:
+                _check_tokens(text, expected, [p for _, p in row["token_log_probabilities"]])
+    elif per_token:
+        by_line: dict[int, list[float]] = defaultdict(list)
+        for line in lines[1:]:
+            place, _, _, log_p = line.split("\t")
+            by_line[int(place)].append(float(log_p))
+        for place, (text, expected) in enumerate(zip(texts, right, strict=True), 1):
+            _check_tokens(text, expected, by_line[place])
+    else:
+        require(len(lines) == len(texts) + 1, len(lines), "lines of TSV")
+        for text, line, expected in zip(texts, lines[1:], right, strict=True):
+            log_p, _, tokens, unknown, *_ = line.split("\t")
+            _check_line(text, expected, float(log_p), int(tokens), int(unknown))
+
+
+def _check_line(text: str, right: Scored, found: float, tokens: int, unknown: int) -> None:
+    size = len(right.log_probabilities)
+    require((tokens, unknown) == (size, right.unknown), tokens, unknown, "of", repr(text), right)
+    require_close(found, right.total, tolerance(size), "log-probability of", repr(text))
+
+
+def _check_tokens(text: str, right: Scored, found: list[float]) -> None:
+    require(len(found) == len(right.log_probabilities), found, "for the tokens of", repr(text))
+    for one, other in zip(found, right.log_probabilities, strict=True):
+        require_close(one, other, tolerance(1), "a token of", repr(text))

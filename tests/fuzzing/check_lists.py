@@ -1,0 +1,200 @@
+"""N-best lists by `fixedpoint-rescore nbest`."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from dataclasses import replace
+from pathlib import Path
+
+from fairseq_fixedpoint.formats import FORMATS, read_transcripts
+from tests.fuzzing.case import LIKELY, Case, require, require_close, resumed_or_not, tolerance
+from tests.fuzzing.check_lines import check_scores_of_lines
+from tests.fuzzing.lists import KINDS, Row, Written, random_entries, rescored, write
+from tests.fuzzing.models import Scored
+from tests.fuzzing.setups import Setup, number, random_setup, renamed
+
+
+def rescore_lists(case: Case) -> None:
+    """`nbest`: one content in two formats, again over the result, and by `fixedpoint-score`."""
+    may_look_back = case.maybe(0.3)
+    setup = random_setup(case.chooser, case.models, previous=may_look_back)
+    entries = random_entries(case.chooser, together=setup.reading.previous_context != 0)
+    kinds = case.chooser.sample(KINDS, 2)
+    lists = [
+        write(kind, entries, case.folder / kind.replace(" ", "-"), case.chooser) for kind in kinds
+    ]
+    for written in lists:
+        _check_read(written)
+        _check_rescored(case, setup, written)
+    _check_same(*lists)
+    if len(setup.names) == 1 and setup.reading.previous_context == 0:
+        check_scores_of_lines(case, setup, [entry.text for entry in entries])
+
+
+def _check_read(written: Written) -> None:
+    """The list comes back as it was written."""
+    hypotheses = list(FORMATS[written.format].read(written.path))
+    require(len(hypotheses) == len(written.entries), len(hypotheses), "hypotheses read")
+    for hypothesis, entry, scores in zip(hypotheses, written.entries, written.scores, strict=True):
+        require(hypothesis.utterance == entry.utterance, hypothesis, "instead of", entry)
+        require(_bare(hypothesis.text) == _bare(entry.text), hypothesis, "instead of", entry)
+        require(hypothesis.scores.keys() == scores.keys(), hypothesis, "instead of", scores)
+        for name, value in scores.items():
+            require_close(hypothesis.scores[name], value, 1e-9, name, "of", hypothesis)
+
+
+def _bare(text: str) -> list[str]:
+    """The tokens without the markers at the ends, which some formats drop."""
+    tokens = text.split()
+    return tokens[tokens[:1] == ["<s>"] : len(tokens) - (tokens[-1:] == ["</s>"])]
+
+
+def _check_same(one: Written, other: Written) -> None:
+    """Two formats hold the same hypotheses of each utterance, in one order."""
+    contents = []
+    for written in one, other:
+        texts: dict[str, list[list[str]]] = defaultdict(list)
+        for hypothesis in FORMATS[written.format].read(written.path):
+            texts[hypothesis.utterance].append(_bare(hypothesis.text))
+        contents.append(texts)
+    require(contents[0] == contents[1], "two formats differ:", *contents)
+
+
+def _check_rescored(case: Case, setup: Setup, written: Written) -> None:
+    words = [setup.spoken(entry.text) for entry in written.entries]
+    previous = _previous_words(setup, written)
+    new = [setup.score(*pair) for pair in zip(words, previous, strict=True)]
+    weights, lenpen, options = _random_combination(case, setup, written, new)
+    setup = replace(setup, subtracted={name for name, weight in weights.items() if weight < 0})
+    new = [setup.score(*pair) for pair in zip(words, previous, strict=True)]
+    one_best = case.place("one-best")
+    given = [written.path, *setup.arguments, *options]
+    if case.maybe(0.2):
+        given += ["--format", written.format]
+    output = resumed_or_not(
+        case, "fixedpoint-rescore", ["nbest", *given], ["--one-best", one_best], setup.names
+    )
+    right = []
+    for length, scores, of_models in zip(map(len, words), written.scores, new, strict=True):
+        values = {"words": length, **scores, **{n: each.total for n, each in of_models.items()}}
+        total = math.fsum(weight * values.get(name, 0.0) for name, weight in weights.items())
+        slack = math.fsum(abs(weights.get(name, 0.0)) for name in of_models)
+        by = (length + 1) ** lenpen
+        right.append((total / by, slack * tolerance(length + 1) / by))
+    rows = rescored(written.format, output, [] if written.format == "srilm" else setup.names)
+    require(len(rows) == len(right), len(rows), "hypotheses written")
+    for row, entry, of_models, (total, slack) in zip(
+        rows, written.entries, new, right, strict=True
+    ):
+        for name, found in row.scores.items():
+            size = len(of_models[name].log_probabilities)
+            require_close(found, of_models[name].total, tolerance(size), name, "of", entry)
+        require_close(row.total, total, slack + written.rounding, "total of", entry)
+    _check_one_best(written, one_best, right)
+    _check_second_pass(case, setup, written, output, rows, weights, lenpen)
+
+
+def _previous_words(setup: Setup, written: Written) -> list[list[str] | None]:
+    """The words of the best hypothesis of the utterance before, by the first pass."""
+    found: list[list[str] | None] = []
+    before, best, best_total, utterance = None, "", -math.inf, None
+    for row, entry in enumerate(written.entries):
+        if entry.utterance != utterance:
+            before = best if utterance is not None else None
+            best, best_total, utterance = "", -math.inf, entry.utterance
+        found.append(None if before is None else setup.spoken(before))
+        if written.original_total(row) > best_total:
+            best, best_total = entry.text, written.original_total(row)
+    return found
+
+
+def _random_combination(
+    case: Case, setup: Setup, written: Written, new: list[dict[str, Scored]]
+) -> tuple[dict[str, float], float, list[object]]:
+    """Weights, the power of the length, and the options that say so."""
+    chooser = case.chooser
+    old = set.intersection(*(set(scores) for scores in written.scores))
+    weights = written.first_pass | dict.fromkeys(setup.names, 1.0)
+    options: list[object] = []
+    given: dict[str, float] = {}
+    for name in [*setup.names, *sorted(old)]:
+        is_free = name in old or setup.can_subtract(name, new)
+        lowest = -1.0 if is_free else 0.0
+        if case.maybe(0.4):
+            given[name] = round(chooser.uniform(lowest, 2), 3)
+    if case.maybe(0.3):
+        weights = {name: round(chooser.uniform(0, 1), 3) for name in (*old, *setup.names)}
+        lenpen = chooser.choice((0.0, 0.5))
+        content = {"weights": weights, "lenpen": lenpen}
+        path = case.place("weights.json")
+        path.write_text(json.dumps(content))
+        options += ["--weights", path]
+    else:
+        lenpen = 0.0
+    for name, weight in given.items():
+        options += ["--weight", f"{name}={number(chooser, weight)}"]
+    if case.maybe(0.4):
+        given["words"] = round(chooser.uniform(-2, 2), 3)
+        options += ["--word-penalty", number(chooser, given["words"])]
+    if case.maybe(0.3):
+        lenpen = chooser.choice((0.0, 0.6, 1.0, -0.25))
+        options += ["--lenpen", number(chooser, lenpen)]
+    return weights | given, lenpen, options
+
+
+def _check_one_best(written: Written, path: Path, right: list[tuple[float, float]]) -> None:
+    """Each text is one of the utterance's, and none is better."""
+    texts = read_transcripts(path, written.format)
+    by_utterance: dict[str, list[int]] = defaultdict(list)
+    for row, entry in enumerate(written.entries):
+        by_utterance[entry.utterance].append(row)
+    if written.format == "moses":  # a line for each number there is
+        texts = {key: text for key, text in texts.items() if key in by_utterance}
+    require(texts.keys() == by_utterance.keys(), "best texts of", *texts)
+    for utterance, rows in by_utterance.items():
+        totals = [
+            right[row]
+            for row in rows
+            if _bare(written.entries[row].text) == _bare(texts[utterance])
+        ]
+        require(bool(totals), repr(texts[utterance]), "is no hypothesis of", utterance)
+        best = max(right[row][0] - right[row][1] for row in rows)
+        chosen = max(total + slack for total, slack in totals)
+        require(chosen >= best - 1e-6, repr(texts[utterance]), "is not the best of", utterance)
+
+
+def _check_second_pass(
+    case: Case,
+    setup: Setup,
+    written: Written,
+    output: Path,
+    rows: list[Row],
+    weights: dict[str, float],
+    lenpen: float,
+) -> None:
+    """Over what the first wrote, a second pass finds the same totals and the same new score."""
+    options: list[object] = []
+    if written.format == "kaldi":  # whose total is not read, as it is made of what is read
+        options = [part for n, w in weights.items() for part in ("--weight", f"{n}={w!r}")]
+        options += [f"--lenpen={lenpen!r}"]
+    again = case.place("unchanged")
+    case.run("fixedpoint-rescore", "nbest", output, "--output", again, *options)
+    new = [] if written.format == "srilm" else setup.names
+    for found, row in zip(rescored(written.format, again, new), rows, strict=True):
+        require_close(found.total, row.total, written.rounding, "the total of a second pass")
+        require(found.scores == row.scores, found.scores, "instead of", row.scores)
+    if len(setup.names) > 1 or setup.interpolation is not None:
+        return
+    if setup.reading.previous_context != 0:  # the list now has another best text before
+        return
+    output, again = again, case.place("again")
+    options += [*renamed(setup, "Again"), "--weight", "Again=0"]
+    case.run("fixedpoint-rescore", "nbest", output, "--output", again, *options)
+    new = [] if written.format == "srilm" else ["Again"]
+    for found, row in zip(rescored(written.format, again, new), rows, strict=True):
+        require_close(found.total, row.total, written.rounding, "the total of a third pass")
+        if new and not setup.subtracted:
+            (score,) = row.scores.values()
+            require_close(found.scores["Again"], score, LIKELY, "the score of a third pass")
