@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -222,7 +223,9 @@ class Scorer:
     def _context(self, previous: str | None, tokens: int) -> list[int]:
         """What a line of so many tokens is preceded by: the start of a text at least."""
         *bos, eos = self.encoder.start
-        seen = self.tokens.order if self.previous_context is None else self.previous_context
+        seen = self.previous_context
+        if seen is None:
+            seen = self.tokens.order or sys.maxsize
         if self.tokens.longest is not None:
             seen = min(seen, self.tokens.longest - tokens - len(bos))
         if previous is None or seen < 2:
