@@ -21,7 +21,7 @@ from fairseq_fixedpoint.formats import FILLERS
 from fairseq_fixedpoint.rescoring.combination import WORDS
 from fairseq_fixedpoint.rescoring.errors import RescoringError
 from fairseq_fixedpoint.rescoring.nbest import LineScorer
-from fairseq_fixedpoint.rescoring.ngrams import InterpolatedScorer, NgramScorer
+from fairseq_fixedpoint.rescoring.ngrams import BACKOFFS, InterpolatedScorer, NgramScorer
 from fairseq_fixedpoint.rescoring.scorer import Scorer
 from fairseq_fixedpoint.rescoring.token_scorers import WindowScorer
 from fairseq_fixedpoint.rescoring.words import CASES, WordRule
@@ -70,6 +70,15 @@ def add_model_options(parser: argparse.ArgumentParser, mixes: bool = True) -> No
             help="mix the word probabilities of the one --model, with this weight, and of the one "
             "--kenlm into one score, Interpolated0",
         )
+    models.add_argument(
+        "--backoff",
+        action="append",
+        default=[],
+        metavar="NAME=KIND",
+        help="how one --kenlm backs off: `failure`, where it lacks the n-gram (default), or "
+        "`epsilon`, wherever that scores better, as in a decoder's graph with epsilons; may be "
+        "repeated. Not for lattices",
+    )
     models.add_argument(
         "--iterations",
         type=int,
@@ -243,6 +252,7 @@ def line_scorers(args: argparse.Namespace) -> dict[str, LineScorer]:
         scorer = NgramScorer(path, unknown_penalty=args.unknown_penalty)
         _add(scorers, name or _free_name("KenLM", {*given, *scorers}), scorer)
     _set_cases(scorers, args)
+    _set_backoffs(scorers, args)
     if args.interpolate is None:
         return scorers
     if not len(args.model) == len(args.kenlm) == 1:
@@ -338,23 +348,46 @@ def _free_name(kind: str, taken: Collection[str]) -> str:
 
 def _set_cases(scorers: Mapping[str, LineScorer], args: argparse.Namespace) -> None:
     """Folds the words of each model to its case."""
-    chosen = dict.fromkeys(scorers, "lower" if args.lowercase else "keep")
-    for argument in args.case:
-        name, _, case = argument.rpartition("=")
-        if case not in CASES or not name:
-            raise RescoringError(
-                f"--case takes NAME=CASE, CASE being {', '.join(CASES)}, not {argument!r}."
-            )
-        if name not in scorers:
-            raise RescoringError(
-                f"--case {argument}: no model has the name {name}, but {', '.join(scorers)}."
-            )
-        chosen[name] = case
+    by_name = _by_name("--case", args.case, CASES, scorers)
     for name, scorer in scorers.items():
+        case = by_name.get(name, "lower" if args.lowercase else "keep")
         if isinstance(scorer, Scorer):
-            scorer.encoder = replace(scorer.encoder, case=chosen[name])
+            scorer.encoder = replace(scorer.encoder, case=case)
         else:
-            scorer.case = chosen[name]
+            scorer.case = case
+
+
+def _set_backoffs(scorers: Mapping[str, LineScorer], args: argparse.Namespace) -> None:
+    """How each n-gram model backs off."""
+    ngrams = {name: each for name, each in scorers.items() if isinstance(each, NgramScorer)}
+    chosen = _by_name("--backoff", args.backoff, BACKOFFS, ngrams)
+    if args.interpolate is not None and "epsilon" in chosen.values():
+        raise RescoringError(
+            "--interpolate mixes probabilities, which the scores of --backoff NAME=epsilon are not."
+        )
+    for name, kind in chosen.items():
+        ngrams[name].backoff = kind
+
+
+def _by_name(
+    option: str, arguments: Sequence[str], choices: Collection[str], models: Collection[str]
+) -> dict[str, str]:
+    """What an option `NAME=CHOICE` says, by the name of the model."""
+    found = {}
+    for argument in arguments:
+        name, _, choice = argument.rpartition("=")
+        if choice not in choices or not name:
+            raise RescoringError(
+                f"{option} takes NAME and one of {', '.join(choices)}, as in {option} "
+                f"NAME={next(iter(choices))}, not {argument!r}."
+            )
+        if name not in models:
+            raise RescoringError(
+                f"{option} {argument}: no model that it is for has the name {name}, but "
+                f"{', '.join(models) or 'there is none'}."
+            )
+        found[name] = choice
+    return found
 
 
 def _add(scorers: dict[str, LineScorer], name: str, scorer: LineScorer) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from fairseq_fixedpoint.formats import text_words
+from fairseq_fixedpoint.rescoring.backoff_graphs import cheapest
 from fairseq_fixedpoint.rescoring.errors import RescoringError
 from fairseq_fixedpoint.rescoring.scorer import LineScore, Scorer
 from fairseq_fixedpoint.rescoring.words import CASES
@@ -17,6 +18,7 @@ LOG_10 = math.log(10.0)  # kenlm answers in base 10
 # What a sentence begins and ends with is no word of it, whatever the text says.
 MARKERS = frozenset(["<s>", "</s>"])
 UNKNOWN = "<unk>"
+BACKOFFS = ("failure", "epsilon")  # where the arc of a graph that backs off may be taken
 NO_PROBABILITY = -99.0  # base 10, at most: what a model without <unk> gives to an unknown word
 
 
@@ -27,6 +29,8 @@ class NgramScorer:
         path: the model.
         case: that of the model's words, as :class:`TextEncoder` has it.
         unknown_penalty: subtracted from the log-probability of each unknown word.
+        backoff: one of :data:`BACKOFFS`. With `epsilon`, a text has the score of the best path
+            through the model's graph (:mod:`~fairseq_fixedpoint.rescoring.backoff_graphs`).
 
     Attributes:
         has_unknown: whether the model has `<unk>`; kenlm gives 10^-100 to an unknown word of one
@@ -36,7 +40,13 @@ class NgramScorer:
         RescoringError: if kenlm is not installed or cannot read the file.
     """
 
-    def __init__(self, path: str | Path, case: str = "keep", unknown_penalty: float = 0.0):
+    def __init__(
+        self,
+        path: str | Path,
+        case: str = "keep",
+        unknown_penalty: float = 0.0,
+        backoff: str = "failure",
+    ):
         try:
             import kenlm
         except ImportError as error:
@@ -54,6 +64,7 @@ class NgramScorer:
             raise RescoringError(f"kenlm cannot read {path}: {error}") from error
         self.case = case
         self.unknown_penalty = unknown_penalty
+        self.backoff = backoff
         nothing, after = kenlm.State(), kenlm.State()
         self.model.NullContextWrite(nothing)
         self.has_unknown = self.model.BaseScore(nothing, UNKNOWN, after) > NO_PROBABILITY
@@ -84,10 +95,13 @@ class NgramScorer:
 
     def _score(self, line: str) -> LineScore:
         tokens = text_words(CASES[self.case](line))
-        text = " ".join(map(self.folded, tokens))
-        answers = list(self.model.full_scores(text))  # (log10 p, length, unknown)
-        found = np.array([log10_p for log10_p, _, _ in answers]) * LOG_10
+        asked = list(map(self.folded, tokens))
+        answers = list(self.model.full_scores(" ".join(asked)))  # (log10 p, length, unknown)
         is_unknown = np.array([unknown for _, _, unknown in answers])
+        if self.backoff == "epsilon":
+            found = np.array(cheapest(self.model, asked)) * LOG_10
+        else:
+            found = np.array([log10_p for log10_p, _, _ in answers]) * LOG_10
         penalties = self.unknown_penalty * is_unknown
         found -= penalties
         return LineScore([*tokens, "</s>"], found, int(is_unknown.sum()), penalties)
