@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -37,8 +38,8 @@ from fairseq_fixedpoint.rescoring.errors import RescoringError
 from fairseq_fixedpoint.rescoring.jobs import Journal, Processes, groups, results_of
 from fairseq_fixedpoint.rescoring.metrics import METRICS, Metric, make_metric
 from fairseq_fixedpoint.rescoring.nbest import (
-    InContext,
     LineScorer,
+    Scorable,
     Summary,
     combined,
     in_context,
@@ -156,20 +157,13 @@ def _nbest(args: argparse.Namespace) -> None:
     on_error = skipped if args.on_error == "skip" else stop
     scorers = options.line_scorers(args)
 
-    def read() -> Iterator[Hypothesis]:
-        return scorable(listed.read(args.input, on_error), scorers.values(), on_error)
-
-    first = next(read(), None)
-    names = first.scores if first is not None else ()
-    first_pass, combination = _combinations(args, listed, names, scorers)
-    # Once through the list, so that what is malformed or missing shows before the long part.
+    hypotheses: Iterator[Scorable] = iter(())
     if processes.is_first:
-        skipped.restart()
-    total = 0
-    for hypothesis in _checked(read(), args, scorers, combination.weights):
-        combination.total(hypothesis, dict.fromkeys(scorers, 0.0))
-        total += 1
-    skipped.mute()
+        hypotheses = scorable(listed.read(args.input, on_error), scorers.values(), on_error)
+    first = list(itertools.islice(hypotheses, 1))
+    names = first[0].item.scores if first else ()
+    first_pass, combination = _combinations(args, listed, names, scorers)
+    checked = _checked(itertools.chain(first, hypotheses), args, scorers, combination)
 
     summary = Summary()
     journal = Journal(
@@ -177,13 +171,10 @@ def _nbest(args: argparse.Namespace) -> None:
         options.settings(args, OF_THE_COMBINATION),
         args.resume,
         processes,
-        identify=lambda item: "\t".join(
-            (item.hypothesis.utterance, item.hypothesis.text, item.previous or "")
-        ),
+        identify=lambda each: "\t".join((each.item.utterance, each.item.text, each.previous or "")),
     )
     with results_of(
-        lambda: _grouped(_in_context(args, read(), first_pass)),
-        total,
+        _grouped(_in_context(args, checked, first_pass)),
         partial(scored, scorers=scorers),
         journal,
         progress=_bar(args),
@@ -207,22 +198,22 @@ def _tune(args: argparse.Namespace) -> None:
     options.check_outputs(args, "output")
     metric = make_metric(args.metric)
     skipped = Skipped(PROGRAM)
-    skipped.restart()
     on_error = skipped if args.on_error == "skip" else stop
     scorers = options.line_scorers(args)
     read = listed.read(args.input, on_error)
-    hypotheses = list(scorable(read, scorers.values(), on_error))
-    if not hypotheses:
+    prepared = list(scorable(read, scorers.values(), on_error))
+    if not prepared:
         raise RescoringError(f"{args.input} holds no hypothesis to tune on.")
+    hypotheses = [each.item for each in prepared]
     texts = _references(args, listed, metric, hypotheses)
-    names = dict.fromkeys(name for hypothesis in hypotheses for name in hypothesis.scores)
+    names = _names_to_tune(listed, hypotheses)
     first_pass, start = _combinations(args, listed, names, scorers)
     _tell_of_sparse(names.keys() - start.weights.keys())
-    hypotheses = list(_checked(hypotheses, args, scorers, start.weights))
+    prepared = list(_checked(prepared, args, scorers, start))
 
     results = []
-    with tqdm(total=len(hypotheses), unit=" lines", smoothing=0, disable=not _bar(args)) as bar:
-        for group in _grouped(_in_context(args, hypotheses, first_pass)):
+    with tqdm(total=len(prepared), unit=" lines", smoothing=0, disable=not _bar(args)) as bar:
+        for group in _grouped(_in_context(args, prepared, first_pass)):
             results += scored(group, scorers)
             bar.update(len(group))
     candidates = _candidates(metric, hypotheses, results, texts, start, list(scorers))
@@ -267,22 +258,23 @@ def _format(args: argparse.Namespace) -> NBestFormat:
 
 
 def _checked(
-    hypotheses: Iterable[Hypothesis],
+    hypotheses: Iterable[Scorable],
     args: argparse.Namespace,
     scorers: Mapping[str, LineScorer],
-    weights: Mapping[str, float],
-) -> Iterator[Hypothesis]:
+    combination: Combination,
+) -> Iterator[Scorable]:
     """The hypotheses, once they are what the options take them for.
 
     Raises:
         FormatError: if the list has a score of a model's name.
-        RescoringError: if it has nowhere a score that is weighed; with --previous-context, if the
-            hypotheses of an utterance are not next to each other.
+        RescoringError: if it has nowhere a score that is weighed, or a hypothesis lacks one; with
+            --previous-context, if the hypotheses of an utterance are not next to each other.
     """
-    unseen = weights.keys() - {WORDS, *scorers}
+    unseen = combination.weights.keys() - {WORDS, *scorers}
     any_seen, last = False, None
     ended: set[str] = set()
-    for hypothesis in hypotheses:
+    for each in hypotheses:
+        hypothesis = each.item
         taken = sorted(scorers.keys() & hypothesis.scores.keys())
         if taken:
             raise name_taken(hypothesis, taken[0])
@@ -296,7 +288,8 @@ def _checked(
                 )
             ended.add(hypothesis.utterance)
             last = hypothesis.utterance
-        yield hypothesis
+        combination.total(hypothesis, dict.fromkeys(scorers, 0.0))
+        yield each
     if unseen and any_seen:
         raise RescoringError(f"no hypothesis of {args.input} has a score {min(unseen)}.")
 
@@ -321,6 +314,21 @@ def _combinations(
             )
     weights |= options.given_weights(args)
     return first_pass, Combination(weights, lenpen if args.lenpen is None else args.lenpen)
+
+
+def _names_to_tune(listed: NBestFormat, hypotheses: Sequence[Hypothesis]) -> dict[str, None]:
+    """Of the scores in the list, in their order; keys of JSON only if every hypothesis has them."""
+    names = dict.fromkeys(name for hypothesis in hypotheses for name in hypothesis.scores)
+    if listed.name != "mlm":
+        return names
+    lacking = {name for each in hypotheses for name in names.keys() - each.scores.keys()}
+    if lacking:
+        tell(
+            PROGRAM,
+            f"left out of the tuning: {quantity(len(lacking), 'key')} that not every hypothesis "
+            f"has, such as {min(lacking)}.",
+        )
+    return {name: None for name in names if name not in lacking}
 
 
 def _tell_of_sparse(names: Collection[str]) -> None:
@@ -390,20 +398,18 @@ def _candidates(
 
 
 def _in_context(
-    args: argparse.Namespace, hypotheses: Iterable[Hypothesis], first_pass: Combination
-) -> Iterator[InContext]:
+    args: argparse.Namespace, hypotheses: Iterable[Scorable], first_pass: Combination
+) -> Iterable[Scorable]:
     """With what comes before, if anybody looks at it."""
-    if args.previous_context == 0:
-        return (InContext(hypothesis, None) for hypothesis in hypotheses)
-    return in_context(hypotheses, first_pass)
+    return hypotheses if args.previous_context == 0 else in_context(hypotheses, first_pass)
 
 
-def _grouped(hypotheses: Iterator[InContext]) -> Iterator[list[InContext]]:
+def _grouped(hypotheses: Iterable[Scorable]) -> Iterator[list[Scorable]]:
     return groups(
         hypotheses,
-        lambda item: normalised_length(item.hypothesis),
+        lambda each: normalised_length(each.item),
         TOKENS_A_GROUP,
-        lambda item: item.hypothesis.utterance,
+        lambda each: each.item.utterance,
     )
 
 

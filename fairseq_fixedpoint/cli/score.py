@@ -22,7 +22,7 @@ from fairseq_fixedpoint.formats import stop
 from fairseq_fixedpoint.formats.nbest import Line, create, read_lines
 from fairseq_fixedpoint.rescoring.errors import RescoringError
 from fairseq_fixedpoint.rescoring.jobs import Journal, Processes, groups, results_of
-from fairseq_fixedpoint.rescoring.nbest import LineScorer, scorable
+from fairseq_fixedpoint.rescoring.nbest import LineScorer, Scorable, scorable
 from fairseq_fixedpoint.rescoring.scorer import perplexity
 
 PROGRAM = "fixedpoint-score"
@@ -74,25 +74,21 @@ def _score(args: argparse.Namespace) -> None:
     on_error = skipped if args.on_error == "skip" else stop
     path = Path("/dev/stdin" if args.input == "-" else args.input)
 
-    def read() -> Iterator[Line]:
+    def read() -> Iterator[Scorable]:
         return scorable(read_lines(path, on_error), scorers.values(), on_error)
 
-    if processes.is_first:
-        skipped.restart()
     shown = not args.no_progress_bar and sys.stderr.isatty()
 
     totals = Totals()
     if can_resume:
-        total = sum(1 for _ in read())  # what is malformed shows before the long part
-        skipped.mute()
         journal = Journal(
             args.output,
             options.settings(args, {"output", "format"}),
             args.resume,
             processes,
-            identify=lambda line: line.text,
+            identify=lambda each: each.item.text,
         )
-        with results_of(lambda: _grouped(read()), total, score, journal, shown) as results:
+        with results_of(_grouped(read()), score, journal, shown) as results:
             if results is not None:
                 with _opened(args.output) as file:
                     totals.write(results, file, args)
@@ -107,16 +103,20 @@ def _score(args: argparse.Namespace) -> None:
         tell(PROGRAM, f"{totals.sentence()}{skipped.sentence()}")
 
 
-def _grouped(lines: Iterable[Line]) -> Iterator[list[Line]]:
+def _grouped(lines: Iterable[Scorable]) -> Iterator[list[Scorable]]:
     return groups(
-        lines, lambda line: len(line.text.split()) + 1, TOKENS_A_GROUP, lambda line: line.number
+        lines,
+        lambda each: len(each.item.text.split()) + 1,
+        TOKENS_A_GROUP,
+        lambda each: each.item.number,
     )
 
 
-def _scored(lines: Sequence[Line], scorer: LineScorer, per_token: bool) -> list[list]:
+def _scored(lines: Sequence[Scorable], scorer: LineScorer, per_token: bool) -> list[list]:
     """For each line its log-probability, tokens and unknown ones, and what each token has."""
     found = []
-    for line, score in zip(lines, scorer.score([line.text for line in lines]), strict=True):
+    scores = scorer.score([each.prepared[0] for each in lines])
+    for (line, _, _), score in zip(lines, scores, strict=True):
         log_probability = score.log_probability
         if not math.isfinite(log_probability):
             raise line.error(
@@ -149,13 +149,13 @@ class Totals:
     unknown: int = 0
 
     def write(
-        self, results: Iterable[tuple[Line, list]], file: TextIO, args: argparse.Namespace
+        self, results: Iterable[tuple[Scorable, list]], file: TextIO, args: argparse.Namespace
     ) -> None:
         """Writes each line's result, and adds it up."""
         rows = _json_rows if args.format == "json" else _tsv_rows
         if args.format == "tsv":
             print(*(TOKEN_COLUMNS if args.per_token else COLUMNS), sep="\t", file=file)
-        for line, result in results:
+        for (line, _, _), result in results:
             log_probability, tokens, unknown = result[:3]
             self.lines += 1
             self.log_probability += log_probability

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -45,6 +47,10 @@ class NgramScorer:
             raise RescoringError(f"kenlm cannot read {path}: {error}") from error
         self.lowercase = lowercase
         self.unknown_penalty = unknown_penalty
+
+    def prepared(self, line: str) -> str:
+        """The line, as :meth:`Scorer.prepared`."""
+        return line
 
     def trouble_with(self, line: str) -> None:
         """None, as :meth:`Scorer.trouble_with`: every line can be scored."""
@@ -114,6 +120,16 @@ class NgramHistories:
         return (LOG_10 * np.array(found))[pair] - self._penalty[token]
 
 
+class _ByWord(NamedTuple):
+    """A line, and the neural model's tokens of each of its words."""
+
+    text: str
+    tokens_by_word: list[list[str]]
+
+    def tokens(self) -> list[str]:
+        return list(chain.from_iterable(self.tokens_by_word))
+
+
 class InterpolatedScorer:
     """Linear interpolation of word probabilities, `p = w p_neural + (1 - w) p_ngram`.
 
@@ -134,23 +150,38 @@ class InterpolatedScorer:
         self.ngram = ngram
         self.weight = weight
 
-    def trouble_with(self, line: str) -> str | None:
+    def prepared(self, line: str) -> _ByWord:
+        """As :meth:`Scorer.prepared`.
+
+        Raises:
+            RescoringError: if the words one by one have other tokens than the line.
+        """
+        return _ByWord(line, self.neural.encoder.symbols_by_word(line))
+
+    def trouble_with(self, line: str | _ByWord) -> str | None:
         """As :meth:`Scorer.trouble_with`."""
-        return self.neural.trouble_with(line)
+        return self.neural.trouble_with(self._by_word(line).tokens())
 
     def score(
-        self, lines: Sequence[str], previous: Sequence[str | None] | None = None
+        self, lines: Sequence[str | _ByWord], previous: Sequence[str | None] | None = None
     ) -> list[LineScore]:
         """As :meth:`Scorer.score`, one token a word; what the neural model does not know counts."""
-        neural = self.neural.score(lines, previous)
-        ngram = self.ngram.score([" ".join(line.split()) for line in lines])  # words as fairseq's
+        lines = list(map(self._by_word, lines))
+        neural = self.neural.score([line.tokens() for line in lines], previous)
+        ngram = self.ngram.score([" ".join(line.text.split()) for line in lines])  # as fairseq's
         return [
-            LineScore(of_ngram.tokens, self._mixed(line, of_neural, of_ngram), of_neural.unknown)
+            LineScore(
+                of_ngram.tokens,
+                self._mixed(line.tokens_by_word, of_neural, of_ngram),
+                of_neural.unknown,
+            )
             for line, of_neural, of_ngram in zip(lines, neural, ngram, strict=True)
         ]
 
-    def _mixed(self, line: str, neural: LineScore, ngram: LineScore) -> np.ndarray:
-        by_word = self.neural.encoder.symbols_by_word(line)
+    def _by_word(self, line: str | _ByWord) -> _ByWord:
+        return self.prepared(line) if isinstance(line, str) else line
+
+    def _mixed(self, by_word: list[list[str]], neural: LineScore, ngram: LineScore) -> np.ndarray:
         word = np.repeat(np.arange(len(by_word) + 1), [*map(len, by_word), 1])  # of each token
         log_p = np.bincount(word, neural.log_probabilities, len(by_word) + 1)
         with np.errstate(divide="ignore"):

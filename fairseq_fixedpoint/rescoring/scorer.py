@@ -85,6 +85,7 @@ class Scorer:
         self.encoder = encoder
         self.unknown_penalty = unknown_penalty
         self.previous_context = previous_context
+        self._before: tuple[str | None, list[int]] = None, []
 
     @classmethod
     def from_checkpoint(
@@ -152,11 +153,15 @@ class Scorer:
             tokens.order if previous_context is None else previous_context,
         )
 
-    def trouble_with(self, line: str) -> str | None:
+    def prepared(self, line: str) -> str | list[str]:
+        """What the other methods take in a line's place: its tokens, where their number matters."""
+        return line if self.tokens.longest is None else self.encoder.symbols(line)
+
+    def trouble_with(self, line: str | list[str]) -> str | None:
         """Why a line cannot be scored, as the end of a sentence; None if it can."""
         if self.tokens.longest is None:
             return None
-        tokens = len(self.encoder.symbols(line)) + 1  # it starts after </s>
+        tokens = len(self._symbols(line)) + 1  # it starts after </s>
         if tokens <= self.tokens.longest:
             return None
         return (
@@ -165,12 +170,15 @@ class Scorer:
         )
 
     def score(
-        self, lines: Sequence[str], previous: Sequence[str | None] | None = None
+        self,
+        lines: Sequence[str | list[str]],
+        previous: Sequence[str | None] | None = None,
     ) -> list[LineScore]:
         """Scores a batch of lines; the larger it is, the more they share.
 
         Args:
-            lines: the text; a line may be empty, which leaves `</s>`.
+            lines: the text, or what :meth:`prepared` made of it; a line may be empty, which leaves
+                `</s>`.
             previous: the text before each line, or None where there is none. Used as
                 `previous_context` says.
 
@@ -189,7 +197,7 @@ class Scorer:
         """Symbols, token sequence and first scored position of each line, so many at once."""
         batch, size = [], 0
         for line, previous in lines:
-            symbols = self.encoder.symbols(line)
+            symbols = self._symbols(line)
             context = self._context(previous, len(symbols))
             eos = self.encoder.dictionary.eos()
             sequence = [*context, *self.encoder.indices(symbols), eos]
@@ -201,6 +209,9 @@ class Scorer:
         if batch:
             yield batch
 
+    def _symbols(self, line: str | list[str]) -> list[str]:
+        return self.encoder.symbols(line) if isinstance(line, str) else line
+
     def _context(self, previous: str | None, tokens: int) -> list[int]:
         """What a line of so many tokens is preceded by: `</s>` at least."""
         eos = self.encoder.dictionary.eos()
@@ -209,8 +220,9 @@ class Scorer:
             seen = min(seen, self.tokens.longest - tokens)
         if previous is None or seen < 2:
             return [eos]
-        before = self.encoder.indices(self.encoder.symbols(previous))
-        return [eos, *before, eos][-seen:]
+        if previous != self._before[0]:  # the same for all hypotheses of an utterance
+            self._before = previous, self.encoder.indices(self.encoder.symbols(previous))
+        return [eos, *self._before[1], eos][-seen:]
 
     def _line_score(
         self, symbols: list[str], sequence: list[int], first: int, found: np.ndarray
