@@ -356,12 +356,16 @@ def test_places_that_output_should_not_take(tmp_path):
             require_replaceable(Path(name))
     (tmp_path / "file").write_text("x")
     require_replaceable(tmp_path / "file")
-    require_replaceable(tmp_path, by_folder=True)
+    require_replaceable(tmp_path, folder=["file", "more"])
     require_replaceable(tmp_path / "new")
-    for path, by_folder in (
-        (Path("/dev/null"), False),
-        (tmp_path, False),
-        (tmp_path / "file", True),
+    require_replaceable(tmp_path / "new", folder=["file"])
+    for path, folder in (
+        (Path("/dev/null"), None),
+        (tmp_path, None),
+        (tmp_path / "file", []),
+        (tmp_path, ["more"]),  # what is there would be lost
     ):
         with pytest.raises(OSError, match=re.escape(str(path))):
-            require_replaceable(path, by_folder)
+            require_replaceable(path, folder)
+    with pytest.raises(OSError, match="holds file, which would be lost"):
+        require_replaceable(tmp_path, folder=["more"])

@@ -55,7 +55,7 @@ def add_parser(commands: Any, program: str) -> None:
         "its word has after the last K words, on every path through it. Writes the lattice, "
         "expanded to these histories, in its own format.",
     )
-    parser.set_defaults(command=partial(_lattice, program), parser=parser)
+    parser.set_defaults(command=partial(_lattice, program))
     parser.add_argument("input", type=Path, help="a lattice, a folder of them, or a list of files")
     parser.add_argument(
         "--format", choices=sorted(LATTICE_FORMATS), help="default: what it looks like"
@@ -164,7 +164,8 @@ def _lattice(program: str, args: Namespace) -> None:
     symbols = read_symbols(args.symbols) if args.symbols else None
     form = lattice_format(args.input, args.format, symbols)
     files = lattice_files(args.input)
-    _check_options(args, form, by_folder=files != [args.input])
+    single = files == [args.input]
+    _check_options(args, form, None if single else [file.name for file in files])
     rescorer = _rescorer(args, form)
     skipped = Skipped(program, shown=math.inf)  # each is a whole utterance
     found = _Found()
@@ -244,16 +245,16 @@ class _Found:
             raise RescoringError(f"--plot draws one lattice, and {args.input} has {self.total}.")
 
 
-def _check_options(args: Namespace, form: LatticeFormat, by_folder: bool) -> None:
+def _check_options(args: Namespace, form: LatticeFormat, names: list[str] | None) -> None:
     """Refuses what could not be done or written, before any work is done.
 
     Args:
-        by_folder: whether the output is a folder.
+        names: of the files in the output, if that is a folder.
     """
     options.check_outputs(
         args,
         *("output", "one_best", "nbest", "confusion", "plot"),
-        folders={"output"} if by_folder else (),
+        folders={} if names is None else {"output": names},
     )
     if args.plot is not None and args.plot.suffix.lower() not in SUFFIXES:
         raise RescoringError(f"--plot: a picture's name ends in {', '.join(SUFFIXES)}.")

@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=PROGRAM, description=__doc__)
+    parser = options.Parser(prog=PROGRAM, description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     nbest = commands.add_parser(
@@ -70,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Adds the scores of models to an n-best list, combines them log-linearly with "
         "those it has, and writes the same format back, in its order.",
     )
-    nbest.set_defaults(command=_nbest, parser=nbest)
+    nbest.set_defaults(command=_nbest)
     _add_list_options(nbest)
     nbest.add_argument("--output", type=Path, required=True, help="the rescored list")
     nbest.add_argument(
@@ -92,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Finds the weights of all scores that serve a metric best on lists with "
         "references: a coarse grid, then exact line searches along each weight (Och, 2003).",
     )
-    tuner.set_defaults(command=_tune, parser=tuner)
+    tuner.set_defaults(command=_tune)
     _add_list_options(tuner)
     tuner.add_argument("--output", type=Path, required=True, help="the weights, for `nbest`")
     tuner.add_argument(
@@ -151,11 +151,10 @@ def _add_list_options(parser: argparse.ArgumentParser) -> None:
 def _nbest(args: argparse.Namespace) -> None:
     processes = Processes.joined()
     listed = _format(args)
-    folders = {"output"} if args.input.is_dir() else ()
-    options.check_outputs(args, "output", "one_best", folders=folders)
     skipped = Skipped(PROGRAM)
     on_error = skipped if args.on_error == "skip" else stop
     scorers = options.line_scorers(args)
+    _check_outputs(args, listed, scorers)
 
     hypotheses: Iterator[Scorable] = iter(())
     if processes.is_first:
@@ -245,6 +244,19 @@ def _tune(args: argparse.Namespace) -> None:
     if skipped.count:
         tell(PROGRAM, skipped.sentence().strip())
     print(report.table())
+
+
+def _check_outputs(args: argparse.Namespace, listed: NBestFormat, names: Collection[str]) -> None:
+    """Refuses places that the rescored list cannot take; `names` are those of the new scores."""
+    folders = {}
+    if args.input.is_dir():
+        folders["output"] = listed.names_in_folder(args.input, names)
+        if args.input.resolve() in args.output.resolve().parents:
+            raise RescoringError(
+                f"--output {args.output} would be a part of the list {args.input}: choose a place "
+                "outside of it."
+            )
+    options.check_outputs(args, "output", "one_best", folders=folders)
 
 
 def _format(args: argparse.Namespace) -> NBestFormat:

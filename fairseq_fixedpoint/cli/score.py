@@ -17,9 +17,9 @@ from tqdm import tqdm
 
 from fairseq_fixedpoint.cli import options
 from fairseq_fixedpoint.cli.run import Skipped, quantity, run, tell
-from fairseq_fixedpoint.files import require_replaceable, written_whole
+from fairseq_fixedpoint.files import written_whole
 from fairseq_fixedpoint.formats import stop
-from fairseq_fixedpoint.formats.nbest import Line, create, read_lines
+from fairseq_fixedpoint.formats.nbest import STANDARD_INPUT, Line, create, read_lines
 from fairseq_fixedpoint.rescoring.errors import RescoringError
 from fairseq_fixedpoint.rescoring.jobs import Journal, Processes, groups, results_of
 from fairseq_fixedpoint.rescoring.nbest import LineScorer, Scorable, scorable
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = options.Parser(
         prog=PROGRAM,
         description="Log-probability (natural logarithm) and perplexity of each line of text, as a "
         "sentence of its own that starts after </s>. Its own </s> counts as a token.",
@@ -61,8 +61,7 @@ def _score(args: argparse.Namespace) -> None:
     can_resume = args.output is not None and Path(args.input).is_file()  # read more than once
     if not can_resume and (args.resume or processes.count > 1):
         raise RescoringError("--resume and several processes need a file to read and --output.")
-    if args.output is not None:
-        require_replaceable(args.output)
+    options.check_outputs(args, "output")
     scorers = options.line_scorers(args)
     if len(scorers) != 1:
         raise RescoringError(
@@ -72,7 +71,7 @@ def _score(args: argparse.Namespace) -> None:
     score = partial(_scored, scorer=next(iter(scorers.values())), per_token=args.per_token)
     skipped = Skipped(PROGRAM)
     on_error = skipped if args.on_error == "skip" else stop
-    path = Path("/dev/stdin" if args.input == "-" else args.input)
+    path = STANDARD_INPUT if args.input == "-" else Path(args.input)
 
     def read() -> Iterator[Scorable]:
         return scorable(read_lines(path, on_error), scorers.values(), on_error)
