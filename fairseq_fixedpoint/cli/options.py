@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import math
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -211,6 +212,8 @@ def line_scorers(args: argparse.Namespace) -> dict[str, LineScorer]:
         )
     if not args.model and getattr(args, "previous_context", 0) != 0:
         raise RescoringError("--previous-context is for a --model: kenlm's have no use for it.")
+    if not math.isfinite(args.unknown_penalty):
+        raise RescoringError(f"--unknown-penalty must be a number, not {args.unknown_penalty}.")
     scorers: dict[str, LineScorer] = {}
     splitters = {name: _splitter(name, args) for name in SPLITTERS}
     folders = args.data if len(args.data) > 1 else (args.data or [None]) * len(args.model)

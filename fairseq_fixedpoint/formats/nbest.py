@@ -8,7 +8,6 @@ import io
 import math
 import os
 import re
-import sys
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -24,6 +23,7 @@ WORD = re.compile(f"[^{SPACE}]+")
 NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 STANDARD_INPUT = Path("/dev/stdin")
+DESCRIPTOR = re.compile(r"/(?:dev|proc/self)/fd/([0-9]+)")
 GZIP_MAGIC = b"\x1f\x8b"
 DETECTION_BYTES = 1 << 20
 
@@ -265,9 +265,10 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
 
 
 def _bytes_of(path: Path) -> io.BufferedReader:
-    if path != STANDARD_INPUT:
+    named = DESCRIPTOR.fullmatch("/dev/fd/0" if path == STANDARD_INPUT else str(path))
+    if named is None:
         return path.open("rb")
-    descriptor = sys.stdin.fileno()
+    descriptor = int(named[1])
     if not path.is_file():  # a socket has no path that opens it
         return open(descriptor, "rb", closefd=False)
     # It may be read more than once, each time from where whoever gave it stopped reading.
