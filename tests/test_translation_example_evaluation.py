@@ -139,7 +139,8 @@ def evaluated(tmp_path_factory) -> tuple[Path, list[str]]:
     root = tmp_path_factory.mktemp("evaluated")
     commands, calls, folder = root / "bin", root / "calls", root / "translation"
     shutil.copytree(EXAMPLE, root / "examples" / "translation")
-    shutil.copy(EXAMPLE.parent / "training_log.py", root / "examples")
+    for name in ("significance.py", "training_log.py"):
+        shutil.copy(EXAMPLE.parent / name, root / "examples")
     (root / "examples" / "translation_rescoring").mkdir()
     commands.mkdir()
     values = {"PYTHON": sys.executable, "CALLS": repr(str(calls)), "SENTENCES": repr(SENTENCES)}
