@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import math
 import os
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -29,6 +30,21 @@ from fairseq_fixedpoint.rescoring.words import CASES, WordRule
 RESERVED = {WORDS, "id", "score", "hypothesis", "text", "total"}
 NAMED_PATH = re.compile(r"([A-Za-z][A-Za-z0-9.-]*)=(.+)")
 SPLITTERS = ("tokenizer", "bpe")
+NEGATIVE = re.compile(
+    r"-([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?$|-(inf|infinity|nan)$", re.IGNORECASE
+)
+
+
+class Parser(argparse.ArgumentParser):
+    """Takes every negative number for a value, `-5.9e-06` too; its subcommands' parsers as well.
+
+    argparse's own pattern knows no exponents in many versions of Python, and takes such a number
+    for an option that is not there. `-inf` and `-nan` pass, to be refused for what they are.
+    """
+
+    def __init__(self, *arguments, **named):
+        super().__init__(*arguments, **named)
+        self._negative_number_matcher = NEGATIVE
 
 
 def add_model_options(parser: argparse.ArgumentParser, mixes: bool = True) -> None:
@@ -174,16 +190,15 @@ def add_error_option(parser: argparse._ActionsContainer) -> None:
 
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
-    """Parses, the options of the chosen tokenizer and BPE included.
-
-    A subcommand's own parser is its default of `parser`.
-    """
-    known, _ = parser.parse_known_args(argv)
-    chosen_parser = getattr(known, "parser", parser)
+    """Parses, the options of the chosen tokenizer and BPE included, which --help lists, too."""
+    finder = Parser(add_help=False)  # knows nothing else, so that nothing ends it
     for name in SPLITTERS:
-        chosen = REGISTRIES[name]["registry"].get(getattr(known, name, None))
-        if chosen is not None:
-            group = chosen_parser.add_argument_group(f"{name} {getattr(known, name)}")
+        finder.add_argument(f"--{name}", nargs="?")
+    known, _ = finder.parse_known_args(argv)
+    for name in SPLITTERS:
+        chosen = REGISTRIES[name]["registry"].get(getattr(known, name))
+        for each in _with_option(parser, f"--{name}") if chosen is not None else ():
+            group = each.add_argument_group(f"{name} {getattr(known, name)}")
             if hasattr(chosen, "add_args"):
                 chosen.add_args(group)
             elif getattr(chosen, "__dataclass", None) is not None:
@@ -191,15 +206,28 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpar
     return parser.parse_args(argv)
 
 
-def check_outputs(args: argparse.Namespace, *names: str, folders: Collection[str] = ()) -> None:
+def _with_option(parser: argparse.ArgumentParser, option: str) -> Iterator[argparse.ArgumentParser]:
+    """Those of a parser and its subcommands' that have an option."""
+    if option in parser._option_string_actions:
+        yield parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for each in action.choices.values():
+                yield from _with_option(each, option)
+
+
+def check_outputs(
+    args: argparse.Namespace, *names: str, folders: Mapping[str, Collection[str]] | None = None
+) -> None:
     """Refuses places that the results could not take, before any work is done.
 
     Args:
         names: of the options that say where results are written; those not given are None.
-        folders: which of them will be folders.
+        folders: which of them will be folders, and the names of what will be in them.
 
     Raises:
-        OSError: if something of another kind is there, or the place's folder is not.
+        OSError: if something of another kind is there, or would be lost, or the place's folder is
+            not there.
         RescoringError: if two of them are one.
     """
     option_of: dict[Path, str] = {}
@@ -207,7 +235,7 @@ def check_outputs(args: argparse.Namespace, *names: str, folders: Collection[str
         path = getattr(args, name)
         if path is None:
             continue
-        require_replaceable(path, by_folder=name in folders)
+        require_replaceable(path, (folders or {}).get(name))
         option = f"--{name.replace('_', '-')}"
         other = option_of.setdefault(path.resolve(), option)
         if other != option:
@@ -227,6 +255,8 @@ def line_scorers(args: argparse.Namespace) -> dict[str, LineScorer]:
         )
     if not args.model and getattr(args, "previous_context", 0) != 0:
         raise RescoringError("--previous-context is for a --model: kenlm's have no use for it.")
+    if not math.isfinite(args.unknown_penalty):
+        raise RescoringError(f"--unknown-penalty must be a number, not {args.unknown_penalty}.")
     scorers: dict[str, LineScorer] = {}
     given = {_named(argument)[0] for argument in (*args.model, *args.kenlm)}
     splitters = {name: _splitter(name, args) for name in SPLITTERS}
@@ -313,7 +343,7 @@ def settings(args: argparse.Namespace, leave_out: set[str]) -> dict[str, str]:
     """
     found = {}
     for name, value in sorted(vars(args).items()):
-        if name not in {*leave_out, "resume", "no_progress_bar", "command", "parser"}:
+        if name not in {*leave_out, "resume", "no_progress_bar", "command"}:
             found[name] = repr(value) + "".join(
                 f" {_state(item)}" for item in (value if isinstance(value, list) else [value])
             )

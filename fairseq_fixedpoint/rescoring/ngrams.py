@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -84,6 +86,10 @@ class NgramScorer:
             return None
         return next((word for word in text_words(line) if not self.holds(word)), None)
 
+    def prepared(self, line: str) -> str:
+        """The line, as :meth:`Scorer.prepared`."""
+        return line
+
     def trouble_with(self, line: str) -> None:
         """None, as :meth:`Scorer.trouble_with`: every line can be scored."""
 
@@ -153,6 +159,16 @@ class NgramHistories:
         return (LOG_10 * np.array(found))[pair]
 
 
+class _ByWord(NamedTuple):
+    """A line, and the neural model's tokens of each of its words."""
+
+    text: str
+    tokens_by_word: list[list[str]]
+
+    def tokens(self) -> list[str]:
+        return list(chain.from_iterable(self.tokens_by_word))
+
+
 class InterpolatedScorer:
     """Linear interpolation of word probabilities, `p = w p_neural + (1 - w) p_ngram`.
 
@@ -183,23 +199,34 @@ class InterpolatedScorer:
         """As :meth:`NgramScorer.without_probability`, which the neural model's share prevents."""
         return None if self.weight else self.ngram.without_probability(line)
 
-    def trouble_with(self, line: str) -> str | None:
+    def prepared(self, line: str) -> _ByWord:
+        """As :meth:`Scorer.prepared`.
+
+        Raises:
+            RescoringError: if the words one by one have other tokens than the line.
+        """
+        return _ByWord(line, self.neural.encoder.symbols_by_word(line))
+
+    def trouble_with(self, line: str | _ByWord) -> str | None:
         """As :meth:`Scorer.trouble_with`."""
-        return self.neural.trouble_with(line)
+        return self.neural.trouble_with(self._by_word(line).tokens())
 
     def score(
-        self, lines: Sequence[str], previous: Sequence[str | None] | None = None
+        self, lines: Sequence[str | _ByWord], previous: Sequence[str | None] | None = None
     ) -> list[LineScore]:
         """As :meth:`Scorer.score`, one token a word; what the neural model does not know counts."""
-        neural = self.neural.score(lines, previous)
-        ngram = self.ngram.score(lines)
+        lines = list(map(self._by_word, lines))
+        neural = self.neural.score([line.tokens() for line in lines], previous)
+        ngram = self.ngram.score([line.text for line in lines])
         return [
-            self._mixed(line, of_neural, of_ngram)
+            self._mixed(line.tokens_by_word, of_neural, of_ngram)
             for line, of_neural, of_ngram in zip(lines, neural, ngram, strict=True)
         ]
 
-    def _mixed(self, line: str, neural: LineScore, ngram: LineScore) -> LineScore:
-        by_word = self.neural.encoder.symbols_by_word(line)
+    def _by_word(self, line: str | _ByWord) -> _ByWord:
+        return self.prepared(line) if isinstance(line, str) else line
+
+    def _mixed(self, by_word: list[list[str]], neural: LineScore, ngram: LineScore) -> LineScore:
         word = np.repeat(np.arange(len(by_word) + 1), [*map(len, by_word), 1])  # of each token
 
         def mixed(of_neural: np.ndarray, of_ngram: np.ndarray) -> np.ndarray:
