@@ -15,6 +15,10 @@ what the file says, and nothing here changes that.
 The same wrapper turns what goes wrong in reading into one :class:`CheckpointError` that names the
 file, the trouble and the remedy.
 
+**Copying checkpoints** (:func:`mend_checkpoint_copies`). fairseq writes a checkpoint beside its
+place and renames it, but copies it to `checkpoint_last.pt` in place: training that is killed
+meanwhile leaves half a file, and cannot be resumed from it. The copy is renamed, too.
+
 **`np.compat.long`** (:func:`mend_numpy_long`). numpy 2 has dropped `np.compat`; fairseq still uses
 this one name of it, for blocks that end at the end of a sentence (`--sample-break-mode eos`).
 """
@@ -35,6 +39,7 @@ import torch
 __all__ = [
     "CheckpointError",
     "apply",
+    "mend_checkpoint_copies",
     "mend_checkpoint_loading",
     "mend_numpy_long",
     "reading",
@@ -55,6 +60,7 @@ def apply() -> None:
     """Make every mend that this environment needs."""
     mend_numpy_long()
     mend_checkpoint_loading()
+    mend_checkpoint_copies()
 
 
 def mend_numpy_long(module: types.ModuleType = numpy) -> bool:
@@ -75,6 +81,32 @@ def mend_numpy_long(module: types.ModuleType = numpy) -> bool:
         module.compat = compat
     # What numpy had here on Python 3.
     compat.long = int
+    return True
+
+
+def mend_checkpoint_copies() -> bool:
+    """Let fairseq's copies of checkpoints appear whole or not at all.
+
+    Replaces `PathManager.copy`, which is used for nothing but checkpoints, for files that it copies
+    itself; iopath, where it is installed, is left to its own ways.
+
+    Returns:
+        Whether anything was replaced: False if this was done before, or iopath does the copying.
+    """
+    from fairseq import file_io
+
+    copy = file_io.PathManager.copy
+    if file_io.IOPathManager or getattr(copy, "mended_by", None) == __name__:
+        return False
+
+    @functools.wraps(copy)
+    def copy_whole(src_path: str, dst_path: str, overwrite: bool = False) -> bool:
+        made = copy(src_path, f"{dst_path}.tmp", overwrite)
+        os.replace(f"{dst_path}.tmp", dst_path)
+        return made
+
+    copy_whole.mended_by = __name__
+    file_io.PathManager.copy = staticmethod(copy_whole)
     return True
 
 

@@ -6,21 +6,22 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 
-def require_replaceable(path: Path, by_folder: bool = False) -> None:
-    """Refuses, before any work is done, a place that :func:`written_whole` should not take.
+def require_replaceable(path: Path, folder: Collection[str] | None = None) -> None:
+    """Refuses, before any work is done, a place that :func:`written_whole` will not take.
 
     Args:
-        by_folder: whether a folder is to be written there rather than a file.
+        folder: the names of what will be in it, if a folder is to be written rather than a file.
 
     Raises:
-        OSError: if it is no name of its own, its folder is not there, or something of another kind
-            is: a device, too.
+        OSError: if it is no name of its own, its folder is not there or takes no files, something
+            of another kind is there (a device, too), or a folder with something that would be lost.
     """
+    by_folder = folder is not None
     if path.name in {"", ".."}:
         raise OSError(errno.EINVAL, "is no name for what is written", str(path))
     if not path.parent.is_dir():
@@ -28,6 +29,10 @@ def require_replaceable(path: Path, by_folder: bool = False) -> None:
     if path.exists() and not (path.is_dir() if by_folder else path.is_file()):
         kind = "folder" if by_folder else "ordinary file"
         raise OSError(errno.EEXIST, f"is there and no {kind}; give another name", str(path))
+    if not os.access(path.resolve().parent, os.W_OK):
+        raise OSError(errno.EACCES, "its folder takes no files; choose another", str(path))
+    if folder is not None and path.exists():
+        _require_nothing_lost(path, folder)
 
 
 @contextmanager
@@ -48,7 +53,7 @@ def written_whole(path: Path) -> Iterator[Path]:
             with made.open("rb") as file:
                 os.fsync(file.fileno())  # a full disk shows here at the latest
         if made.is_dir() and target.exists():  # only a file can be renamed onto another
-            _require_nothing_lost(path, made)
+            _require_nothing_lost(path, os.listdir(made))
             replaced = scratch / "replaced"
             os.rename(target, replaced)
             try:
@@ -62,8 +67,8 @@ def written_whole(path: Path) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _require_nothing_lost(folder: Path, replacement: Path) -> None:
-    lost = sorted({item.name for item in folder.iterdir()} - set(os.listdir(replacement)))
+def _require_nothing_lost(folder: Path, replacement: Collection[str]) -> None:
+    lost = sorted({item.name for item in folder.iterdir()}.difference(replacement))
     if lost:
         raise OSError(
             errno.ENOTEMPTY,

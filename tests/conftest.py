@@ -14,6 +14,18 @@ from tests.rescoring import ARPA, train_models
 torch.set_num_threads(1)  # tests run side by side
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--kills", type=int, default=2, help="how often test_faults.py kills each command"
+    )
+
+
+@pytest.fixture
+def kills(request) -> int:
+    """How often each command is killed."""
+    return request.config.getoption("--kills")
+
+
 def write_text(path: Path, sentences: int, seed: int) -> None:
     """Sentences of a small Markov chain: a word tends to follow its predecessor's successor."""
     chooser = random.Random(seed)

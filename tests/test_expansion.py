@@ -116,6 +116,30 @@ def test_every_path_is_there_once_with_the_sequence_s_score(graph, order):
     assert np.isfinite(through).all()  # nothing is kept that no complete path uses
 
 
+def test_of_equal_states_past_the_limit_those_of_lower_nodes_and_histories_are_taken():
+    """A partition leaves it to the processor which of them it takes."""
+
+    class Uniform(Table):
+        @staticmethod
+        def log_probability(history, word) -> float:
+            return -1.0
+
+    words, limit = 500, 10
+    number = np.arange(words)
+    graph = WordGraph(
+        source=np.append(np.zeros(words, dtype=int), 1 + number % 2),
+        target=np.append(1 + number % 2, np.full(words, 3)),
+        token=np.append(4 + number, 4 + number),
+        score=np.zeros(2 * words),
+        final_score=np.array([-np.inf, -np.inf, -np.inf, 0.0]),
+    )
+    expansion = expand(graph, Uniform(2), EOS, limit=limit)
+    whole = np.flatnonzero(expansion.order == 2)
+    into = np.isin(expansion.target, whole)
+    first_words = graph.token[expansion.arc[into]][expansion.node[expansion.target[into]] == 1]
+    assert sorted(first_words.tolist()) == (4 + 2 * np.arange(limit)).tolist()
+
+
 @given(graph=graphs(), order=st.integers(1, 5), beam=st.floats(0, 4), weight=st.floats(0, 3))
 @settings(max_examples=100, deadline=None)
 def test_a_beam_leaves_paths_of_right_score_and_the_order_s_best(graph, order, beam, weight):

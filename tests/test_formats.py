@@ -228,6 +228,53 @@ def test_a_rescored_list_comes_back_in_its_format(kind, entries, data):
         assert {name: after.scores[name] for name in kept} == {name: old[name] for name in kept}
 
 
+@every_kind
+@given(entries=lists(), data=st.data())
+@settings(max_examples=25, deadline=None)
+def test_a_second_pass_has_the_first_one_s_scores(kind, entries, data):
+    store, name, _ = KINDS[kind]
+    form = FORMATS[name]
+
+    def passed(source: Path, destination: Path, features: dict[str, list[float]]) -> list[float]:
+        """The list with new scores, as the default weights have them; its totals."""
+        hypotheses = list(form.read(source))
+        weights = form.default_weights(hypotheses[0].scores)
+        totals = []
+        for number, hypothesis in enumerate(hypotheses):
+            old = [weight * hypothesis.scores.get(key, 0.0) for key, weight in weights.items()]
+            totals.append(math.fsum([*old, *(values[number] for values in features.values())]))
+        rescored = (
+            Rescored(hypothesis, {key: features[key][number] for key in features}, total)
+            for number, (hypothesis, total) in enumerate(zip(hypotheses, totals, strict=True))
+        )
+        form.write(rescored, source, destination)
+        return totals
+
+    with tempfile.TemporaryDirectory() as folder:
+        source, *outputs = (Path(folder) / each for each in ("list", "first", "second", "third"))
+        entries = store(source.parent, entries)
+        a, b = (
+            data.draw(st.lists(numbers, min_size=len(entries), max_size=len(entries))) for _ in "ab"
+        )
+        first = passed(source, outputs[0], {"A": a})
+        second = passed(outputs[0], outputs[1], {"B": b})
+        # Ten digits of numbers up to 3e6, and whole bytelogs.
+        tolerance = 0.0513 if kind in {"srilm 1.0", "srilm 2.0"} else 1e-3
+        assert second == pytest.approx(
+            [one + two for one, two in zip(first, b, strict=True)], rel=1e-9, abs=tolerance
+        )
+        again = list(form.read(outputs[1]))
+        if name != "srilm":  # which has no place for them
+            assert [h.scores["A"] for h in again] == pytest.approx(a, rel=1e-9)
+            assert [h.scores["B"] for h in again] == pytest.approx(b, rel=1e-9)
+        passed(outputs[1], outputs[2], {})  # adds nothing
+        assert [file.relative_to(outputs[2]) for file in files_of(outputs[2])] == [
+            file.relative_to(outputs[1]) for file in files_of(outputs[1])
+        ]
+        for before, after in zip(files_of(outputs[1]), files_of(outputs[2]), strict=True):
+            assert before.read_bytes() == after.read_bytes()
+
+
 def appended(path: Path, name: str, again: list[Hypothesis]) -> dict[str, list[float]]:
     """New scores as another program would find them in a list that was written."""
     new = ("FixedPoint0", "New.1")
@@ -383,7 +430,7 @@ def test_kaldi_joins_files_by_key_in_any_order(order, other_order):
     assert content(read) == [("u", f"w{n}", {"acoustic": -n, "lmonly": n}) for n in range(6)]
 
 
-def test_kaldi_copies_what_it_read_and_nothing_else(tmp_path):
+def test_kaldi_copies_what_the_folder_holds(tmp_path):
     folder, out = tmp_path / "nbest", tmp_path / "out"
     folder.mkdir()
     (folder / "words_text.gz").write_bytes(gzip.compress(b"u-1 a\r\nu-2\n"))
@@ -391,11 +438,75 @@ def test_kaldi_copies_what_it_read_and_nothing_else(tmp_path):
     (folder / "ali").write_text("u-1 7\n")
     read = FORMATS["kaldi"].read(folder)
     FORMATS["kaldi"].write((Rescored(h, {"F": -1.5}, 0.0) for h in read), folder, out)
-    assert {file.name for file in out.iterdir()} == {"words_text.gz", "acwt", "lmwt.F", "total"}
+    names = {"words_text.gz", "acwt", "ali", "lmwt.F", "total"}
+    assert {file.name for file in out.iterdir()} == names
+    assert set(FORMATS["kaldi"].names_in_folder(folder, ["F"])) == names
+    assert (out / "ali").read_text() == "u-1 7\n"
     for name in ("words_text.gz", "acwt"):
         assert (out / name).read_bytes() == (folder / name).read_bytes()
     assert (out / "lmwt.F").read_text() == "u-1 1.5\nu-2 1.5\n"
     assert (out / "total").read_text() == "u-1 0\nu-2 0\n"
+
+
+def test_a_kaldi_folder_has_every_cost_and_keeps_the_rest(tmp_path):
+    """`lmwt.rnn` and `lmwt.interp.0.5` are what Kaldi's own rescoring leaves."""
+    folder, out = tmp_path / "nbest", tmp_path / "out"
+    (folder / "logs").mkdir(parents=True)
+    (folder / "logs" / "1").write_text("log")
+    for name, content in {
+        "words_text": "u-1 a\nu-2 b\n", "acwt": "u-1 10\nu-2 20\n", "lmwt.nolm": "u-1 1\nu-2 2\n",
+        "lmwt.rnn": "u-1 3\nu-2 4\n", "lmwt.interp.0.5": "u-1 5\nu-2 6\n", "ali": "u-1 7\n",
+    }.items():  # fmt: skip
+        (folder / name).write_text(content)
+    (folder / "total.gz").write_bytes(gzip.compress(b"u-1 8\nu-2 9\n"))
+    (folder / "model").symlink_to("nowhere")
+    kaldi = FORMATS["kaldi"]
+    hypotheses = list(kaldi.read(folder))
+    assert hypotheses[1].scores == {
+        "acoustic": -20, "nolm": -2, "total": -9, "interp.0.5": -6, "rnn": -4,
+    }  # fmt: skip
+    weights = kaldi.default_weights(hypotheses[0].scores)
+    assert {name: weight for name, weight in weights.items() if weight} == {"total": 1}
+    kaldi.write((Rescored(h, {"B": -1.0}, -5.0) for h in hypotheses), folder, out)
+    assert gzip.decompress((out / "total.gz").read_bytes()) == b"u-1 5\nu-2 5\n"
+    assert (out / "logs" / "1").read_text() == "log"
+    names = {file.name for file in folder.iterdir()} - {"model"} | {"lmwt.B"}
+    assert {file.name for file in out.iterdir()} == names
+    assert names <= set(kaldi.names_in_folder(folder, ["B"]))
+    with pytest.raises(FormatError, match="already has a score named rnn"):
+        kaldi.write((Rescored(h, {"rnn": -1.0}, 0.0) for h in hypotheses), folder, tmp_path / "x")
+    (folder / "lmwt.total").write_text("")
+    with pytest.raises(FormatError, match="has the name of another score"):
+        list(kaldi.read(folder))
+
+
+def test_hypotheses_that_kaldi_skipped_are_in_no_file(tmp_path):
+    """So that the folder can be read again."""
+    folder, out = tmp_path / "nbest", tmp_path / "out"
+    folder.mkdir()
+    (folder / "words_text").write_text("u-1 a\nu-2 b\nnokey c\nu-1 d\nu-3 é\n")
+    (folder / "acwt").write_text("u-3  3\nu-2 x\nu-1 1.50\nu-9 9\nu-1 2\n")
+    (folder / "lmwt.A").write_text("u-1 1\nu-2 2\nu-3 3\n")
+    kaldi, errors = FORMATS["kaldi"], []
+    read = kaldi.read(folder, errors.append)
+    kaldi.write((Rescored(h, {}, -1.0) for h in read), folder, out)
+    assert errors
+    assert (out / "words_text").read_text() == "u-1 a\nu-3 é\n"
+    assert (out / "acwt").read_text() == "u-3  3\nu-1 1.50\n"
+    assert (out / "lmwt.A").read_text() == "u-1 1\nu-3 3\n"
+    assert [h.scores["A"] for h in kaldi.read(out)] == [-1, -3]
+
+
+def test_every_number_of_a_json_hypothesis_is_a_score(tmp_path):
+    path = tmp_path / "list"
+    hypothesis = {"score": -1, "text": "a", "A": -2.5, "rank": 3, "ok": True, "words": 7, "id": "x"}
+    path.write_text(json.dumps({"u": {"hyp_1": hypothesis}}))
+    [found] = FORMATS["mlm"].read(path)
+    assert found.scores == {"score": -1, "A": -2.5, "rank": 3}
+    assert FORMATS["mlm"].default_weights(found.scores) == {"score": 1, "A": 0, "rank": 0}
+    with pytest.raises(FormatError, match="needs a A that is a finite number"):
+        path.write_text('{"u": {"hyp_1": {"score": 1, "text": "a", "A": 1' + "0" * 400 + "}}}")
+        list(FORMATS["mlm"].read(path))
 
 
 def test_mlm_closes_the_gap_of_skipped_hypotheses(tmp_path):

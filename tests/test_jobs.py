@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
-import json
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,12 @@ class OneOfMany(Processes):
         pass
 
 
+def store(output: Path, items: list[int], count: int) -> None:
+    """What the first of so many processes does before the others go on."""
+    journal = Journal(output, SETTING, True, OneOfMany(0, count))
+    journal.begin(items[begin : begin + 3] for begin in range(0, len(items), 3))
+
+
 def squares(group: list[int]) -> list[int]:
     return [item * item for item in group]
 
@@ -46,10 +53,8 @@ def run(
     """Pairs of item and result; a group is three items."""
     journal = Journal(output, setting, resume, processes or Processes())
 
-    def stream():
-        return (items[begin : begin + 3] for begin in range(0, len(items), 3))
-
-    with results_of(stream, len(items), score, journal, progress=False) as results:
+    stream = (items[begin : begin + 3] for begin in range(0, len(items), 3))
+    with results_of(stream, score, journal, progress=False) as results:
         return None if results is None else list(results)
 
 
@@ -151,19 +156,97 @@ def test_results_without_their_settings_are_not_taken_over(tmp_path):
     assert run(tmp_path / "out", items) == expected(items)
 
 
-def test_input_that_grew_or_shrank_is_noticed(tmp_path):
-    for before, after in ((10, 7), (7, 10)):
-        lengths = iter([before, after])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [(12, 6), (12, 13), (7, 8)],
+    ids=["shorter", "longer by a group", "with a longer group"],
+)
+def test_input_that_grew_or_shrank_is_noticed(tmp_path, before, after):
+    begin(tmp_path / "out", list(range(before)), 2 if before == 7 else 3)
+    path = tmp_path / "out.partial" / "results.0.jsonl"
+    if before == 7:  # its last group is done, too
+        digest = hashlib.sha256(b"6").hexdigest()[:16]
+        path.write_text(path.read_text() + f"2\t{digest}\t[36]\n")
+    if after == 13:  # what was stored is scored: more is no trouble
+        assert run(tmp_path / "out", list(range(after))) == expected(list(range(after)))
+        return
+    with pytest.raises(RescoringError, match="the input has changed"):
+        run(tmp_path / "out", list(range(after)))
 
-        def stream(lengths=lengths):
-            return ([item] for item in range(next(lengths)))
 
-        journal = Journal(tmp_path / "out", SETTING, False, Processes())
-        with (
-            pytest.raises(RescoringError, match="the input has changed"),
-            results_of(stream, before, squares, journal, False) as results,
-        ):
-            list(results)
+def test_items_are_read_once_and_by_the_first_process_alone(tmp_path):
+    items = list(range(20))
+    for rank in (1, 0):
+        taken = []
+
+        def stream(taken=taken):
+            for begin in range(0, len(items), 3):
+                taken.append(begin)
+                yield items[begin : begin + 3]
+
+        if rank == 1:  # the first one has stored them before the others go on
+            first = Journal(tmp_path / "out", SETTING, False, OneOfMany(0, 2))
+            first.begin(stream())
+            assert len(taken) == 7 and first.total == 20
+            taken.clear()
+        journal = Journal(tmp_path / "out", SETTING, True, OneOfMany(rank, 2))
+        with results_of(stream(), squares, journal, progress=False) as results:
+            assert (list(results) == expected(items)) if rank == 0 else results is None
+        assert len(taken) == (7 if rank == 0 else 0)
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+def test_input_that_is_refused_leaves_what_was_there(tmp_path, earlier):
+    def stream():
+        yield [1, 2]
+        raise RescoringError("line 3 is malformed")
+
+    items = list(range(10))
+    if earlier:
+        begin(tmp_path / "out", items, 2)
+    journal = Journal(tmp_path / "out", {"model": "b"}, False, Processes())
+    with (
+        pytest.raises(RescoringError, match="line 3 is malformed"),
+        results_of(stream(), squares, journal, progress=False),
+    ):
+        pass
+    if earlier:
+        scored = []
+        again = run(tmp_path / "out", items, lambda group: scored.append(group) or squares(group))
+        assert again == expected(items) and len(scored) == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_results_are_on_the_disk_and_closed_before_others_are_waited_for(tmp_path, monkeypatch):
+    """What a network's file system needs to show them to another machine."""
+    synced = []
+    monkeypatch.setattr(
+        os, "fsync", lambda number: synced.append(os.readlink(f"/proc/self/fd/{number}"))
+    )
+    seen = []
+
+    class Watched(OneOfMany):
+        def wait(self):
+            path = tmp_path / "out.partial" / "results.1.jsonl"
+            opened = [os.path.realpath(f"/proc/self/fd/{n}") for n in os.listdir("/proc/self/fd")]
+            seen.append((path.exists(), str(path) in synced, str(path) in opened))
+
+    Journal(tmp_path / "out", SETTING, False, OneOfMany(0, 2)).begin([[1], [2]])
+    journal = Journal(tmp_path / "out", SETTING, False, Watched(1, 2))
+    with results_of((), squares, journal, progress=False) as results:
+        assert results is None
+    assert seen[-1] == (True, True, False)
+    assert str(tmp_path / "out.partial" / "items") in synced
+
+
+def test_results_that_are_missing_are_asked_for_again(tmp_path):
+    """As when a process was stopped and the others were told that it had ended well."""
+    journal = Journal(tmp_path / "out", SETTING, False, OneOfMany(0, 2))
+    with (
+        pytest.raises(RescoringError, match=r"results are missing in .*--resume"),
+        results_of([[1], [2]], squares, journal, progress=False) as results,
+    ):
+        list(results)
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
@@ -176,20 +259,16 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
 
 def test_results_are_not_given_to_other_items(tmp_path):
     """As many items as were scored, but in another order."""
-    orders = iter([[1, 2], [2, 1]])
-    journal = Journal(tmp_path / "out", SETTING, False, Processes())
-    with (
-        pytest.raises(RescoringError, match="the input has changed"),
-        results_of(lambda: iter([next(orders)]), 2, squares, journal, False) as results,
-    ):
-        list(results)
+    items = list(range(10))
+    begin(tmp_path / "out", items, 2)
+    with pytest.raises(RescoringError, match="the input has changed"):
+        run(tmp_path / "out", items[::-1])
 
 
 @pytest.mark.parametrize("count", [2, 3])
 def test_processes_share_the_groups(tmp_path, count):
     items = list(range(20))
-    (tmp_path / "out.partial").mkdir()
-    (tmp_path / "out.partial" / SETTINGS).write_text(json.dumps(SETTING))
+    store(tmp_path / "out", items, count)
     scored = {}
     for rank in reversed(range(count)):  # the first one reads what the others have left
         scored[rank] = []
@@ -212,6 +291,7 @@ def test_a_run_may_be_resumed_by_fewer_or_more_processes(tmp_path, resumed_by):
     journal = begin(tmp_path / "out", items, 1, processes=OneOfMany(1, 2))
     with journal.open("ab") as file:
         file.write(b"3\t[81, ")
+    store(tmp_path / "out", items, resumed_by)
     for rank in reversed(range(resumed_by)):
         found = run(tmp_path / "out", items, processes=OneOfMany(rank, resumed_by))
     assert found == expected(items)
@@ -276,12 +356,16 @@ def test_places_that_output_should_not_take(tmp_path):
             require_replaceable(Path(name))
     (tmp_path / "file").write_text("x")
     require_replaceable(tmp_path / "file")
-    require_replaceable(tmp_path, by_folder=True)
+    require_replaceable(tmp_path, folder=["file", "more"])
     require_replaceable(tmp_path / "new")
-    for path, by_folder in (
-        (Path("/dev/null"), False),
-        (tmp_path, False),
-        (tmp_path / "file", True),
+    require_replaceable(tmp_path / "new", folder=["file"])
+    for path, folder in (
+        (Path("/dev/null"), None),
+        (tmp_path, None),
+        (tmp_path / "file", []),
+        (tmp_path, ["more"]),  # what is there would be lost
     ):
         with pytest.raises(OSError, match=re.escape(str(path))):
-            require_replaceable(path, by_folder)
+            require_replaceable(path, folder)
+    with pytest.raises(OSError, match="holds file, which would be lost"):
+        require_replaceable(tmp_path, folder=["more"])

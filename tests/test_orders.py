@@ -160,6 +160,10 @@ def test_all_that_needs_k_reads_it_where_it_is():
         assert scorer.tokens.order == 4
         assert model.decoder.gradient_options["gradient_iterations"] == 3
     assert scorer.tokens.order == 2
+    model.decoder.use_iterations(0)  # which can use all of the text before
+    whole = Scorer(scorer.tokens, scorer.encoder, previous_context=50)
+    found, right = (each.score(["w1 w2"], ["w3 w4 w5 w6"])[0] for each in (scorer, whole))
+    assert found.log_probabilities.tolist() == right.log_probabilities.tolist()
 
 
 def test_a_checkpoint_says_what_it_was_trained_at(caplog):

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import kenlm
@@ -19,10 +20,11 @@ import torch
 from fairseq.checkpoint_utils import load_checkpoint_to_cpu
 
 from fairseq_fixedpoint.cli import rescore
-from fairseq_fixedpoint.formats import FORMATS, read_transcripts
+from fairseq_fixedpoint.formats import FORMATS, read_transcripts, tsv
 from fairseq_fixedpoint.rescoring.combination import Combination
 from fairseq_fixedpoint.rescoring.metrics import make_metric
 from fairseq_fixedpoint.rescoring.scorer import Scorer
+from fairseq_fixedpoint.rescoring.text import TextEncoder
 from tests.rescoring import log_probabilities, nbest, refused, tune
 from tests.test_formats import (
     BYTELOG,
@@ -430,6 +432,38 @@ def test_a_list_that_has_changed_is_not_resumed(kind, models, tmp_path, capfd, m
     assert "cannot be resumed, as it differs in input:" in trouble
 
 
+@pytest.mark.parametrize("options", [(), ("--previous-context", 9)], ids=["alone", "in context"])
+@pytest.mark.parametrize("names", [("gru",), ("transformer",), ("gru", "transformer")], ids=str)
+def test_a_line_is_parsed_once_and_split_once_by_each_model(
+    names, options, models, tmp_path, monkeypatch
+):
+    """The transformer's lines are counted before anything is scored, too."""
+    path = tmp_path / "list"
+    path.write_text("".join(f"u{n // 10}\t-{n % 7}\tw1 w{n % 20}\n" for n in range(200)))
+    counts = Counter()
+
+    def counted(owner, name):
+        genuine = getattr(owner, name)
+
+        def call(*given):
+            counts[name] += 1
+            return genuine(*given)
+
+        monkeypatch.setattr(owner, name, call)
+
+    counted(tsv, "_parsed")
+    counted(TextEncoder, "symbols")
+    arguments = [part for name in names for part in ("--model", models[name])]
+    assert nbest(path, *arguments, *options, "--output", tmp_path / "out") == 0
+    contexts = 19 if options else 0  # the best of each utterance but the last
+    assert counts == {"_parsed": 200, "symbols": (200 + contexts) * len(names)}
+    counts.clear()
+    (tmp_path / "references").write_text("".join(f"u{n}\tw1\n" for n in range(20)))
+    weights = ("--references", tmp_path / "references", "--output", tmp_path / "weights")
+    assert tune(path, *arguments, *options, "--metric", "wer", *weights) == 0
+    assert counts == {"_parsed": 200, "symbols": (200 + contexts) * len(names)}
+
+
 # Tuning
 
 
@@ -798,22 +832,30 @@ def test_a_model_of_another_kind(models, list_, tmp_path, capfd):
     assert "translation.pt holds no model that can be made here" in trouble
 
 
-@pytest.mark.parametrize("limit", [4096, 32768], ids=["journal", "output"])
-def test_a_full_disk_leaves_what_was_there(models, tmp_path, capfd, limit):
+@pytest.mark.parametrize("part", ["items", "journal", "output"])
+def test_a_full_disk_leaves_what_was_there(models, tmp_path, capfd, monkeypatch, part):
     """A limit on the size of files, which writing meets as it does the end of a disk."""
     path = tmp_path / "list"
     path.write_text("".join(f"u{number // 20}\t-0.5\tw1 w2 w{number}\n" for number in range(1000)))
     (tmp_path / "out").write_text("before")
     arguments = (path, "--model", models["gru"], "--output", tmp_path / "out")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
+    before_it = {"items": "groups", "journal": "scored", "output": "combined"}[part]
+    genuine = getattr(rescore, before_it)
+
+    def full(*given, **named):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+        return genuine(*given, **named)
+
     try:
-        assert "File too large" in refused(capfd, nbest, *arguments)
+        with monkeypatch.context() as patch:
+            patch.setattr(rescore, before_it, full)
+            assert "File too large" in refused(capfd, nbest, *arguments)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert (tmp_path / "out").read_text() == "before"
-    names = ["list", "out", "out.partial"]  # what was scored stays, for --resume
-    assert sorted(item.name for item in tmp_path.iterdir()) == names
+    kept = [] if part == "items" else ["out.partial"]  # what was scored stays, for --resume
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["list", "out", *kept]
 
     assert nbest(*arguments, "--resume") == 0
     assert nbest(*arguments[:-1], tmp_path / "whole") == 0

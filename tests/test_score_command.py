@@ -9,10 +9,12 @@ import math
 import os
 import pty
 import shutil
+import socket
 import struct
 import subprocess
 import sys
 import termios
+from collections import Counter
 from contextlib import suppress
 from importlib.util import find_spec
 
@@ -21,6 +23,7 @@ import torch
 from fairseq.checkpoint_utils import load_checkpoint_to_cpu
 
 from fairseq_fixedpoint.cli import score
+from fairseq_fixedpoint.rescoring.text import TextEncoder
 from tests.rescoring import fixedpoint_score, log_probabilities, refused
 
 LINES = ["w1 w2 w3", "", "w4  nowhere </s> <pad> <s> <unk>", "w5\tw6", "w1 w2 w3"]
@@ -159,6 +162,55 @@ def test_standard_input_and_a_file_give_the_same(models, text, capsys):
         command, input=text.read_text(), capture_output=True, text=True, env=one_thread()
     )
     assert (found.stdout, found.stderr) == expected
+
+
+@pytest.mark.parametrize("name", [(), ("-",), ("/dev/stdin",), ("/dev/fd/0",)], ids=str)
+def test_standard_input_may_be_a_socket(name, arpa, text, capsys):
+    """As a service gives it; there a path to it opens nothing."""
+    assert fixedpoint_score(text, "--kenlm", arpa) == 0
+    expected = capsys.readouterr()
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.sendall(text.read_bytes())
+        ours.shutdown(socket.SHUT_WR)
+        command = [sys.executable, "-m", "fairseq_fixedpoint.cli.score", *name, "--kenlm", arpa]
+        found = subprocess.run(command, stdin=theirs, capture_output=True, text=True)
+    assert (found.stdout, found.stderr) == expected
+
+
+def test_standard_input_is_read_from_where_it_stands(arpa, tmp_path, capsys):
+    (tmp_path / "text").write_text("read before\nw1 w2\nw2\n")
+    (tmp_path / "rest").write_text("w1 w2\nw2\n")
+    assert fixedpoint_score(tmp_path / "rest", "--kenlm", arpa) == 0
+    expected = capsys.readouterr().out
+    command = [sys.executable, "-m", "fairseq_fixedpoint.cli.score", "--kenlm", arpa]
+    with (tmp_path / "text").open() as file:
+        os.lseek(file.fileno(), len("read before\n"), os.SEEK_SET)
+        found = subprocess.run(command, stdin=file, capture_output=True, text=True)
+    assert found.stdout == expected
+
+
+@pytest.mark.parametrize("to_a_file", [False, True])
+def test_a_line_is_read_and_split_once(to_a_file, models, tmp_path, monkeypatch):
+    """The transformer's lines are counted before anything is scored, too."""
+    counts = Counter()
+    genuine = {"symbols": TextEncoder.symbols, "read_lines": score.read_lines}
+
+    def symbols(*given):
+        counts["symbols"] += 1
+        return genuine["symbols"](*given)
+
+    def read_lines(*given):
+        for line in genuine["read_lines"](*given):
+            counts["lines"] += 1
+            yield line
+
+    monkeypatch.setattr(TextEncoder, "symbols", symbols)
+    monkeypatch.setattr(score, "read_lines", read_lines)
+    (tmp_path / "text").write_text("".join(f"w1 w{number % 30}\n" for number in range(200)))
+    output = ("--output", tmp_path / "out") if to_a_file else ()
+    assert fixedpoint_score(tmp_path / "text", "--model", models["transformer"], *output) == 0
+    assert counts == {"lines": 200, "symbols": 200}
 
 
 def one_thread() -> dict[str, str]:

@@ -139,7 +139,8 @@ def evaluated(tmp_path_factory) -> tuple[Path, list[str]]:
     root = tmp_path_factory.mktemp("evaluated")
     commands, calls, folder = root / "bin", root / "calls", root / "translation"
     shutil.copytree(EXAMPLE, root / "examples" / "translation")
-    shutil.copy(EXAMPLE.parent / "training_log.py", root / "examples")
+    for name in ("significance.py", "training_log.py"):
+        shutil.copy(EXAMPLE.parent / name, root / "examples")
     (root / "examples" / "translation_rescoring").mkdir()
     commands.mkdir()
     values = {"PYTHON": sys.executable, "CALLS": repr(str(calls)), "SENTENCES": repr(SENTENCES)}
@@ -208,12 +209,48 @@ def test_the_table_has_sacrebleus_scores(evaluated):
 def test_a_difference_in_every_sentence_is_one_and_one_that_goes_both_ways_is_none():
     right = [" ".join(words) for words in SENTENCES]
     wrong = [" ".join(words[::-1]) for words in SENTENCES]
-    assert table.compare(right, wrong, right).p_value < 0.01
+    assert table.compare("BLEU", right, wrong, right).p_value < 0.01
     pairs = list(zip(right, wrong, strict=True))
     even, odd = (
         [pair[(place + first) % 2] for place, pair in enumerate(pairs)] for first in (0, 1)
     )
-    assert table.compare(right, even, odd).p_value > 0.05
+    assert table.compare("BLEU", right, even, odd).p_value > 0.05
+
+
+@pytest.mark.parametrize("metric", ["BLEU", "chrF"])
+def test_two_systems_that_do_the_same_are_identical(metric):
+    """sacrebleu gives them p = 0.001. Its tokens are the same in the third case, too."""
+    right = [" ".join(words) for words in SENTENCES]
+    wrong = [" ".join(words[::-1]) for words in SENTENCES]
+    for texts in (right, wrong, [text.replace(" .", ".") for text in right]):
+        other = [text.replace(".", " .").replace("  ", " ") for text in texts]
+        found = table.compare(metric, right, texts, other)
+        assert found.p == "identical" and found.remark == "(identical)"
+    assert table.compare(metric, right, wrong, right).remark.startswith("(p = 0.0")
+
+
+def test_rescored_translations_are_compared_with_the_first(tmp_path):
+    right = [" ".join(words) for words in SENTENCES]
+    systems = {"first": right[:6] + right[5::-1], "second": right[:6] + right[5::-1], "best": right}
+    for name, texts in {"references": right, **systems}.items():
+        (tmp_path / name).write_text("".join(f"{text}\n" for text in texts))
+    compare = EXAMPLE.parent / "translation_rescoring" / "compare"
+    command = [sys.executable, compare, "references"]
+    run = subprocess.run(
+        [*command, *systems], cwd=tmp_path, check=True, capture_output=True, text=True
+    )
+    rows = {line.split(" | ")[0].strip("| "): line for line in run.stdout.splitlines()}
+    assert rows["first"].count("±") == 2 and "(" not in rows["first"]
+    assert rows["second"].count("(identical)") == 2
+    assert rows["best"].count("(p = ") == 2 and rows["best"].count("100.0 ±") == 2
+    (tmp_path / "second").write_text("one line\n")
+    run = subprocess.run(
+        [*command, *systems], cwd=tmp_path, check=False, capture_output=True, text=True
+    )
+    assert (
+        run.returncode == 1
+        and run.stderr == "compare: error: second has 1 lines for the 12 of references.\n"
+    )
 
 
 @pytest.mark.parametrize("command", ["train", "evaluate"])

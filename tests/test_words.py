@@ -229,10 +229,10 @@ def test_each_model_has_its_own_case(models, ngrams, tmp_path, capsys):
 def test_cases_that_cannot_be(ngrams, tmp_path, capfd):
     (tmp_path / "list").write_text("u\t0\tw1\n")
     arguments = (tmp_path / "list", "--kenlm", ngrams["holds"], "--output", tmp_path / "out")
-    assert "no model has the name OLD, but KenLM0" in refused(
+    assert "no model that it is for has the name OLD, but KenLM0" in refused(
         capfd, nbest, *arguments, "--case", "OLD=lower"
     )
-    assert "CASE being keep, lower, upper" in refused(
+    assert "takes NAME and one of keep, lower, upper" in refused(
         capfd, nbest, *arguments, "--case", "KenLM0=title"
     )
 

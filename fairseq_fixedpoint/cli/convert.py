@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = options.Parser(
         prog=PROGRAM,
         description="Makes a fixedpoint_lm of a trained lstm_lm of fairseq. At --iterations 0, or "
         "K of at least the length of a text, it gives the same probabilities; at any other K it is "

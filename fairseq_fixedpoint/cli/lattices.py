@@ -57,7 +57,7 @@ def add_parser(commands: Any, program: str) -> None:
         "its word has after the last K words, on every path through it. Writes the lattice, "
         "expanded to these histories, in its own format.",
     )
-    parser.set_defaults(command=partial(_lattice, program), parser=parser)
+    parser.set_defaults(command=partial(_lattice, program))
     parser.add_argument("input", type=Path, help="a lattice, a folder of them, or a list of files")
     parser.add_argument(
         "--format", choices=sorted(LATTICE_FORMATS), help="default: what it looks like"
@@ -166,22 +166,12 @@ def _lattice(program: str, args: Namespace) -> None:
     symbols = read_symbols(args.symbols) if args.symbols else None
     form = lattice_format(args.input, args.format, symbols)
     files = lattice_files(args.input)
-    _check_options(args, form, by_folder=files != [args.input])
+    single = files == [args.input]
+    _check_options(args, form, None if single else [file.name for file in files])
     rescorer = _rescorer(args, form)
     skipped = Skipped(program, shown=math.inf)  # each is a whole utterance
-    skips = args.on_error == "skip"
-    # Once through the files, so that what is malformed shows before the long part.
-    if processes.is_first:
-        skipped.restart()
-    total, scores = 0, {}
-    for lattice in read_lattices(args.input, form, skipped if skips else stop):
-        total += 1
-        scores |= dict.fromkeys(lattice.scores)
-    if total == 0:
-        raise RescoringError(f"{args.input} has no lattice that can be read.")
-    if args.plot is not None and total != 1:
-        raise RescoringError(f"--plot draws one lattice, and {args.input} has {total}.")
-    read = partial(read_lattices, args.input, form, _passed_over if skips else stop)
+    found = _Found()
+    read = read_lattices(args.input, form, skipped if args.on_error == "skip" else stop)
 
     summary = Summary(rescorer)
     settings = options.settings(Namespace(**vars(args), files=files), OF_THE_OUTPUT)
@@ -193,10 +183,12 @@ def _lattice(program: str, args: Namespace) -> None:
         identify=lambda lattice: f"{lattice.utterance}\t{' '.join(lattice.words)}",
     )
     with results_of(
-        lambda: groups(
-            read(), lambda lattice: len(lattice.words), ARCS_A_GROUP, lambda lattice: lattice.path
+        groups(
+            found.checked(read, args),
+            lambda lattice: len(lattice.words),
+            ARCS_A_GROUP,
+            lambda lattice: lattice.path,
         ),
-        total,
         partial(_rescored, rescorer=rescorer, form=form, args=args),
         journal,
         progress=not args.no_progress_bar and sys.stderr.isatty(),
@@ -211,7 +203,7 @@ def _lattice(program: str, args: Namespace) -> None:
                 return outputs.enter_context(create(outputs.enter_context(written_whole(path))))
 
             lists, networks = created(args.nbest), created(args.confusion)
-            writer = _Written(form, summary, lists, list(scores), networks, skipped)
+            writer = _Written(form, summary, lists, list(found.scores), networks, skipped)
             made = outputs.enter_context(written_whole(args.output))
             write_lattices(writer.lattices(results), writer, args.input, made)
             if not summary.best:
@@ -221,24 +213,50 @@ def _lattice(program: str, args: Namespace) -> None:
                 write_transcripts(best, summary.best, form.name)
             if args.plot is not None:
                 picture = outputs.enter_context(written_whole(args.plot))
-                _draw(picture, next(read()), rescorer)
+                _draw(picture, found.last, rescorer)
     tell(program, f"{summary.sentence()}{skipped.sentence('lattice')}", *summary.warnings())
 
 
-def _passed_over(error: FormatError) -> None:
-    """What is malformed is told of once, when the files are first read."""
+class _Found:
+    """What the files have been found to hold.
+
+    Attributes:
+        total: how many lattices.
+        scores: the names of their scores, in order.
+        last: the last lattice.
+    """
+
+    def __init__(self):
+        self.total = 0
+        self.scores: dict[str, None] = {}
+        self.last: Lattice | None = None
+
+    def checked(self, lattices: Iterable[Lattice], args: Namespace) -> Iterator[Lattice]:
+        """The lattices, while they are counted.
+
+        Raises:
+            RescoringError: if there is none, or more than --plot can draw.
+        """
+        for self.last in lattices:
+            self.total += 1
+            self.scores |= dict.fromkeys(self.last.scores)
+            yield self.last
+        if self.total == 0:
+            raise RescoringError(f"{args.input} has no lattice that can be read.")
+        if args.plot is not None and self.total != 1:
+            raise RescoringError(f"--plot draws one lattice, and {args.input} has {self.total}.")
 
 
-def _check_options(args: Namespace, form: LatticeFormat, by_folder: bool) -> None:
+def _check_options(args: Namespace, form: LatticeFormat, names: list[str] | None) -> None:
     """Refuses what could not be done or written, before any work is done.
 
     Args:
-        by_folder: whether the output is a folder.
+        names: of the files in the output, if that is a folder.
     """
     options.check_outputs(
         args,
         *("output", "one_best", "nbest", "confusion", "plot"),
-        folders={"output"} if by_folder else (),
+        folders={} if names is None else {"output": names},
     )
     if args.plot is not None and args.plot.suffix.lower() not in SUFFIXES:
         raise RescoringError(f"--plot: a picture's name ends in {', '.join(SUFFIXES)}.")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import math
 import os
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -21,7 +22,7 @@ from fairseq_fixedpoint.formats import FILLERS
 from fairseq_fixedpoint.rescoring.combination import WORDS
 from fairseq_fixedpoint.rescoring.errors import RescoringError
 from fairseq_fixedpoint.rescoring.nbest import LineScorer
-from fairseq_fixedpoint.rescoring.ngrams import InterpolatedScorer, NgramScorer
+from fairseq_fixedpoint.rescoring.ngrams import BACKOFFS, InterpolatedScorer, NgramScorer
 from fairseq_fixedpoint.rescoring.scorer import Scorer
 from fairseq_fixedpoint.rescoring.token_scorers import WindowScorer
 from fairseq_fixedpoint.rescoring.words import CASES, WordRule
@@ -29,6 +30,21 @@ from fairseq_fixedpoint.rescoring.words import CASES, WordRule
 RESERVED = {WORDS, "id", "score", "hypothesis", "text", "total"}
 NAMED_PATH = re.compile(r"([A-Za-z][A-Za-z0-9.-]*)=(.+)")
 SPLITTERS = ("tokenizer", "bpe")
+NEGATIVE = re.compile(
+    r"-([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?$|-(inf|infinity|nan)$", re.IGNORECASE
+)
+
+
+class Parser(argparse.ArgumentParser):
+    """Takes every negative number for a value, `-5.9e-06` too; its subcommands' parsers as well.
+
+    argparse's own pattern knows no exponents in many versions of Python, and takes such a number
+    for an option that is not there. `-inf` and `-nan` pass, to be refused for what they are.
+    """
+
+    def __init__(self, *arguments, **named):
+        super().__init__(*arguments, **named)
+        self._negative_number_matcher = NEGATIVE
 
 
 def add_model_options(parser: argparse.ArgumentParser, mixes: bool = True) -> None:
@@ -70,6 +86,15 @@ def add_model_options(parser: argparse.ArgumentParser, mixes: bool = True) -> No
             help="mix the word probabilities of the one --model, with this weight, and of the one "
             "--kenlm into one score, Interpolated0",
         )
+    models.add_argument(
+        "--backoff",
+        action="append",
+        default=[],
+        metavar="NAME=KIND",
+        help="how one --kenlm backs off: `failure`, where it lacks the n-gram (default), or "
+        "`epsilon`, wherever that scores better, as in a decoder's graph with epsilons; may be "
+        "repeated. Not for lattices",
+    )
     models.add_argument(
         "--iterations",
         type=int,
@@ -165,16 +190,15 @@ def add_error_option(parser: argparse._ActionsContainer) -> None:
 
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
-    """Parses, the options of the chosen tokenizer and BPE included.
-
-    A subcommand's own parser is its default of `parser`.
-    """
-    known, _ = parser.parse_known_args(argv)
-    chosen_parser = getattr(known, "parser", parser)
+    """Parses, the options of the chosen tokenizer and BPE included, which --help lists, too."""
+    finder = Parser(add_help=False)  # knows nothing else, so that nothing ends it
     for name in SPLITTERS:
-        chosen = REGISTRIES[name]["registry"].get(getattr(known, name, None))
-        if chosen is not None:
-            group = chosen_parser.add_argument_group(f"{name} {getattr(known, name)}")
+        finder.add_argument(f"--{name}", nargs="?")
+    known, _ = finder.parse_known_args(argv)
+    for name in SPLITTERS:
+        chosen = REGISTRIES[name]["registry"].get(getattr(known, name))
+        for each in _with_option(parser, f"--{name}") if chosen is not None else ():
+            group = each.add_argument_group(f"{name} {getattr(known, name)}")
             if hasattr(chosen, "add_args"):
                 chosen.add_args(group)
             elif getattr(chosen, "__dataclass", None) is not None:
@@ -182,15 +206,28 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpar
     return parser.parse_args(argv)
 
 
-def check_outputs(args: argparse.Namespace, *names: str, folders: Collection[str] = ()) -> None:
+def _with_option(parser: argparse.ArgumentParser, option: str) -> Iterator[argparse.ArgumentParser]:
+    """Those of a parser and its subcommands' that have an option."""
+    if option in parser._option_string_actions:
+        yield parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for each in action.choices.values():
+                yield from _with_option(each, option)
+
+
+def check_outputs(
+    args: argparse.Namespace, *names: str, folders: Mapping[str, Collection[str]] | None = None
+) -> None:
     """Refuses places that the results could not take, before any work is done.
 
     Args:
         names: of the options that say where results are written; those not given are None.
-        folders: which of them will be folders.
+        folders: which of them will be folders, and the names of what will be in them.
 
     Raises:
-        OSError: if something of another kind is there, or the place's folder is not.
+        OSError: if something of another kind is there, or would be lost, or the place's folder is
+            not there.
         RescoringError: if two of them are one.
     """
     option_of: dict[Path, str] = {}
@@ -198,7 +235,7 @@ def check_outputs(args: argparse.Namespace, *names: str, folders: Collection[str
         path = getattr(args, name)
         if path is None:
             continue
-        require_replaceable(path, by_folder=name in folders)
+        require_replaceable(path, (folders or {}).get(name))
         option = f"--{name.replace('_', '-')}"
         other = option_of.setdefault(path.resolve(), option)
         if other != option:
@@ -218,6 +255,8 @@ def line_scorers(args: argparse.Namespace) -> dict[str, LineScorer]:
         )
     if not args.model and getattr(args, "previous_context", 0) != 0:
         raise RescoringError("--previous-context is for a --model: kenlm's have no use for it.")
+    if not math.isfinite(args.unknown_penalty):
+        raise RescoringError(f"--unknown-penalty must be a number, not {args.unknown_penalty}.")
     scorers: dict[str, LineScorer] = {}
     given = {_named(argument)[0] for argument in (*args.model, *args.kenlm)}
     splitters = {name: _splitter(name, args) for name in SPLITTERS}
@@ -243,6 +282,7 @@ def line_scorers(args: argparse.Namespace) -> dict[str, LineScorer]:
         scorer = NgramScorer(path, unknown_penalty=args.unknown_penalty)
         _add(scorers, name or _free_name("KenLM", {*given, *scorers}), scorer)
     _set_cases(scorers, args)
+    _set_backoffs(scorers, args)
     if args.interpolate is None:
         return scorers
     if not len(args.model) == len(args.kenlm) == 1:
@@ -303,7 +343,7 @@ def settings(args: argparse.Namespace, leave_out: set[str]) -> dict[str, str]:
     """
     found = {}
     for name, value in sorted(vars(args).items()):
-        if name not in {*leave_out, "resume", "no_progress_bar", "command", "parser"}:
+        if name not in {*leave_out, "resume", "no_progress_bar", "command"}:
             found[name] = repr(value) + "".join(
                 f" {_state(item)}" for item in (value if isinstance(value, list) else [value])
             )
@@ -338,23 +378,46 @@ def _free_name(kind: str, taken: Collection[str]) -> str:
 
 def _set_cases(scorers: Mapping[str, LineScorer], args: argparse.Namespace) -> None:
     """Folds the words of each model to its case."""
-    chosen = dict.fromkeys(scorers, "lower" if args.lowercase else "keep")
-    for argument in args.case:
-        name, _, case = argument.rpartition("=")
-        if case not in CASES or not name:
-            raise RescoringError(
-                f"--case takes NAME=CASE, CASE being {', '.join(CASES)}, not {argument!r}."
-            )
-        if name not in scorers:
-            raise RescoringError(
-                f"--case {argument}: no model has the name {name}, but {', '.join(scorers)}."
-            )
-        chosen[name] = case
+    by_name = _by_name("--case", args.case, CASES, scorers)
     for name, scorer in scorers.items():
+        case = by_name.get(name, "lower" if args.lowercase else "keep")
         if isinstance(scorer, Scorer):
-            scorer.encoder = replace(scorer.encoder, case=chosen[name])
+            scorer.encoder = replace(scorer.encoder, case=case)
         else:
-            scorer.case = chosen[name]
+            scorer.case = case
+
+
+def _set_backoffs(scorers: Mapping[str, LineScorer], args: argparse.Namespace) -> None:
+    """How each n-gram model backs off."""
+    ngrams = {name: each for name, each in scorers.items() if isinstance(each, NgramScorer)}
+    chosen = _by_name("--backoff", args.backoff, BACKOFFS, ngrams)
+    if args.interpolate is not None and "epsilon" in chosen.values():
+        raise RescoringError(
+            "--interpolate mixes probabilities, which the scores of --backoff NAME=epsilon are not."
+        )
+    for name, kind in chosen.items():
+        ngrams[name].backoff = kind
+
+
+def _by_name(
+    option: str, arguments: Sequence[str], choices: Collection[str], models: Collection[str]
+) -> dict[str, str]:
+    """What an option `NAME=CHOICE` says, by the name of the model."""
+    found = {}
+    for argument in arguments:
+        name, _, choice = argument.rpartition("=")
+        if choice not in choices or not name:
+            raise RescoringError(
+                f"{option} takes NAME and one of {', '.join(choices)}, as in {option} "
+                f"NAME={next(iter(choices))}, not {argument!r}."
+            )
+        if name not in models:
+            raise RescoringError(
+                f"{option} {argument}: no model that it is for has the name {name}, but "
+                f"{', '.join(models) or 'there is none'}."
+            )
+        found[name] = choice
+    return found
 
 
 def _add(scorers: dict[str, LineScorer], name: str, scorer: LineScorer) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -39,8 +40,8 @@ from fairseq_fixedpoint.rescoring.jobs import Journal, Processes, groups, result
 from fairseq_fixedpoint.rescoring.metrics import METRICS, Metric, make_metric
 from fairseq_fixedpoint.rescoring.nbest import (
     ByRule,
-    InContext,
     LineScorer,
+    Scorable,
     Summary,
     combined,
     features_of,
@@ -65,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=PROGRAM, description=__doc__)
+    parser = options.Parser(prog=PROGRAM, description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     nbest = commands.add_parser(
@@ -74,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Adds the scores of models to an n-best list, combines them log-linearly with "
         "those it has, and writes the same format back, in its order.",
     )
-    nbest.set_defaults(command=_nbest, parser=nbest)
+    nbest.set_defaults(command=_nbest)
     _add_list_options(nbest)
     nbest.add_argument("--output", type=Path, required=True, help="the rescored list")
     nbest.add_argument(
@@ -96,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Finds the weights of all scores that serve a metric best on lists with "
         "references: a coarse grid, then exact line searches along each weight (Och, 2003).",
     )
-    tuner.set_defaults(command=_tune, parser=tuner)
+    tuner.set_defaults(command=_tune)
     _add_list_options(tuner)
     tuner.add_argument("--output", type=Path, required=True, help="the weights, for `nbest`")
     tuner.add_argument(
@@ -155,27 +156,19 @@ def _add_list_options(parser: argparse.ArgumentParser) -> None:
 def _nbest(args: argparse.Namespace) -> None:
     processes = Processes.joined()
     listed = _format(args)
-    folders = {"output"} if args.input.is_dir() else ()
-    options.check_outputs(args, "output", "one_best", folders=folders)
     skipped = Skipped(PROGRAM)
     on_error = skipped if args.on_error == "skip" else stop
     scorers, rule = _models(args)
+    _check_outputs(args, listed, scorers)
 
-    def read() -> Iterator[Hypothesis]:
-        return scorable(listed.read(args.input, on_error), scorers.values(), on_error)
-
-    first = next(read(), None)
-    names = first.scores if first is not None else ()
-    first_pass, combination = _combinations(args, listed, names, scorers, rule)
-    # Once through the list, so that what is malformed or missing shows before the long part.
+    hypotheses: Iterator[Scorable] = iter(())
     if processes.is_first:
-        skipped.restart()
-    total = 0
-    checked = _checked(read(), args, scorers, combination.weights)
-    for hypothesis in _subtractable(checked, scorers, combination.weights, on_error):
-        combination.total(hypothesis, dict.fromkeys(scorers, 0.0))
-        total += 1
-    skipped.mute()
+        hypotheses = scorable(listed.read(args.input, on_error), scorers.values(), on_error)
+    first = list(itertools.islice(hypotheses, 1))
+    names = first[0].item.scores if first else ()
+    first_pass, combination = _combinations(args, listed, names, scorers, rule)
+    checked = _checked(itertools.chain(first, hypotheses), args, scorers, combination)
+    checked = _told_of(checked, scorers, combination.weights, on_error)
 
     summary = Summary()
     journal = Journal(
@@ -183,13 +176,10 @@ def _nbest(args: argparse.Namespace) -> None:
         options.settings(args, OF_THE_COMBINATION),
         args.resume,
         processes,
-        identify=lambda item: "\t".join(
-            (item.hypothesis.utterance, item.hypothesis.text, item.previous or "")
-        ),
+        identify=lambda each: "\t".join((each.item.utterance, each.item.text, each.previous or "")),
     )
     with results_of(
-        lambda: _grouped(_in_context(args, read(), first_pass), first_pass),
-        total,
+        _grouped(_in_context(args, checked, first_pass), first_pass),
         partial(scored, scorers=scorers),
         journal,
         progress=_bar(args),
@@ -213,25 +203,28 @@ def _tune(args: argparse.Namespace) -> None:
     options.check_outputs(args, "output")
     metric = make_metric(args.metric)
     skipped = Skipped(PROGRAM)
-    skipped.restart()
     on_error = skipped if args.on_error == "skip" else stop
     scorers, rule = _models(args)
     read = listed.read(args.input, on_error)
-    hypotheses = list(scorable(read, scorers.values(), on_error))
-    if not hypotheses:
+    prepared = list(scorable(read, scorers.values(), on_error))
+    if not prepared:
         raise RescoringError(f"{args.input} holds no hypothesis to tune on.")
-    names = dict.fromkeys(name for hypothesis in hypotheses for name in hypothesis.scores)
+    hypotheses = [each.item for each in prepared]
+    names = _names_to_tune(listed, hypotheses)
     first_pass, start = _combinations(args, listed, names, scorers, rule)
     _tell_of_sparse(names.keys() - start.weights.keys())
     fixed = options.given_weights(args)
-    hypotheses = list(
-        _subtractable(_checked(hypotheses, args, scorers, start.weights), scorers, fixed, on_error)
-    )
+    prepared = [
+        each
+        for each in _checked(prepared, args, scorers, start)
+        if _can_be_subtracted(each, scorers, fixed, on_error)
+    ]
+    hypotheses = [each.item for each in prepared]
     texts = _references(args, listed, metric, hypotheses)
 
     results = []
-    with tqdm(total=len(hypotheses), unit=" lines", smoothing=0, disable=not _bar(args)) as bar:
-        for group in _grouped(_in_context(args, hypotheses, first_pass), first_pass):
+    with tqdm(total=len(prepared), unit=" lines", smoothing=0, disable=not _bar(args)) as bar:
+        for group in _grouped(_in_context(args, prepared, first_pass), first_pass):
             results += scored(group, scorers)
             bar.update(len(group))
     _tell_of_texts(hypotheses, texts, start.rule)
@@ -279,19 +272,45 @@ def _models(args: argparse.Namespace) -> tuple[dict[str, LineScorer], WordRule]:
     return {name: ByRule(model, rule) for name, model in models.items()}, rule
 
 
-def _subtractable(
-    hypotheses: Iterable[Hypothesis],
+def _can_be_subtracted(
+    each: Scorable,
     scorers: Mapping[str, LineScorer],
     weights: Mapping[str, float],
     on_error: OnError,
-) -> Iterator[Hypothesis]:
-    """Those that models of a weight below 0 can be asked for; each other one goes to `on_error`."""
-    for hypothesis in hypotheses:
-        trouble = subtracted_without_probability(hypothesis, scorers, weights)
-        if trouble is None:
-            yield hypothesis
-        else:
-            on_error(trouble)
+) -> bool:
+    """Whether models of a weight below 0 can be asked for it; `on_error` is told if not."""
+    trouble = subtracted_without_probability(each.item, scorers, weights)
+    if trouble is not None:
+        on_error(trouble)
+    return trouble is None
+
+
+def _told_of(
+    hypotheses: Iterable[Scorable],
+    scorers: Mapping[str, LineScorer],
+    weights: Mapping[str, float],
+    on_error: OnError,
+) -> Iterator[Scorable]:
+    """All of them, while `on_error` is told of those that :func:`combined` will leave out.
+
+    They are scored all the same, as a run may be resumed with other weights.
+    """
+    for each in hypotheses:
+        _can_be_subtracted(each, scorers, weights, on_error)
+        yield each
+
+
+def _check_outputs(args: argparse.Namespace, listed: NBestFormat, names: Collection[str]) -> None:
+    """Refuses places that the rescored list cannot take; `names` are those of the new scores."""
+    folders = {}
+    if args.input.is_dir():
+        folders["output"] = listed.names_in_folder(args.input, names)
+        if args.input.resolve() in args.output.resolve().parents:
+            raise RescoringError(
+                f"--output {args.output} would be a part of the list {args.input}: choose a place "
+                "outside of it."
+            )
+    options.check_outputs(args, "output", "one_best", folders=folders)
 
 
 def _format(args: argparse.Namespace) -> NBestFormat:
@@ -305,22 +324,23 @@ def _format(args: argparse.Namespace) -> NBestFormat:
 
 
 def _checked(
-    hypotheses: Iterable[Hypothesis],
+    hypotheses: Iterable[Scorable],
     args: argparse.Namespace,
     scorers: Mapping[str, LineScorer],
-    weights: Mapping[str, float],
-) -> Iterator[Hypothesis]:
+    combination: Combination,
+) -> Iterator[Scorable]:
     """The hypotheses, once they are what the options take them for.
 
     Raises:
         FormatError: if the list has a score of a model's name.
-        RescoringError: if it has nowhere a score that is weighed; with --previous-context, if the
-            hypotheses of an utterance are not next to each other.
+        RescoringError: if it has nowhere a score that is weighed, or a hypothesis lacks one; with
+            --previous-context, if the hypotheses of an utterance are not next to each other.
     """
-    unseen = weights.keys() - {WORDS, *scorers}
+    unseen = combination.weights.keys() - {WORDS, *scorers}
     any_seen, last = False, None
     ended: set[str] = set()
-    for hypothesis in hypotheses:
+    for each in hypotheses:
+        hypothesis = each.item
         taken = sorted(scorers.keys() & hypothesis.scores.keys())
         if taken:
             raise name_taken(hypothesis, taken[0])
@@ -334,7 +354,8 @@ def _checked(
                 )
             ended.add(hypothesis.utterance)
             last = hypothesis.utterance
-        yield hypothesis
+        combination.total(hypothesis, dict.fromkeys(scorers, 0.0))
+        yield each
     if unseen and any_seen:
         raise RescoringError(f"no hypothesis of {args.input} has a score {min(unseen)}.")
 
@@ -373,6 +394,21 @@ def _tell_of_texts(
     trouble = mismatch(texts, listed)
     if trouble is not None:
         tell(PROGRAM, f"warning: {trouble}")
+
+
+def _names_to_tune(listed: NBestFormat, hypotheses: Sequence[Hypothesis]) -> dict[str, None]:
+    """Of the scores in the list, in their order; keys of JSON only if every hypothesis has them."""
+    names = dict.fromkeys(name for hypothesis in hypotheses for name in hypothesis.scores)
+    if listed.name != "mlm":
+        return names
+    lacking = {name for each in hypotheses for name in names.keys() - each.scores.keys()}
+    if lacking:
+        tell(
+            PROGRAM,
+            f"left out of the tuning: {quantity(len(lacking), 'key')} that not every hypothesis "
+            f"has, such as {min(lacking)}.",
+        )
+    return {name: None for name in names if name not in lacking}
 
 
 def _tell_of_sparse(names: Collection[str]) -> None:
@@ -455,22 +491,18 @@ def _candidates(
 
 
 def _in_context(
-    args: argparse.Namespace, hypotheses: Iterable[Hypothesis], first_pass: Combination
-) -> Iterator[InContext]:
+    args: argparse.Namespace, hypotheses: Iterable[Scorable], first_pass: Combination
+) -> Iterable[Scorable]:
     """With what comes before, if anybody looks at it."""
-    if args.previous_context == 0:
-        return (InContext(hypothesis, None) for hypothesis in hypotheses)
-    return in_context(hypotheses, first_pass)
+    return hypotheses if args.previous_context == 0 else in_context(hypotheses, first_pass)
 
 
-def _grouped(
-    hypotheses: Iterator[InContext], combination: Combination
-) -> Iterator[list[InContext]]:
+def _grouped(hypotheses: Iterable[Scorable], combination: Combination) -> Iterator[list[Scorable]]:
     return groups(
         hypotheses,
-        lambda item: combination.length(item.hypothesis),
+        lambda each: combination.length(each.item),
         TOKENS_A_GROUP,
-        lambda item: item.hypothesis.utterance,
+        lambda each: each.item.utterance,
     )
 
 

@@ -51,32 +51,19 @@ def tell(program: str, *sentences: str) -> None:
 
 
 class Skipped:
-    """Counts malformed lines, and shows the first few.
-
-    A list is read more than once; what is read between :meth:`restart` and :meth:`mute` counts.
-    """
+    """Counts malformed lines, and shows the first few."""
 
     def __init__(self, program: str, shown: float = 5):
         self.program = program
         self.shown = shown
         self.count = 0
-        self.muted = True
 
     def __call__(self, error: FormatError) -> None:
-        if self.muted:
-            return
         self.count += 1
         if self.count <= self.shown:
             tell(self.program, f"skipped: {error}")
         elif self.count == self.shown + 1:
             tell(self.program, "skipped: more, which are only counted.")
-
-    def restart(self) -> None:
-        self.count = 0
-        self.muted = False
-
-    def mute(self) -> None:
-        self.muted = True
 
     def sentence(self, noun: str = "malformed line") -> str:
         """How many there were, to be added to others; nothing if there were none."""

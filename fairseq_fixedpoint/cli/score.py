@@ -17,13 +17,13 @@ from tqdm import tqdm
 
 from fairseq_fixedpoint.cli import options
 from fairseq_fixedpoint.cli.run import Skipped, passed_by, quantity, run, tell
-from fairseq_fixedpoint.files import require_replaceable, written_whole
+from fairseq_fixedpoint.files import written_whole
 from fairseq_fixedpoint.formats import stop, text_words
-from fairseq_fixedpoint.formats.nbest import Line, create, read_lines
+from fairseq_fixedpoint.formats.nbest import STANDARD_INPUT, Line, create, read_lines
 from fairseq_fixedpoint.rescoring.diagnosis import unknown_warnings
 from fairseq_fixedpoint.rescoring.errors import RescoringError
 from fairseq_fixedpoint.rescoring.jobs import Journal, Processes, groups, results_of
-from fairseq_fixedpoint.rescoring.nbest import ByRule, LineScorer, scorable
+from fairseq_fixedpoint.rescoring.nbest import ByRule, LineScorer, Scorable, scorable
 from fairseq_fixedpoint.rescoring.scorer import perplexity
 from fairseq_fixedpoint.rescoring.words import WordRule
 
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = options.Parser(
         prog=PROGRAM,
         description="Log-probability (natural logarithm) and perplexity of each line of text, as a "
         "sentence of its own that starts after </s>. Its own </s> counts as a token.",
@@ -64,8 +64,7 @@ def _score(args: argparse.Namespace) -> None:
     can_resume = args.output is not None and Path(args.input).is_file()  # read more than once
     if not can_resume and (args.resume or processes.count > 1):
         raise RescoringError("--resume and several processes need a file to read and --output.")
-    if args.output is not None:
-        require_replaceable(args.output)
+    options.check_outputs(args, "output")
     scorers = options.line_scorers(args)
     if len(scorers) != 1:
         raise RescoringError(
@@ -78,27 +77,23 @@ def _score(args: argparse.Namespace) -> None:
     score = partial(_scored, scorer=scorer, per_token=args.per_token)
     skipped = Skipped(PROGRAM)
     on_error = skipped if args.on_error == "skip" else stop
-    path = Path("/dev/stdin" if args.input == "-" else args.input)
+    path = STANDARD_INPUT if args.input == "-" else Path(args.input)
 
-    def read() -> Iterator[Line]:
+    def read() -> Iterator[Scorable]:
         return scorable(read_lines(path, on_error), scorers.values(), on_error)
 
-    if processes.is_first:
-        skipped.restart()
     shown = not args.no_progress_bar and sys.stderr.isatty()
 
     totals = Totals(rule)
     if can_resume:
-        total = sum(1 for _ in read())  # what is malformed shows before the long part
-        skipped.mute()
         journal = Journal(
             args.output,
             options.settings(args, {"output", "format"}),
             args.resume,
             processes,
-            identify=lambda line: line.text,
+            identify=lambda each: each.item.text,
         )
-        with results_of(lambda: _grouped(read()), total, score, journal, shown) as results:
+        with results_of(_grouped(read()), score, journal, shown) as results:
             if results is not None:
                 with _opened(args.output) as file:
                     totals.write(results, file, args)
@@ -113,16 +108,20 @@ def _score(args: argparse.Namespace) -> None:
         tell(PROGRAM, f"{totals.sentence()}{skipped.sentence()}", *totals.warnings(name, scorer))
 
 
-def _grouped(lines: Iterable[Line]) -> Iterator[list[Line]]:
+def _grouped(lines: Iterable[Scorable]) -> Iterator[list[Scorable]]:
     return groups(
-        lines, lambda line: len(text_words(line.text)) + 1, TOKENS_A_GROUP, lambda line: line.number
+        lines,
+        lambda each: len(text_words(each.item.text)) + 1,
+        TOKENS_A_GROUP,
+        lambda each: each.item.number,
     )
 
 
-def _scored(lines: Sequence[Line], scorer: LineScorer, per_token: bool) -> list[list]:
+def _scored(lines: Sequence[Scorable], scorer: LineScorer, per_token: bool) -> list[list]:
     """For each line its log-probability, tokens and unknown ones, and what each token has."""
     found = []
-    for line, score in zip(lines, scorer.score([line.text for line in lines]), strict=True):
+    scores = scorer.score([each.prepared[0] for each in lines])
+    for (line, _, _), score in zip(lines, scores, strict=True):
         log_probability = score.log_probability
         if not math.isfinite(log_probability):
             raise line.error(
@@ -165,13 +164,13 @@ class Totals:
     unknown: int = 0
 
     def write(
-        self, results: Iterable[tuple[Line, list]], file: TextIO, args: argparse.Namespace
+        self, results: Iterable[tuple[Scorable, list]], file: TextIO, args: argparse.Namespace
     ) -> None:
         """Writes each line's result, and adds it up."""
         rows = _json_rows if args.format == "json" else _tsv_rows
         if args.format == "tsv":
             print(*(TOKEN_COLUMNS if args.per_token else COLUMNS), sep="\t", file=file)
-        for line, result in results:
+        for (line, _, _), result in results:
             log_probability, tokens, unknown = result[:3]
             self.lines += 1
             self.log_probability += log_probability

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from codecs import BOM_UTF8
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack
@@ -24,6 +25,7 @@ from fairseq_fixedpoint.formats.nbest import (
     create,
     formatted,
     name_taken,
+    raw_lines,
     read_lines,
     shown,
     stop,
@@ -37,6 +39,7 @@ COSTS = {
     "withlm": "lmwt.withlm",
     "lmonly": "lmwt.lmonly",
 }
+LANGUAGE = "lmwt."
 TOTAL = "total"
 ACOUSTIC_SCALE = 0.1  # the default of Kaldi's decoders
 
@@ -44,14 +47,15 @@ KEY = re.compile(r"(.+)-([0-9]{1,6})", re.DOTALL)
 
 
 class Kaldi(NBestFormat):
-    """Scores: `acoustic`, `nolm`, `withlm` and `lmonly`, the negated costs of the files there are.
+    """Scores: `acoustic`, `nolm`, `withlm` and `lmonly`, the negated costs of the files there are,
+    those of every other `lmwt.NAME` as `NAME`, and `total`, which a first pass has left.
 
     Files are joined by key. Where their order is the same they are read side by side and only the
     keys are kept; elsewhere costs wait in memory for their hypothesis. Keys that one file lacks or
     has twice are errors.
 
-    Written back, the folder holds the files that were read, unchanged, `lmwt.NAME` with the cost
-    of each new score, and `total` with the cost of the combination.
+    Written back, the folder holds what it held, without the lines of hypotheses that were skipped,
+    `lmwt.NAME` with the cost of each new score, and `total` with the cost of the combination.
     """
 
     name = "kaldi"
@@ -60,6 +64,8 @@ class Kaldi(NBestFormat):
         return path.is_dir() and _found(path, WORDS) is not None
 
     def default_weights(self, names: Collection[str]) -> dict[str, float]:
+        if TOTAL in names:  # which holds the others
+            return {name: float(name == TOTAL) for name in names}
         # In two parts where they are there, so that the language model's can be weighed.
         parts = {"nolm", "lmonly"}
         if not parts <= set(names):
@@ -68,12 +74,8 @@ class Kaldi(NBestFormat):
         return {name: weights.get(name, 0.0) for name in names}
 
     def read(self, path: Path, on_error: OnError = stop) -> Iterator[Hypothesis]:
-        keys = _Keys()
-        costs = [
-            _Costs(name, found, on_error)
-            for name, file in COSTS.items()
-            if (found := _found(path, file)) is not None
-        ]
+        seen = _Keys()
+        costs = [_Costs(name, file, on_error) for name, file in _cost_files(path).items()]
         every_key_seen = True
 
         def unreadable(error: FormatError) -> None:
@@ -84,7 +86,7 @@ class Kaldi(NBestFormat):
         for line in read_lines(_words_file(path), unreadable):
             try:
                 key, text = _split(line)
-                utterance = keys.add(line, key)
+                utterance = _utterance(line, key, seen)
             except FormatError as error:
                 unreadable(error)
                 continue
@@ -98,26 +100,32 @@ class Kaldi(NBestFormat):
             for file in costs:
                 file.check_nothing_left()
 
+    def names_in_folder(self, source: Path, features: Collection[str]) -> list[str]:
+        names = {path.name for path in _listed(source)}
+        return sorted(names | {_total_name(source)} | {_file_of(name) for name in features})
+
     def write(self, rescored: Iterable[Rescored], source: Path, destination: Path) -> None:
         destination.mkdir()
-        for name in (WORDS, *COSTS.values()):
-            file = _found(source, name)
-            if file is not None:
-                shutil.copyfile(file, destination / file.name)
+        kept = _Keys()
         with ExitStack() as stack:
-            total = stack.enter_context(create(destination / TOTAL))
+            total = stack.enter_context(create(destination / _total_name(source)))
             features = {}
             for item in rescored:
                 hypothesis = item.hypothesis
+                kept.add(hypothesis.record)
                 total.write(f"{hypothesis.record} {formatted(-item.total, TOTAL, hypothesis)}\n")
                 for name, score in item.features.items():
-                    if name in COSTS:
+                    if name in hypothesis.scores or name in COSTS:
                         raise name_taken(hypothesis, name)
                     if name not in features:
-                        file = create(destination / f"lmwt.{name}")
+                        file = create(destination / _file_of(name))
                         features[name] = stack.enter_context(file)
                     cost = formatted(-score, name, hypothesis)
                     features[name].write(f"{hypothesis.record} {cost}\n")
+        by_key = {_words_file(source), *_cost_files(source).values()}
+        for path in _listed(source):
+            if not (destination / path.name).exists():  # the total is there
+                _copy(path, destination / path.name, kept if path in by_key else None)
 
 
 class _Costs:
@@ -171,7 +179,7 @@ class _Costs:
 
 
 class _Keys:
-    """Finds repeated keys.
+    """A set of keys.
 
     An utterance's numbers are the bits of one integer, so that a key costs one bit and a list of
     any length fits.
@@ -179,20 +187,88 @@ class _Keys:
 
     def __init__(self) -> None:
         self._numbers: defaultdict[str, int] = defaultdict(int)
+        self.count = 0
 
-    def add(self, line: Line, key: str) -> str:
-        """The utterance of a key that was not there before."""
-        match = KEY.fullmatch(key)
-        if match is None:
-            raise line.error(
-                f"key {shown(key)} must be an utterance's id, a hyphen and a number of up to six "
-                "digits."
-            )
-        utterance, bit = match[1], 1 << int(match[2])
+    def add(self, key: str) -> bool:
+        """Whether a key, of an utterance's id, a hyphen and a number, was not there before."""
+        utterance, bit = _numbered(key)
         if self._numbers[utterance] & bit:
-            raise line.error(f"key {shown(key)} is here twice; remove one.")
+            return False
         self._numbers[utterance] |= bit
-        return utterance
+        self.count += 1
+        return True
+
+    def __contains__(self, key: str) -> bool:
+        if KEY.fullmatch(key) is None:
+            return False
+        utterance, bit = _numbered(key)
+        return bool(self._numbers.get(utterance, 0) & bit)
+
+
+def _numbered(key: str) -> tuple[str, int]:
+    """The utterance of a key, and the bit of its number."""
+    match = KEY.fullmatch(key)
+    return match[1], 1 << int(match[2])
+
+
+def _utterance(line: Line, key: str, seen: _Keys) -> str:
+    """The utterance of a key that was not there before."""
+    match = KEY.fullmatch(key)
+    if match is None:
+        raise line.error(
+            f"key {shown(key)} must be an utterance's id, a hyphen and a number of up to six "
+            "digits."
+        )
+    if not seen.add(key):
+        raise line.error(f"key {shown(key)} is here twice; remove one.")
+    return match[1]
+
+
+def _listed(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        raise FormatError(folder, None, f"cannot be read: {error.strerror or error}.") from error
+
+
+def _cost_files(folder: Path) -> dict[str, Path]:
+    """The files of costs by the names of their scores."""
+    known = {**COSTS, TOTAL: TOTAL}
+    found = {name: path for name, file in known.items() if (path := _found(folder, file))}
+    for path in _listed(folder):
+        file = path.name.removesuffix(".gz")
+        if file.startswith(LANGUAGE) and file not in known.values() and path.is_file():
+            name = file.removeprefix(LANGUAGE)
+            if name in known or not name:
+                raise FormatError(path, None, "has the name of another score; rename it.")
+            found.setdefault(name, path)
+    return found
+
+
+def _file_of(name: str) -> str:
+    """Of the costs of a new score."""
+    return f"{LANGUAGE}{name}"
+
+
+def _total_name(source: Path) -> str:
+    found = _found(source, TOTAL)
+    return TOTAL if found is None else found.name
+
+
+def _copy(path: Path, destination: Path, kept: _Keys | None) -> None:
+    """Copies what is in the folder, without the lines of hypotheses that were left out."""
+    if kept is not None and sum(1 for _ in raw_lines(path)) != kept.count:
+        seen = _Keys()
+        with create(destination) as file:
+            for _, raw in raw_lines(path):
+                line = raw.removeprefix(BOM_UTF8).decode("utf-8", errors="surrogateescape")
+                key, *_ = *words(line), ""
+                if key in kept and seen.add(key):
+                    file.write(line)
+    elif path.is_dir():
+        shutil.copytree(path, destination, symlinks=True, copy_function=shutil.copyfile)
+    elif path.is_file():
+        shutil.copyfile(path, destination)
 
 
 def _found(folder: Path, name: str) -> Path | None:

@@ -28,11 +28,13 @@ from fairseq_fixedpoint.formats.nbest import (
 
 HYPOTHESIS = "hyp_"
 REFERENCE = "ref"
+NO_FURTHER_SCORES = {"score", "text", "words"}  # how many words there are is counted, not read
 TOO_DEEP = "is nested too deeply for an n-best list; remove keys that hold more than a score."
 
 
 class MlmScoring(NBestFormat):
-    """Scores: `score`. The document is read as a whole, because JSON cannot be read in pieces.
+    """Scores: `score`, and every other key of a hypothesis whose value is a number. The document is
+    read as a whole, because JSON cannot be read in pieces.
 
     Written back, with an utterance a line, `score` is the total and new scores are further keys of
     a hypothesis; other keys stay. Where hypotheses were skipped, the numbers of those after them
@@ -159,14 +161,24 @@ def _hypothesis(path: Path, utterance: str, entry: dict[str, Any], key: str) -> 
     return Hypothesis(
         utterance,
         normalised(text),
-        {"score": _finite(path, place, score)},
+        {"score": _finite(path, place, score)} | _further(path, place, hypothesis),
         path,
         None,
         _Record(entry, key),
     )
 
 
-def _finite(path: Path, place: str, score: Any) -> float:
+def _further(path: Path, place: str, hypothesis: dict[str, Any]) -> dict[str, float]:
+    return {
+        name: _finite(path, place, value, name)
+        for name, value in hypothesis.items()
+        if name not in NO_FURTHER_SCORES
+        and isinstance(value, int | float)
+        and not isinstance(value, bool)
+    }
+
+
+def _finite(path: Path, place: str, score: Any, name: str = "score") -> float:
     if isinstance(score, int | float) and not isinstance(score, bool):
         try:
             value = float(score)
@@ -174,7 +186,7 @@ def _finite(path: Path, place: str, score: Any) -> float:
             value = math.inf
         if math.isfinite(value):
             return value
-    raise FormatError(path, None, f"{place} needs a score that is a finite number.")
+    raise FormatError(path, None, f"{place} needs a {name} that is a finite number.")
 
 
 def _json(source: Path, value: Any) -> str:

@@ -6,6 +6,7 @@ import codecs
 import gzip
 import io
 import math
+import os
 import re
 import zlib
 from abc import ABC, abstractmethod
@@ -21,6 +22,8 @@ SPACE = " \t\n\r\v\f"
 WORD = re.compile(f"[^{SPACE}]+")
 NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
+STANDARD_INPUT = Path("/dev/stdin")
+DESCRIPTOR = re.compile(r"/(?:dev|proc/self)/fd/([0-9]+)")
 GZIP_MAGIC = b"\x1f\x8b"
 DETECTION_BYTES = 1 << 20
 
@@ -124,6 +127,15 @@ class NBestFormat(ABC):
             FormatError: for a file that is unreadable as a whole, whatever `on_error` does.
         """
 
+    def names_in_folder(self, source: Path, features: Collection[str]) -> list[str]:
+        """Names of what :meth:`write` puts into a folder; none for formats that are no folders.
+
+        Args:
+            source: the list, a folder.
+            features: names of the new scores.
+        """
+        return []
+
     @abstractmethod
     def write(self, rescored: Iterable[Rescored], source: Path, destination: Path) -> None:
         """Writes a list in its own format and order, hypotheses that were skipped left out.
@@ -197,7 +209,7 @@ def read_lines(path: Path, on_error: OnError = stop) -> Iterator[Line]:
     Raises:
         FormatError: for a file that is missing, unreadable or damaged.
     """
-    for number, raw in _raw_lines(path):
+    for number, raw in raw_lines(path):
         if number == 1:
             raw = raw.removeprefix(codecs.BOM_UTF8)
         try:
@@ -216,7 +228,7 @@ def first_line(path: Path) -> str:
     Raises:
         FormatError: for a file that is missing, unreadable or damaged.
     """
-    with _damage_reported(path, lambda: None), _opened(path) as file:
+    with _damage_reported(path, lambda: None), opened(path) as file:
         raw = file.readline(DETECTION_BYTES).removeprefix(codecs.BOM_UTF8)
     return raw.decode("utf-8", errors="replace").removesuffix("\n").removesuffix("\r")
 
@@ -256,9 +268,9 @@ def name_taken(hypothesis: Hypothesis, name: str) -> FormatError:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[IO[bytes]]:
-    """A file to read, decompressed if it starts as gzip does."""
-    with path.open("rb") as file:
+def opened(path: Path) -> Iterator[IO[bytes]]:
+    """A file to read, decompressed if it starts as gzip does; standard input by its descriptor."""
+    with _bytes_of(path) as file:
         if file.peek(len(GZIP_MAGIC)).startswith(GZIP_MAGIC):
             with gzip.GzipFile(fileobj=file) as unpacked:
                 yield unpacked
@@ -266,9 +278,23 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
             yield file
 
 
-def _raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+def _bytes_of(path: Path) -> io.BufferedReader:
+    named = DESCRIPTOR.fullmatch("/dev/fd/0" if path == STANDARD_INPUT else str(path))
+    if named is None:
+        return path.open("rb")
+    descriptor = int(named[1])
+    if not path.is_file():  # a socket has no path that opens it
+        return open(descriptor, "rb", closefd=False)
+    # It may be read more than once, each time from where whoever gave it stopped reading.
+    file = path.open("rb")
+    file.seek(os.lseek(descriptor, 0, os.SEEK_CUR))
+    return file
+
+
+def raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """The lines of a file as they are, with their ends, counted from 1."""
     number = 0
-    with _damage_reported(path, lambda: number + 1), _opened(path) as file:
+    with _damage_reported(path, lambda: number + 1), opened(path) as file:
         for number, raw in enumerate(file, 1):
             yield number, raw
 

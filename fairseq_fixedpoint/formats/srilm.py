@@ -78,6 +78,9 @@ class Srilm(NBestFormat):
         for file in _files(path):
             yield from _read_file(file, on_error)
 
+    def names_in_folder(self, source: Path, features: Collection[str]) -> list[str]:
+        return [file.name for file in _files(source)]
+
     def write(self, rescored: Iterable[Rescored], source: Path, destination: Path) -> None:
         files = _files(source)
         if source.is_dir():
@@ -236,6 +239,8 @@ def _rewritten(item: Rescored) -> str:
     if acoustic is None:
         bytelog = formatted(item.total / BYTELOG, "total", hypothesis, ".0f")
         return FIRST_TOKEN.sub(f"({bytelog})", text, count=1)
+    if item.total == sum(hypothesis.scores.values()):  # nothing new, and no digit to be lost
+        return text
     # All the digits of a double, as SRILM writes: the sum may be far smaller than its parts.
     lm = formatted(item.total / LN10 - acoustic, "total", hypothesis, ".15g")
     return SECOND_TOKEN.sub(lm, text.lstrip(SPACE), count=1)

@@ -11,6 +11,7 @@ from typing import Any
 
 from fairseq_fixedpoint.formats import Hypothesis
 from fairseq_fixedpoint.formats.moses import is_sparse
+from fairseq_fixedpoint.formats.nbest import opened
 from fairseq_fixedpoint.rescoring.errors import RescoringError
 from fairseq_fixedpoint.rescoring.words import WordRule
 
@@ -105,7 +106,8 @@ class Combination:
             OSError: if it cannot be read.
         """
         try:
-            content = json.loads(path.read_bytes(), parse_int=float)
+            with opened(path) as file:
+                content = json.loads(file.read(), parse_int=float)
         except (ValueError, RecursionError) as error:
             raise RescoringError(
                 f"{path} is not JSON ({error}): give a file that fixedpoint-rescore tune wrote."

@@ -1,20 +1,24 @@
 """Long runs: in groups, over several processes, and resumed where they stopped.
 
-A run scores a stream of items. The stream is cut into groups, which depend on the stream alone;
-group g is scored by process ``g % processes``, and its results go into that process's journal, a
-line a group. When all groups are there, the results are read back in order. So the output does not
-depend on how many processes there were or how often the run was stopped.
+A run scores a stream of items. The stream is cut into groups, which depend on the stream alone, and
+stored before anything is scored; group g is scored by process ``g % processes``, and its results go
+into that process's journal, a line a group. When all groups are there, the results are read back in
+order. So the output does not depend on how many processes there were or how often the run was
+stopped, and memory does not grow with the stream.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
+import pickle
 import re
 import shutil
+import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -27,6 +31,12 @@ from fairseq_fixedpoint.rescoring.errors import RescoringError
 
 Item = TypeVar("Item")
 SETTINGS = "settings.json"
+ITEMS = "items"
+RESULTS = "results.*.jsonl"
+# One that has ended closes its connections, which ends the others' waiting at once.
+TO_JOIN = timedelta(minutes=30)
+TO_FINISH = timedelta(days=7)  # one may have much more to do than another
+HEAD = struct.Struct("<QQ")  # before each stored group: how many items, in how many bytes
 
 
 @dataclass(frozen=True)
@@ -35,6 +45,7 @@ class Processes:
 
     rank: int = 0
     count: int = 1
+    group: torch.distributed.ProcessGroup | None = None
 
     @classmethod
     def joined(cls) -> Processes:
@@ -48,14 +59,14 @@ class Processes:
             return cls()
         try:
             if not torch.distributed.is_initialized():
-                # They wait for each other at the end only, and one may have much more to do.
-                torch.distributed.init_process_group("gloo", timeout=timedelta(days=7))
+                torch.distributed.init_process_group("gloo", timeout=TO_JOIN)
         except (ValueError, RuntimeError) as error:
             raise RescoringError(
                 f"WORLD_SIZE={said} says that there are other processes, which cannot be joined "
                 f"({error}): start them with torchrun, or unset WORLD_SIZE."
             ) from error
-        return cls(torch.distributed.get_rank(), torch.distributed.get_world_size())
+        group = torch.distributed.new_group(timeout=TO_FINISH, backend="gloo")
+        return cls(torch.distributed.get_rank(), torch.distributed.get_world_size(), group)
 
     @property
     def is_first(self) -> bool:
@@ -63,9 +74,20 @@ class Processes:
         return self.rank == 0
 
     def wait(self) -> None:
-        """Until all have come here."""
-        if self.count > 1:
-            torch.distributed.barrier()
+        """Until all have come here.
+
+        Raises:
+            RescoringError: if another has ended before.
+        """
+        if self.count == 1:
+            return
+        try:
+            torch.distributed.barrier(self.group)
+        except RuntimeError as error:  # its connections were closed
+            raise RescoringError(
+                "another of the processes has ended early: see what it says, and run the command "
+                "again, with --resume."
+            ) from error
 
 
 def groups(
@@ -89,7 +111,10 @@ def groups(
 
 
 class Journal:
-    """What has been scored, in a folder that outlives the run.
+    """What is to be scored and what has been, in a folder that outlives the run.
+
+    The items are read once, by the first process, which stores them for all: so they are checked
+    before anything is scored, and nobody parses them again.
 
     Args:
         output: what the run makes; the journal lies beside it, in a folder of that name with
@@ -98,6 +123,10 @@ class Journal:
         resume: whether to go on with what is there.
         processes: those that share the folder.
         identify: what tells an item from others, so that no result is given to another item.
+
+    Attributes:
+        total: items that were stored; known to the first process.
+        places: file and offset of the results of each group there is.
 
     Raises:
         RescoringError: if what is there was made with other settings, or by something else.
@@ -113,72 +142,80 @@ class Journal:
     ):
         folder = self.folder = output.with_name(output.name + ".partial")
         self.processes = processes
-        self._identify = identify
-        if processes.is_first:
-            if not (resume and (folder / SETTINGS).exists()):
-                _remove(folder)
-            self._begin(settings)
-        processes.wait()
         self.path = folder / f"results.{processes.rank}.jsonl"
+        self.places: dict[int, tuple[Path, int]] = {}
+        self.total = 0
+        self._identify = identify
+        self._settings = settings
+        self._resumes = resume and (folder / SETTINGS).exists()
+        if self._resumes and processes.is_first:
+            self._require_same_settings()
+        elif processes.is_first:
+            _require_notes(folder)
+
+    def begin(self, stream: Iterable[list[Item]]) -> None:
+        """Stores the groups of a stream, and opens what results are noted in.
+
+        Args:
+            stream: read by the first process alone. What it raises leaves the folder as it was.
+        """
+        if self.processes.is_first:
+            self._store(stream)
+            if not self._resumes:
+                self._start_anew()
+        self.processes.wait()
         _drop_torn_line(self.path)
-        processes.wait()
-        self.places = self._read_places()
         self._file = self.path.open("a", encoding="utf-8")
+        self.processes.wait()
+        self.places = self._read_places()
 
-    def _begin(self, settings: dict) -> None:
-        path = self.folder / SETTINGS
-        if path.exists():
-            with path.open(encoding="utf-8") as file:
-                before = json.load(file)
-            changed = sorted(
-                name
-                for name in before.keys() | settings.keys()
-                if before.get(name) != settings.get(name)
-            )
-            if changed:
-                raise RescoringError(
-                    f"the run in {self.folder} cannot be resumed, as it differs in "
-                    f"{', '.join(changed)}: start anew without --resume, or with the settings it "
-                    "had."
-                )
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        made = path.with_suffix(".new")
-        made.write_text(json.dumps(settings), encoding="utf-8")
-        os.replace(made, path)
-
-    def _read_places(self) -> dict[int, tuple[Path, int]]:
-        """File and offset of each group there is."""
-        places = {}
-        for path in self.folder.glob("results.*.jsonl"):
-            with path.open("rb") as file:
-                offset = 0
-                for line in file:
-                    if line.endswith(b"\n"):
-                        places[int(line[: line.index(b"\t")])] = path, offset
-                    offset += len(line)
-        return places
+    def groups(
+        self, wanted: Callable[[int], bool] = lambda number: True
+    ) -> Iterator[tuple[int, int, list]]:
+        """Number and size of each stored group, and its items if it is wanted, else none."""
+        with (self.folder / ITEMS).open("rb") as file:
+            for number in itertools.count():
+                head = file.read(HEAD.size)
+                if not head:
+                    return
+                size, length = HEAD.unpack(head)
+                if wanted(number):
+                    # This run wrote it, so that it can hold nothing but what the run knows.
+                    yield number, size, pickle.loads(file.read(length))
+                else:
+                    file.seek(length, os.SEEK_CUR)
+                    yield number, size, []
 
     def add(self, number: int, group: Sequence, results: Sequence) -> None:
         """Notes the results of a group, as JSON can hold them, one an item."""
         self._file.write(f"{number}\t{self._digest(group)}\t{json.dumps(results)}\n")
         self._file.flush()
 
-    def paired(self, stream: Iterable[list[Item]]) -> Iterator[tuple[Item, Any]]:
-        """Each item of the stream with its result.
+    def close(self) -> None:
+        """Lets other machines see all that was noted: a network's file system shows them a file
+        once it is closed."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+
+    def paired(self) -> Iterator[tuple[Any, Any]]:
+        """Each stored item with its result.
 
         Raises:
-            RescoringError: if the stream is not the one that was scored.
+            RescoringError: if a group has no results, or they are of another group.
         """
-        self._file.close()
         self.places = self._read_places()
         count = 0
         with ExitStack() as stack:
             files = {path: stack.enter_context(path.open("rb")) for path, _ in self.places.values()}
-            for count, group in enumerate(stream, start=1):
-                path, offset = self.places.get(count - 1, (None, 0))
-                if path is None:
-                    raise _changed()
+            for number, _, group in self.groups():
+                count += 1
+                if number not in self.places:
+                    raise RescoringError(
+                        f"results are missing in {self.folder}: run the command again, with "
+                        "--resume."
+                    )
+                path, offset = self.places[number]
                 files[path].seek(offset)
                 _, digest, results = files[path].readline().split(b"\t", 2)
                 if digest.decode() != self._digest(group):
@@ -187,19 +224,69 @@ class Journal:
         if count != len(self.places):
             raise _changed()
 
-    def _digest(self, group: Sequence) -> str:
-        return hashlib.sha256("\n".join(map(self._identify, group)).encode()).hexdigest()[:16]
-
     def remove(self) -> None:
         """When the output has been written."""
-        self._file.close()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _require_same_settings(self) -> None:
+        with (self.folder / SETTINGS).open(encoding="utf-8") as file:
+            before = json.load(file)
+        changed = sorted(
+            name
+            for name in before.keys() | self._settings.keys()
+            if before.get(name) != self._settings.get(name)
+        )
+        if changed:
+            raise RescoringError(
+                f"the run in {self.folder} cannot be resumed, as it differs in "
+                f"{', '.join(changed)}: start anew without --resume, or with the settings it had."
+            )
+
+    def _store(self, stream: Iterable[list[Item]]) -> None:
+        self.folder.mkdir(exist_ok=True)
+        path = self.folder / ITEMS
+        try:
+            with path.open("wb") as file:
+                for group in stream:
+                    packed = pickle.dumps(group, pickle.HIGHEST_PROTOCOL)
+                    file.write(HEAD.pack(len(group), len(packed)))
+                    file.write(packed)
+                    self.total += len(group)
+                file.flush()
+                os.fsync(file.fileno())
+        except BaseException:
+            path.unlink(missing_ok=True)
+            with suppress(OSError):  # it has results of an earlier run
+                self.folder.rmdir()
+            raise
+
+    def _start_anew(self) -> None:
+        """Drops the results of an earlier run; its settings first, without which they are none."""
+        path = self.folder / SETTINGS
+        for old in (path, *self.folder.glob(RESULTS)):
+            old.unlink(missing_ok=True)
+        made = path.with_suffix(".new")
+        made.write_text(json.dumps(self._settings), encoding="utf-8")
+        os.replace(made, path)
+
+    def _read_places(self) -> dict[int, tuple[Path, int]]:
+        places = {}
+        for path in self.folder.glob(RESULTS):
+            with path.open("rb") as file:
+                offset = 0
+                for line in file:
+                    if line.endswith(b"\n"):
+                        places[int(line[: line.index(b"\t")])] = path, offset
+                    offset += len(line)
+        return places
+
+    def _digest(self, group: Sequence) -> str:
+        return hashlib.sha256("\n".join(map(self._identify, group)).encode()).hexdigest()[:16]
 
 
 @contextmanager
 def results_of(
-    stream: Callable[[], Iterable[list[Item]]],
-    total: int,
+    stream: Iterable[list[Item]],
     score: Callable[[list[Item]], Sequence],
     journal: Journal,
     progress: bool,
@@ -207,8 +294,8 @@ def results_of(
     """Scores what the journal lacks of this process's groups, and waits for the other processes.
 
     Args:
-        stream: all groups; called again to pair the items with their results.
-        total: items in them, for the progress bar.
+        stream: all groups; read once, to its end before anything is scored, by the first process.
+            What it raises is raised. Items must be such that pickle can hold them.
         score: results of a group, one an item, as JSON can hold them.
         journal: removed after the block, unless it raises.
         progress: whether to show a bar.
@@ -217,21 +304,27 @@ def results_of(
         In the first process each item with its result; None in the others, whose work is done.
     """
     processes = journal.processes
+    journal.begin(stream)
     shown = progress and processes.is_first
     done_before = 0
-    with tqdm(total=total, unit=" lines", smoothing=0, disable=not shown) as bar:
-        for number, group in enumerate(stream()):
-            if number in journal.places:
-                done_before += len(group)
-                bar.initial = done_before  # no part of the rate; a bar not shown has no such value
-            elif number % processes.count == processes.rank:
+
+    def is_ours(number: int) -> bool:
+        return number not in journal.places and number % processes.count == processes.rank
+
+    with tqdm(total=journal.total, unit=" lines", smoothing=0, disable=not shown) as bar:
+        for number, size, group in journal.groups(is_ours):
+            if group:
                 journal.add(number, group, score(group))
-            bar.update(len(group))
+            elif number in journal.places:
+                done_before += size
+                bar.initial = done_before  # no part of the rate; a bar not shown has no such value
+            bar.update(size)
+    journal.close()
     processes.wait()
     if not processes.is_first:
         yield None
         return
-    yield journal.paired(stream())
+    yield journal.paired()
     journal.remove()
 
 
@@ -241,8 +334,8 @@ def _changed() -> RescoringError:
     )
 
 
-def _remove(folder: Path) -> None:
-    """Removes what an earlier run left.
+def _require_notes(folder: Path) -> None:
+    """Refuses a folder that holds something else than what an earlier run left.
 
     Raises:
         RescoringError: if there is something else.
@@ -252,13 +345,12 @@ def _remove(folder: Path) -> None:
     strange = [
         path
         for path in ([folder] if not folder.is_dir() else sorted(folder.iterdir()))
-        if not re.fullmatch(r"settings\.(json|new)|results\.\d+\.jsonl", path.name)
+        if not re.fullmatch(r"items|settings\.(json|new)|results\.\d+\.jsonl", path.name)
     ]
     if strange:
         raise RescoringError(
             f"{strange[0]} is in the way of this run's notes: move it, or choose another --output."
         )
-    shutil.rmtree(folder)
 
 
 def _drop_torn_line(path: Path) -> None:

@@ -141,7 +141,7 @@ def nbest(graph: ScoredGraph, size: int) -> list[Path]:
         raise RescoringError(f"{size} word sequences were asked for: ask for one at least.")
     search = _Beginnings(graph)
     found: list[Path] = []
-    queue = [_Waiting(0.0, (), {0: START})]
+    queue = [_Waiting(0.0, _Words(), {0: START})]
     while queue and len(found) < size:
         _, words, ways = heappop(queue)
         if isinstance(ways, _Reached):
@@ -153,7 +153,7 @@ def nbest(graph: ScoredGraph, size: int) -> list[Path]:
             heappush(queue, _Waiting(_rank(whole.weight), words, whole))
         for word, following in search.followed(ways).items():
             rank = _rank(search.outlook(following))
-            heappush(queue, _Waiting(rank, (*words, word), following))
+            heappush(queue, _Waiting(rank, _Words(words, word), following))
         if len(queue) > 4 * size:
             # Each becomes one sequence at least, so no more are needed.
             queue = nsmallest(size - len(found), queue)
@@ -196,6 +196,34 @@ class _Reached(NamedTuple):
 START = _Reached(0.0, -1, None)
 
 
+class _Words:
+    """The words of a beginning: those of the beginning before it, and one more.
+
+    Only equals in rank are compared, so a long sequence is not copied for each of its beginnings.
+    """
+
+    __slots__ = ("before", "count", "last")
+
+    def __init__(self, before: _Words | None = None, last: str = ""):
+        self.before = before
+        self.last = last
+        self.count = 0 if before is None else before.count + 1
+
+    def __lt__(self, other: _Words) -> bool:
+        """In the order of their words, as tuples have it; of the two, one may begin the other."""
+        mine, its = self, other
+        while mine.count > its.count:
+            mine = mine.before
+        while its.count > mine.count:
+            its = its.before
+        is_less = self.count < other.count
+        while mine is not its:  # they part after the last beginning that they share
+            if mine.last != its.last:
+                is_less = mine.last < its.last
+            mine, its = mine.before, its.before
+        return is_less
+
+
 class _Waiting(NamedTuple):
     """The beginning of a word sequence, or a whole one, on its way to be looked at.
 
@@ -206,7 +234,7 @@ class _Waiting(NamedTuple):
     """
 
     rank: float
-    words: tuple[str, ...]
+    words: _Words
     ways: dict[int, _Reached] | _Reached
 
 

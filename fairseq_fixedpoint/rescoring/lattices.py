@@ -150,6 +150,12 @@ class LatticeRescorer:
         for name, ngram in self.ngrams.items():
             if self.merges:
                 raise RescoringError(f"--histories merge takes no n-gram model, as {name} is.")
+            if ngram.backoff == "epsilon":
+                raise RescoringError(
+                    f"--backoff {name}=epsilon is for texts and lists: the score of a word depends "
+                    "on the whole path before it, which a lattice does not hold. Make a list with "
+                    "--nbest and rescore that."
+                )
             if ngram.model.order - 1 > tokens.order:
                 raise RescoringError(
                     f"{name} looks back {ngram.model.order - 1} words, and the lattice is expanded "

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby, islice
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol
 
 from fairseq_fixedpoint.formats import Hypothesis, Rescored
 from fairseq_fixedpoint.formats.nbest import FormatError, Line, OnError, shown
@@ -16,7 +16,7 @@ from fairseq_fixedpoint.rescoring.errors import RescoringError
 from fairseq_fixedpoint.rescoring.scorer import LineScore
 from fairseq_fixedpoint.rescoring.words import Vocabulary, WordRule
 
-Item = TypeVar("Item", Line, Hypothesis)
+Prepared = Any  # a line as its scorer takes it: text, or what had to be split to be checked
 
 
 class LineScorer(Vocabulary, Protocol):
@@ -30,16 +30,38 @@ class LineScorer(Vocabulary, Protocol):
 
     def without_probability(self, line: str) -> str | None: ...
 
-    def trouble_with(self, line: str) -> str | None: ...
+    def prepared(self, line: str) -> Prepared:
+        """The line as the other methods take it, too: split into tokens, if :meth:`trouble_with`
+        has to, so that nothing is split twice."""
+
+    def trouble_with(self, line: str | Prepared) -> str | None:
+        """Why a line cannot be scored, as the end of a sentence; None if it can."""
 
     def score(
-        self, lines: Sequence[str], previous: Sequence[str | None] | None = None
-    ) -> list[LineScore]: ...
+        self, lines: Sequence[str | Prepared], previous: Sequence[str | None] | None = None
+    ) -> list[LineScore]:
+        """One score a line, in order; `previous` has the text before each."""
+
+
+class Scorable(NamedTuple):
+    """A line or hypothesis that all models can take.
+
+    Attributes:
+        prepared: for each of the models.
+        previous: the best text of the utterance before it in the list, if that is wanted.
+    """
+
+    item: Line | Hypothesis
+    prepared: tuple[Prepared, ...]
+    previous: str | None = None
 
 
 @dataclass(frozen=True)
 class ByRule:
-    """A model that is asked for the words of a text alone, as the rule of its run has them."""
+    """A model that is asked for the words of a text alone, as the rule of its run has them.
+
+    Lines are what :meth:`prepared` made of the text.
+    """
 
     model: LineScorer
     rule: WordRule
@@ -54,26 +76,30 @@ class ByRule:
     def without_probability(self, line: str) -> str | None:
         return self.model.without_probability(self.rule.text(line))
 
-    def trouble_with(self, line: str) -> str | None:
-        return self.model.trouble_with(self.rule.text(line))
+    def prepared(self, line: str) -> Prepared:
+        return self.model.prepared(self.rule.text(line))
+
+    def trouble_with(self, line: Prepared) -> str | None:
+        return self.model.trouble_with(line)
 
     def score(
-        self, lines: Sequence[str], previous: Sequence[str | None] | None = None
+        self, lines: Sequence[Prepared], previous: Sequence[str | None] | None = None
     ) -> list[LineScore]:
         if previous is not None:
             previous = [None if text is None else self.rule.text(text) for text in previous]
-        return self.model.score([self.rule.text(line) for line in lines], previous)
+        return self.model.score(lines, previous)
 
 
 def scorable(
-    items: Iterable[Item], scorers: Iterable[LineScorer], on_error: OnError
-) -> Iterator[Item]:
+    items: Iterable[Line | Hypothesis], scorers: Collection[LineScorer], on_error: OnError
+) -> Iterator[Scorable]:
     """The lines or hypotheses that all models can take; each other one goes to `on_error`."""
     for item in items:
-        troubles = (scorer.trouble_with(item.text) for scorer in scorers)
+        prepared = tuple(scorer.prepared(item.text) for scorer in scorers)
+        troubles = map(lambda scorer, line: scorer.trouble_with(line), scorers, prepared)
         trouble = next(filter(None, troubles), None)
         if trouble is None:
-            yield item
+            yield Scorable(item, prepared)
         else:
             on_error(item.error(trouble))
 
@@ -102,41 +128,36 @@ def no_probability(name: str, word: str) -> str:
     )
 
 
-class InContext(NamedTuple):
-    """A hypothesis, and the best text of the utterance before it in the list."""
-
-    hypothesis: Hypothesis
-    previous: str | None
-
-
-def in_context(hypotheses: Iterable[Hypothesis], first_pass: Combination) -> Iterator[InContext]:
+def in_context(hypotheses: Iterable[Scorable], first_pass: Combination) -> Iterator[Scorable]:
     """Pairs each hypothesis with what the first pass found best for the utterance before it.
 
     The first pass and not the rescored list decides, so that no utterance waits for another.
     """
     previous = None
-    for _, utterance in groupby(hypotheses, key=lambda hypothesis: hypothesis.utterance):
+    for _, utterance in groupby(hypotheses, key=lambda each: each.item.utterance):
         best, best_total = "", -math.inf
-        for hypothesis in utterance:
-            yield InContext(hypothesis, previous)
-            total = first_pass.total(hypothesis, {})
+        for each in utterance:
+            yield each._replace(previous=previous)
+            total = first_pass.total(each.item, {})
             if total > best_total:
-                best, best_total = hypothesis.text, total
+                best, best_total = each.item.text, total
         previous = best
 
 
-def scored(hypotheses: Sequence[InContext], scorers: Mapping[str, LineScorer]) -> list[list[float]]:
+def scored(hypotheses: Sequence[Scorable], scorers: Mapping[str, LineScorer]) -> list[list[float]]:
     """For each hypothesis three numbers by each scorer: its log-probability, how many words it
     does not know, and the penalties for them in the log-probability.
 
     Raises:
         RescoringError: for a log-probability that is not finite, as a broken model gives it.
     """
-    texts = [hypothesis.text for hypothesis, _ in hypotheses]
-    previous = [text for _, text in hypotheses]
-    columns = [scorer.score(texts, previous) for scorer in scorers.values()]
+    previous = [each.previous for each in hypotheses]
+    columns = [
+        scorer.score([each.prepared[number] for each in hypotheses], previous)
+        for number, scorer in enumerate(scorers.values())
+    ]
     for name, lines in zip(scorers, columns, strict=True):
-        for (hypothesis, _), line in zip(hypotheses, lines, strict=True):
+        for (hypothesis, _, _), line in zip(hypotheses, lines, strict=True):
             if not math.isfinite(line.log_probability):
                 raise RescoringError(
                     f"{place(hypothesis)}: {name} gives the log-probability {line.log_probability} "
@@ -144,7 +165,7 @@ def scored(hypotheses: Sequence[InContext], scorers: Mapping[str, LineScorer]) -
                 )
     return [
         [number for line in lines for number in (line.log_probability, line.unknown, line.penalty)]
-        for lines in (zip(*columns, strict=True) if columns else [()] * len(texts))
+        for lines in (zip(*columns, strict=True) if columns else [()] * len(hypotheses))
     ]
 
 
@@ -192,7 +213,7 @@ class Summary:
 
 
 def combined(
-    results: Iterable[tuple[InContext, Sequence[float]]],
+    results: Iterable[tuple[Scorable, Sequence[float]]],
     scorers: Mapping[str, LineScorer],
     combination: Combination,
     first_pass: Combination,
@@ -204,7 +225,7 @@ def combined(
     """
     names, rule = list(scorers), combination.rule
     summary.unknown = dict.fromkeys(names, 0)
-    for (hypothesis, _), result in results:
+    for (hypothesis, _, _), result in results:
         if subtracted_without_probability(hypothesis, scorers, combination.weights):
             continue
         features = features_of(names, result, combination.weights)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from fairseq_fixedpoint.formats import text_words
+from fairseq_fixedpoint.rescoring.backoff_graphs import cheapest
 from fairseq_fixedpoint.rescoring.errors import RescoringError
 from fairseq_fixedpoint.rescoring.scorer import LineScore, Scorer
 from fairseq_fixedpoint.rescoring.words import CASES
@@ -17,6 +20,7 @@ LOG_10 = math.log(10.0)  # kenlm answers in base 10
 # What a sentence begins and ends with is no word of it, whatever the text says.
 MARKERS = frozenset(["<s>", "</s>"])
 UNKNOWN = "<unk>"
+BACKOFFS = ("failure", "epsilon")  # where the arc of a graph that backs off may be taken
 NO_PROBABILITY = -99.0  # base 10, at most: what a model without <unk> gives to an unknown word
 
 
@@ -27,6 +31,8 @@ class NgramScorer:
         path: the model.
         case: that of the model's words, as :class:`TextEncoder` has it.
         unknown_penalty: subtracted from the log-probability of each unknown word.
+        backoff: one of :data:`BACKOFFS`. With `epsilon`, a text has the score of the best path
+            through the model's graph (:mod:`~fairseq_fixedpoint.rescoring.backoff_graphs`).
 
     Attributes:
         has_unknown: whether the model has `<unk>`; kenlm gives 10^-100 to an unknown word of one
@@ -36,7 +42,13 @@ class NgramScorer:
         RescoringError: if kenlm is not installed or cannot read the file.
     """
 
-    def __init__(self, path: str | Path, case: str = "keep", unknown_penalty: float = 0.0):
+    def __init__(
+        self,
+        path: str | Path,
+        case: str = "keep",
+        unknown_penalty: float = 0.0,
+        backoff: str = "failure",
+    ):
         try:
             import kenlm
         except ImportError as error:
@@ -54,6 +66,7 @@ class NgramScorer:
             raise RescoringError(f"kenlm cannot read {path}: {error}") from error
         self.case = case
         self.unknown_penalty = unknown_penalty
+        self.backoff = backoff
         nothing, after = kenlm.State(), kenlm.State()
         self.model.NullContextWrite(nothing)
         self.has_unknown = self.model.BaseScore(nothing, UNKNOWN, after) > NO_PROBABILITY
@@ -73,6 +86,10 @@ class NgramScorer:
             return None
         return next((word for word in text_words(line) if not self.holds(word)), None)
 
+    def prepared(self, line: str) -> str:
+        """The line, as :meth:`Scorer.prepared`."""
+        return line
+
     def trouble_with(self, line: str) -> None:
         """None, as :meth:`Scorer.trouble_with`: every line can be scored."""
 
@@ -84,10 +101,13 @@ class NgramScorer:
 
     def _score(self, line: str) -> LineScore:
         tokens = text_words(CASES[self.case](line))
-        text = " ".join(map(self.folded, tokens))
-        answers = list(self.model.full_scores(text))  # (log10 p, length, unknown)
-        found = np.array([log10_p for log10_p, _, _ in answers]) * LOG_10
+        asked = list(map(self.folded, tokens))
+        answers = list(self.model.full_scores(" ".join(asked)))  # (log10 p, length, unknown)
         is_unknown = np.array([unknown for _, _, unknown in answers])
+        if self.backoff == "epsilon":
+            found = np.array(cheapest(self.model, asked)) * LOG_10
+        else:
+            found = np.array([log10_p for log10_p, _, _ in answers]) * LOG_10
         penalties = self.unknown_penalty * is_unknown
         found -= penalties
         return LineScore([*tokens, "</s>"], found, int(is_unknown.sum()), penalties)
@@ -139,6 +159,16 @@ class NgramHistories:
         return (LOG_10 * np.array(found))[pair]
 
 
+class _ByWord(NamedTuple):
+    """A line, and the neural model's tokens of each of its words."""
+
+    text: str
+    tokens_by_word: list[list[str]]
+
+    def tokens(self) -> list[str]:
+        return list(chain.from_iterable(self.tokens_by_word))
+
+
 class InterpolatedScorer:
     """Linear interpolation of word probabilities, `p = w p_neural + (1 - w) p_ngram`.
 
@@ -169,23 +199,34 @@ class InterpolatedScorer:
         """As :meth:`NgramScorer.without_probability`, which the neural model's share prevents."""
         return None if self.weight else self.ngram.without_probability(line)
 
-    def trouble_with(self, line: str) -> str | None:
+    def prepared(self, line: str) -> _ByWord:
+        """As :meth:`Scorer.prepared`.
+
+        Raises:
+            RescoringError: if the words one by one have other tokens than the line.
+        """
+        return _ByWord(line, self.neural.encoder.symbols_by_word(line))
+
+    def trouble_with(self, line: str | _ByWord) -> str | None:
         """As :meth:`Scorer.trouble_with`."""
-        return self.neural.trouble_with(line)
+        return self.neural.trouble_with(self._by_word(line).tokens())
 
     def score(
-        self, lines: Sequence[str], previous: Sequence[str | None] | None = None
+        self, lines: Sequence[str | _ByWord], previous: Sequence[str | None] | None = None
     ) -> list[LineScore]:
         """As :meth:`Scorer.score`, one token a word; what the neural model does not know counts."""
-        neural = self.neural.score(lines, previous)
-        ngram = self.ngram.score(lines)
+        lines = list(map(self._by_word, lines))
+        neural = self.neural.score([line.tokens() for line in lines], previous)
+        ngram = self.ngram.score([line.text for line in lines])
         return [
-            self._mixed(line, of_neural, of_ngram)
+            self._mixed(line.tokens_by_word, of_neural, of_ngram)
             for line, of_neural, of_ngram in zip(lines, neural, ngram, strict=True)
         ]
 
-    def _mixed(self, line: str, neural: LineScore, ngram: LineScore) -> LineScore:
-        by_word = self.neural.encoder.symbols_by_word(line)
+    def _by_word(self, line: str | _ByWord) -> _ByWord:
+        return self.prepared(line) if isinstance(line, str) else line
+
+    def _mixed(self, by_word: list[list[str]], neural: LineScore, ngram: LineScore) -> LineScore:
         word = np.repeat(np.arange(len(by_word) + 1), [*map(len, by_word), 1])  # of each token
 
         def mixed(of_neural: np.ndarray, of_ngram: np.ndarray) -> np.ndarray:

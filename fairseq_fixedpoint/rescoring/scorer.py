@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,6 +98,7 @@ class Scorer:
         self.encoder = encoder
         self.unknown_penalty = unknown_penalty
         self.previous_context = previous_context
+        self._before: tuple[str | None, list[int]] = None, []
 
     @classmethod
     def from_checkpoint(
@@ -170,11 +172,15 @@ class Scorer:
         """The first word of a line that the model has no probability for: there is none, as unknown
         words have that of `<unk>`."""
 
-    def trouble_with(self, line: str) -> str | None:
+    def prepared(self, line: str) -> str | list[str]:
+        """What the other methods take in a line's place: its tokens, where their number matters."""
+        return line if self.tokens.longest is None else self.encoder.symbols(line)
+
+    def trouble_with(self, line: str | list[str]) -> str | None:
         """Why a line cannot be scored, as the end of a sentence; None if it can."""
         if self.tokens.longest is None:
             return None
-        tokens = len(self.encoder.symbols(line)) + len(self.encoder.start)
+        tokens = len(self._symbols(line)) + len(self.encoder.start)
         if tokens <= self.tokens.longest:
             return None
         return (
@@ -183,12 +189,15 @@ class Scorer:
         )
 
     def score(
-        self, lines: Sequence[str], previous: Sequence[str | None] | None = None
+        self,
+        lines: Sequence[str | list[str]],
+        previous: Sequence[str | None] | None = None,
     ) -> list[LineScore]:
         """Scores a batch of lines; the larger it is, the more they share.
 
         Args:
-            lines: the text; a line may be empty, which leaves `</s>`.
+            lines: the text, or what :meth:`prepared` made of it; a line may be empty, which leaves
+                `</s>`.
             previous: the text before each line, or None where there is none. Used as
                 `previous_context` says.
 
@@ -207,7 +216,7 @@ class Scorer:
         """Symbols, token sequence and first scored position of each line, so many at once."""
         batch, size = [], 0
         for line, previous in lines:
-            symbols = self.encoder.symbols(line)
+            symbols = self._symbols(line)
             context = self._context(previous, len(symbols))
             eos = self.encoder.dictionary.eos()
             sequence = [*context, *self.encoder.indices(symbols), eos]
@@ -219,16 +228,22 @@ class Scorer:
         if batch:
             yield batch
 
+    def _symbols(self, line: str | list[str]) -> list[str]:
+        return self.encoder.symbols(line) if isinstance(line, str) else line
+
     def _context(self, previous: str | None, tokens: int) -> list[int]:
         """What a line of so many tokens is preceded by: the start of a text at least."""
         *bos, eos = self.encoder.start
-        seen = self.tokens.order if self.previous_context is None else self.previous_context
+        seen = self.previous_context
+        if seen is None:
+            seen = self.tokens.order or sys.maxsize
         if self.tokens.longest is not None:
             seen = min(seen, self.tokens.longest - tokens - len(bos))
         if previous is None or seen < 2:
             return [*bos, eos]
-        before = self.encoder.indices(self.encoder.symbols(previous))
-        return [*bos, *[eos, *before, eos][-seen:]]
+        if previous != self._before[0]:  # the same for all hypotheses of an utterance
+            self._before = previous, self.encoder.indices(self.encoder.symbols(previous))
+        return [*bos, *[eos, *self._before[1], eos][-seen:]]
 
     def _line_score(
         self, symbols: list[str], sequence: list[int], first: int, found: np.ndarray

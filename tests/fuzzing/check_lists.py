@@ -174,27 +174,24 @@ def _check_second_pass(
     weights: dict[str, float],
     lenpen: float,
 ) -> None:
-    """Over what the first wrote, a second pass finds the same totals and the same new score."""
-    options: list[object] = []
-    if written.format == "kaldi":  # whose total is not read, as it is made of what is read
-        options = [part for n, w in weights.items() for part in ("--weight", f"{n}={w!r}")]
-        options += [f"--lenpen={lenpen!r}"]
-    again = case.place("unchanged")
-    case.run("fixedpoint-rescore", "nbest", output, "--output", again, *options)
-    new = [] if written.format == "srilm" else setup.names
-    for found, row in zip(rescored(written.format, again, new), rows, strict=True):
-        require_close(found.total, row.total, written.rounding, "the total of a second pass")
-        require(found.scores == row.scores, found.scores, "instead of", row.scores)
-    if len(setup.names) > 1 or setup.interpolation is not None:
-        return
-    if setup.reading.previous_context != 0:  # the list now has another best text before
-        return
-    output, again = again, case.place("again")
-    options += [*renamed(setup, "Again"), "--weight", "Again=0"]
-    case.run("fixedpoint-rescore", "nbest", output, "--output", again, *options)
-    new = [] if written.format == "srilm" else ["Again"]
-    for found, row in zip(rescored(written.format, again, new), rows, strict=True):
-        require_close(found.total, row.total, written.rounding, "the total of a third pass")
-        if new and not setup.subtracted:
-            (score,) = row.scores.values()
-            require_close(found.scores["Again"], score, LIKELY, "the score of a third pass")
+    """Over what the first wrote, a further pass finds the same totals and the same new score."""
+    passes: list[list[object]] = [[]]
+    if written.format == "kaldi":  # which has all that its total is made of
+        made_of = [f"{name}={weight!r}" for name, weight in (weights | {"total": 0.0}).items()]
+        passes.append([f"--lenpen={lenpen!r}", *(f"--weight={each}" for each in made_of)])
+    has_names = written.format != "srilm"
+    # In the context of the text before, it must be the best of the list by its new totals.
+    is_alone = len(setup.names) == 1 and setup.interpolation is None
+    if is_alone and setup.reading.previous_context == 0:
+        passes += [[*options, *renamed(setup, "Again"), "--weight=Again=0"] for options in passes]
+    for options in passes:
+        again = case.place("again")
+        case.run("fixedpoint-rescore", "nbest", output, "--output", again, *options)
+        names = [*setup.names, *["Again"] * ("--weight=Again=0" in options)] if has_names else []
+        for found, row in zip(rescored(written.format, again, names), rows, strict=True):
+            require_close(found.total, row.total, written.rounding, "the total of a further pass")
+            require(row.scores.items() <= found.scores.items(), found, "instead of", row)
+            for name in found.scores.keys() & {"Again"}:
+                score = row.scores[setup.names[0]]
+                if setup.names[0] not in setup.subtracted:
+                    require_close(found.scores[name], score, LIKELY, "the score again")

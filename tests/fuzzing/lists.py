@@ -76,16 +76,10 @@ def random_score(chooser: random.Random) -> float:
     return round(value, chooser.randint(0, 6))
 
 
-def write(
-    kind: str, entries: list[Entry], folder: Path, chooser: random.Random, extra: bool = True
-) -> Written:
-    """Writes a list of the kind into a new folder.
-
-    Args:
-        extra: whether there may be scores beside those of :class:`Entry`.
-    """
+def write(kind: str, entries: list[Entry], folder: Path, chooser: random.Random) -> Written:
+    """Writes a list of the kind into a new folder."""
     folder.mkdir()
-    return _Writer(kind, entries, folder, chooser, extra).write()
+    return _Writer(kind, entries, folder, chooser).write()
 
 
 @dataclass
@@ -94,7 +88,6 @@ class _Writer:
     entries: list[Entry]
     folder: Path
     chooser: random.Random
-    extra: bool
     scores: list[dict[str, float]] = field(default_factory=list)
 
     def write(self) -> Written:
@@ -107,13 +100,12 @@ class _Writer:
         for entry in self.entries:
             scores = {"AM0": entry.acoustic, "LM0": entry.lm}
             features = f"AM0{label} {entry.acoustic!r} LM0{label} {entry.lm!r}"
-            if self.extra:
-                values = [random_score(self.chooser) for _ in range(2)]
-                scores |= {"TM0.1": values[0], "TM0.2": values[1]}
-                features += f" TM0{label} {values[0]!r} {values[1]!r}"
-                if self.chooser.random() < 0.5:
-                    scores["sparse_a"] = random_score(self.chooser)
-                    features += f" sparse_a{label} {scores['sparse_a']!r}"
+            values = [random_score(self.chooser) for _ in range(2)]
+            scores |= {"TM0.1": values[0], "TM0.2": values[1]}
+            features += f" TM0{label} {values[0]!r} {values[1]!r}"
+            if self.chooser.random() < 0.5:
+                scores["sparse_a"] = random_score(self.chooser)
+                features += f" sparse_a{label} {scores['sparse_a']!r}"
             self.scores.append(scores | {"total": entry.total})
             lines.append(
                 f"{entry.utterance} ||| {entry.text} ||| {features} ||| {entry.total!r}{alignments}"
@@ -124,6 +116,8 @@ class _Writer:
         path = self.folder / "list"
         path.mkdir()
         parts = self.chooser.choice((("lmonly", "nolm"), ("lmonly", "withlm"), ("lmonly",)))
+        ranking = {"withlm": 1.0} if "withlm" in parts else dict.fromkeys(parts, 1.0)
+        parts += ("extra",) * (self.chooser.random() < 0.3)
         columns: dict[str, list[float]] = {"acoustic": [e.acoustic for e in self.entries]}
         for name in parts:
             columns[name] = [
@@ -146,7 +140,6 @@ class _Writer:
             dict(zip(columns, values, strict=True))
             for values in zip(*columns.values(), strict=True)
         ]
-        ranking = {"withlm": 1.0} if "withlm" in parts else dict.fromkeys(parts, 1.0)
         return self._written("kaldi", path, {"acoustic": 0.1} | ranking)
 
     def _srilm_1_0(self) -> Written:
@@ -209,9 +202,7 @@ class _Writer:
         for utterance, entries in by_utterance.items():
             document[utterance] = {"ref": "w1 w2"}
             for number, entry in enumerate(entries, 1):
-                scores = {"score": entry.total}
-                if self.extra:
-                    scores |= {"AM": entry.acoustic, "LM": entry.lm}
+                scores = {"score": entry.total, "AM": entry.acoustic, "LM": entry.lm}
                 self.scores.append(scores)
                 document[utterance][f"hyp_{number}"] = scores | {"text": entry.text}
         path = self._stored("list", [json.dumps(document, ensure_ascii=False)])
