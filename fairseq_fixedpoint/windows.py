@@ -37,8 +37,8 @@ class Level:
     In a level's table of states, row 0 is `h_init` and row 1 + i belongs to window i.
 
     Attributes:
-        parent: row, in the level before, of the window without its last token, ``(N,)``; 0 at
-            level 1.
+        parent: row, in the level before, of the window without its last token, ``(N,)``; at level
+            1, the number of the start that the window begins from, 0 if there is but one.
         token: last token of each window, ``(N,)``.
     """
 
@@ -79,7 +79,11 @@ class SharedWindows:
 
 
 def distinct_windows(
-    tokens: Tensor, lengths: Sequence[int], order: int, first_scored: Sequence[int] | None = None
+    tokens: Tensor,
+    lengths: Sequence[int],
+    order: int,
+    first_scored: Sequence[int] | None = None,
+    starts: Sequence[int] | None = None,
 ) -> SharedWindows:
     """Levels 1..K of a set of sequences.
 
@@ -92,6 +96,8 @@ def distinct_windows(
         order: K; at least the longest sequence for the exact recurrence.
         first_scored: for each sequence, the first position (counted from 0) whose state is wanted;
             0 if not given. What is before it serves as context only.
+        starts: for each sequence, the number of what its windows begin from; windows are shared
+            among those of one start. One for all if not given.
 
     Returns:
         The windows; `context` has one entry a wanted position, in order.
@@ -130,6 +136,8 @@ def distinct_windows(
     size = torch.cat([length[is_head].clamp(max=order), torch.full_like(grown, order)])
 
     row = torch.zeros_like(chain)
+    if starts is not None:
+        row = torch.as_tensor(starts, device=device).repeat_interleave(length)[chain]
     levels, context_rows, positions = [], [], []
     context = torch.full_like(tokens, -1)
     contexts = 0
@@ -170,7 +178,8 @@ def advance(
         projected: input of the first layer for each token, through :meth:`Layer.project`,
             ``(V, G*H)``; indexed by `level.token`.
         level: the windows.
-        states: each layer's table at the level before, ``(M + 1, P*H)``; None at level 1.
+        states: each layer's table at the level before, ``(M + 1, P*H)``; at level 1 its starts,
+            ``(U, P*H)``, or None if that is `h_init` for all.
 
     Returns:
         Each layer's table, ``(N + 1, P*H)``.
@@ -191,9 +200,17 @@ def advance(
     return tables
 
 
-def context_states(layers: Sequence[Layer], projected: Tensor, windows: SharedWindows) -> Tensor:
-    """The top layer's `h` of every context, ``(C, H)``; C as counted by `windows.context`."""
-    states: list[Tensor] | None = None
+def context_states(
+    layers: Sequence[Layer],
+    projected: Tensor,
+    windows: SharedWindows,
+    starts: list[Tensor] | None = None,
+) -> Tensor:
+    """The top layer's `h` of every context, ``(C, H)``; C as counted by `windows.context`.
+
+    `starts` are each layer's, ``(U, P*H)``, or None if windows begin from `h_init`.
+    """
+    states = starts
     found = []
     for level, rows in zip(windows.levels, windows.context_rows, strict=True):
         states = advance(layers, projected, level, states)

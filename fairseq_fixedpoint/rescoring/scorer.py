@@ -15,7 +15,12 @@ from fairseq_fixedpoint.models.decoder import FixedPointDecoder
 from fairseq_fixedpoint.rescoring.checkpoints import adds_bos_token, load_language_model
 from fairseq_fixedpoint.rescoring.errors import RescoringError
 from fairseq_fixedpoint.rescoring.text import Splitter, TextEncoder
-from fairseq_fixedpoint.rescoring.token_scorers import ModelScorer, TokenScorer, WindowScorer
+from fairseq_fixedpoint.rescoring.token_scorers import (
+    ModelScorer,
+    TokenScorer,
+    WindowScorer,
+    has_windows,
+)
 
 # Of one call of the token scorer: what bounds the memory. More tokens share more windows.
 TOKENS_AT_ONCE = 65536
@@ -70,8 +75,8 @@ class Scorer:
         unknown_penalty: subtracted from the log-probability of each unknown token.
         previous_context: how many of the last tokens of the text before a line, its `</s>`
             included, the model sees, as far as it has room for them; 0 starts every line from
-            `</s>` alone (`<s> </s>` with `--add-bos-token`), and None is the model's order, which
-            is all it can use.
+            `</s>` alone (`<s> </s>` with `--add-bos-token`), and None is all that the model can
+            use.
 
     Raises:
         RescoringError: for a penalty or a context out of range.
@@ -86,7 +91,7 @@ class Scorer:
     ):
         if not math.isfinite(unknown_penalty):
             raise RescoringError(f"--unknown-penalty must be a number, not {unknown_penalty}.")
-        if previous_context is None and tokens.order is None:
+        if previous_context is None and tokens.reach is None:
             raise RescoringError(
                 "the model has no limit of context, so --previous-context needs a number of tokens."
             )
@@ -140,9 +145,10 @@ class Scorer:
             normalized=normalized,
             trust_checkpoint=trust_checkpoint,
         )
-        if isinstance(model.decoder, FixedPointDecoder):
+        if has_windows(model.decoder):
             tokens = WindowScorer(model.decoder, bf16, normalized)
-            if previous_context != 0 and model.decoder.reset_at_eos:
+            knows_more = model.decoder.summary is not None
+            if previous_context != 0 and model.decoder.reset_at_eos and not knows_more:
                 raise RescoringError(
                     f"--previous-context means nothing to {path}: it was trained with "
                     "--reset-at-eos, so a sentence starts anew. Drop the one or train without "
@@ -151,9 +157,10 @@ class Scorer:
         else:
             if bf16 or not normalized:
                 option = "--bf16" if bf16 else "--unnormalized"
-                raise RescoringError(
-                    f"{option} is for fixedpoint_lm, and {path} holds a {type(model).__name__}."
-                )
+                kind = type(model).__name__
+                if isinstance(model.decoder, FixedPointDecoder):
+                    kind += " whose start moves with the tokens (--start stream or --summary-input)"
+                raise RescoringError(f"{option} is for fixedpoint_lm, and {path} holds a {kind}.")
             tokens = ModelScorer(model, task.target_dictionary)
         return cls(
             tokens,
@@ -236,7 +243,7 @@ class Scorer:
         *bos, eos = self.encoder.start
         seen = self.previous_context
         if seen is None:
-            seen = self.tokens.order or sys.maxsize
+            seen = self.tokens.reach or sys.maxsize
         if self.tokens.longest is not None:
             seen = min(seen, self.tokens.longest - tokens - len(bos))
         if previous is None or seen < 2:

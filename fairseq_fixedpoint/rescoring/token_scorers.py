@@ -6,6 +6,7 @@ Both answer the same call, so whatever stands on them does not know which it has
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import chain
 from typing import Protocol
 
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from fairseq.data import Dictionary
 from fairseq.models import FairseqLanguageModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from fairseq_fixedpoint.models.decoder import FixedPointDecoder
 from fairseq_fixedpoint.recurrence.cells import hidden
@@ -39,11 +40,14 @@ class TokenScorer(Protocol):
     `--output-dictionary-size` makes shorter, is scored as `<unk>`, as in fairseq's data sets.
 
     Attributes:
-        order: how many tokens of context the model can use; None for no limit.
+        order: how many tokens of a sentence the model can use; None for no limit.
+        reach: how many tokens before a sentence, the `</s>` that it begins with among them, are of
+            use to the model; None for no limit.
         longest: how many tokens it can take before the last one of a sequence; None for no limit.
     """
 
     order: int | None
+    reach: int | None
     longest: int | None
 
     def log_probabilities(
@@ -85,6 +89,12 @@ class WindowScorer:
         """K of the decoder; None for the exact recurrence."""
         return self.decoder.order
 
+    @property
+    def reach(self) -> int | None:
+        """K; or the M tokens that a start knows, and `</s>`."""
+        summary = self.decoder.summary
+        return self.order if summary is None else summary.tokens + 1
+
     @torch.inference_mode()
     def log_probabilities(
         self, sequences: Sequence[Sequence[int]], first: Sequence[int]
@@ -92,6 +102,13 @@ class WindowScorer:
         """As :meth:`TokenScorer.log_probabilities`."""
         if not sequences:
             return []
+        starts = None
+        if self.decoder.summary is not None:  # what precedes a sentence is in its start alone
+            before = [tuple(s[: f - 1]) for s, f in zip(sequences, first, strict=True)]
+            sequences = [s[f - 1 :] for s, f in zip(sequences, first, strict=True)]
+            first = [1] * len(sequences)
+            number = {context: place for place, context in enumerate(dict.fromkeys(before))}
+            starts = [number[context] for context in before]
         scored = [len(s) - f for s, f in zip(sequences, first, strict=True)]
         inputs = _flat(sequence[:-1] for sequence in sequences)  # (P,)
         targets = _flat(s[f:] for s, f in zip(sequences, first, strict=True))  # (Q,)
@@ -99,23 +116,43 @@ class WindowScorer:
         used, inputs = torch.unique(inputs, return_inverse=True)
         lengths = [len(sequence) - 1 for sequence in sequences]
         order = self.order or max(lengths)
-        windows = distinct_windows(inputs, lengths, order, [position - 1 for position in first])
+        windows = distinct_windows(
+            inputs, lengths, order, [position - 1 for position in first], starts
+        )
         # The same word after the same context is wanted once, however many sequences have it.
         words = int(targets.max()) + 1
         pairs, pair = torch.unique(windows.context * words + targets, return_inverse=True)
         context = torch.div(pairs, words, rounding_mode="floor")
 
-        found = self._evaluate(used, windows, context, pairs % words)[pair]  # (Q,)
+        contexts = None if starts is None else list(number)
+        found = self._evaluate(used, contexts, windows, context, pairs % words)[pair]  # (Q,)
         return np.split(found.numpy(), np.cumsum(scored)[:-1])
 
     def _evaluate(
-        self, used: Tensor, windows: SharedWindows, context: Tensor, word: Tensor
+        self,
+        used: Tensor,
+        before: list[Sequence[int]] | None,
+        windows: SharedWindows,
+        context: Tensor,
+        word: Tensor,
     ) -> Tensor:
         """Log-probability of each pair, ``(Q',)``: what runs on the model's device."""
         with self.precision():
             layers, projected = self.inputs(used)
-            states = context_states(layers, projected, windows.to(self._device))  # (N, H)
+            starts = None
+            if before is not None:
+                summary = self.summary_of(before)  # (U, S)
+                starts = [layer.start(summary).to(projected.dtype) for layer in layers]
+            states = context_states(layers, projected, windows.to(self._device), starts)  # (N, H)
         return self.wanted(states, context, word)
+
+    def summary_of(self, before: Sequence[Sequence[int]]) -> Tensor:
+        """The summary of each text before a sentence, ``(U, S)``."""
+        summary = self.decoder.summary
+        size = max(1, *(min(len(tokens), summary.tokens) for tokens in before))
+        padding = [self.decoder.dictionary.pad()]
+        rows = [[*padding * (size - len(tokens)), *tokens][-size:] for tokens in before]
+        return summary.of_tokens.last(torch.tensor(rows, device=self._device).t())
 
     def inputs(self, used: Tensor) -> tuple[list[Layer], Tensor]:
         """The layers, and the first one's input for each token of `used`, ``(U, G*H)``."""
@@ -148,12 +185,13 @@ class GrowingHistories:
     Args:
         scorer: the model.
         vocabulary: the model's token for each that will be asked for, ``(V,)``.
+        before: the tokens before the sentence's `</s>`, for a start that knows them.
 
     Raises:
         RescoringError: for an exact recurrence, whose histories have no end.
     """
 
-    def __init__(self, scorer: WindowScorer, vocabulary: np.ndarray):
+    def __init__(self, scorer: WindowScorer, vocabulary: np.ndarray, before: Sequence[int] = ()):
         if scorer.order is None:
             raise RescoringError(
                 "the exact recurrence depends on all words before, which a lattice cannot hold: "
@@ -162,7 +200,7 @@ class GrowingHistories:
         self._scorer = scorer
         self._vocabulary = vocabulary
         self._states: list[Tensor] | None = None
-        self._layers, self._projected = self._first()
+        self._layers, self._projected = self._first(before)
         self._device = self._projected.device
 
     @property
@@ -171,9 +209,13 @@ class GrowingHistories:
         return self._scorer.order
 
     @torch.inference_mode()
-    def _first(self) -> tuple[list[Layer], Tensor]:
+    def _first(self, before: Sequence[int]) -> tuple[list[Layer], Tensor]:
         with self._scorer.precision():
-            return self._scorer.inputs(torch.from_numpy(self._vocabulary))
+            layers, projected = self._scorer.inputs(torch.from_numpy(self._vocabulary))
+            if self._scorer.decoder.summary is not None:
+                summary = self._scorer.summary_of([before])[0]  # (S,)
+                layers = [replace(layer, initial=layer.start(summary)) for layer in layers]
+            return layers, projected
 
     @torch.inference_mode()
     def grow(self, parent: np.ndarray, token: np.ndarray) -> None:
@@ -197,6 +239,19 @@ class GrowingHistories:
         return found.numpy()[pair]
 
 
+def has_windows(decoder: nn.Module) -> bool:
+    """Whether a model computes the same for the same last tokens, wherever in a sentence they are.
+
+    One whose start moves with the tokens does not, nor one that has their summary as an input: a
+    window of K tokens is not all that they know.
+    """
+    if not isinstance(decoder, FixedPointDecoder) or decoder.summary is None:
+        return isinstance(decoder, FixedPointDecoder)
+    return (
+        decoder.starts_from_summary and decoder.summary.stands_still and not decoder.summary_input
+    )
+
+
 def _predictable(entries: Tensor, dictionary: Dictionary) -> Tensor:
     """What stands for them in the output, whose dictionary is given."""
     return entries.masked_fill(entries >= len(dictionary), dictionary.unk())
@@ -214,12 +269,20 @@ class ModelScorer:
         dictionary: of its output.
     """
 
-    order = None
-
     def __init__(self, model: FairseqLanguageModel, dictionary: Dictionary):
         self.model = model
         self.dictionary = dictionary
         self.padding = dictionary.pad()
+
+    @property
+    def order(self) -> int | None:
+        """That of a model of this plugin; other models use all that they are given."""
+        return getattr(self.model.decoder, "order", None)
+
+    @property
+    def reach(self) -> int | None:
+        """As :attr:`order`."""
+        return self.order
 
     @property
     def longest(self) -> int:
