@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,7 @@ from fairseq_fixedpoint.rescoring.words import WordRule
 
 PROGRAM = "fixedpoint-rescore"
 TOKENS_A_GROUP = 32768
+COMPARED = 500  # utterances whose references are compared with their hypotheses, word by word
 # What becomes of the scores; a resumed run may change it.
 OF_THE_COMBINATION = {"output", "one_best", "weight", "weights", "word_penalty", "lenpen"}
 
@@ -386,9 +388,12 @@ def _combinations(
 def _tell_of_texts(
     hypotheses: Sequence[Hypothesis], references: Mapping[str, Sequence[str]], rule: WordRule
 ) -> None:
-    """Warns where lists and references do not go together."""
+    """Warns where lists and references do not go together, as the first of them tell."""
+    references = dict(islice(references.items(), COMPARED))
     listed = defaultdict(list)
     for hypothesis in hypotheses:
+        if hypothesis.utterance not in references:
+            continue
         listed[hypothesis.utterance].append(rule.text(hypothesis.text))
     texts = {utterance: list(map(rule.text, each)) for utterance, each in references.items()}
     trouble = mismatch(texts, listed)
