@@ -176,7 +176,7 @@ def _nbest(args: argparse.Namespace) -> None:
         _grouped(_in_context(args, checked, first_pass)),
         partial(scored, scorers=scorers),
         journal,
-        progress=_bar(args),
+        progress=options.shows_bar(args),
     ) as results:
         if results is None:
             return
@@ -211,7 +211,9 @@ def _tune(args: argparse.Namespace) -> None:
     prepared = list(_checked(prepared, args, scorers, start))
 
     results = []
-    with tqdm(total=len(prepared), unit=" lines", smoothing=0, disable=not _bar(args)) as bar:
+    with tqdm(
+        total=len(prepared), unit=" lines", smoothing=0, disable=not options.shows_bar(args)
+    ) as bar:
         for group in _grouped(_in_context(args, prepared, first_pass)):
             results += scored(group, scorers)
             bar.update(len(group))
@@ -423,10 +425,6 @@ def _grouped(hypotheses: Iterable[Scorable]) -> Iterator[list[Scorable]]:
         TOKENS_A_GROUP,
         lambda each: each.item.utterance,
     )
-
-
-def _bar(args: argparse.Namespace) -> bool:
-    return not args.no_progress_bar and sys.stderr.isatty()
 
 
 if __name__ == "__main__":
