@@ -184,7 +184,7 @@ def _nbest(args: argparse.Namespace) -> None:
         _grouped(_in_context(args, checked, first_pass), first_pass),
         partial(scored, scorers=scorers),
         journal,
-        progress=_bar(args),
+        progress=options.shows_bar(args),
     ) as results:
         if results is None:
             return
@@ -225,7 +225,9 @@ def _tune(args: argparse.Namespace) -> None:
     texts = _references(args, listed, metric, hypotheses)
 
     results = []
-    with tqdm(total=len(prepared), unit=" lines", smoothing=0, disable=not _bar(args)) as bar:
+    with tqdm(
+        total=len(prepared), unit=" lines", smoothing=0, disable=not options.shows_bar(args)
+    ) as bar:
         for group in _grouped(_in_context(args, prepared, first_pass), first_pass):
             results += scored(group, scorers)
             bar.update(len(group))
@@ -509,10 +511,6 @@ def _grouped(hypotheses: Iterable[Scorable], combination: Combination) -> Iterat
         TOKENS_A_GROUP,
         lambda each: each.item.utterance,
     )
-
-
-def _bar(args: argparse.Namespace) -> bool:
-    return not args.no_progress_bar and sys.stderr.isatty()
 
 
 if __name__ == "__main__":
