@@ -34,6 +34,7 @@ fi
 export TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1
 
 "$python" - 2>log <<'PYTHON' || { cat log; exit 1; }
+import contextlib
 import importlib
 import logging
 import re
@@ -50,18 +51,16 @@ class Keep(logging.Handler):
         self.messages.append(record.getMessage())
 
 
-keep = Keep()
-logging.basicConfig(level=logging.INFO, handlers=[keep], force=True)
+# Not at the root, whose handlers fairseq-validate replaces by one that prints.
+logging.getLogger("fairseq").addHandler(Keep())
 
 
 def fairseq(command, *options):
     """Runs `fairseq-COMMAND` in this process and returns what it logged."""
     Keep.messages.clear()
     sys.argv = [f"fairseq-{command}", *map(str, options)]
-    module = importlib.import_module("fairseq_cli." + command.replace("-", "_"))
-    if keep not in logging.getLogger().handlers:  # fairseq_cli.validate begins logging anew
-        logging.getLogger().addHandler(keep)
-    module.cli_main()
+    with contextlib.redirect_stdout(sys.stderr):
+        importlib.import_module("fairseq_cli." + command.replace("-", "_")).cli_main()
     return "\n".join(Keep.messages)
 
 
