@@ -1,14 +1,16 @@
 #!/usr/bin/env bash
 # With `--add-bos-token`, fairseq's validation counts `<s>` itself as a word that is predicted.
 #
-# The option puts `<s>` before each block. One expects the model to read it instead of `</s>`, which
-# starts a block otherwise, and the losses to be those of the words. It is read before the `</s>`, and it
-# is a target, too: given `<s>` the model is to predict `<s>`, which it soon does for certain. Training
-# and validation count that token in each block, so their perplexity is lower than that of the words, the
-# more so the shorter the blocks are. `fairseq-eval-lm` leaves the token out again.
+# The option puts `<s>` before each block. One expects the model to read it instead of `</s>`,
+# which starts a block otherwise, and the losses to be those of the words. It is read before the
+# `</s>`, and it is a target, too: given `<s>` the model is to predict `<s>`, which it soon does
+# for certain. Training and validation count that token in each block, so their perplexity is
+# lower than that of the words, the more so the shorter the blocks are. `fairseq-eval-lm` leaves
+# the token out again.
 #
-# It hurts whoever compares validation with `fairseq-eval-lm`, or chooses between models with and without
-# the option, and whoever scores such a model with another program that does not feed `<s> </s>`.
+# It hurts whoever compares validation with `fairseq-eval-lm`, or chooses between models with and
+# without the option, and whoever scores such a model with another program that does not feed `<s>
+# </s>`.
 #
 # Our scoring feeds what fairseq does; our own task refuses the option.
 set -euo pipefail
@@ -60,10 +62,12 @@ def fairseq(command, *options):
     importlib.import_module("fairseq_cli." + command.replace("-", "_")).cli_main()
     return "\n".join(Keep.messages)
 
+
 for package, pinned in (("torch", "2.13.0"), ("fairseq-fixed", "0.12.3.1")):
     if version(package).split("+")[0] != pinned:
         sys.exit(f"This finding is about {package} {pinned}, but {version(package)} is installed.")
     print(package, pinned)
+
 OPTIONS = (
     "--task language_modeling --arch lstm_lm --decoder-layers 1 --decoder-embed-dim 16 "
     "--decoder-hidden-size 16 --decoder-out-embed-dim 16 --optimizer adam --lr 0.01 --cpu "
@@ -74,7 +78,8 @@ CHECKPOINT = "checkpoints/checkpoint_best.pt"
 with open("text", "w") as file:
     for _ in range(8):
         file.write("the cat saw the dog\na dog read the book\nmary saw a cat\njohn read it\n")
-fairseq("preprocess", "--only-source", "--trainpref", "text", "--validpref", "text", "--destdir", "bin")
+fairseq("preprocess", "--only-source", "--trainpref", "text", "--validpref", "text",
+        "--destdir", "bin")
 block = ["--add-bos-token", "--tokens-per-sample", 4]
 log = fairseq("train", "bin", *OPTIONS, *block, "--batch-size", 8, "--max-update", 60,
               "--required-batch-size-multiple", 1)

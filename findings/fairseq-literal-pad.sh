@@ -1,20 +1,22 @@
 #!/usr/bin/env bash
-# A literal `<pad>` in a corpus becomes fairseq's padding, and perplexity depends on the block size.
+# A literal `<pad>` in a corpus becomes fairseq's padding, and perplexity depends on the block
+# size.
 #
-# Texts from other tools have `<pad>` in them, as a token like any other. One expects `fairseq-preprocess`
-# to give it a number of its own, to call it unknown, or to refuse it. It becomes the padding symbol,
-# reported as 0.0% replaced. `fairseq-eval-lm` cuts blocks, and takes a block's length to be the number of
-# its tokens that are no padding, so that a block with `<pad>` inside loses its last word's score and
-# counts that of `<pad>`. Which word is lost depends on where blocks end. The number of tokens that it
-# reports has the padding, the mean does not.
+# Texts from other tools have `<pad>` in them, as a token like any other. One expects
+# `fairseq-preprocess` to give it a number of its own, to call it unknown, or to refuse it. It
+# becomes the padding symbol, reported as 0.0% replaced. `fairseq-eval-lm` cuts blocks, and takes
+# a block's length to be the number of its tokens that are no padding, so that a block with
+# `<pad>` inside loses its last word's score and counts that of `<pad>`. Which word is lost
+# depends on where blocks end. The number of tokens that it reports has the padding, the mean does
+# not.
 #
-# The model here is one whose probabilities ignore the context, so that no other effect of the block size
-# is left: its perplexity is the same for all block sizes on the text without `<pad>`, and not on the
-# other.
+# The model here is one whose probabilities ignore the context, so that no other effect of the
+# block size is left: its perplexity is the same for all block sizes on the text without `<pad>`,
+# and not on the other.
 #
 # It hurts whoever compares perplexities of such a corpus between block sizes, models or programs.
 #
-# Our task refuses, or warns of, a corpus that holds the padding symbol.
+# Our tasks refuse a corpus that holds the padding symbol, and name the line.
 set -euo pipefail
 
 folder=$(mktemp -d)
@@ -64,15 +66,16 @@ def fairseq(command, *options):
     importlib.import_module("fairseq_cli." + command.replace("-", "_")).cli_main()
     return "\n".join(Keep.messages)
 
+
 for package, pinned in (("torch", "2.13.0"), ("fairseq-fixed", "0.12.3.1")):
     if version(package).split("+")[0] != pinned:
         sys.exit(f"This finding is about {package} {pinned}, but {version(package)} is installed.")
     print(package, pinned)
+
 OPTIONS = (
     "--task language_modeling --arch lstm_lm --decoder-layers 1 --decoder-embed-dim 16 "
     "--decoder-hidden-size 16 --decoder-out-embed-dim 16 --optimizer adam --lr 0.01 --cpu "
-    "--required-batch-size-multiple 1 "
-    "--no-epoch-checkpoints --no-last-checkpoints --save-dir checkpoints"
+    "--required-batch-size-multiple 1 --no-epoch-checkpoints --no-last-checkpoints --save-dir checkpoints"
 ).split()
 CHECKPOINT = "checkpoints/checkpoint_best.pt"
 
@@ -84,7 +87,8 @@ with open("padded", "w") as file:
 log = fairseq("preprocess", "--only-source", "--trainpref", "plain", "--validpref", "plain",
               "--testpref", "padded", "--destdir", "bin")
 print(next(line for line in log.splitlines() if "padded:" in line).partition("] ")[2])
-fairseq("train", "bin", *OPTIONS, "--tokens-per-sample", 16, "--batch-size", 4, "--max-update", 1)
+fairseq("train", "bin", *OPTIONS, "--tokens-per-sample", 16, "--batch-size", 4,
+        "--max-update", 1)
 state = torch.load(CHECKPOINT, weights_only=False)
 for name, weights in state["model"].items():
     weights.zero_()

@@ -1,17 +1,18 @@
 #!/usr/bin/env bash
 # `--output-dictionary-size` does not limit what fairseq's `lstm_lm` predicts.
 #
-# The option limits the output dictionary to the most frequent words. One expects a softmax of that many
-# words, and the others to be `<unk>` in training and evaluation. The task does its part in training: words
-# beyond the size become `<unk>` where they are to be predicted. But `lstm_lm` builds its output from
-# the input dictionary, so the softmax has the full size, and the words beyond are pushed down without
-# ever being right. `fairseq-eval-lm`, which does not read the option from the checkpoint, then looks
-# their probabilities up as those of any word: perplexity is many times that of validation, without a
-# warning.
+# The option limits the output dictionary to the most frequent words. One expects a softmax of
+# that many words, and the others to be `<unk>` in training and evaluation. The task does its part
+# in training: words beyond the size become `<unk>` where they are to be predicted. But `lstm_lm`
+# builds its output from the input dictionary, so the softmax has the full size, and the words
+# beyond are pushed down without ever being right. `fairseq-eval-lm`, which does not read the
+# option from the checkpoint, then looks their probabilities up as those of any word: perplexity
+# is many times that of validation, without a warning.
 #
-# It hurts whoever trains with the option to save time, saves none, and evaluates without repeating it.
+# It hurts whoever trains with the option to save time, saves none, and evaluates without
+# repeating it.
 #
-# Our scoring takes a target beyond the size for `<unk>`, counted as such, or refuses it in a sentence.
+# Our scoring takes a target beyond the size for `<unk>`, and counts it as such.
 set -euo pipefail
 
 folder=$(mktemp -d)
@@ -61,22 +62,24 @@ def fairseq(command, *options):
     importlib.import_module("fairseq_cli." + command.replace("-", "_")).cli_main()
     return "\n".join(Keep.messages)
 
+
 for package, pinned in (("torch", "2.13.0"), ("fairseq-fixed", "0.12.3.1")):
     if version(package).split("+")[0] != pinned:
         sys.exit(f"This finding is about {package} {pinned}, but {version(package)} is installed.")
     print(package, pinned)
+
 OPTIONS = (
     "--task language_modeling --arch lstm_lm --decoder-layers 1 --decoder-embed-dim 16 "
     "--decoder-hidden-size 16 --decoder-out-embed-dim 16 --optimizer adam --lr 0.01 --cpu "
-    "--required-batch-size-multiple 1 "
-    "--no-epoch-checkpoints --no-last-checkpoints --save-dir checkpoints"
+    "--required-batch-size-multiple 1 --no-epoch-checkpoints --no-last-checkpoints --save-dir checkpoints"
 ).split()
 CHECKPOINT = "checkpoints/checkpoint_best.pt"
 
 with open("text", "w") as file:
     for _ in range(8):
         file.write("the cat saw the dog\na dog read the book\nmary saw a cat\njohn read it\n")
-fairseq("preprocess", "--only-source", "--trainpref", "text", "--validpref", "text", "--destdir", "bin")
+fairseq("preprocess", "--only-source", "--trainpref", "text", "--validpref", "text",
+        "--destdir", "bin")
 log = fairseq("train", "bin", *OPTIONS, "--tokens-per-sample", 12, "--batch-size", 4,
               "--max-update", 150, "--output-dictionary-size", 6)
 validation = float(re.findall(r"valid on 'valid' subset \| loss [0-9.]+ \| ppl ([0-9.]+)", log)[-1])

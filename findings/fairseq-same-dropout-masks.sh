@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # The processes of one fairseq training draw the same dropout masks.
 #
-# In data-parallel training each process has examples of its own, and one expects noise of its own, as
-# with one process and a batch that is larger. fairseq seeds every process at each update by the seed and
-# the number of the update, not by its rank. So example 1 of every process has the same mask, example 2
-# too, and so on: with N processes a mask is used N times an update. Nothing fails, and a loss curve
-# does not show it, but the noise of the gradient does not fall with N as that of the examples does.
+# In data-parallel training each process has examples of its own, and one expects noise of its
+# own, as with one process and a batch that is larger. fairseq seeds every process at each update
+# by the seed and the number of the update, not by its rank. So example 1 of every process has the
+# same mask, example 2 too, and so on: with N processes a mask is used N times an update. Nothing
+# fails, and a loss curve does not show it, but the noise of the gradient does not fall with N as
+# that of the examples does.
 #
 # It hurts whoever trains with dropout, or with anything else that is drawn, on several GPUs, and
 # compares with one of the same total batch.
@@ -88,6 +89,7 @@ for package, pinned in (("torch", "2.13.0"), ("fairseq-fixed", "0.12.3.1")):
     if version(package).split("+")[0] != pinned:
         sys.exit(f"This finding is about {package} {pinned}, but {version(package)} is installed.")
     print(package, pinned)
+
 masks = [open(f"mask-{rank}").read() for rank in (0, 1)]
 texts = [open(f"source-{rank}").read() for rank in (0, 1)]
 print("Words of the first batch, by process:", *texts, sep="\n  ")

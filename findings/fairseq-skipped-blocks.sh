@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
 # `fairseq-eval-lm` leaves out blocks that are longer than in training, and prints what is left.
 #
-# Evaluation in longer blocks than in training is what one tries for more context. One expects an error
-# where a model cannot take them, or blocks cut to what it takes. Every block that is longer than
-# training's `--tokens-per-sample` is left out of the evaluation, with one warning among the lines of the
-# log. What is printed is the perplexity of the rest, the last and shorter block in most cases, and 1.00
-# where nothing is left, at an exit status of 0. The limit is there even for an LSTM, which could take
-# any length.
+# Evaluation in longer blocks than in training is what one tries for more context. One expects an
+# error where a model cannot take them, or blocks cut to what it takes. Every block that is longer
+# than training's `--tokens-per-sample` is left out of the evaluation, with one warning among the
+# lines of the log. What is printed is the perplexity of the rest, the last and shorter block in
+# most cases, and 1.00 where nothing is left, at an exit status of 0. The limit is there even for
+# an LSTM, which could take any length.
 #
-# It hurts whoever takes the number from a script: the perplexity of a few words at the end of the text
-# looks like that of the text, and 1.00 like a perfect model.
+# It hurts whoever takes the number from a script: the perplexity of a few words at the end of the
+# text looks like that of the text, and 1.00 like a perfect model.
 #
 # Our task refuses to evaluate where blocks would be left out.
 set -euo pipefail
@@ -59,22 +59,25 @@ def fairseq(command, *options):
     importlib.import_module("fairseq_cli." + command.replace("-", "_")).cli_main()
     return "\n".join(Keep.messages)
 
+
 for package, pinned in (("torch", "2.13.0"), ("fairseq-fixed", "0.12.3.1")):
     if version(package).split("+")[0] != pinned:
         sys.exit(f"This finding is about {package} {pinned}, but {version(package)} is installed.")
     print(package, pinned)
+
 OPTIONS = (
     "--task language_modeling --arch lstm_lm --decoder-layers 1 --decoder-embed-dim 16 "
     "--decoder-hidden-size 16 --decoder-out-embed-dim 16 --optimizer adam --lr 0.01 --cpu "
-    "--required-batch-size-multiple 1 "
-    "--no-epoch-checkpoints --no-last-checkpoints --save-dir checkpoints"
+    "--required-batch-size-multiple 1 --no-epoch-checkpoints --no-last-checkpoints --save-dir checkpoints"
 ).split()
 CHECKPOINT = "checkpoints/checkpoint_best.pt"
 
 with open("text", "w") as file:
     file.write("the cat saw the dog\na dog read the book\nmary saw a cat\njohn read it\n" * 4)
-fairseq("preprocess", "--only-source", "--trainpref", "text", "--validpref", "text", "--destdir", "bin")
-fairseq("train", "bin", *OPTIONS, "--tokens-per-sample", 12, "--batch-size", 4, "--max-update", 20)
+fairseq("preprocess", "--only-source", "--trainpref", "text", "--validpref", "text",
+        "--destdir", "bin")
+fairseq("train", "bin", *OPTIONS, "--tokens-per-sample", 12, "--batch-size", 4,
+        "--max-update", 20)
 seen = {}
 for size in (12, 19, 21):
     log = fairseq("eval-lm", "bin", "--path", CHECKPOINT, "--cpu", "--gen-subset", "valid",

@@ -1,17 +1,18 @@
 #!/usr/bin/env bash
 # `torchrun fairseq-train --cpu` trains independent copies, not one model on several processes.
 #
-# torchrun starts N processes and tells each its rank and their number, which programs that are trained on
-# several processes read. One expects `fairseq-train` to do so: on GPUs it does. With `--cpu` it takes
-# the number of processes from the number of GPUs, 1 where there is none, so that each process trains on
-# all of the data by itself. The copies are equal, write to one folder, and end without an error; the
-# time is N times the expected, and the learning rate fits another batch size.
+# torchrun starts N processes and tells each its rank and their number, which programs that are
+# trained on several processes read. One expects `fairseq-train` to do so: on GPUs it does. With
+# `--cpu` it takes the number of processes from the number of GPUs, 1 where there is none, so that
+# each process trains on all of the data by itself. The copies are equal, write to one folder, and
+# end without an error; the time is N times the expected, and the learning rate fits another batch
+# size.
 #
-# It hurts whoever tries a training of several processes on a CPU before it goes to a cluster, or trains
-# there: nothing is shared.
+# It hurts whoever tries a training of several processes on a CPU before it goes to a cluster, or
+# trains there: nothing is shared.
 #
-# Our documentation gives the command that works on a CPU, with the rank and the number of processes as
-# options of fairseq.
+# Our documentation gives the command that works on a CPU, with the rank and the number of
+# processes as options of fairseq.
 set -euo pipefail
 
 folder=$(mktemp -d)
@@ -51,6 +52,7 @@ for package, pinned in (("torch", "2.13.0"), ("fairseq-fixed", "0.12.3.1")):
     if version(package).split("+")[0] != pinned:
         sys.exit(f"This finding is about {package} {pinned}, but {version(package)} is installed.")
     print(package, pinned)
+
 with open("log") as file:
     log = file.read()
 devices = re.findall("training on ([0-9]+) devices", log)

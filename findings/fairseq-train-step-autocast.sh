@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
 # fairseq turns a task's own mixed precision off, on a GPU alone.
 #
-# A task may train in bfloat16 by opening `torch.autocast` around `super().train_step(...)`. One expects
-# the forward pass to run under it, as fairseq was not asked for mixed precision (`--amp`) and so has no
-# reason to touch it. But `FairseqTask.train_step` always opens `torch.cuda.amp.autocast`, with
-# `enabled=False` where `--amp` was not given, and an inner region that is disabled wins. It is one for
-# CUDA, so that autocast of a CPU goes on: tests on a CPU pass, and on a GPU everything is float32 without
-# a word.
+# A task may train in bfloat16 by opening `torch.autocast` around `super().train_step(...)`. One
+# expects the forward pass to run under it, as fairseq was not asked for mixed precision (`--amp`)
+# and so has no reason to touch it. But `FairseqTask.train_step` always opens
+# `torch.cuda.amp.autocast`, with `enabled=False` where `--amp` was not given, and an inner region
+# that is disabled wins. It is one for CUDA, so that autocast of a CPU goes on: tests on a CPU
+# pass, and on a GPU everything is float32 without a word.
 #
-# It hurts whoever writes a task, or a plugin with a precision of its own: the option has no effect where
-# it was meant to help, and only the speed shows it.
+# It hurts whoever writes a task, or a plugin with a precision of its own: the option has no
+# effect where it was meant to help, and only the speed shows it.
 #
-# Our tasks open the region inside of the criterion's call, past fairseq's own, and a test asserts the
-# type of the products with a faked device type.
+# Our task of language modelling opens its region inside of fairseq's, around the criterion, and a
+# test asserts the type of the products.
 set -euo pipefail
 
 folder=$(mktemp -d)
@@ -41,6 +41,7 @@ for package, pinned in (("torch", "2.13.0"), ("fairseq-fixed", "0.12.3.1")):
     if version(package).split("+")[0] != pinned:
         sys.exit(f"This finding is about {package} {pinned}, but {version(package)} is installed.")
     print(package, pinned)
+
 from fairseq.tasks.fairseq_task import FairseqTask
 
 seen = {}

@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
 # fairseq ignores a name that it does not know in `--model-overrides`.
 #
-# `--model-overrides` changes options of a stored model when it is loaded. One expects a misspelt name to
-# be refused, as a misspelt option on the command line is. It changes nothing, and nothing is said: the
-# evaluation is that of the model as it was trained, at an exit status of 0.
+# `--model-overrides` changes options of a stored model when it is loaded. One expects a misspelt
+# name to be refused, as a misspelt option on the command line is. It changes nothing, and nothing
+# is said: the evaluation is that of the model as it was trained, at an exit status of 0.
 #
-# It hurts whoever evaluates a series of settings of one checkpoint: all numbers are equal, or, with one
-# name in several wrong, just not those that the table's heading says.
+# It hurts whoever evaluates a series of settings of one checkpoint: all numbers are equal, or,
+# with one name in several wrong, just not those that the table's heading says.
 #
-# Our documentation says so beside the override that this project is used with, and each evaluation logs
-# the number of iterations that it runs with.
+# Our documentation says so beside the override that this project is used with, and each
+# evaluation logs the number of iterations that it runs with.
 set -euo pipefail
 
 folder=$(mktemp -d)
@@ -57,28 +57,33 @@ def fairseq(command, *options):
     importlib.import_module("fairseq_cli." + command.replace("-", "_")).cli_main()
     return "\n".join(Keep.messages)
 
+
 for package, pinned in (("torch", "2.13.0"), ("fairseq-fixed", "0.12.3.1")):
     if version(package).split("+")[0] != pinned:
         sys.exit(f"This finding is about {package} {pinned}, but {version(package)} is installed.")
     print(package, pinned)
+
 OPTIONS = (
     "--task language_modeling --arch lstm_lm --decoder-layers 1 --decoder-embed-dim 16 "
     "--decoder-hidden-size 16 --decoder-out-embed-dim 16 --optimizer adam --lr 0.01 --cpu "
-    "--required-batch-size-multiple 1 "
-    "--no-epoch-checkpoints --no-last-checkpoints --save-dir checkpoints"
+    "--required-batch-size-multiple 1 --no-epoch-checkpoints --no-last-checkpoints --save-dir checkpoints"
 ).split()
 CHECKPOINT = "checkpoints/checkpoint_best.pt"
 
 with open("text", "w") as file:
     file.write("the cat saw the dog\na dog read the book\nmary saw a cat\njohn read it\n" * 4)
-fairseq("preprocess", "--only-source", "--trainpref", "text", "--validpref", "text", "--destdir", "bin")
-fairseq("train", "bin", *OPTIONS, "--tokens-per-sample", 12, "--batch-size", 4, "--max-update", 20)
+fairseq("preprocess", "--only-source", "--trainpref", "text", "--validpref", "text",
+        "--destdir", "bin")
+fairseq("train", "bin", *OPTIONS, "--tokens-per-sample", 12, "--batch-size", 4,
+        "--max-update", 20)
 seen = []
 for overrides in ("{}", "{'decoder_dropuot_out': 0.5}"):
     log = fairseq("eval-lm", "bin", "--path", CHECKPOINT, "--cpu", "--gen-subset", "valid",
                   "--tokens-per-sample", 12, "--model-overrides", overrides)
-    # The first line repeats the whole command.
-    said = [line for line in log.splitlines()[1:] if "dropuot" in line and "model_overrides" not in line]
+    # Not the line that repeats the whole command.
+    said = [
+        line for line in log.splitlines() if "dropuot" in line and "model_overrides" not in line
+    ]
     perplexity = re.search("Perplexity: ([0-9.]+)", log)[1]
     seen.append((perplexity, said))
     print(f"--model-overrides {overrides}: perplexity {perplexity}, lines about the name: {len(said)}")

@@ -1,18 +1,20 @@
 #!/usr/bin/env bash
-# An n-gram model in a decoding graph is not the n-gram model: it takes the cheaper of two readings.
+# An n-gram model in a decoding graph is not the n-gram model: it takes the cheaper of two
+# readings.
 #
-# `kaldilm.arpa2fst` turns an ARPA file into the grammar of a decoding graph, with the same numbers on
-# its arcs, so one expects the best path of a text to have the text's probability, negated, in natural
-# logarithms. But the back-off is an arc that any text may take (labelled `#0`, later epsilon),
-# whether the n-gram is listed or not. Where an explicit n-gram is less probable than its back-off
-# reading, the best path backs off, and the graph's cost is lower than the model's. Properly smoothed
-# models have such n-grams by the thousand.
+# `kaldilm.arpa2fst` turns an ARPA file into the grammar of a decoding graph, with the same
+# numbers on its arcs, so one expects the best path of a text to have the text's probability,
+# negated, in natural logarithms. But the back-off is an arc that any text may take (labelled
+# `#0`, later epsilon), whether the n-gram is listed or not. Where an explicit n-gram is less
+# probable than its back-off reading, the best path backs off, and the graph's cost is lower than
+# the model's. Properly smoothed models have such n-grams by the thousand.
 #
-# It hurts whoever takes the old language model out of a lattice by subtracting the ARPA file's score,
-# with kenlm, say: what was subtracted is not what the decoder had added, and hypotheses with
-# unlikely n-grams keep a bonus.
+# It hurts whoever takes the old language model out of a lattice by subtracting the ARPA file's
+# score, with kenlm, say: what was subtracted is not what the decoder had added, and hypotheses
+# with unlikely n-grams keep a bonus.
 #
-# Our project says so where the recipe for taking out the old model is.
+# Our project says so where the recipe for taking out the old model is, and can score an ARPA file
+# as such a graph does (`--backoff NAME=epsilon`).
 set -euo pipefail
 
 folder=$(mktemp -d)

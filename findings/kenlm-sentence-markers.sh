@@ -1,18 +1,20 @@
 #!/usr/bin/env bash
-# kenlm takes a sentence marker in a text for a very rare known word, and does not call it unknown.
+# kenlm takes a sentence marker in a text for a very rare known word, and does not call it
+# unknown.
 #
-# `Model.score(text)` adds the beginning and the end of the sentence by itself. Text that already has
-# them, as n-best lists and lattices of Kaldi and SRILM do, one expects to be read as the same
-# sentence, or to be reported: `full_scores` says of each word whether it is unknown. Neither happens.
-# `<s>` costs the placeholder that ARPA files give it, log10 of -99 and a back-off weight, and the
-# flag says that it is known; `</s>` within the text is one more end of a sentence, plausible and
-# silent. So a count of unknown words is 0 for a text that is 99 decades too improbable.
+# `Model.score(text)` adds the beginning and the end of the sentence by itself. Text that already
+# has them, as n-best lists and lattices of Kaldi and SRILM do, one expects to be read as the same
+# sentence, or to be reported: `full_scores` says of each word whether it is unknown. Neither
+# happens. `<s>` costs the placeholder that ARPA files give it, log10 of -99 and a back-off
+# weight, and the flag says that it is known; `</s>` within the text is one more end of a
+# sentence, plausible and silent. So a count of unknown words is 0 for a text that is 99 decades
+# too improbable.
 #
-# It hurts whoever rescores lists in which some hypotheses have markers: these lose for certain, and
-# no statistic of the run shows it.
+# It hurts whoever rescores lists in which some hypotheses have markers: these lose for certain,
+# and no statistic of the run shows it.
 #
-# Our project keeps markers away from kenlm: one rule for score, lists and lattices passes them by,
-# unless the dictionary holds them, and the summary counts what was passed by.
+# Our project keeps markers away from kenlm: one rule for score, lists and lattices passes them
+# by, unless the dictionary holds them, and the summary counts what was passed by.
 set -euo pipefail
 
 folder=$(mktemp -d)

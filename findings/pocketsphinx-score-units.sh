@@ -3,18 +3,18 @@
 #
 # A segment of a result has `ascore` and `lscore`, the word's acoustic and language score, and a
 # hypothesis has `score`; all look like probabilities. One expects their logarithms to be natural
-# logarithms, of one unit, so that they can be added. The decoder counts in units of 1024 log 1.0001,
-# and its Python interface takes most of these for units of log 1.0001: `lscore`, and `score` of a
-# hypothesis, come out as the 1024th root of what the models give, 0.75 for what is 0.75 to the power
-# of 1024. `ascore` has the same root with `bestpath=False`, but not with the search for the best path
-# in the lattice, which is on unless told otherwise: there the two scores of one word differ by the
-# factor.
+# logarithms, of one unit, so that they can be added. The decoder counts in units of 1024 log
+# 1.0001, and its Python interface takes most of these for units of log 1.0001: `lscore`, and
+# `score` of a hypothesis, come out as the 1024th root of what the models give, 0.75 for what is
+# 0.75 to the power of 1024. `ascore` has the same root with `bestpath=False`, but not with the
+# search for the best path in the lattice, which is on unless told otherwise: there the two scores
+# of one word differ by the factor.
 #
-# It hurts whoever makes an n-best list from Python, takes logarithms and adds a language model: the
-# new model's scores outweigh the decoder's by a thousand.
+# It hurts whoever makes an n-best list from Python, takes logarithms and adds a language model:
+# the new model's scores outweigh the decoder's by a thousand.
 #
-# Our speech example multiplies the logarithm of a hypothesis's score by 1024, and takes n-gram scores
-# from the decoder's language model itself.
+# Our speech example multiplies the logarithm of a hypothesis's score by 1024, and takes n-gram
+# scores from the decoder's language model itself.
 set -euo pipefail
 
 folder=$(mktemp -d)

@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
 # pocketsphinx's HTK lattices have words where they begin, and scores on the link behind the word.
 #
-# HTK's SLF allows words on nodes. In HTK's own lattices a node's time is where its word ends, and the
-# link that leads to the node carries the word's acoustic score. pocketsphinx writes files of the same
-# look (`Lattice.write_htk`) with both turned around: a node's time is where its word begins, and the
-# links that leave the node have the word's score, one for each place where it may end. Nothing in the
-# header tells. The last word's score is in no link at all.
+# HTK's SLF allows words on nodes. In HTK's own lattices a node's time is where its word ends, and
+# the link that leads to the node carries the word's acoustic score. pocketsphinx writes files of
+# the same look (`Lattice.write_htk`) with both turned around: a node's time is where its word
+# begins, and the links that leave the node have the word's score, one for each place where it may
+# end. Nothing in the header tells. The last word's score is in no link at all.
 #
-# It hurts whoever takes times or acoustic scores of single words from such a lattice: each word gets
-# those of its neighbour. Sums over whole paths stay comparable, as all paths end in the same node.
+# It hurts whoever takes times or acoustic scores of single words from such a lattice: each word
+# gets those of its neighbour. Sums over whole paths stay comparable, as all paths end in the same
+# node.
 #
 # Our reader of SLF uses sums over paths alone, for which both readings agree, and says so.
 set -euo pipefail
@@ -94,7 +95,7 @@ for (source, target), score in links.items():
     if source == start and word[0] != "!":
         groups.setdefault(time, {})[word] = score
 time, scores = max(groups.items(), key=lambda group: len(group[1]))
-print(f"Links from the start to the nodes of frame {time}; a score of its own is expected for each word:")
+print(f"Links from the start to the nodes of frame {time}; expected: a score for each word.")
 print("  seen", ", ".join(f"{word} {score:.2f}" for word, score in sorted(scores.items())))
 if len(scores) < 3 or len(set(scores.values())) > 1:
     sys.exit("The behaviour has changed: links to different words have scores of their own.")

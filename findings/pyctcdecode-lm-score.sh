@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
 # The `lm_score` of pyctcdecode is not the language model's score.
 #
-# A beam of `decode_beams` ends in two numbers, `logit_score` and `lm_score`, in pyctcdecode and in the
-# processors of other libraries that pass its fields on. One expects the acoustic part and the language
-# model's part, to be added or weighed anew. In fact `lm_score` is the total: the acoustic part, plus
-# alpha times the language model, plus beta a word (and what unknown words and hotwords add). Without any language model it is the acoustic part
-# a second time, and with one it may be above 0, which no logarithm of a probability can be.
+# A beam of `decode_beams` ends in two numbers, `logit_score` and `lm_score`, in pyctcdecode and
+# in the processors of other libraries that pass its fields on. One expects the acoustic part and
+# the language model's part, to be added or weighed anew. In fact `lm_score` is the total: the
+# acoustic part, plus alpha times the language model, plus beta a word (and what unknown words and
+# hotwords add). Without any language model it is the acoustic part a second time, and with one it
+# may be above 0, which no logarithm of a probability can be.
 #
-# It hurts whoever rescores such beams: the sum of both counts the acoustics twice, and a new language
-# model that is added to `lm_score` does not replace the old one.
+# It hurts whoever rescores such beams: the sum of both counts the acoustics twice, and a new
+# language model that is added to `lm_score` does not replace the old one.
 #
 # Our project takes a list's scores by column, as their program means them: give the difference
 # `lm_score - logit_score` as the score of the old language model, not `lm_score`.

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # sacrebleu calls two identical systems significantly different.
 #
-# `sacrebleu --paired-bs` and `--paired-ar` compare a system with a baseline. Of two systems with the
-# same output, line for line, one expects p = 1: no resampling shows any difference. The p printed is
-# the smallest that the number of resamplings allows, 0.001 for 1,000 of them, which the table marks as
-# significant. Both tests count the resamplings whose difference is strictly greater than the
-# observed one, so that a difference of 0, met by 0 every time, is never met.
+# `sacrebleu --paired-bs` and `--paired-ar` compare a system with a baseline. Of two systems with
+# the same output, line for line, one expects p = 1: no resampling shows any difference. The p
+# printed is the smallest that the number of resamplings allows, 0.001 for 1,000 of them, which
+# the table marks as significant. Both tests count the resamplings whose difference is strictly
+# greater than the observed one, so that a difference of 0, met by 0 every time, is never met.
 #
-# It hurts whoever compares two settings that turn out to have no effect, such as a weight tuned to 0
-# or an option that the search never uses: the table says that the change is significant.
+# It hurts whoever compares two settings that turn out to have no effect, such as a weight tuned
+# to 0 or an option that the search never uses: the table says that the change is significant.
 #
 # Our own comparison of metrics resamples the difference and reports its interval, which is 0 .. 0
 # for equal outputs; where sacrebleu's p is shown, equal outputs are to be called identical first.

@@ -3,6 +3,7 @@
 import argparse
 import inspect
 import os
+import shutil
 import subprocess
 import sys
 import types
@@ -312,3 +313,29 @@ def test_reading_decides_whatever_the_environment_says(monkeypatch, switch, trus
         assert forced == {f"TORCH_FORCE_{'NO_' if trusted else ''}WEIGHTS_ONLY_LOAD"}
     assert os.environ[name] == "1"
     assert sum(each.endswith("WEIGHTS_ONLY_LOAD") for each in os.environ) == 1
+
+
+def test_a_copied_checkpoint_is_whole_or_not_there(tmp_path, monkeypatch):
+    """As when training is killed while fairseq copies `checkpoint_last.pt`."""
+    from fairseq.file_io import PathManager
+
+    assert compat.mend_checkpoint_copies() is False  # the plugin has done it
+    source, target = tmp_path / "checkpoint_1_5.pt", tmp_path / "checkpoint_last.pt"
+    source.write_bytes(b"new")
+    target.write_bytes(b"old")
+    assert PathManager.copy(str(source), str(target), overwrite=True)
+    assert target.read_bytes() == b"new"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [source.name, target.name]
+    copyfile = shutil.copyfile
+
+    def killed(begun, path, **options):
+        copyfile(begun, path, **options)
+        with open(path, "r+b") as file:
+            file.truncate(1)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "copyfile", killed)
+    source.write_bytes(b"newer")
+    with pytest.raises(KeyboardInterrupt):
+        PathManager.copy(str(source), str(target), overwrite=True)
+    assert target.read_bytes() == b"new"

@@ -8,7 +8,7 @@ from tests.fuzz_commands import KINDS, fuzz
 from tests.fuzzing.models import Models, make_models
 
 CASES = 10
-MINUTES = 0.25  # at most, on a slow machine
+MINUTES = 0.2  # at most, on a slow machine
 
 
 @pytest.fixture(scope="module")

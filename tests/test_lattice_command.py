@@ -541,6 +541,20 @@ def test_openfst_finds_the_same_paths(form, models, tmp_path):
         assert -min(costs) == pytest.approx(best[utterance], abs=1e-3)
 
 
+def test_the_summary_says_which_of_two_language_scores_was_replaced(models, tmp_path, capsys):
+    with_both = SMALL.replace(" l=-2", " l=-2 n=-1").replace("lmscale=9.5", "lmscale=0 ngscale=8")
+    path = file_of(with_both, tmp_path / "both.lat")
+    arguments = ("--model", models["gru"], *EXACT, "--output")
+    assert lattice(path, *arguments, tmp_path / "out") == 0
+    said = "; in 1 lattice that had both, the model replaced the scores ngram and not lm."
+    assert said in capsys.readouterr().err
+    (found,) = read(tmp_path / "out").values()
+    assert found.weights == {"acoustic": 0.5, "lm": 0.0, "ngram": 8.0}
+    alone = file_of(with_both.replace(" l=", " q="), tmp_path / "alone.lat")
+    assert lattice(alone, *arguments, tmp_path / "other") == 0
+    assert "had both" not in capsys.readouterr().err
+
+
 # Approximations
 
 

@@ -32,7 +32,7 @@ from fairseq_fixedpoint.rescoring import (
 from tests.test_lattices import LatticeRescorer, again, scorer
 
 SIZES = 200, 400
-MOST = 2.4  # times as much for twice the size; quadratic work is 4 times as much
+MOST = 2.3  # times as much for twice the size; quadratic work is 4 times as much
 
 
 class Counter(TorchDispatchMode):
@@ -139,7 +139,7 @@ KINDS = [empty_chain, word_chain, empty_fan, wide]
 def test_rescoring_and_searching(kind: Callable[[int], Lattice], merges, monkeypatch):
     rescorer = LatticeRescorer(scorer(), "A", {}, {}, beam=3.0, limit=1000, merges=merges)
     counts = {name: [] for name in ("rescoring", "best", "nbest", "posteriors", "confusion")}
-    for size in SIZES:
+    for size in (10, *SIZES):  # what PyTorch does once and no more is counted in the first
         lattice = kind(size)
         graph = rescorer(lattice).graph
         best, shares = lattice_search.best_path(graph), lattice_search.posteriors(graph)
@@ -155,7 +155,7 @@ def test_rescoring_and_searching(kind: Callable[[int], Lattice], merges, monkeyp
             with Counter(monkeypatch) as counter:
                 work()
             counts[name].append(counter.work)
-    for name, (small, large) in counts.items():
+    for name, (_, small, large) in counts.items():
         assert large < MOST * small, name
 
 
@@ -163,11 +163,11 @@ def test_rescoring_and_searching(kind: Callable[[int], Lattice], merges, monkeyp
 @pytest.mark.parametrize("form", [Slf(), CompactLattice()])
 def test_writing_and_reading(kind, form, monkeypatch):
     counts = []
-    for size in SIZES:
+    for size in (10, *SIZES):
         lattice = kind(size)
         if isinstance(form, CompactLattice):
             lattice.scores["graph"] = lattice.scores.pop("lm")
         with Counter(monkeypatch) as counter:
             again(lattice, form)
         counts.append(counter.work)
-    assert counts[1] < MOST * counts[0]
+    assert counts[2] < MOST * counts[1]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-import sys
 from argparse import ArgumentTypeError, Namespace
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -191,7 +190,7 @@ def _lattice(program: str, args: Namespace) -> None:
         ),
         partial(_rescored, rescorer=rescorer, form=form, args=args),
         journal,
-        progress=not args.no_progress_bar and sys.stderr.isatty(),
+        progress=options.shows_bar(args),
     ) as results:
         if results is None:
             return

@@ -7,6 +7,7 @@ import hashlib
 import math
 import os
 import re
+import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import count
@@ -214,6 +215,11 @@ def _with_option(parser: argparse.ArgumentParser, option: str) -> Iterator[argpa
         if isinstance(action, argparse._SubParsersAction):
             for each in action.choices.values():
                 yield from _with_option(each, option)
+
+
+def shows_bar(args: argparse.Namespace) -> bool:
+    """Whether a person sees a progress bar."""
+    return not args.no_progress_bar and sys.stderr.isatty()
 
 
 def check_outputs(

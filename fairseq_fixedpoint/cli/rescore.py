@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,7 @@ from fairseq_fixedpoint.rescoring.words import WordRule
 
 PROGRAM = "fixedpoint-rescore"
 TOKENS_A_GROUP = 32768
+COMPARED = 500  # utterances whose references are compared with their hypotheses, word by word
 # What becomes of the scores; a resumed run may change it.
 OF_THE_COMBINATION = {"output", "one_best", "weight", "weights", "word_penalty", "lenpen"}
 
@@ -182,7 +184,7 @@ def _nbest(args: argparse.Namespace) -> None:
         _grouped(_in_context(args, checked, first_pass), first_pass),
         partial(scored, scorers=scorers),
         journal,
-        progress=_bar(args),
+        progress=options.shows_bar(args),
     ) as results:
         if results is None:
             return
@@ -223,7 +225,9 @@ def _tune(args: argparse.Namespace) -> None:
     texts = _references(args, listed, metric, hypotheses)
 
     results = []
-    with tqdm(total=len(prepared), unit=" lines", smoothing=0, disable=not _bar(args)) as bar:
+    with tqdm(
+        total=len(prepared), unit=" lines", smoothing=0, disable=not options.shows_bar(args)
+    ) as bar:
         for group in _grouped(_in_context(args, prepared, first_pass), first_pass):
             results += scored(group, scorers)
             bar.update(len(group))
@@ -386,9 +390,12 @@ def _combinations(
 def _tell_of_texts(
     hypotheses: Sequence[Hypothesis], references: Mapping[str, Sequence[str]], rule: WordRule
 ) -> None:
-    """Warns where lists and references do not go together."""
+    """Warns where lists and references do not go together, as the first of them tell."""
+    references = dict(islice(references.items(), COMPARED))
     listed = defaultdict(list)
     for hypothesis in hypotheses:
+        if hypothesis.utterance not in references:
+            continue
         listed[hypothesis.utterance].append(rule.text(hypothesis.text))
     texts = {utterance: list(map(rule.text, each)) for utterance, each in references.items()}
     trouble = mismatch(texts, listed)
@@ -504,10 +511,6 @@ def _grouped(hypotheses: Iterable[Scorable], combination: Combination) -> Iterat
         TOKENS_A_GROUP,
         lambda each: each.item.utterance,
     )
-
-
-def _bar(args: argparse.Namespace) -> bool:
-    return not args.no_progress_bar and sys.stderr.isatty()
 
 
 if __name__ == "__main__":

@@ -82,7 +82,7 @@ def _score(args: argparse.Namespace) -> None:
     def read() -> Iterator[Scorable]:
         return scorable(read_lines(path, on_error), scorers.values(), on_error)
 
-    shown = not args.no_progress_bar and sys.stderr.isatty()
+    shown = options.shows_bar(args)
 
     totals = Totals(rule)
     if can_resume:

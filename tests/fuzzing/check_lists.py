@@ -13,7 +13,7 @@ from tests.fuzzing.case import LIKELY, Case, require, require_close, resumed_or_
 from tests.fuzzing.check_lines import check_scores_of_lines
 from tests.fuzzing.lists import KINDS, Row, Written, random_entries, rescored, write
 from tests.fuzzing.models import Scored
-from tests.fuzzing.setups import Setup, number, random_setup, renamed
+from tests.fuzzing.setups import Setup, again, number, random_setup
 
 
 def rescore_lists(case: Case) -> None:
@@ -174,24 +174,26 @@ def _check_second_pass(
     weights: dict[str, float],
     lenpen: float,
 ) -> None:
-    """Over what the first wrote, a further pass finds the same totals and the same new score."""
-    passes: list[list[object]] = [[]]
+    """Over what the first wrote, a further pass finds the same totals and the same new scores."""
+    passes: list[list[object]] = [[], again(setup, case.chooser)]
     if written.format == "kaldi":  # which has all that its total is made of
+        # The models are there to say what is a word, which counts for the length and the penalty.
         made_of = [f"{name}={weight!r}" for name, weight in (weights | {"total": 0.0}).items()]
-        passes.append([f"--lenpen={lenpen!r}", *(f"--weight={each}" for each in made_of)])
-    has_names = written.format != "srilm"
-    # In the context of the text before, it must be the best of the list by its new totals.
-    is_alone = len(setup.names) == 1 and setup.interpolation is None
-    if is_alone and setup.reading.previous_context == 0:
-        passes += [[*options, *renamed(setup, "Again"), "--weight=Again=0"] for options in passes]
+        weighed = [f"--lenpen={lenpen!r}", *(f"--weight={each}" for each in made_of)]
+        passes.append([*again(setup, case.chooser), *weighed])
     for options in passes:
-        again = case.place("again")
-        case.run("fixedpoint-rescore", "nbest", output, "--output", again, *options)
-        names = [*setup.names, *["Again"] * ("--weight=Again=0" in options)] if has_names else []
-        for found, row in zip(rescored(written.format, again, names), rows, strict=True):
+        output_again = case.place("again")
+        case.run("fixedpoint-rescore", "nbest", output, "--output", output_again, *options)
+        names: list[str] = []
+        if written.format != "srilm":
+            new = [f"Again{place}" for place in range(len(setup.neural) + len(setup.ngrams))]
+            names = [*setup.names, *new] if options else setup.names
+        for found, row in zip(rescored(written.format, output_again, names), rows, strict=True):
             require_close(found.total, row.total, written.rounding, "the total of a further pass")
             require(row.scores.items() <= found.scores.items(), found, "instead of", row)
-            for name in found.scores.keys() & {"Again"}:
-                score = row.scores[setup.names[0]]
-                if setup.names[0] not in setup.subtracted:
-                    require_close(found.scores[name], score, LIKELY, "the score again")
+            # The text before is another now: that of the best by the new totals.
+            if setup.reading.previous_context != 0 or setup.interpolation is not None:
+                continue
+            for old, name in zip(setup.names, names[len(setup.names) :], strict=False):
+                if old not in setup.subtracted:
+                    require_close(found.scores[name], row.scores[old], LIKELY, "the score again")

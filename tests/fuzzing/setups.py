@@ -120,11 +120,13 @@ def lattice_setup(chooser: random.Random, models: Models) -> Setup:
     return setup
 
 
-def renamed(setup: Setup, name: str) -> list[object]:
-    """Arguments of the same run whose one model has another name."""
-    (model,) = (*setup.neural.values(), *setup.ngrams.values())
-    _, _, *rest = setup.arguments
-    return [setup.arguments[0], f"{name}={_path(model)}", *rest]
+def again(setup: Setup, chooser: random.Random) -> list[object]:
+    """Arguments of a run that has the same models as `Again0`, `Again1`, ..., and weighs none."""
+    found = reading_arguments(setup.reading, chooser)
+    for place, model in enumerate((*setup.neural.values(), *setup.ngrams.values())):
+        option = "--kenlm" if isinstance(model, Ngram) else "--model"
+        found += [option, f"Again{place}={_path(model)}", f"--weight=Again{place}=0"]
+    return found
 
 
 def number(chooser: random.Random, value: float) -> str:
