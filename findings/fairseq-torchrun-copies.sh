@@ -2,11 +2,12 @@
 # `torchrun fairseq-train --cpu` trains independent copies, not one model on several processes.
 #
 # torchrun starts N processes and tells each its rank and their number, which programs that are
-# trained on several processes read. One expects `fairseq-train` to do so: on GPUs it does. With
-# `--cpu` it takes the number of processes from the number of GPUs, 1 where there is none, so that
-# each process trains on all of the data by itself. The copies are equal, write to one folder, and
-# end without an error; the time is N times the expected, and the learning rate fits another batch
-# size.
+# trained on several processes read. fairseq has code that reads both, so one expects
+# `fairseq-train --cpu` to do so. But it reads them only where its own `--distributed-world-size`
+# is above 1, which is the number of GPUs unless given, and 1 without any. So on a machine without
+# a GPU each process trains on all of the data by itself. The copies are equal, write to one
+# folder, and end without an error; the time is N times the expected, and the learning rate fits
+# another batch size.
 #
 # It hurts whoever tries a training of several processes on a CPU before it goes to a cluster, or
 # trains there: nothing is shared.
@@ -37,7 +38,8 @@ done >text
 "$python" -m fairseq_cli.preprocess --only-source --trainpref text --destdir bin >log 2>&1 ||
     { cat log; exit 1; }
 # 168 tokens in blocks of 11 are 16 blocks, which are 4 batches of 4 for one process.
-OMP_NUM_THREADS=1 "$python" -m torch.distributed.run --standalone --nproc-per-node 2 \
+export CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1
+"$python" -m torch.distributed.run --standalone --nproc-per-node 2 \
     -m fairseq_cli.train bin --cpu --task language_modeling --arch lstm_lm --decoder-layers 1 \
     --decoder-embed-dim 16 --decoder-hidden-size 16 --decoder-out-embed-dim 16 --optimizer sgd \
     --lr 0.1 --tokens-per-sample 11 --batch-size 4 --required-batch-size-multiple 1 --max-epoch 1 \
