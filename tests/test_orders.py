@@ -148,7 +148,7 @@ def test_all_that_needs_k_reads_it_where_it_is():
     expected = build(iterations=2, seed=3)
     again = Scorer(WindowScorer(expected.decoder), TextEncoder(dictionary()), previous_context=None)
     for found, right in zip(
-        scorer.score(["w1 w2 w3"], ["w4 w5"]), again.score(["w1 w2 w3"], ["w4 w5"]), strict=True
+        scorer.score(["w1 w2 w3"], [("w4 w5",)]), again.score(["w1 w2 w3"], [("w4 w5",)]), strict=True
     ):
         assert found.log_probabilities.tolist() == right.log_probabilities.tolist()
     assert scorer.tokens.order == 2
@@ -162,7 +162,7 @@ def test_all_that_needs_k_reads_it_where_it_is():
     assert scorer.tokens.order == 2
     model.decoder.use_iterations(0)  # which can use all of the text before
     whole = Scorer(scorer.tokens, scorer.encoder, previous_context=50)
-    found, right = (each.score(["w1 w2"], ["w3 w4 w5 w6"])[0] for each in (scorer, whole))
+    found, right = (each.score(["w1 w2"], [("w3 w4 w5 w6",)])[0] for each in (scorer, whole))
     assert found.log_probabilities.tolist() == right.log_probabilities.tolist()
 
 

@@ -218,7 +218,7 @@ def test_the_combination_is_what_the_options_say(models, list_, tmp_path):
         assert read_transcripts(tmp_path / "best", "tsv") == best(ENTRIES, expected)
 
 
-def test_previous_context_is_the_end_of_the_first_pass_s_best(models, tmp_path):
+def test_previous_context_is_the_end_of_what_the_first_pass_has_before(models, tmp_path):
     entries = [
         Entry("b", "w1 w2", -2, 0),
         Entry("b", "w3 w4 w5 w6 w7", -1, 0),
@@ -227,14 +227,15 @@ def test_previous_context_is_the_end_of_the_first_pass_s_best(models, tmp_path):
         Entry("c", "", -1, 0),
         Entry("d", "w11 w12 w13", -1, 0),
     ]
-    before = [None, None, "w3 w4 w5 w6 w7", "w3 w4 w5 w6 w7", "w8", ""]
+    first, second = "w3 w4 w5 w6 w7 </s> ".split(), "w8 </s>".split()
+    before = [(), (), first, first, (*first, *second), (*first, *second, "</s>")]
     KINDS["tsv"][0](tmp_path, entries)
     for name, context in (("gru", ()), ("gru", (9,)), ("lstm", (50,)), ("transformer", (50,))):
         arguments = ("--model", f"A={models[name]}", "--previous-context", *context)
         assert nbest(tmp_path / "list", *arguments, "--output", tmp_path / "out") == 0
         expected = [
-            log_p(models[name], e.text, previous=() if b is None else (*b.split(), "</s>"))
-            for e, b in zip(entries, before, strict=True)
+            log_p(models[name], e.text, previous=each)
+            for e, each in zip(entries, before, strict=True)
         ]
         assert scores_in(tmp_path / "out", "A") == pytest.approx(expected, abs=1e-4)
 

@@ -114,14 +114,15 @@ def test_how_lines_are_put_together_changes_no_score(texts, at_once):
         assert score.log_probability == pytest.approx(score.log_probabilities.sum())
 
 
-@given(text=lines, previous=lines, context=st.integers(0, 20))
+@given(text=lines, previous=st.lists(lines, max_size=3), context=st.integers(0, 20))
 @settings(max_examples=30, deadline=None)
-def test_previous_context_is_the_end_of_the_text_before(text, previous, context):
+def test_previous_context_is_the_end_of_the_texts_before(text, previous, context):
     model = build(iterations=4)
     encoder = TextEncoder(dictionary())
     scorer = Scorer(WindowScorer(model.decoder), encoder, previous_context=context)
-    (found,) = scorer.score([text], [previous])
-    before = [EOS, *encoder.indices(previous.split()), EOS][-max(context, 1) :]
+    (found,) = scorer.score([text], [tuple(previous)])
+    texts = [index for each in previous for index in (EOS, *encoder.indices(each.split()))]
+    before = [*texts, EOS][-max(context, 1) :]
     sequence = [*before, *encoder.indices(text.split()), EOS]
     expected = block_log_probabilities(model, sequence, len(before))
     np.testing.assert_allclose(found.log_probabilities, expected, rtol=0, atol=1e-10)

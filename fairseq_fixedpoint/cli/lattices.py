@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 from fairseq_fixedpoint.cli import options
 from fairseq_fixedpoint.cli.run import Skipped, passed_by, quantity, tell
@@ -38,8 +38,9 @@ from fairseq_fixedpoint.rescoring.jobs import Journal, Processes, groups, result
 from fairseq_fixedpoint.rescoring.lattice_plot import SUFFIXES, plot
 from fairseq_fixedpoint.rescoring.lattice_search import best_path, nbest, posteriors
 from fairseq_fixedpoint.rescoring.lattices import LANGUAGE, LatticeRescorer, RescoredLattice
+from fairseq_fixedpoint.rescoring.nbest import Before
 from fairseq_fixedpoint.rescoring.ngrams import NgramScorer
-from fairseq_fixedpoint.rescoring.scorer import Scorer
+from fairseq_fixedpoint.rescoring.scorer import Previous, Scorer
 
 ARCS_A_GROUP = 10_000
 PRUNE_BEAM = 12.0
@@ -143,6 +144,7 @@ def add_parser(commands: Any, program: str) -> None:
         help="merge: keep the lattice's own nodes, whose histories are averaged by posterior; "
         "cheaper, and not exact (default: expand)",
     )
+    options.add_context_option(parser, "the utterances before, as their first pass has them")
     options.add_model_options(parser, mixes=False)
     options.add_run_options(parser)
 
@@ -174,19 +176,22 @@ def _lattice(program: str, args: Namespace) -> None:
 
     summary = Summary(rescorer)
     settings = options.settings(Namespace(**vars(args), files=files), OF_THE_OUTPUT)
+    checked = found.checked(read, args)
     journal = Journal(
         args.output,
         settings,
         args.resume,
         processes,
-        identify=lambda lattice: f"{lattice.utterance}\t{' '.join(lattice.words)}",
+        identify=lambda each: "\t".join(
+            (each.lattice.utterance, " ".join(each.lattice.words), *each.previous)
+        ),
     )
     with results_of(
         groups(
-            found.checked(read, args),
-            lambda lattice: len(lattice.words),
+            _in_context(checked, rescorer),
+            lambda each: len(each.lattice.words),
             ARCS_A_GROUP,
-            lambda lattice: lattice.path,
+            lambda each: each.lattice.path,
         ),
         partial(_rescored, rescorer=rescorer, form=form, args=args),
         journal,
@@ -214,6 +219,24 @@ def _lattice(program: str, args: Namespace) -> None:
                 picture = outputs.enter_context(written_whole(args.plot))
                 _draw(picture, found.last, rescorer)
     tell(program, f"{summary.sentence()}{skipped.sentence('lattice')}", *summary.warnings())
+
+
+class InContext(NamedTuple):
+    """A lattice, and the texts before it as its first pass has them, if they are wanted."""
+
+    lattice: Lattice
+    previous: Previous = ()
+
+
+def _in_context(lattices: Iterable[Lattice], rescorer: LatticeRescorer) -> Iterator[InContext]:
+    """With the utterances before, in the order of the files, as far as the model looks back."""
+    context = rescorer.model.context
+    before = Before(context)
+    for lattice in lattices:
+        yield InContext(lattice, before.texts)
+        if context:
+            best = best_path(rescorer.first_pass(lattice)).words
+            before.add(" ".join(best), len(best))
 
 
 class _Found:
@@ -306,16 +329,16 @@ def _rescorer(args: Namespace, form: LatticeFormat) -> LatticeRescorer:
 
 
 def _rescored(
-    lattices: Sequence[Lattice],
+    lattices: Sequence[InContext],
     rescorer: LatticeRescorer,
     form: LatticeFormat,
     args: Namespace,
 ) -> list[dict[str, Any]]:
     """What is written of each lattice, or why it cannot be rescored if it may be skipped."""
     found = []
-    for lattice in lattices:
+    for lattice, previous in lattices:
         try:
-            found.append(_result(lattice, rescorer(lattice), form, args))
+            found.append(_result(lattice, rescorer(lattice, previous), form, args))
         except RescoringError as error:
             if args.on_error != "skip":
                 raise FormatError(lattice.path, lattice.line, str(error)) from error
@@ -441,11 +464,11 @@ class _Written(LatticeFormat):
     def write(self, lattice: Lattice, file: TextIO) -> None:
         file.write(self._text)
 
-    def lattices(self, results: Iterable[tuple[Lattice, dict[str, Any]]]) -> Iterator[Lattice]:
+    def lattices(self, results: Iterable[tuple[InContext, dict[str, Any]]]) -> Iterator[Lattice]:
         """The lattices that could be rescored; what else there is of each is written on the way."""
         if self._lists is not None:
             self._lists.write("\t".join(("id", "score", "hypothesis", *self._scores)) + "\n")
-        for lattice, result in results:
+        for (lattice, _), result in results:
             if "trouble" in result:
                 trouble = FormatError(lattice.path, lattice.line, result["trouble"])
                 self._skipped(trouble)

@@ -168,6 +168,19 @@ def _regular_expression(text: str) -> str:
     return text
 
 
+def add_context_option(parser: argparse._ActionsContainer, before: str) -> None:
+    """What models see of `before`, which is said before."""
+    parser.add_argument(
+        "--previous-context",
+        nargs="?",
+        type=int,
+        default=0,
+        metavar="N",
+        help=f"let models see the last N tokens of {before} (without N: as many as the model can "
+        "use)",
+    )
+
+
 def add_run_options(parser: argparse.ArgumentParser) -> None:
     """Options of long runs."""
     runs = parser.add_argument_group("long runs")
@@ -259,7 +272,7 @@ def line_scorers(args: argparse.Namespace) -> dict[str, LineScorer]:
             f"--data is given {len(args.data)} times for {len(args.model)} models: give it once "
             "for all, or once for each in their order."
         )
-    if not args.model and getattr(args, "previous_context", 0) != 0:
+    if not args.model and args.previous_context != 0:
         raise RescoringError("--previous-context is for a --model: kenlm's have no use for it.")
     if not math.isfinite(args.unknown_penalty):
         raise RescoringError(f"--unknown-penalty must be a number, not {args.unknown_penalty}.")
@@ -277,7 +290,7 @@ def line_scorers(args: argparse.Namespace) -> dict[str, LineScorer]:
             bf16=args.bf16,
             normalized=not args.unnormalized,
             unknown_penalty=args.unknown_penalty,
-            previous_context=getattr(args, "previous_context", 0),
+            previous_context=args.previous_context,
             trust_checkpoint=args.trust_checkpoint,
             **splitters,
         )

@@ -45,6 +45,7 @@ from fairseq_fixedpoint.rescoring.nbest import (
     Scorable,
     Summary,
     combined,
+    context_of,
     features_of,
     in_context,
     scorable,
@@ -144,15 +145,7 @@ def _add_list_options(parser: argparse.ArgumentParser) -> None:
         metavar="P",
         help="divide by the number of words, </s> counted, to this power (default: 0)",
     )
-    parser.add_argument(
-        "--previous-context",
-        nargs="?",
-        type=int,
-        default=0,
-        metavar="N",
-        help="let models see the last N tokens of the utterance before, as the first pass has it "
-        "(without N: as many as the model can use)",
-    )
+    options.add_context_option(parser, "the utterances before, as the first pass has them")
 
 
 def _nbest(args: argparse.Namespace) -> None:
@@ -178,10 +171,10 @@ def _nbest(args: argparse.Namespace) -> None:
         options.settings(args, OF_THE_COMBINATION),
         args.resume,
         processes,
-        identify=lambda each: "\t".join((each.item.utterance, each.item.text, each.previous or "")),
+        identify=lambda each: "\t".join((each.item.utterance, each.item.text, *each.previous)),
     )
     with results_of(
-        _grouped(_in_context(args, checked, first_pass), first_pass),
+        _grouped(_in_context(checked, first_pass, scorers), first_pass),
         partial(scored, scorers=scorers),
         journal,
         progress=options.shows_bar(args),
@@ -228,7 +221,7 @@ def _tune(args: argparse.Namespace) -> None:
     with tqdm(
         total=len(prepared), unit=" lines", smoothing=0, disable=not options.shows_bar(args)
     ) as bar:
-        for group in _grouped(_in_context(args, prepared, first_pass), first_pass):
+        for group in _grouped(_in_context(prepared, first_pass, scorers), first_pass):
             results += scored(group, scorers)
             bar.update(len(group))
     _tell_of_texts(hypotheses, texts, start.rule)
@@ -498,10 +491,11 @@ def _candidates(
 
 
 def _in_context(
-    args: argparse.Namespace, hypotheses: Iterable[Scorable], first_pass: Combination
+    hypotheses: Iterable[Scorable], first_pass: Combination, scorers: Mapping[str, LineScorer]
 ) -> Iterable[Scorable]:
     """With what comes before, if anybody looks at it."""
-    return hypotheses if args.previous_context == 0 else in_context(hypotheses, first_pass)
+    context = context_of(scorers.values())
+    return in_context(hypotheses, first_pass, context) if context else hypotheses
 
 
 def _grouped(hypotheses: Iterable[Scorable], combination: Combination) -> Iterator[list[Scorable]]:

@@ -23,7 +23,7 @@ from fairseq_fixedpoint.formats.nbest import STANDARD_INPUT, Line, create, read_
 from fairseq_fixedpoint.rescoring.diagnosis import unknown_warnings
 from fairseq_fixedpoint.rescoring.errors import RescoringError
 from fairseq_fixedpoint.rescoring.jobs import Journal, Processes, groups, results_of
-from fairseq_fixedpoint.rescoring.nbest import ByRule, LineScorer, Scorable, scorable
+from fairseq_fixedpoint.rescoring.nbest import Before, ByRule, LineScorer, Scorable, scorable
 from fairseq_fixedpoint.rescoring.scorer import perplexity
 from fairseq_fixedpoint.rescoring.words import WordRule
 
@@ -54,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--per-token", action="store_true", help="the log-probability of each token, too"
     )
+    options.add_context_option(parser, "the lines before")
     options.add_model_options(parser)
     options.add_run_options(parser)
     return parser
@@ -80,7 +81,8 @@ def _score(args: argparse.Namespace) -> None:
     path = STANDARD_INPUT if args.input == "-" else Path(args.input)
 
     def read() -> Iterator[Scorable]:
-        return scorable(read_lines(path, on_error), scorers.values(), on_error)
+        lines = scorable(read_lines(path, on_error), scorers.values(), on_error)
+        return _in_context(lines, rule, scorer.context) if scorer.context else lines
 
     shown = options.shows_bar(args)
 
@@ -91,7 +93,7 @@ def _score(args: argparse.Namespace) -> None:
             options.settings(args, {"output", "format"}),
             args.resume,
             processes,
-            identify=lambda each: each.item.text,
+            identify=lambda each: "\t".join((each.item.text, *each.previous)),
         )
         with results_of(_grouped(read()), score, journal, shown) as results:
             if results is not None:
@@ -108,6 +110,14 @@ def _score(args: argparse.Namespace) -> None:
         tell(PROGRAM, f"{totals.sentence()}{skipped.sentence()}", *totals.warnings(name, scorer))
 
 
+def _in_context(lines: Iterable[Scorable], rule: WordRule, context: float) -> Iterator[Scorable]:
+    """With the lines before, as far as so many tokens reach."""
+    before = Before(context)
+    for each in lines:
+        yield each._replace(previous=before.texts)
+        before.add(each.item.text, len(rule.words(each.item.text)))
+
+
 def _grouped(lines: Iterable[Scorable]) -> Iterator[list[Scorable]]:
     return groups(
         lines,
@@ -120,7 +130,7 @@ def _grouped(lines: Iterable[Scorable]) -> Iterator[list[Scorable]]:
 def _scored(lines: Sequence[Scorable], scorer: LineScorer, per_token: bool) -> list[list]:
     """For each line its log-probability, tokens and unknown ones, and what each token has."""
     found = []
-    scores = scorer.score([each.prepared[0] for each in lines])
+    scores = scorer.score([each.prepared[0] for each in lines], [each.previous for each in lines])
     for (line, _, _), score in zip(lines, scores, strict=True):
         log_probability = score.log_probability
         if not math.isfinite(log_probability):

@@ -24,7 +24,7 @@ from fairseq_fixedpoint.rescoring.lattice_search import Path, ScoredGraph
 from fairseq_fixedpoint.rescoring.merging import merge
 from fairseq_fixedpoint.rescoring.nbest import no_probability
 from fairseq_fixedpoint.rescoring.ngrams import NgramHistories, NgramScorer
-from fairseq_fixedpoint.rescoring.scorer import Scorer
+from fairseq_fixedpoint.rescoring.scorer import Previous, Scorer
 from fairseq_fixedpoint.rescoring.token_scorers import GrowingHistories, WindowScorer
 from fairseq_fixedpoint.rescoring.words import WordRule
 
@@ -138,7 +138,13 @@ class LatticeRescorer:
         if not isinstance(tokens, WindowScorer) or tokens.order is None:
             raise RescoringError(
                 "lattices need a fixedpoint_lm of some order K (--iterations K for the exact "
-                "recurrence): other models depend on all words before."
+                "recurrence), trained with --start constant or --start sentence: other models "
+                "depend on more of the words before. Rescore n-best lists with them."
+            )
+        if self.model.context and tokens.decoder.summary is None:
+            raise RescoringError(
+                "--previous-context in lattices is for a model that was trained with --start "
+                "sentence: rescore n-best lists with others, or leave it out."
             )
         if self.model.encoder.bpe is not None:
             raise RescoringError("lattices need a model of words, so --bpe cannot be used.")
@@ -163,8 +169,11 @@ class LatticeRescorer:
                     f"{tokens.order + 1} at most."
                 )
 
-    def __call__(self, lattice: Lattice) -> RescoredLattice:
+    def __call__(self, lattice: Lattice, previous: Previous = ()) -> RescoredLattice:
         """Rescores a lattice.
+
+        Args:
+            previous: the texts before it, as far as the model makes use of them.
 
         Raises:
             RescoringError: if a word is no single token of the model, a weight has no score, or a
@@ -179,6 +188,7 @@ class LatticeRescorer:
         self._check_subtracted(vocabulary[1:], weights)
         unit = max(1.0, weights[self.name])
         entries = self._entries(vocabulary)  # (V,)
+        before = self.model.before(tuple(map(self.rule.text, previous)))
         graph = _word_graph(lattice, token, weights)
         if self.merges:
             own = weights | {language: lattice.weights.get(language, 1.0)}
@@ -187,9 +197,10 @@ class LatticeRescorer:
                 entries,
                 weights[self.name],
                 self._penalties(vocabulary, entries, weights)[self.name],
+                before,
             )
         else:
-            histories = _Together(self._histories(vocabulary, entries, weights))
+            histories = _Together(self._histories(vocabulary, entries, weights, before))
             beam = self.beam
             if beam is not None and self.scales_beam:
                 beam *= unit
@@ -282,11 +293,15 @@ class LatticeRescorer:
         return np.array(entries)
 
     def _histories(
-        self, vocabulary: Sequence[str], entries: np.ndarray, weights: Mapping[str, float]
+        self,
+        vocabulary: Sequence[str],
+        entries: np.ndarray,
+        weights: Mapping[str, float],
+        before: Sequence[int],
     ) -> list[tuple[HistoryScorer, np.ndarray, float]]:
         """Each model with what it subtracts for each word, ``(V,)``, and its weight."""
         order = self.model.tokens.order
-        histories = {self.name: GrowingHistories(self.model.tokens, entries)}
+        histories = {self.name: GrowingHistories(self.model.tokens, entries, before)}
         for name, ngram in self.ngrams.items():
             histories[name] = NgramHistories(ngram, vocabulary, order)
         penalties = self._penalties(vocabulary, entries, weights)
@@ -304,11 +319,17 @@ class LatticeRescorer:
         }
 
     def _merged(
-        self, graph: WordGraph, entries: np.ndarray, weight: float, penalty: np.ndarray
+        self,
+        graph: WordGraph,
+        entries: np.ndarray,
+        weight: float,
+        penalty: np.ndarray,
+        before: Sequence[int],
     ) -> Expansion:
         """The graph's own topology; its scores give the posteriors that states are averaged by."""
         known = np.where(graph.token == EMPTY, EMPTY, entries[graph.token])
-        merged = merge(replace(graph, token=known), self.model.tokens, int(entries[SENTENCE_END]))
+        end = int(entries[SENTENCE_END])
+        merged = merge(replace(graph, token=known), self.model.tokens, end, before)
         of_arcs = np.append(penalty[graph.token] * (graph.token != EMPTY), 0.0)
         merged.language[:] = weight * (merged.language - of_arcs[merged.arc])
         merged.final[:] = weight * merged.final

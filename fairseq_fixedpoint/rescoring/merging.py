@@ -8,6 +8,8 @@ On a lattice of one path it is the sequence; elsewhere it is an approximation of
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -20,13 +22,16 @@ from fairseq_fixedpoint.rescoring.token_scorers import WindowScorer
 
 
 @torch.inference_mode()
-def merge(graph: WordGraph, scorer: WindowScorer, sentence_end: int) -> Expansion:
+def merge(
+    graph: WordGraph, scorer: WindowScorer, sentence_end: int, before: Sequence[int] = ()
+) -> Expansion:
     """Scores each arc of a graph by the averaged state of its source.
 
     Args:
         graph: whose scores give the posteriors.
         scorer: the model.
         sentence_end: what every sentence begins with, and whose probability ends a path.
+        before: the tokens before that, for a start that knows them.
 
     Returns:
         The graph as it is, scored; state n + 1 is node n.
@@ -40,7 +45,7 @@ def merge(graph: WordGraph, scorer: WindowScorer, sentence_end: int) -> Expansio
 
     used, word = np.unique(token[token != EMPTY], return_inverse=True)
     with scorer.precision():
-        stack, projected = scorer.inputs(torch.from_numpy(used))
+        stack, projected = scorer.inputs(torch.from_numpy(used), before)
         device = projected.device
         share, source, target, spoken = (x.to(device) for x in (share, source, target, spoken))
         empty = [arcs.to(device) for arcs in empty]

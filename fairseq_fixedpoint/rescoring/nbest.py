@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby, islice
@@ -13,7 +14,7 @@ from fairseq_fixedpoint.formats.nbest import FormatError, Line, OnError, shown
 from fairseq_fixedpoint.rescoring.combination import Combination, place
 from fairseq_fixedpoint.rescoring.diagnosis import unknown_warnings
 from fairseq_fixedpoint.rescoring.errors import RescoringError
-from fairseq_fixedpoint.rescoring.scorer import LineScore
+from fairseq_fixedpoint.rescoring.scorer import LineScore, Previous
 from fairseq_fixedpoint.rescoring.words import Vocabulary, WordRule
 
 Prepared = Any  # a line as its scorer takes it: text, or what had to be split to be checked
@@ -28,6 +29,10 @@ class LineScorer(Vocabulary, Protocol):
 
     has_unknown: bool
 
+    @property
+    def context(self) -> float:
+        """How many tokens before a line are looked at, its `</s>` among them; or infinite."""
+
     def without_probability(self, line: str) -> str | None: ...
 
     def prepared(self, line: str) -> Prepared:
@@ -38,9 +43,9 @@ class LineScorer(Vocabulary, Protocol):
         """Why a line cannot be scored, as the end of a sentence; None if it can."""
 
     def score(
-        self, lines: Sequence[str | Prepared], previous: Sequence[str | None] | None = None
+        self, lines: Sequence[str | Prepared], previous: Sequence[Previous] | None = None
     ) -> list[LineScore]:
-        """One score a line, in order; `previous` has the text before each."""
+        """One score a line, in order; `previous` has the texts before each."""
 
 
 class Scorable(NamedTuple):
@@ -48,12 +53,42 @@ class Scorable(NamedTuple):
 
     Attributes:
         prepared: for each of the models.
-        previous: the best text of the utterance before it in the list, if that is wanted.
+        previous: what was said before it, if that is wanted.
     """
 
     item: Line | Hypothesis
     prepared: tuple[Prepared, ...]
-    previous: str | None = None
+    previous: Previous = ()
+
+
+class Before:
+    """What was said before, as far back as it is of use.
+
+    Args:
+        context: tokens of it that some model looks at.
+    """
+
+    def __init__(self, context: float):
+        self._context = context
+        self._texts: deque[tuple[str, int]] = deque()
+        self._tokens = 0
+
+    def add(self, text: str, words: int) -> None:
+        """One more text, of so many words; with its `</s>` it has a token more, or several."""
+        self._texts.append((text, words + 1))
+        self._tokens += words + 1
+        while self._tokens - self._texts[0][1] >= self._context:
+            self._tokens -= self._texts.popleft()[1]
+
+    @property
+    def texts(self) -> Previous:
+        """The texts, in order."""
+        return tuple(text for text, _ in self._texts)
+
+
+def context_of(scorers: Iterable[LineScorer]) -> float:
+    """The most that one of the models looks at of what was said before."""
+    return max((scorer.context for scorer in scorers), default=0)
 
 
 @dataclass(frozen=True)
@@ -70,6 +105,10 @@ class ByRule:
     def has_unknown(self) -> bool:
         return self.model.has_unknown
 
+    @property
+    def context(self) -> float:
+        return self.model.context
+
     def holds(self, word: str, case: str | None = None) -> bool:
         return self.model.holds(word, case)
 
@@ -83,10 +122,10 @@ class ByRule:
         return self.model.trouble_with(line)
 
     def score(
-        self, lines: Sequence[Prepared], previous: Sequence[str | None] | None = None
+        self, lines: Sequence[Prepared], previous: Sequence[Previous] | None = None
     ) -> list[LineScore]:
         if previous is not None:
-            previous = [None if text is None else self.rule.text(text) for text in previous]
+            previous = [tuple(map(self.rule.text, texts)) for texts in previous]
         return self.model.score(lines, previous)
 
 
@@ -128,20 +167,25 @@ def no_probability(name: str, word: str) -> str:
     )
 
 
-def in_context(hypotheses: Iterable[Scorable], first_pass: Combination) -> Iterator[Scorable]:
-    """Pairs each hypothesis with what the first pass found best for the utterance before it.
+def in_context(
+    hypotheses: Iterable[Scorable], first_pass: Combination, context: float
+) -> Iterator[Scorable]:
+    """Pairs each hypothesis with what the first pass found best for the utterances before it.
 
     The first pass and not the rescored list decides, so that no utterance waits for another.
+
+    Args:
+        context: how many tokens are wanted.
     """
-    previous = None
+    before = Before(context)
     for _, utterance in groupby(hypotheses, key=lambda each: each.item.utterance):
-        best, best_total = "", -math.inf
+        best, best_total, previous = None, -math.inf, before.texts
         for each in utterance:
             yield each._replace(previous=previous)
             total = first_pass.total(each.item, {})
-            if total > best_total:
-                best, best_total = each.item.text, total
-        previous = best
+            if best is None or total > best_total:
+                best, best_total = each.item, total
+        before.add(best.text, len(first_pass.rule.words(best.text)))
 
 
 def scored(hypotheses: Sequence[Scorable], scorers: Mapping[str, LineScorer]) -> list[list[float]]:

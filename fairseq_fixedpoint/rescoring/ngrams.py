@@ -13,7 +13,7 @@ import numpy as np
 from fairseq_fixedpoint.formats import text_words
 from fairseq_fixedpoint.rescoring.backoff_graphs import cheapest
 from fairseq_fixedpoint.rescoring.errors import RescoringError
-from fairseq_fixedpoint.rescoring.scorer import LineScore, Scorer
+from fairseq_fixedpoint.rescoring.scorer import LineScore, Previous, Scorer
 from fairseq_fixedpoint.rescoring.words import CASES
 
 LOG_10 = math.log(10.0)  # kenlm answers in base 10
@@ -90,11 +90,13 @@ class NgramScorer:
         """The line, as :meth:`Scorer.prepared`."""
         return line
 
+    context = 0  # what was said before is of no use to it
+
     def trouble_with(self, line: str) -> None:
         """None, as :meth:`Scorer.trouble_with`: every line can be scored."""
 
     def score(
-        self, lines: Sequence[str], previous: Sequence[str | None] | None = None
+        self, lines: Sequence[str], previous: Sequence[Previous] | None = None
     ) -> list[LineScore]:
         """As :meth:`Scorer.score`, one token a word; `previous` is of no use to the model."""
         return [self._score(line) for line in lines]
@@ -195,6 +197,11 @@ class InterpolatedScorer:
         """As :meth:`Scorer.holds`, by either model."""
         return self.neural.holds(word, case) or self.ngram.holds(word, case)
 
+    @property
+    def context(self) -> float:
+        """The neural model's."""
+        return self.neural.context
+
     def without_probability(self, line: str) -> str | None:
         """As :meth:`NgramScorer.without_probability`, which the neural model's share prevents."""
         return None if self.weight else self.ngram.without_probability(line)
@@ -212,7 +219,7 @@ class InterpolatedScorer:
         return self.neural.trouble_with(self._by_word(line).tokens())
 
     def score(
-        self, lines: Sequence[str | _ByWord], previous: Sequence[str | None] | None = None
+        self, lines: Sequence[str | _ByWord], previous: Sequence[Previous] | None = None
     ) -> list[LineScore]:
         """As :meth:`Scorer.score`, one token a word; what the neural model does not know counts."""
         lines = list(map(self._by_word, lines))

@@ -6,6 +6,7 @@ import math
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,9 @@ from fairseq_fixedpoint.rescoring.token_scorers import (
     WindowScorer,
     has_windows,
 )
+
+# What was said before a line: texts, in order.
+Previous = tuple[str, ...]
 
 # Of one call of the token scorer: what bounds the memory. More tokens share more windows.
 TOKENS_AT_ONCE = 65536
@@ -73,7 +77,7 @@ class Scorer:
         tokens: the model.
         encoder: how text becomes its tokens.
         unknown_penalty: subtracted from the log-probability of each unknown token.
-        previous_context: how many of the last tokens of the text before a line, its `</s>`
+        previous_context: how many of the last tokens of the texts before a line, its `</s>`
             included, the model sees, as far as it has room for them; 0 starts every line from
             `</s>` alone (`<s> </s>` with `--add-bos-token`), and None is all that the model can
             use.
@@ -103,7 +107,7 @@ class Scorer:
         self.encoder = encoder
         self.unknown_penalty = unknown_penalty
         self.previous_context = previous_context
-        self._before: tuple[str | None, list[int]] = None, []
+        self._before: tuple[Previous, list[int]] = (), []
 
     @classmethod
     def from_checkpoint(
@@ -171,6 +175,13 @@ class Scorer:
 
     has_unknown = True
 
+    @property
+    def context(self) -> float:
+        """How many tokens before a line are looked at, its `</s>` among them."""
+        if self.previous_context is not None:
+            return self.previous_context
+        return math.inf if self.tokens.reach is None else self.tokens.reach
+
     def holds(self, word: str, case: str | None = None) -> bool:
         """Whether the model knows a word as it stands, but for its case (or another)."""
         return self.encoder.holds(word, case)
@@ -198,21 +209,20 @@ class Scorer:
     def score(
         self,
         lines: Sequence[str | list[str]],
-        previous: Sequence[str | None] | None = None,
+        previous: Sequence[Previous] | None = None,
     ) -> list[LineScore]:
         """Scores a batch of lines; the larger it is, the more they share.
 
         Args:
             lines: the text, or what :meth:`prepared` made of it; a line may be empty, which leaves
                 `</s>`.
-            previous: the text before each line, or None where there is none. Used as
-                `previous_context` says.
+            previous: the texts before each line, as far as `previous_context` makes use of them.
 
         Returns:
             One score a line, in order.
         """
         scores: list[LineScore] = []
-        previous = previous if previous is not None else [None] * len(lines)
+        previous = previous if previous is not None else [()] * len(lines)
         for batch in self._batches(zip(lines, previous, strict=True)):
             symbols, sequences, first = zip(*batch, strict=True)
             found = self.tokens.log_probabilities(sequences, first)
@@ -238,19 +248,22 @@ class Scorer:
     def _symbols(self, line: str | list[str]) -> list[str]:
         return self.encoder.symbols(line) if isinstance(line, str) else line
 
-    def _context(self, previous: str | None, tokens: int) -> list[int]:
+    def _context(self, previous: Previous, tokens: int) -> list[int]:
         """What a line of so many tokens is preceded by: the start of a text at least."""
         *bos, eos = self.encoder.start
-        seen = self.previous_context
-        if seen is None:
-            seen = self.tokens.reach or sys.maxsize
+        seen = min(self.context, sys.maxsize)
         if self.tokens.longest is not None:
             seen = min(seen, self.tokens.longest - tokens - len(bos))
-        if previous is None or seen < 2:
+        if not previous or seen < 2:
             return [*bos, eos]
         if previous != self._before[0]:  # the same for all hypotheses of an utterance
-            self._before = previous, self.encoder.indices(self.encoder.symbols(previous))
-        return [*bos, *[eos, *self._before[1], eos][-seen:]]
+            texts = (self.encoder.indices(self.encoder.symbols(text)) for text in previous)
+            self._before = previous, list(chain.from_iterable([eos, *text] for text in texts))
+        return [*bos, *[*self._before[1], eos][-seen:]]
+
+    def before(self, previous: Previous) -> list[int]:
+        """The tokens before the `</s>` that a line starts with, as far as they are looked at."""
+        return self._context(previous, 0)[:-1]
 
     def _line_score(
         self, symbols: list[str], sequence: list[int], first: int, found: np.ndarray

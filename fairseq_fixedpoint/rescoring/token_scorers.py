@@ -154,9 +154,17 @@ class WindowScorer:
         rows = [[*padding * (size - len(tokens)), *tokens][-size:] for tokens in before]
         return summary.of_tokens.last(torch.tensor(rows, device=self._device).t())
 
-    def inputs(self, used: Tensor) -> tuple[list[Layer], Tensor]:
-        """The layers, and the first one's input for each token of `used`, ``(U, G*H)``."""
+    def inputs(
+        self, used: Tensor, before: Sequence[int] | None = None
+    ) -> tuple[list[Layer], Tensor]:
+        """The layers, and the first one's input for each token of `used`, ``(U, G*H)``.
+
+        With the tokens `before` a sentence, the layers start from what is known of them.
+        """
         layers = self.decoder.rnn.effective_layers()
+        if before is not None and self.decoder.summary is not None:
+            summary = self.summary_of([before])[0]  # (S,)
+            layers = [replace(layer, initial=layer.start(summary)) for layer in layers]
         return layers, layers[0].project(self.decoder.embed_tokens(used.to(self._device)))
 
     def wanted(self, states: Tensor, context: Tensor, word: Tensor) -> Tensor:
@@ -211,11 +219,7 @@ class GrowingHistories:
     @torch.inference_mode()
     def _first(self, before: Sequence[int]) -> tuple[list[Layer], Tensor]:
         with self._scorer.precision():
-            layers, projected = self._scorer.inputs(torch.from_numpy(self._vocabulary))
-            if self._scorer.decoder.summary is not None:
-                summary = self._scorer.summary_of([before])[0]  # (S,)
-                layers = [replace(layer, initial=layer.start(summary)) for layer in layers]
-            return layers, projected
+            return self._scorer.inputs(torch.from_numpy(self._vocabulary), before)
 
     @torch.inference_mode()
     def grow(self, parent: np.ndarray, token: np.ndarray) -> None:

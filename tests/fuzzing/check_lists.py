@@ -96,15 +96,15 @@ def _check_rescored(case: Case, setup: Setup, written: Written) -> None:
     _check_second_pass(case, setup, written, output, rows, weights, lenpen)
 
 
-def _previous_words(setup: Setup, written: Written) -> list[list[str] | None]:
-    """The words of the best hypothesis of the utterance before, by the first pass."""
-    found: list[list[str] | None] = []
-    before, best, best_total, utterance = None, "", -math.inf, None
+def _previous_words(setup: Setup, written: Written) -> list[list[list[str]]]:
+    """The words of the best hypotheses of the utterances before, by the first pass."""
+    found: list[list[list[str]]] = []
+    before, best, best_total, utterance = [], "", -math.inf, None
     for row, entry in enumerate(written.entries):
         if entry.utterance != utterance:
-            before = best if utterance is not None else None
+            before = [*before, setup.spoken(best)] if utterance is not None else []
             best, best_total, utterance = "", -math.inf, entry.utterance
-        found.append(None if before is None else setup.spoken(before))
+        found.append(before)
         if written.original_total(row) > best_total:
             best, best_total = entry.text, written.original_total(row)
     return found

@@ -101,16 +101,17 @@ class Neural:
         return index >= self.dictionary.nspecial
 
     def score(
-        self, words: Sequence[str], reading: Reading, previous: Sequence[str] | None = None
+        self, words: Sequence[str], reading: Reading, previous: Sequence[Sequence[str]] = ()
     ) -> Scored:
-        """Args: previous: the words of the text before, or None where there is none."""
+        """Args: previous: the words of each text before."""
         eos, unk = self.dictionary.eos(), self.dictionary.unk()
         ids = self._ids(words, reading)
         bos = [self.dictionary.bos()] * self.adds_bos_token
         seen = self._seen(len(bos) + len(ids), reading)
         context = [*bos, eos]
-        if previous is not None and seen >= 2:
-            context = [*bos, *[eos, *self._ids(previous, reading), eos][-seen:]]
+        if previous and seen >= 2:
+            before = [index for text in previous for index in (eos, *self._ids(text, reading))]
+            context = [*bos, *[*before, eos][-seen:]]
         found, unknown = [], 0
         for index in (*ids, eos):
             distribution = self._after(tuple(context), reading)

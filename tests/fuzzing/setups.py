@@ -47,7 +47,7 @@ class Setup:
         models = [*self.neural.values(), *self.ngrams.values()]
         return spoken(text, models, self.reading.lowercase)
 
-    def score(self, words: Words, previous: Words | None = None) -> dict[str, Scored]:
+    def score(self, words: Words, previous: Sequence[Words] = ()) -> dict[str, Scored]:
         """What each model says of a text, by the name of its score."""
         without = replace(self.reading, unknown_penalty=0.0)
         is_subtracted = "Interpolated0" in self.subtracted
