@@ -121,8 +121,8 @@ def test_nbest_is_killed(models, tmp_path, kills, monkeypatch):
 
 
 def test_lattice_is_killed(models, tmp_path, kills, monkeypatch):
-    monkeypatch.setattr(lattices, "ARCS_A_GROUP", 500)
-    archive = store(tmp_path / "in", "kaldi", *(sausage(seed, 60, 8, 4.0) for seed in range(6)))
+    monkeypatch.setattr(lattices, "ARCS_A_GROUP", 40)  # a lattice each
+    archive = store(tmp_path / "in", "kaldi", *(sausage(seed, 20, 8, 4.0) for seed in range(12)))
     folder = Folder(tmp_path, ("out", "best", "nbest", "confusion"))
     command = partial(
         lattice, archive, "--model", models["gru"], "--resume", "--prune-beam", 2,

@@ -320,10 +320,10 @@ def _listed_totals(path: Path) -> dict[tuple[str, str], float]:
 
 def _check_listed(case: Case, setup: Setup, lists: Path, weights: dict[str, float]) -> None:
     """`nbest` over the list finds the totals that it has, `fixedpoint-score` the model's part."""
-    _, *rows = (line.split("\t") for line in lines_of(lists))
+    columns, *rows = (line.split("\t") for line in lines_of(lists))
     options: list[object] = ["--weight", "score=0", f"--word-penalty={weights['words']!r}"]
     for name, weight in weights.items():
-        if name != "words":
+        if name in setup.names or name in columns:  # lattices without words lack scores
             options += ["--weight", f"{name}={weight!r}"]
     output = case.place("listed")
     case.run("fixedpoint-rescore", "nbest", lists, *setup.arguments, *options, "--output", output)
