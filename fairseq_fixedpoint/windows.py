@@ -83,7 +83,7 @@ def distinct_windows(
     lengths: Sequence[int],
     order: int,
     first_scored: Sequence[int] | None = None,
-    starts: Sequence[int] | None = None,
+    begins: Sequence[int] | None = None,
 ) -> SharedWindows:
     """Levels 1..K of a set of sequences.
 
@@ -96,8 +96,8 @@ def distinct_windows(
         order: K; at least the longest sequence for the exact recurrence.
         first_scored: for each sequence, the first position (counted from 0) whose state is wanted;
             0 if not given. What is before it serves as context only.
-        starts: for each sequence, the number of what its windows begin from; windows are shared
-            among those of one start. One for all if not given.
+        begins: for each sequence, the number of the start that its windows begin from; windows are
+            shared among sequences of one start. It is one for all if not given.
 
     Returns:
         The windows; `context` has one entry a wanted position, in order.
@@ -136,8 +136,8 @@ def distinct_windows(
     size = torch.cat([length[is_head].clamp(max=order), torch.full_like(grown, order)])
 
     row = torch.zeros_like(chain)
-    if starts is not None:
-        row = torch.as_tensor(starts, device=device).repeat_interleave(length)[chain]
+    if begins is not None:
+        row = torch.as_tensor(begins, device=device).repeat_interleave(length)[chain]
     levels, context_rows, positions = [], [], []
     context = torch.full_like(tokens, -1)
     contexts = 0

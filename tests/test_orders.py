@@ -148,7 +148,9 @@ def test_all_that_needs_k_reads_it_where_it_is():
     expected = build(iterations=2, seed=3)
     again = Scorer(WindowScorer(expected.decoder), TextEncoder(dictionary()), previous_context=None)
     for found, right in zip(
-        scorer.score(["w1 w2 w3"], [("w4 w5",)]), again.score(["w1 w2 w3"], [("w4 w5",)]), strict=True
+        scorer.score(["w1 w2 w3"], [("w4 w5",)]),
+        again.score(["w1 w2 w3"], [("w4 w5",)]),
+        strict=True,
     ):
         assert found.log_probabilities.tolist() == right.log_probabilities.tolist()
     assert scorer.tokens.order == 2

@@ -227,7 +227,7 @@ def test_previous_context_is_the_end_of_what_the_first_pass_has_before(models, t
         Entry("c", "", -1, 0),
         Entry("d", "w11 w12 w13", -1, 0),
     ]
-    first, second = "w3 w4 w5 w6 w7 </s> ".split(), "w8 </s>".split()
+    first, second = ["w3", "w4", "w5", "w6", "w7", "</s>"], ["w8", "</s>"]
     before = [(), (), first, first, (*first, *second), (*first, *second, "</s>")]
     KINDS["tsv"][0](tmp_path, entries)
     for name, context in (("gru", ()), ("gru", (9,)), ("lstm", (50,)), ("transformer", (50,))):

@@ -8,7 +8,11 @@ import pytest
 import torch
 from fairseq import checkpoint_utils
 
-from tests.commands import PLUGIN, evaluate, train
+from fairseq_fixedpoint.rescoring import Scorer
+from fairseq_fixedpoint.rescoring.token_scorers import WindowScorer
+from tests.commands import evaluate, train
+from tests.rescoring import fixedpoint_score, nbest
+from tests.test_lattice_command import lattice
 
 START = (
     "--start-tokens", 7, "--start-width", 3, "--start-decays", "0.5,0.9", "--max-update", 30,
@@ -157,4 +161,98 @@ def test_the_stride_trains_and_its_phase_comes_from_the_seed(data, tmp_path):
         state = torch.load(tmp_path / name / "checkpoint_last.pt", weights_only=False)["model"]
         weights.append(state)
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
-    assert PLUGIN.name == "fairseq_fixedpoint"
+
+
+def of_stream(decoder, dictionary, texts):
+    """What the decoder gives each token of the last text, in a stream of all of them."""
+    eos = dictionary.eos()
+    tokens = [index for text in texts for index in (eos, *map(dictionary.index, text.split()))]
+    inputs, targets = torch.tensor([tokens]), torch.tensor([[*tokens[1:], eos]])
+    with torch.no_grad():
+        logits = decoder(inputs)[0][0].log_softmax(-1)
+    size = len(texts[-1].split()) + 1
+    return logits.gather(1, targets[0].unsqueeze(1))[-size:, 0].tolist()
+
+
+TEXTS = ["w3 w4 w5", "", "w1 w2 w3 w9 w7 w8", "w20", "w1 w2 w3 w4 w5 w6 w7 w8 w9"]
+
+
+@pytest.mark.parametrize("kind", ["stream", "sentence", "both"])
+@pytest.mark.parametrize("iterations", [None, 1, 0])
+def test_lines_are_scored_as_in_their_stream(started, kind, iterations):
+    """Shared windows, or the model itself where its start moves; with what was said before."""
+    scorer = Scorer.from_checkpoint(
+        started[kind], iterations=iterations, previous_context=None if iterations else 30
+    )
+    scorer.tokens = type(scorer.tokens)(*parts(scorer))
+    decoder = parts(scorer)[0]
+    decoder = decoder.decoder if kind != "sentence" else decoder
+    previous = [tuple(TEXTS[:number]) for number in range(len(TEXTS))]
+    for texts in (previous, [()] * len(TEXTS)):
+        found = scorer.score([*TEXTS, *TEXTS], [*texts, *texts])
+        for line, text, before in zip(found, [*TEXTS, *TEXTS], [*texts, *texts], strict=True):
+            expected = of_stream(decoder, scorer.encoder.dictionary, [*before, text])
+            assert line.log_probabilities.tolist() == pytest.approx(expected, abs=1e-10)
+
+
+def parts(scorer):
+    """What its token scorer was made of, in float64."""
+    tokens = scorer.tokens
+    if isinstance(tokens, WindowScorer):
+        return (tokens.decoder.double(),)
+    return tokens.model.double(), tokens.dictionary
+
+
+def test_lists_and_lattices_know_what_was_said_before(started, tmp_path):
+    """Every path of a lattice has the score of its text in the stream of first passes."""
+    lists, lattices = tmp_path / "list", tmp_path / "lattices"
+    lists.write_text("".join(f"u{n}\t-1\t{text}\n" for n, text in enumerate(TEXTS)))
+    lattices.write_text("".join(kaldi(f"u{n}", text.split()) for n, text in enumerate(TEXTS)))
+    symbols = tmp_path / "text"
+    symbols.write_text("".join(f"{text}\n" for text in TEXTS))
+    model = ("--model", f"A={started['sentence']}", "--previous-context")
+    assert nbest(lists, *model, "--output", tmp_path / "rescored") == 0
+    assert lattice(
+        lattices, *model, "--prune-beam", "none", "--nbest", tmp_path / "nbest", "--acoustic-scale",
+        0, "--weight", "graph=0", "--output", tmp_path / "out",
+    ) == 0  # fmt: skip
+    assert fixedpoint_score(symbols, *model, "--output", tmp_path / "scores") == 0
+    model, task = load(started["sentence"])
+    expected = [
+        sum(of_stream(model.decoder, task.source_dictionary, TEXTS[: number + 1]))
+        for number in range(len(TEXTS))
+    ]
+    in_list = [row.split("\t")[3] for row in (tmp_path / "rescored").read_text().splitlines()[1:]]
+    in_lattices = [row.split("\t")[1] for row in (tmp_path / "nbest").read_text().splitlines()[1:]]
+    of_lines = [row.split("\t")[0] for row in (tmp_path / "scores").read_text().splitlines()[1:]]
+    for found in (in_list, in_lattices, of_lines):
+        assert list(map(float, found)) == pytest.approx(expected, abs=1e-4)
+
+
+def kaldi(name, words):
+    """A CompactLattice of one path, an empty arc for no words."""
+    words = words or ["<eps>"]
+    arcs = "".join(f"{n} {n + 1} {word} 0,0,\n" for n, word in enumerate(words))
+    return f"{name}\n{arcs}{len(words)}\n\n"
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        ("stream", (), "--start constant or --start sentence"),
+        ("input", (), "--start constant or --start sentence"),
+    ],
+)
+def test_lattices_refuse_a_start_that_moves(started, tmp_path, capfd, kind, options, message):
+    (tmp_path / "lattices").write_text(kaldi("u", ["w1"]))
+    model = ("--model", started[kind], "--output", tmp_path / "out")
+    assert lattice(tmp_path / "lattices", *model, *options) == 1
+    assert message in capfd.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_constant_starts_look_back_in_lists_alone(models, tmp_path, capfd):
+    (tmp_path / "lattices").write_text(kaldi("u", ["w1"]))
+    options = ("--model", models["gru"], "--output", tmp_path / "out", "--previous-context")
+    assert lattice(tmp_path / "lattices", *options) == 1
+    assert "trained with --start sentence" in capfd.readouterr().err
