@@ -25,7 +25,7 @@ def check_dictionary(state_dict: dict, module: str, dictionary: Dictionary) -> N
         )
 
 
-def tell_order(module: str, option: str, trained: int, now: int) -> None:
+def tell_order(module: str, option: str, trained: int, now: int, stride: int = 1) -> None:
     """Warns of an order that a state has not learned with: above training's, or exact against not.
 
     Args:
@@ -33,8 +33,9 @@ def tell_order(module: str, option: str, trained: int, now: int) -> None:
         option: that says K for it.
         trained: K in training; 0 is the exact recurrence.
         now: K that it is used at.
+        stride: C of training, which had the orders up to K + C - 1.
     """
-    if now == trained or 0 < now < trained:
+    if now == trained or 0 < now < trained + (stride if trained else 0):
         return
     learned, seen = (
         f"{order} token{'s' * (order > 1)}" if order else "all tokens" for order in (trained, now)

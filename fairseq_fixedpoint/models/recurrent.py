@@ -104,7 +104,10 @@ class Iterated:
         iterations: K; 0 is the exact recurrence.
         trained_iterations: K of the training, a buffer. It comes with a checkpoint and stays as it
             is however the model is evaluated; training at another K changes it.
+        stride: C, how far apart the windows of training begin.
     """
+
+    stride = 1
 
     part: ClassVar[str]  # its name in the model
     iterations_option: ClassVar[str]
@@ -161,7 +164,7 @@ class Iterated:
             state_dict[name] = self.trained_iterations.clone()
 
     def _tell_order(self, trained: Tensor) -> None:
-        tell_order(self.part, self.iterations_option, int(trained), self.iterations)
+        tell_order(self.part, self.iterations_option, int(trained), self.iterations, self.stride)
 
     def _note_training(self) -> None:
         """In each forward pass: what is trained here is trained at this K."""

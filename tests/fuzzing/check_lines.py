@@ -54,10 +54,11 @@ def check_scores_of_lines(case: Case, setup: Setup, texts: Sequence[str]) -> Non
 def _check_line(text: str, right: Scored, found: float, tokens: int, unknown: int) -> None:
     size = len(right.log_probabilities)
     require((tokens, unknown) == (size, right.unknown), tokens, unknown, "of", repr(text), right)
-    require_close(found, right.total, tolerance(size), "log-probability of", repr(text))
+    within = tolerance(size, right.rounding)
+    require_close(found, right.total, within, "log-probability of", repr(text))
 
 
 def _check_tokens(text: str, right: Scored, found: list[float]) -> None:
     require(len(found) == len(right.log_probabilities), found, "for the tokens of", repr(text))
     for one, other in zip(found, right.log_probabilities, strict=True):
-        require_close(one, other, tolerance(1), "a token of", repr(text))
+        require_close(one, other, tolerance(1, right.rounding), "a token of", repr(text))

@@ -80,17 +80,21 @@ def _check_rescored(case: Case, setup: Setup, written: Written) -> None:
     for length, scores, of_models in zip(map(len, words), written.scores, new, strict=True):
         values = {"words": length, **scores, **{n: each.total for n, each in of_models.items()}}
         total = math.fsum(weight * values.get(name, 0.0) for name, weight in weights.items())
-        slack = math.fsum(abs(weights.get(name, 0.0)) for name in of_models)
+        slack = math.fsum(
+            abs(weights.get(name, 0.0)) * tolerance(length + 1, each.rounding)
+            for name, each in of_models.items()
+        )
         by = (length + 1) ** lenpen
-        right.append((total / by, slack * tolerance(length + 1) / by))
+        right.append((total / by, slack / by))
     rows = rescored(written.format, output, [] if written.format == "srilm" else setup.names)
     require(len(rows) == len(right), len(rows), "hypotheses written")
     for row, entry, of_models, (total, slack) in zip(
         rows, written.entries, new, right, strict=True
     ):
         for name, found in row.scores.items():
-            size = len(of_models[name].log_probabilities)
-            require_close(found, of_models[name].total, tolerance(size), name, "of", entry)
+            expected = of_models[name]
+            within = tolerance(len(expected.log_probabilities), expected.rounding)
+            require_close(found, expected.total, within, name, "of", entry)
         require_close(row.total, total, slack + written.rounding, "total of", entry)
     _check_one_best(written, one_best, right)
     _check_second_pass(case, setup, written, output, rows, weights, lenpen)

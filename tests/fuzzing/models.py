@@ -73,10 +73,15 @@ class Reading:
 
 @dataclass(frozen=True)
 class Scored:
-    """Natural-log probability of each word and of the sentence's end, and how many are unknown."""
+    """Natural-log probability of each word and of the sentence's end, and how many are unknown.
+
+    Attributes:
+        rounding: how far the same model in float32 is from them, all words together.
+    """
 
     log_probabilities: tuple[float, ...]
     unknown: int
+    rounding: float = 0.0
 
     @property
     def total(self) -> float:
@@ -112,15 +117,16 @@ class Neural:
         if previous and seen >= 2:
             before = [index for text in previous for index in (eos, *self._ids(text, reading))]
             context = [*bos, *[*before, eos][-seen:]]
-        found, unknown = [], 0
+        found, unknown, rounding = [], 0, 0.0
         for index in (*ids, eos):
-            distribution = self._after(tuple(context), reading)
+            distribution, rounded = self._after(tuple(context), reading)
             target = index if index < len(distribution) else unk
             is_unknown = target == unk
             found.append(float(distribution[target]) - reading.unknown_penalty * is_unknown)
             unknown += is_unknown
+            rounding += abs(float(rounded[target] - distribution[target]))
             context.append(index)
-        return Scored(tuple(found), unknown)
+        return Scored(tuple(found), unknown, rounding)
 
     def order(self, reading: Reading) -> int | None:
         """How many tokens the model looks back; None for all."""
@@ -137,8 +143,8 @@ class Neural:
         """How many tokens of context a sentence of so many tokens has room for."""
         return self.order(reading) if reading.previous_context is None else reading.previous_context
 
-    def _after(self, context: tuple[int, ...], reading: Reading) -> np.ndarray:
-        """Log-probability of each token after a context, ``(V,)``."""
+    def _after(self, context: tuple[int, ...], reading: Reading) -> tuple[np.ndarray, np.ndarray]:
+        """Log-probability of each token after a context, ``(V,)``, and what float32 makes of it."""
         raise NotImplementedError
 
 
@@ -153,13 +159,13 @@ class FixedPoint(Neural):
     def can_be_unnormalized(self) -> bool:
         return "adaptive_softmax.head.weight" not in self._weights
 
-    def _after(self, context: tuple[int, ...], reading: Reading) -> np.ndarray:
+    def _after(self, context: tuple[int, ...], reading: Reading) -> tuple[np.ndarray, np.ndarray]:
         order = self.order(reading)
         window = context if order is None else context[-order:]
         known = self._known.get((window, reading.normalized))
         if known is None:
             known = self._known[window, reading.normalized] = self._evaluated(window, reading)
-        return known
+        return known, known  # what float32 makes of it is within the tolerance
 
     @torch.no_grad()
     def _evaluated(self, window: tuple[int, ...], reading: Reading) -> np.ndarray:
@@ -245,12 +251,13 @@ class OfFairseq(Neural):
         return min(super()._seen(tokens, reading), self.longest - tokens)
 
     @torch.no_grad()
-    def _after(self, context: tuple[int, ...], reading: Reading) -> np.ndarray:
+    def _after(self, context: tuple[int, ...], reading: Reading) -> tuple[np.ndarray, np.ndarray]:
         if context not in self._known:
-            logits, _ = self._model(
-                torch.tensor([context]), src_lengths=torch.tensor([len(context)])
+            tokens, lengths = torch.tensor([context]), torch.tensor([len(context)])
+            self._known[context] = tuple(
+                model(tokens, src_lengths=lengths)[0][0, -1].double().log_softmax(0).numpy()
+                for model in (self._model, self._rounded)
             )
-            self._known[context] = logits[0, -1].log_softmax(0).numpy()
         return self._known[context]
 
     @cached_property
@@ -259,8 +266,15 @@ class OfFairseq(Neural):
 
     @cached_property
     def _model(self):
+        return self._loaded().double()
+
+    @cached_property
+    def _rounded(self):
+        return self._loaded()
+
+    def _loaded(self):
         (model,), _ = checkpoint_utils.load_model_ensemble([str(self.checkpoint)])
-        return model.eval().double()
+        return model.eval()
 
 
 @dataclass(frozen=True, eq=False)
