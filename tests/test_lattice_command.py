@@ -29,9 +29,11 @@ from fairseq_fixedpoint.cli import rescore
 from fairseq_fixedpoint.formats import (
     FORMATS,
     Lattice,
+    compact_lattice,
     lattice_format,
     read_lattices,
     read_transcripts,
+    slf,
 )
 from fairseq_fixedpoint.formats.compact_lattice import CompactLattice
 from fairseq_fixedpoint.formats.slf import Slf
@@ -870,3 +872,44 @@ def test_a_lattice_may_take_its_own_place(models, small, tmp_path):
     assert lattice(*arguments, small) == 0
     assert small.read_bytes() == (tmp_path / "out").read_bytes()
     assert sorted(item.name for item in tmp_path.iterdir()) == ["out", "small.lat"]
+
+
+KALDI = """\
+{name}
+0 1 w1 -1,-2,
+0 1 w2 -3,-1,
+1 2 w3 0,-1,
+2
+
+"""
+
+
+@pytest.mark.parametrize("module", [slf, compact_lattice], ids=["slf", "kaldi"])
+def test_a_lattice_is_parsed_once(models, tmp_path, monkeypatch, module):
+    """Also for its n-best list and confusion network, and before anything of it is scored."""
+    parsed, scored = [], []
+    arranged, rescored = module.arranged, LatticeRescorer.__call__
+
+    def parse(lattice, *more):
+        assert not scored
+        parsed.append(lattice.utterance)
+        return arranged(lattice, *more)
+
+    def score(self, lattice, *more):
+        scored.append(lattice.utterance)
+        return rescored(self, lattice, *more)
+
+    names = [f"u{number}" for number in range(5)]
+    path = tmp_path / "lattices"
+    if module is slf:
+        path.mkdir()
+        for name in names:
+            file_of(SMALL.replace("UTTERANCE=u", f"UTTERANCE={name}"), path / f"{name}.lat")
+    else:
+        file_of("".join(KALDI.format(name=name) for name in names), path)
+    monkeypatch.setattr(module, "arranged", parse)
+    monkeypatch.setattr(LatticeRescorer, "__call__", score)
+    outputs = ("--output", tmp_path / "out", "--nbest", tmp_path / "list")
+    more = ("--one-best", tmp_path / "best", "--confusion", tmp_path / "network")
+    assert lattice(path, "--model", models["gru"], *outputs, *more) == 0
+    assert sorted(parsed) == sorted(scored) == names

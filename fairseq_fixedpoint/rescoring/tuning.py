@@ -174,7 +174,8 @@ def line_search(
     The metric is constant between the steps at which some choice changes, and the middle of the
     best interval is returned. Only the direction of a weight vector matters, so widths and middles
     are those of the angle ``atan(step / s)``, with s the median size of the steps at which choices
-    change: the outermost intervals have a middle too, and no near tie sends a weight to infinity.
+    change (or that of the weights, if none does): the outermost intervals have a middle too, and no
+    near tie sends a weight to infinity.
     Of equally good intervals, one of positive steps comes first, then the widest. Intervals
     narrower than :data:`LEAST_ANGLE` radians are left out: there, rounding would choose. Of
     hypotheses with the same sum all along the line, the first is chosen.
@@ -194,7 +195,7 @@ def line_search(
     scores = np.append(negative.scores[: left + 1], positive.scores[right + 1 :])
 
     sizes = np.abs(steps[steps != 0])
-    scale = np.median(sizes) if sizes.size else 1.0
+    scale = np.median(sizes) if sizes.size else _natural_size(weights, direction)
     angles = np.arctan(np.concatenate([[-np.inf], edges / scale, [np.inf]]))
     widths = np.diff(angles)
     middles = scale * np.tan((angles[:-1] + angles[1:]) / 2)
@@ -204,6 +205,12 @@ def line_search(
     equal = np.flatnonzero(gains >= gains.max() - LEAST_GAIN)
     best = equal[np.lexsort((widths[equal], middles[equal] > 0))[-1]]
     return Step(float(middles[best]), float(scores[best]))
+
+
+def _natural_size(weights: np.ndarray, direction: np.ndarray) -> float:
+    """A step as large as the weights, where no choice changes but at step 0."""
+    along = np.abs(direction).max(initial=0.0)
+    return (np.abs(weights).max(initial=0.0) or 1.0) / along if along else 1.0
 
 
 class _Along(NamedTuple):
