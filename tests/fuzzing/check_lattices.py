@@ -82,8 +82,8 @@ def _random_slf(chooser: random.Random) -> tuple[tuple[str, ...], SlfHeader]:
         names = chooser.choice((("acoustic",), ("acoustic", "lm")))
     scales = {name: chooser.choice((0.05, 0.5, 1.0, 2.5)) for name in names}
     scales = {name: scale for name, scale in scales.items() if chooser.random() < 0.7}
-    if chooser.random() < 0.1:
-        scales.setdefault("lm", 2.0)
+    if chooser.random() < 0.1 and "ngram" not in names:
+        scales.setdefault("lm", 2.0)  # else a lattice without arcs does not say which one counts
     return names, SlfHeader(scales, chooser.choice((0.0, -0.5, -3.0)))
 
 
