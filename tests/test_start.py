@@ -256,3 +256,19 @@ def test_constant_starts_look_back_in_lists_alone(models, tmp_path, capfd):
     options = ("--model", models["gru"], "--output", tmp_path / "out", "--previous-context")
     assert lattice(tmp_path / "lattices", *options) == 1
     assert "trained with --start sentence" in capfd.readouterr().err
+
+
+def test_orders_that_the_stride_trained_need_no_warning(data, started, caplog):
+    """K to K + C - 1, which are 2 to 4."""
+    options = (data, started["strided"], "--tokens-per-sample", 50, "--gen-subset", "valid")
+    for iterations in (2, 4):
+        evaluate(*options, "--model-overrides", f"{{'iterations': {iterations}}}")
+    assert "now used with" not in caplog.text
+    evaluate(*options, "--model-overrides", "{'iterations': 5}")
+    assert "trained with --iterations 2 and is now used with --iterations 5" in caplog.text
+
+
+def test_a_stride_is_for_training(started):
+    model, _ = load(started["strided"])
+    with pytest.raises(ValueError, match="evaluate at one order, without it"):
+        model.decoder.rnn(torch.zeros(3, 1, 16, dtype=torch.float64), 2, stride=2)
