@@ -258,6 +258,14 @@ def test_words_that_are_all_unknown_are_told_of(models, ngrams, tmp_path, capsys
         assert "unknown to OLD:" not in capsys.readouterr().err
 
 
+def test_tokens_that_are_all_unknown_are_no_words_in_another_case(models, tmp_path, capsys):
+    (tmp_path / "text").write_text("w1 w2 w1 w2 w1 w2\n")
+    assert fixedpoint_score(tmp_path / "text", "--model", models["gru"], "--bpe", "characters") == 0
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert " tokens of 6 words are unknown to FixedPoint0: its dictionary is that of" in said
+    assert "--case" not in said
+
+
 # A model that is subtracted
 
 
