@@ -366,6 +366,16 @@ def test_tuning_does_not_subtract_what_cannot_be(ngrams, tmp_path, capsys):
     assert "the weight of OLD stays at 0 or above" in capsys.readouterr().err
 
 
+def test_tuning_with_nothing_but_what_cannot_be_subtracted_names_the_list(ngrams, tmp_path, capfd):
+    (tmp_path / "list").write_text("u\t0\tnowhere\n")
+    (tmp_path / "references").write_text("u\tw1\n")
+    arguments = ("--references", tmp_path / "references", "--metric", "wer", "--output")
+    old = ("--kenlm", f"OLD={ngrams['lacks']}", "--weight", "OLD=-1", "--on-error", "skip")
+    assert tune(tmp_path / "list", *old, *arguments, tmp_path / "weights") == 1
+    assert f"error: {tmp_path / 'list'} holds no hypothesis to tune on." in capfd.readouterr().err
+    assert not (tmp_path / "weights").exists()
+
+
 # References
 
 
@@ -394,6 +404,21 @@ def test_references_of_another_form_are_told_of(
     if cause is not None:
         assert said.count("of the references' words are in the hypotheses") == 1
         assert cause in said
+
+
+def test_references_of_another_form_are_told_of_before_anything_is_scored(
+    ngrams, tmp_path, capsys, monkeypatch
+):
+    def stops(*_):
+        raise KeyboardInterrupt
+
+    (tmp_path / "list").write_text("u\t-1\tw1 w2\n")
+    (tmp_path / "references").write_text("u\tW1 W2\n")
+    arguments = ("--references", tmp_path / "references", "--metric", "wer")
+    arguments += ("--kenlm", ngrams["holds"], "--output", tmp_path / "weights")
+    monkeypatch.setattr(rescore, "scored", stops)
+    assert tune(tmp_path / "list", *arguments) == 130
+    assert "without differences of case" in capsys.readouterr().err
 
 
 def test_sacrebleu_s_warning_of_tokenised_text_is_passed_on_once(tmp_path, capsys):
