@@ -9,7 +9,7 @@ from functools import cached_property
 
 import numpy as np
 
-from fairseq_fixedpoint.formats import FILLERS, Lattice
+from fairseq_fixedpoint.formats import FILLERS, Lattice, text_words
 from fairseq_fixedpoint.formats.slf import EMPTY_WORD
 from fairseq_fixedpoint.rescoring.combination import WORDS
 from fairseq_fixedpoint.rescoring.errors import RescoringError
@@ -272,6 +272,11 @@ class LatticeRescorer:
         encoder = self.model.encoder
         entries = [encoder.dictionary.eos()]
         for word in vocabulary[1:]:
+            if len(text_words(word)) > 1:
+                raise RescoringError(
+                    f"the word {word!r} has white space inside, a no-break space, too, which parts "
+                    "words: give each of them an arc, or write another character."
+                )
             symbols = encoder.symbols(word)
             if len(symbols) != 1:
                 raise RescoringError(
