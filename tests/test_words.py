@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fairseq_fixedpoint.cli import rescore
+from fairseq_fixedpoint.cli import lattices, rescore
 from fairseq_fixedpoint.formats import FORMATS, Lattice
 from fairseq_fixedpoint.formats.compact_lattice import CompactLattice
 from fairseq_fixedpoint.formats.slf import Slf
@@ -337,6 +337,30 @@ def test_a_word_that_a_subtracted_model_cannot_give_is_named(models, ngrams, tmp
             assert (tmp_path / "out").read_text().count("w1") == 1
     assert nbest(tmp_path / "list", *old[:2], *outputs) == 0
     assert "OLD has no <unk>, so each of the 1 words" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("word", "options", "trouble"),
+    [
+        ("nowhere", ("--weight", "OLD=-1"), "OLD has no <unk>"),
+        ("w1\u00a0w2", (), "has white space inside"),
+        ("w1", ("--weight", "nothing=1"), "has no score nothing"),
+    ],
+)
+def test_lattices_that_cannot_be_rescored_are_told_of_before_any_is(
+    word, options, trouble, models, ngrams, tmp_path, capfd, monkeypatch
+):
+    def never(*_, **__):
+        raise AssertionError("a lattice is rescored")
+
+    with (tmp_path / "lattice").open("w") as file:
+        for utterance, each in (("a", "w2"), ("b", word)):
+            CompactLattice().write(linear(utterance, [each], "kaldi"), file)
+    model = ("--model", models["gru"], "--kenlm", f"OLD={ngrams['lacks']}", *options)
+    monkeypatch.setattr(lattices, "_rescored", never)
+    assert lattice(tmp_path / "lattice", *model, "--output", tmp_path / "out") == 1
+    assert trouble in capfd.readouterr().err.splitlines()[-1]
+    assert [each.name for each in tmp_path.iterdir()] == ["lattice"]
 
 
 def test_tuning_knows_what_a_negative_weight_leaves_out(ngrams, tmp_path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -171,7 +171,7 @@ class LatticeRescorer:
                 model that is subtracted has no probability for a word.
         """
         words = list(map(self.rule.word, lattice.words))
-        vocabulary = ["</s>", *sorted(set(words) - {""})]
+        vocabulary = _vocabulary(words)
         number = {word: place for place, word in enumerate(vocabulary)} | {"": EMPTY}
         token = np.array([number[word] for word in words], dtype=np.int64)
         language = _language(lattice)
@@ -215,6 +215,16 @@ class LatticeRescorer:
                 for name, is_unknown in self._unknown(vocabulary, entries).items()
             },
         )
+
+    def check(self, lattice: Lattice) -> None:
+        """Refuses what its words and scores alone tell that cannot be rescored.
+
+        Raises:
+            RescoringError: as when it is called.
+        """
+        vocabulary = _vocabulary(map(self.rule.word, lattice.words))
+        self._check_subtracted(vocabulary[1:], self._weights_of(lattice, _language(lattice)))
+        self._entries(vocabulary)
 
     def first_pass(self, lattice: Lattice) -> ScoredGraph:
         """The lattice with the scores and weights of its file."""
@@ -336,6 +346,11 @@ class _Together:
             weight * (histories.log_probabilities(history, token) - penalty[token])
             for histories, penalty, weight in self._models
         )
+
+
+def _vocabulary(words: Iterable[str]) -> list[str]:
+    """The sentence's end, and each of the words that are not passed by."""
+    return ["</s>", *sorted(set(words) - {""})]
 
 
 def _language(lattice: Lattice) -> str:
