@@ -716,7 +716,7 @@ BAD_SLF = {
     "dangling link": (("J=4 S=2 E=3", "J=4 S=2 E=9"), "line 14: link 4 leads to node 9"),
     "not a number": (("a=-7", "a=nan"), "line 13: a= of link 3 must be a"),
     "no acoustic scores": ((" a=", " x="), "line 1: the lattice has no score acoustic"),
-    "two tokens": (("W=w2", 'W="w2 w3"'), "line 1: the word 'w2 w3' is 2 tokens"),
+    "two tokens": (("W=w2", 'W="w2 w3"'), "line 1: the word 'w2 w3' has white space inside"),
 }
 
 

@@ -583,8 +583,17 @@ def test_a_score_of_the_other_format_is_no_score_of_this():
 
 
 def test_a_word_must_be_one_token():
-    with pytest.raises(RescoringError, match="the word 'w1 w2' is 2 tokens"):
+    with pytest.raises(RescoringError, match="the word 'w1 w2' has white space inside"):
         rescored_by(one_path(["w1 w2"]))
+
+    class Halves:
+        def encode(self, text):
+            return " ".join(f"{word[:1]} {word[1:]}" for word in text.split())
+
+    model = scorer()
+    model.encoder = replace(model.encoder, tokenizer=Halves())
+    with pytest.raises(RescoringError, match=r"'w1' is 2 tokens to the model.* no --tokenizer"):
+        rescored_by(one_path(["w1"]), model=model)
 
 
 def test_models_that_lattices_cannot_take(models, arpa):

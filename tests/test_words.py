@@ -12,14 +12,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fairseq_fixedpoint.cli import rescore
+from fairseq_fixedpoint.cli import lattices, rescore
 from fairseq_fixedpoint.formats import FORMATS, Lattice
 from fairseq_fixedpoint.formats.compact_lattice import CompactLattice
 from fairseq_fixedpoint.formats.slf import Slf
 from fairseq_fixedpoint.rescoring.combination import Combination
+from fairseq_fixedpoint.rescoring.ngrams import NgramScorer
 from fairseq_fixedpoint.rescoring.text import TextEncoder
 from fairseq_fixedpoint.rescoring.words import WordRule
-from tests.rescoring import _status, fixedpoint_score, log_probabilities, nbest, refused, tune
+from tests.rescoring import ARPA, _status, fixedpoint_score, log_probabilities, nbest, refused, tune
 from tests.test_model import dictionary
 
 pytest.importorskip("kenlm")
@@ -258,6 +259,14 @@ def test_words_that_are_all_unknown_are_told_of(models, ngrams, tmp_path, capsys
         assert "unknown to OLD:" not in capsys.readouterr().err
 
 
+def test_tokens_that_are_all_unknown_are_no_words_in_another_case(models, tmp_path, capsys):
+    (tmp_path / "text").write_text("w1 w2 w1 w2 w1 w2\n")
+    assert fixedpoint_score(tmp_path / "text", "--model", models["gru"], "--bpe", "characters") == 0
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert " tokens of 6 words are unknown to FixedPoint0: its dictionary is that of" in said
+    assert "--case" not in said
+
+
 # A model that is subtracted
 
 
@@ -324,11 +333,58 @@ def test_a_word_that_a_subtracted_model_cannot_give_is_named(models, ngrams, tmp
         assert place in trouble
         assert "has the word 'nowhere', which OLD does not know, and OLD has no <unk>" in trouble
         assert command(*arguments, *old, *outputs, "--on-error", "skip") == 0
-        assert "1 " in capfd.readouterr().err
+        noun = "lattice" if command is lattice else "malformed line"
+        assert f"1 {noun} skipped." in capfd.readouterr().err
         if command is nbest:
             assert (tmp_path / "out").read_text().count("w1") == 1
     assert nbest(tmp_path / "list", *old[:2], *outputs) == 0
     assert "OLD has no <unk>, so each of the 1 words" in capfd.readouterr().err
+
+
+def test_of_what_is_left_out_whole_utterances_are_told(ngrams, tmp_path, capfd):
+    """And a list of which nothing is left is an error."""
+    old = ("--kenlm", f"OLD={ngrams['lacks']}", "--weight", "OLD=-1", "--on-error", "skip")
+    rows = ("u\t0\tw1\n", "u\t0\tnowhere\n", "v\t0\tnowhere\n")
+    (tmp_path / "list").write_text("".join(rows))
+    assert nbest(tmp_path / "list", *old, "--output", tmp_path / "out") == 0
+    assert "utterances 1; nothing is left of 1 more, hypotheses 1" in capfd.readouterr().err
+    (tmp_path / "list").write_text("".join(rows[1:]))
+    assert nbest(tmp_path / "list", *old, "--output", tmp_path / "none") == 1
+    assert "nothing is left of the list" in capfd.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
+def test_no_n_gram_model_holds_a_symbol_of_sentences(tmp_path):
+    path = tmp_path / "symbols.arpa"
+    unigrams, bigrams = ARPA.replace("ngram 1=5", "ngram 1=6").split("\n\n\\2-grams")
+    path.write_text(f"{unigrams}\n-0.5\t<pad>\n\n\\2-grams{bigrams}")
+    scorer = NgramScorer(path)
+    assert [*map(scorer.holds, ("<s>", "</s>", "<pad>", "<unk>", "w1"))] == [*[False] * 4, True]
+    assert scorer.score(["w1 <pad>"])[0].unknown == 1
+
+
+@pytest.mark.parametrize(
+    ("word", "options", "trouble"),
+    [
+        ("nowhere", ("--weight", "OLD=-1"), "OLD has no <unk>"),
+        ("w1\u00a0w2", (), "has white space inside"),
+        ("w1", ("--weight", "nothing=1"), "has no score nothing"),
+    ],
+)
+def test_lattices_that_cannot_be_rescored_are_told_of_before_any_is(
+    word, options, trouble, models, ngrams, tmp_path, capfd, monkeypatch
+):
+    def never(*_, **__):
+        raise AssertionError("a lattice is rescored")
+
+    with (tmp_path / "lattice").open("w") as file:
+        for utterance, each in (("a", "w2"), ("b", word)):
+            CompactLattice().write(linear(utterance, [each], "kaldi"), file)
+    model = ("--model", models["gru"], "--kenlm", f"OLD={ngrams['lacks']}", *options)
+    monkeypatch.setattr(lattices, "_rescored", never)
+    assert lattice(tmp_path / "lattice", *model, "--output", tmp_path / "out") == 1
+    assert trouble in capfd.readouterr().err.splitlines()[-1]
+    assert [each.name for each in tmp_path.iterdir()] == ["lattice"]
 
 
 def test_tuning_knows_what_a_negative_weight_leaves_out(ngrams, tmp_path):
@@ -356,6 +412,16 @@ def test_tuning_does_not_subtract_what_cannot_be(ngrams, tmp_path, capsys):
     assert tune(tmp_path / "list", *old, *arguments, tmp_path / "weights") == 0
     assert Combination.load(tmp_path / "weights").weights["OLD"] >= 0
     assert "the weight of OLD stays at 0 or above" in capsys.readouterr().err
+
+
+def test_tuning_with_nothing_but_what_cannot_be_subtracted_names_the_list(ngrams, tmp_path, capfd):
+    (tmp_path / "list").write_text("u\t0\tnowhere\n")
+    (tmp_path / "references").write_text("u\tw1\n")
+    arguments = ("--references", tmp_path / "references", "--metric", "wer", "--output")
+    old = ("--kenlm", f"OLD={ngrams['lacks']}", "--weight", "OLD=-1", "--on-error", "skip")
+    assert tune(tmp_path / "list", *old, *arguments, tmp_path / "weights") == 1
+    assert f"error: {tmp_path / 'list'} holds no hypothesis to tune on." in capfd.readouterr().err
+    assert not (tmp_path / "weights").exists()
 
 
 # References
@@ -386,6 +452,21 @@ def test_references_of_another_form_are_told_of(
     if cause is not None:
         assert said.count("of the references' words are in the hypotheses") == 1
         assert cause in said
+
+
+def test_references_of_another_form_are_told_of_before_anything_is_scored(
+    ngrams, tmp_path, capsys, monkeypatch
+):
+    def stops(*_):
+        raise KeyboardInterrupt
+
+    (tmp_path / "list").write_text("u\t-1\tw1 w2\n")
+    (tmp_path / "references").write_text("u\tW1 W2\n")
+    arguments = ("--references", tmp_path / "references", "--metric", "wer")
+    arguments += ("--kenlm", ngrams["holds"], "--output", tmp_path / "weights")
+    monkeypatch.setattr(rescore, "scored", stops)
+    assert tune(tmp_path / "list", *arguments) == 130
+    assert "without differences of case" in capsys.readouterr().err
 
 
 def test_sacrebleu_s_warning_of_tokenised_text_is_passed_on_once(tmp_path, capsys):

@@ -172,11 +172,11 @@ def _lattice(program: str, args: Namespace) -> None:
     rescorer = _rescorer(args, form)
     skipped = Skipped(program, shown=math.inf)  # each is a whole utterance
     found = _Found()
-    read = read_lattices(args.input, form, skipped if args.on_error == "skip" else stop)
+    on_error = skipped if args.on_error == "skip" else stop
+    read = read_lattices(args.input, form, on_error)
 
     summary = Summary(rescorer)
     settings = options.settings(Namespace(**vars(args), files=files), OF_THE_OUTPUT)
-    checked = found.checked(read, args)
     journal = Journal(
         args.output,
         settings,
@@ -188,7 +188,7 @@ def _lattice(program: str, args: Namespace) -> None:
     )
     with results_of(
         groups(
-            _in_context(checked, rescorer),
+            _in_context(found.checked(read, args, rescorer, on_error), rescorer),
             lambda each: len(each.lattice.words),
             ARCS_A_GROUP,
             lambda each: each.lattice.path,
@@ -243,7 +243,7 @@ class _Found:
     """What the files have been found to hold.
 
     Attributes:
-        total: how many lattices.
+        total: how many lattices that can be rescored, as far as words and scores tell.
         scores: the names of their scores, in order.
         last: the last lattice.
     """
@@ -253,18 +253,31 @@ class _Found:
         self.scores: dict[str, None] = {}
         self.last: Lattice | None = None
 
-    def checked(self, lattices: Iterable[Lattice], args: Namespace) -> Iterator[Lattice]:
-        """The lattices, while they are counted.
+    def checked(
+        self,
+        lattices: Iterable[Lattice],
+        args: Namespace,
+        rescorer: LatticeRescorer,
+        on_error: OnError,
+    ) -> Iterator[Lattice]:
+        """The lattices that can be rescored, while they are counted; `on_error` is told of others.
 
         Raises:
             RescoringError: if there is none, or more than --plot can draw.
         """
-        for self.last in lattices:
-            self.total += 1
-            self.scores |= dict.fromkeys(self.last.scores)
-            yield self.last
+        done = "read"
+        for lattice in lattices:
+            done = "rescored"
+            try:
+                rescorer.check(lattice)
+            except RescoringError as error:
+                on_error(FormatError(lattice.path, lattice.line, str(error)))
+                continue
+            self.total, self.last = self.total + 1, lattice
+            self.scores |= dict.fromkeys(lattice.scores)
+            yield lattice
         if self.total == 0:
-            raise RescoringError(f"{args.input} has no lattice that can be read.")
+            raise RescoringError(f"{args.input} has no lattice that can be {done}.")
         if args.plot is not None and self.total != 1:
             raise RescoringError(f"--plot draws one lattice, and {args.input} has {self.total}.")
 

@@ -202,8 +202,7 @@ def _tune(args: argparse.Namespace) -> None:
     scorers, rule = _models(args)
     read = listed.read(args.input, on_error)
     prepared = list(scorable(read, scorers.values(), on_error))
-    if not prepared:
-        raise RescoringError(f"{args.input} holds no hypothesis to tune on.")
+    _require_some(prepared, args)
     hypotheses = [each.item for each in prepared]
     names = _names_to_tune(listed, hypotheses)
     first_pass, start = _combinations(args, listed, names, scorers, rule)
@@ -214,8 +213,10 @@ def _tune(args: argparse.Namespace) -> None:
         for each in _checked(prepared, args, scorers, start)
         if _can_be_subtracted(each, scorers, fixed, on_error)
     ]
+    _require_some(prepared, args)
     hypotheses = [each.item for each in prepared]
     texts = _references(args, listed, metric, hypotheses)
+    _tell_of_texts(hypotheses, texts, start.rule)
 
     results = []
     with tqdm(
@@ -224,7 +225,6 @@ def _tune(args: argparse.Namespace) -> None:
         for group in _grouped(_in_context(prepared, first_pass, scorers), first_pass):
             results += scored(group, scorers)
             bar.update(len(group))
-    _tell_of_texts(hypotheses, texts, start.rule)
     candidates = _candidates(metric, hypotheses, results, texts, start, scorers)
     tell(PROGRAM, *(f"warning: {said}" for said in metric.warnings))
     before = np.array([first_pass.weights.get(name, 0.0) for name in candidates.names])
@@ -267,6 +267,11 @@ def _models(args: argparse.Namespace) -> tuple[dict[str, LineScorer], WordRule]:
     models = options.line_scorers(args)
     rule = options.word_rule(args, models)
     return {name: ByRule(model, rule) for name, model in models.items()}, rule
+
+
+def _require_some(prepared: Collection[Scorable], args: argparse.Namespace) -> None:
+    if not prepared:
+        raise RescoringError(f"{args.input} holds no hypothesis to tune on.")
 
 
 def _can_be_subtracted(

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple, NoReturn
 
-# A no-break space or a Unicode line separator belongs to the word it stands in. Python's own
-# str.split and str.strip would take either for white space.
+# A no-break space or a Unicode line separator belongs to the field it stands in, though it parts
+# the words of a text. Python's own str.split and str.strip would take either for white space.
 SPACE = " \t\n\r\v\f"
 WORD = re.compile(f"[^{SPACE}]+")
 NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
@@ -99,7 +99,7 @@ class NBestFormat(ABC):
     """Reads and writes the n-best lists of one format.
 
     Text is UTF-8, and gzip is allowed for every file. A line ends at a line feed, a carriage
-    return before it is dropped, and words are separated by ASCII white space only.
+    return before it is dropped, and fields are separated by ASCII white space only.
     """
 
     name: str

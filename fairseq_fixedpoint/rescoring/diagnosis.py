@@ -28,7 +28,8 @@ def unknown_warnings(
 
     Args:
         name: of the model.
-        unknown, total: of the words of the run.
+        unknown: what the model does not know: words, or the tokens that they are split into.
+        total: how many words the run has.
         words: some of them.
     """
     found = []
@@ -38,15 +39,20 @@ def unknown_warnings(
             "as 10^-100."
         )
     if total >= FEW and unknown >= NEARLY_ALL * total:
+        # More than there are words are tokens.
+        counted = f"{unknown:,} of" if unknown <= total else f"{unknown:,} tokens of"
         found.append(
-            f"{unknown:,} of {total:,} words are unknown to {name}: {_cause(name, model, words)}"
+            f"{counted} {total:,} words are unknown to {name}: {_cause(name, model, words)}"
         )
     return found
 
 
 def _cause(name: str, model: Vocabulary, words: Sequence[str]) -> str:
+    def holds_most(case: str | None) -> bool:
+        return sum(model.holds(word, case) for word in words) > len(words) / 2
+
     for case in CASES:
-        if sum(model.holds(word, case) for word in words) > len(words) / 2:
+        if holds_most(case) and not holds_most(None):
             return f"its words are in another case, so give --case {name}={case}."
     return (
         "its dictionary is that of another language, or of text that was split or escaped "

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
-from fairseq_fixedpoint.formats import FILLERS, Lattice
+from fairseq_fixedpoint.formats import FILLERS, Lattice, text_words
 from fairseq_fixedpoint.formats.slf import EMPTY_WORD
 from fairseq_fixedpoint.rescoring.combination import WORDS
 from fairseq_fixedpoint.rescoring.errors import RescoringError
@@ -180,7 +180,7 @@ class LatticeRescorer:
                 model that is subtracted has no probability for a word.
         """
         words = list(map(self.rule.word, lattice.words))
-        vocabulary = ["</s>", *sorted(set(words) - {""})]
+        vocabulary = _vocabulary(words)
         number = {word: place for place, word in enumerate(vocabulary)} | {"": EMPTY}
         token = np.array([number[word] for word in words], dtype=np.int64)
         language = _language(lattice)
@@ -226,6 +226,16 @@ class LatticeRescorer:
                 for name, is_unknown in self._unknown(vocabulary, entries).items()
             },
         )
+
+    def check(self, lattice: Lattice) -> None:
+        """Refuses what its words and scores alone tell that cannot be rescored.
+
+        Raises:
+            RescoringError: as when it is called.
+        """
+        vocabulary = _vocabulary(map(self.rule.word, lattice.words))
+        self._check_subtracted(vocabulary[1:], self._weights_of(lattice, _language(lattice)))
+        self._entries(vocabulary)
 
     def first_pass(self, lattice: Lattice) -> ScoredGraph:
         """The lattice with the scores and weights of its file."""
@@ -283,6 +293,11 @@ class LatticeRescorer:
         encoder = self.model.encoder
         entries = [encoder.dictionary.eos()]
         for word in vocabulary[1:]:
+            if len(text_words(word)) > 1:
+                raise RescoringError(
+                    f"the word {word!r} has white space inside, a no-break space, too, which parts "
+                    "words: give each of them an arc, or write another character."
+                )
             symbols = encoder.symbols(word)
             if len(symbols) != 1:
                 raise RescoringError(
@@ -352,6 +367,11 @@ class _Together:
             weight * (histories.log_probabilities(history, token) - penalty[token])
             for histories, penalty, weight in self._models
         )
+
+
+def _vocabulary(words: Iterable[str]) -> list[str]:
+    """The sentence's end, and each of the words that are not passed by."""
+    return ["</s>", *sorted(set(words) - {""})]
 
 
 def _language(lattice: Lattice) -> str:
