@@ -17,9 +17,10 @@ from fairseq_fixedpoint.formats import FORMATS, Lattice
 from fairseq_fixedpoint.formats.compact_lattice import CompactLattice
 from fairseq_fixedpoint.formats.slf import Slf
 from fairseq_fixedpoint.rescoring.combination import Combination
+from fairseq_fixedpoint.rescoring.ngrams import NgramScorer
 from fairseq_fixedpoint.rescoring.text import TextEncoder
 from fairseq_fixedpoint.rescoring.words import WordRule
-from tests.rescoring import _status, fixedpoint_score, log_probabilities, nbest, refused, tune
+from tests.rescoring import ARPA, _status, fixedpoint_score, log_probabilities, nbest, refused, tune
 from tests.test_model import dictionary
 
 pytest.importorskip("kenlm")
@@ -332,11 +333,34 @@ def test_a_word_that_a_subtracted_model_cannot_give_is_named(models, ngrams, tmp
         assert place in trouble
         assert "has the word 'nowhere', which OLD does not know, and OLD has no <unk>" in trouble
         assert command(*arguments, *old, *outputs, "--on-error", "skip") == 0
-        assert "1 " in capfd.readouterr().err
+        noun = "lattice" if command is lattice else "malformed line"
+        assert f"1 {noun} skipped." in capfd.readouterr().err
         if command is nbest:
             assert (tmp_path / "out").read_text().count("w1") == 1
     assert nbest(tmp_path / "list", *old[:2], *outputs) == 0
     assert "OLD has no <unk>, so each of the 1 words" in capfd.readouterr().err
+
+
+def test_of_what_is_left_out_whole_utterances_are_told(ngrams, tmp_path, capfd):
+    """And a list of which nothing is left is an error."""
+    old = ("--kenlm", f"OLD={ngrams['lacks']}", "--weight", "OLD=-1", "--on-error", "skip")
+    rows = ("u\t0\tw1\n", "u\t0\tnowhere\n", "v\t0\tnowhere\n")
+    (tmp_path / "list").write_text("".join(rows))
+    assert nbest(tmp_path / "list", *old, "--output", tmp_path / "out") == 0
+    assert "utterances 1; nothing is left of 1 more, hypotheses 1" in capfd.readouterr().err
+    (tmp_path / "list").write_text("".join(rows[1:]))
+    assert nbest(tmp_path / "list", *old, "--output", tmp_path / "none") == 1
+    assert "nothing is left of the list" in capfd.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
+def test_no_n_gram_model_holds_a_symbol_of_sentences(tmp_path):
+    path = tmp_path / "symbols.arpa"
+    unigrams, bigrams = ARPA.replace("ngram 1=5", "ngram 1=6").split("\n\n\\2-grams")
+    path.write_text(f"{unigrams}\n-0.5\t<pad>\n\n\\2-grams{bigrams}")
+    scorer = NgramScorer(path)
+    assert [*map(scorer.holds, ("<s>", "</s>", "<pad>", "<unk>", "w1"))] == [*[False] * 4, True]
+    assert scorer.score(["w1 <pad>"])[0].unknown == 1
 
 
 @pytest.mark.parametrize(

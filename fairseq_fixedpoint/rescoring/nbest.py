@@ -178,6 +178,7 @@ class Summary:
         unknown: words (or tokens) of the list that a model does not know, by the model's name.
         best: score and text of each utterance's best hypothesis, by its id.
         first: the same by the first pass.
+        left_out: utterances with hypotheses that a subtracted model cannot be asked for.
     """
 
     hypotheses: int = 0
@@ -186,6 +187,7 @@ class Summary:
     unknown: dict[str, int] = field(default_factory=dict)
     best: dict[str, tuple[float, str]] = field(default_factory=dict)
     first: dict[str, tuple[float, str]] = field(default_factory=dict)
+    left_out: set[str] = field(default_factory=set)
 
     def texts(self) -> dict[str, str]:
         """The best text of each utterance."""
@@ -206,9 +208,12 @@ class Summary:
         )
         unknown = "".join(f", {count:,} unknown to {name}" for name, count in self.unknown.items())
         passed_by = f", fillers and markers passed by {self.passed_by:,}" if self.passed_by else ""
+        lost = len(self.left_out - self.best.keys())
+        nothing = f"; nothing is left of {lost:,} more" if lost else ""
         return (
-            f"utterances {len(self.best):,}, hypotheses {self.hypotheses:,}, words {self.words:,}"
-            f"{unknown}{passed_by}; another best text for {changed:,} utterances."
+            f"utterances {len(self.best):,}{nothing}, hypotheses {self.hypotheses:,}, "
+            f"words {self.words:,}{unknown}{passed_by}; another best text for {changed:,} "
+            "utterances."
         )
 
 
@@ -222,11 +227,15 @@ def combined(
     """Joins hypotheses with what :func:`scored` found for them, and counts in `summary`.
 
     What a subtracted model has no probability for was told of before, and is left out.
+
+    Raises:
+        RescoringError: if nothing is left.
     """
     names, rule = list(scorers), combination.rule
     summary.unknown = dict.fromkeys(names, 0)
     for (hypothesis, _, _), result in results:
         if subtracted_without_probability(hypothesis, scorers, combination.weights):
+            summary.left_out.add(hypothesis.utterance)
             continue
         features = features_of(names, result, combination.weights)
         rescored = Rescored(hypothesis, features, combination.total(hypothesis, features))
@@ -238,6 +247,11 @@ def combined(
         _keep_best(summary.best, hypothesis, rescored.total)
         _keep_best(summary.first, hypothesis, first_pass.total(hypothesis, {}))
         yield rescored
+    if summary.left_out and not summary.best:
+        raise RescoringError(
+            "nothing is left of the list: every hypothesis has a word that a subtracted model does "
+            "not know. Give the model <unk>, its own case (--case), or a weight of 0 or more."
+        )
 
 
 def features_of(

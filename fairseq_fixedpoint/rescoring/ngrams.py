@@ -18,7 +18,7 @@ from fairseq_fixedpoint.rescoring.words import CASES
 
 LOG_10 = math.log(10.0)  # kenlm answers in base 10
 # What a sentence begins and ends with is no word of it, whatever the text says.
-MARKERS = frozenset(["<s>", "</s>"])
+MARKERS = frozenset(["<s>", "</s>", "<pad>"])
 UNKNOWN = "<unk>"
 BACKOFFS = ("failure", "epsilon")  # where the arc of a graph that backs off may be taken
 NO_PROBABILITY = -99.0  # base 10, at most: what a model without <unk> gives to an unknown word
