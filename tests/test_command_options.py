@@ -119,7 +119,7 @@ def test_a_lattice_s_scales_are_finite(models, tmp_path, capfd):
         "--word-penalty": "the weight of words must be a finite number",
         "--acoustic-scale": "the weight of acoustic must be a finite number",
         "--lm-scale": "the weight of FixedPoint0 must be a finite number",
-        "--old-lm-weight": "the weight of lm must be a finite number",
+        "--old-lm-weight": "the weight of the old language score must be a finite number",
         "--posterior-scale": "--posterior-scale must be a positive number",
         "--unknown-penalty": "--unknown-penalty must be a number",
     }.items():
