@@ -143,7 +143,7 @@ def test_the_sentence_before_comes_after_the_beginning_of_the_text(make, name):
     path = make(name, "--task", "language_modeling", "--add-bos-token")
     scorer = Scorer.from_checkpoint(path, previous_context=3)
     encoder = scorer.encoder
-    (found,) = scorer.score(["w1 w2"], ["w3 w4 w5"])
+    (found,) = scorer.score(["w1 w2"], [("w3 w4 w5",)])
     before = [encoder.dictionary.bos(), *encoder.indices(["w4", "w5"]), encoder.dictionary.eos()]
     assert encoder.start == [encoder.dictionary.bos(), encoder.dictionary.eos()]
     sequence = [*before, *encoder.indices(["w1", "w2"]), encoder.dictionary.eos()]
@@ -162,7 +162,7 @@ def test_the_beginning_counts_towards_a_model_s_limit(make, monkeypatch):
     monkeypatch.setattr(scorer.tokens.model, "max_positions", lambda: 5)
     assert scorer.trouble_with("w1 w2 w3") is None
     assert "has 6 tokens" in scorer.trouble_with("w1 w2 w3 w4")
-    (score,) = scorer.score(["w1 w2 w3"], ["w4 w5"])  # which there is no room for
+    (score,) = scorer.score(["w1 w2 w3"], [("w4 w5",)])  # which there is no room for
     assert score.log_probabilities.tolist() == pytest.approx(
         scorer.score(["w1 w2 w3"])[0].log_probabilities.tolist(), abs=1e-5
     )

@@ -107,7 +107,7 @@ class Scorer:
         self.encoder = encoder
         self.unknown_penalty = unknown_penalty
         self.previous_context = previous_context
-        self._before: tuple[Previous, list[int]] = (), []
+        self._encoded: dict[str, list[int]] = {}  # what was said before
 
     @classmethod
     def from_checkpoint(
@@ -256,10 +256,16 @@ class Scorer:
             seen = min(seen, self.tokens.longest - tokens - len(bos))
         if not previous or seen < 2:
             return [*bos, eos]
-        if previous != self._before[0]:  # the same for all hypotheses of an utterance
-            texts = (self.encoder.indices(self.encoder.symbols(text)) for text in previous)
-            self._before = previous, list(chain.from_iterable([eos, *text] for text in texts))
-        return [*bos, *[*self._before[1], eos][-seen:]]
+        if self._encoded.keys() != set(previous):  # the same for all hypotheses of an utterance
+            encoded = self._encoded
+            self._encoded = {
+                text: encoded[text] if text in encoded else self._indices(text) for text in previous
+            }
+        before = chain.from_iterable((eos, *self._encoded[text]) for text in previous)
+        return [*bos, *[*before, eos][-seen:]]
+
+    def _indices(self, text: str) -> list[int]:
+        return self.encoder.indices(self.encoder.symbols(text))
 
     def before(self, previous: Previous) -> list[int]:
         """The tokens before the `</s>` that a line starts with, as far as they are looked at."""
