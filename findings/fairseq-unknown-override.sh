@@ -8,8 +8,8 @@
 # It hurts whoever evaluates a series of settings of one checkpoint: all numbers are equal, or,
 # with one name in several wrong, just not those that the table's heading says.
 #
-# Our documentation says so beside the override that this project is used with, and each
-# evaluation logs the number of iterations that it runs with.
+# Our documentation says so beside the override that this project is used with, and a warning tells
+# of an order that the model was not trained for: where none comes, the name was wrong.
 set -euo pipefail
 
 folder=$(mktemp -d)
