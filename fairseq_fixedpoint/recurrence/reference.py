@@ -7,6 +7,7 @@ differentiates it, so agreement with the fast path is evidence for both directio
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -82,13 +83,20 @@ def window_by_window(
         window = slice(max(0, begin), end)
         outputs.append(
             sequential(
-                layers,
+                [_cut(layer, window, x.size(0)) for layer in layers],
                 x[window],
                 None if resets is None else resets[window],
                 None if summary is None else summary[window],
             )[-1]
         )
     return torch.stack(outputs)
+
+
+def _cut(layer: Layer, window: slice, length: int) -> Layer:
+    """The layer with the part of its dropout mask that a window of ``(T, B, D)`` meets."""
+    if layer.input_mask is None or layer.input_mask.size(0) != length:
+        return layer
+    return replace(layer, input_mask=layer.input_mask[window])
 
 
 def _start(layer: Layer, summary: Tensor | None, t: int) -> Tensor:
