@@ -289,7 +289,13 @@ def _check_second_lattices(
     """
     (model,) = setup.neural
     language = _replaced(weights) or "lm"
-    scale = written[0].weights.get(language, 1.0)
+    # A lattice without arcs has its end's score as lm, whichever score the others have.
+    alike = {
+        each.utterance: each.weights.get(language, 1.0)
+        for each in written
+        if "graph" in weights or language in each.scores
+    }
+    scale = next(iter(alike.values()), 1.0)
     common: list[object] = [output, *setup.arguments, "--prune-beam", "none"]
     common += [] if symbols is None else ["--symbols", symbols]
     without = ["--lm-scale=0", f"--old-lm-weight={scale!r}"]
@@ -300,7 +306,7 @@ def _check_second_lattices(
         passes.append(
             [part for name in setup.ngrams for part in ("--weight", f"{name}={weights[name]!r}")]
         )
-    before = _listed_totals(lists)
+    before = {key: total for key, total in _listed_totals(lists).items() if key[0] in alike}
     slack = math.fsum(abs(weights[name]) for name in setup.names) * tolerance(10) + 1e-5
     for options in passes:
         again = case.place("again-list")
