@@ -22,6 +22,7 @@ KINDS = {
     "stream": ("--start", "stream", "--iterations", 3, "--cell", "gru"),
     "sentence": ("--start", "sentence", "--reset-at-eos", "--iterations", 4, "--cell", "lstm"),
     "input": ("--summary-input", "--iterations", 0, "--cell", "elman"),
+    "still": ("--start", "sentence", "--reset-at-eos", "--summary-input", "--iterations", 2),
     "both": ("--start", "stream", "--summary-input", "--iterations", 2, "--cell", "lstm"),
     "strided": ("--start", "stream", "--iterations", 2, "--stride", 3, "--decoder-layers", 2),
 }
@@ -44,9 +45,9 @@ def load(checkpoint, **overrides):
     return models[0].double().eval(), task
 
 
-@pytest.mark.parametrize("kind", ["stream", "sentence", "both", "strided"])
+@pytest.mark.parametrize("kind", ["stream", "sentence", "still", "both", "strided"])
 def test_perplexity_is_independent_of_the_block_size(data, started, kind):
-    options = ("--reset-at-eos",) if kind == "sentence" else ()
+    options = ("--reset-at-eos",) if kind in {"sentence", "still"} else ()
     found = [
         evaluate(
             data, started[kind], "--tokens-per-sample", size, "--gen-subset", "valid", *options
@@ -177,7 +178,7 @@ def of_stream(decoder, dictionary, texts):
 TEXTS = ["w3 w4 w5", "", "w1 w2 w3 w9 w7 w8", "w20", "w1 w2 w3 w4 w5 w6 w7 w8 w9"]
 
 
-@pytest.mark.parametrize("kind", ["stream", "sentence", "both"])
+@pytest.mark.parametrize("kind", ["stream", "sentence", "both", "still"])
 @pytest.mark.parametrize("iterations", [None, 1, 0])
 def test_lines_are_scored_as_in_their_stream(started, kind, iterations):
     """Shared windows, or the model itself where its start moves; with what was said before."""
@@ -241,6 +242,7 @@ def kaldi(name, words):
     [
         ("stream", (), "--start constant or --start sentence"),
         ("input", (), "--start constant or --start sentence"),
+        ("still", (), "and without --summary-input"),
     ],
 )
 def test_lattices_refuse_a_start_that_moves(started, tmp_path, capfd, kind, options, message):

@@ -323,9 +323,15 @@ class FixedPointDecoder(Iterated, FairseqIncrementalDecoder):
         return self.iterations + (self.summary.tokens if moves else 0)
 
     @property
-    def left_context(self) -> int:
-        """How many tokens before its own a block needs, to compute the same as a longer one."""
-        return max(0, self.iterations - 1) + (0 if self.summary is None else self.summary.tokens)
+    def reach(self) -> int | None:
+        """How many tokens before a sentence, the `</s>` that it begins with among them, are of use
+        to it; None for no limit.
+
+        They are as many as :attr:`order` has, or the M before `</s>` of a start that stands still.
+        """
+        if self.summary is not None and self.summary.stands_still:
+            return self.summary.tokens + 1
+        return self.order
 
     def max_positions(self) -> int:
         """A recurrence has no limit."""
