@@ -85,6 +85,23 @@ def test_one_token_at_a_time_equals_the_block(started, kind, iterations):
                 order = order[change]
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_exact_stream_in_blocks_is_one(started, kind):
+    """Also where a sentence is longer than what the start knows, and rows become fewer."""
+    model, task = load(started[kind])
+    decoder = model.decoder
+    torch.manual_seed(7)
+    tokens = torch.randint(4, len(task.source_dictionary), (3, 40))
+    tokens[:, 0] = tokens[0, 3] = tokens[0, 29] = tokens[1, 4] = task.source_dictionary.eos()
+    carried: dict = {}
+    with torch.no_grad(), decoder.at_iterations(0):
+        expected = decoder(tokens)[0]
+        for begin in range(0, 40, 5):
+            rows, block = slice(3 if begin < 20 else 2), slice(begin, begin + 5)
+            found = decoder(tokens[rows, block], carried_state=carried)[0]
+            torch.testing.assert_close(found, expected[rows, block], rtol=0, atol=1e-10)
+
+
 @pytest.mark.parametrize("kind", ["stream", "sentence"])
 def test_all_depends_on_the_last_tokens_alone(started, kind):
     """Contract 3 of a start: K + M tokens, and inside a sentence what came before it."""
