@@ -86,6 +86,15 @@ def test_one_token_at_a_time_equals_the_block(started, kind, iterations):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("batch", "length"), [(2, 0), (0, 3), (0, 0)])
+def test_nothing_gives_nothing(started, kind, batch, length):
+    decoder = load(started[kind])[0].decoder
+    with torch.no_grad():
+        features = decoder(torch.zeros(batch, length, dtype=torch.long), features_only=True)[0]
+    assert features.shape[:2] == (batch, length)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_an_exact_stream_in_blocks_is_one(started, kind):
     """Also where a sentence is longer than what the start knows, and rows become fewer."""
     model, task = load(started[kind])

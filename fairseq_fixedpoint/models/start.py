@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from fairseq.data import Dictionary
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from torch import Tensor, nn
@@ -95,9 +96,8 @@ class TextSummary(nn.Module):
         if not self.stands_still:
             return summary
         position = torch.arange(tokens.size(0) + 1, device=tokens.device).unsqueeze(1)
-        starts = tokens.eq(self.eos) * position[:-1]  # (T, B)
-        sentence = starts.cummax(0).values
-        sentence = torch.cat([sentence, sentence[-1:]])  # (T + 1, B), where its sentence starts
+        starts = F.pad(tokens.eq(self.eos) * position[:-1], (0, 0, 0, 1))
+        sentence = starts.cummax(0).values  # (T + 1, B), where its sentence starts
         return summary.gather(0, sentence.unsqueeze(2).expand_as(summary))
 
     def next(self, recent: Tensor, token: Tensor, last: Tensor) -> Tensor:

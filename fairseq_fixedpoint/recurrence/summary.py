@@ -73,7 +73,8 @@ class TokenSummary(nn.Module):
         seen = self.tokens + PIECE - 1
         cut = padded.unfold(0, seen, PIECE).transpose(1, 2)  # (pieces, seen, B*E)
         sums = self._toeplitz(embedded) @ cut  # (pieces, R*PIECE, B*E)
-        sums = sums.view(pieces, len(self.decays), PIECE, tokens.size(1), -1)
+        width = self.embed_tokens.embedding_dim
+        sums = sums.view(pieces, len(self.decays), PIECE, tokens.size(1), width)
         sums = sums.permute(0, 2, 3, 1, 4)  # (pieces, PIECE, B, R, E)
         return sums.reshape(pieces * PIECE, tokens.size(1), self.size)[:rows]
 

@@ -1,0 +1,59 @@
+"""The summary of the last tokens, held to its equation."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fairseq_fixedpoint.recurrence import FixedPointRNN, TokenSummary
+from fairseq_fixedpoint.recurrence.summary import PIECE, reference
+from tests.test_recurrence import EXACT, gradients, seeds
+
+PAD, WORDS = 1, 9
+
+
+def summary_of(tokens: int, decays=(0.5, 0.9), seed: int = 0) -> TokenSummary:
+    torch.manual_seed(seed)
+    return TokenSummary(WORDS, 3, tokens, decays, PAD).double()
+
+
+@given(
+    tokens=st.one_of(st.integers(1, 9), st.integers(PIECE - 2, PIECE + 2)),
+    length=st.one_of(st.integers(0, 9), st.integers(PIECE - 2, 2 * PIECE + 2)),
+    batch=st.integers(0, 3),
+    decays=st.lists(st.floats(0.01, 0.99), min_size=1, max_size=3),
+    padding=st.integers(0, 5),
+    seed=seeds,
+)
+@settings(max_examples=60, deadline=None)
+def test_sums_and_gradients_are_those_of_the_equation(tokens, length, batch, decays, padding, seed):
+    """In pieces of whatever length; the last row alone, too; padding counts as no token."""
+    summary = summary_of(tokens, decays, seed)
+    text = torch.randint(2, WORDS, (length, batch))
+    text[:padding, :1] = PAD
+    found, expected = summary(text), reference(summary, text)
+    torch.testing.assert_close(found, expected, **EXACT)
+    torch.testing.assert_close(summary.last(text), expected[-1], **EXACT)
+    if found.numel() == 0 or length == 0:
+        return
+    weights = [summary.embed_tokens.weight]
+    for ours, theirs in zip(gradients(found, weights), gradients(expected, weights), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-10)
+    assert not weights[0][PAD].any()
+
+
+def test_gradients_go_through_the_start():
+    """From the states back to the embeddings of the summary."""
+    summary = summary_of(4)
+    model = FixedPointRNN(2, 3, cell="gru", summary_size=summary.size).double()
+    torch.nn.init.uniform_(model.start_weight, -1, 1)
+    text = torch.randint(2, WORDS, (7, 2))
+    x = torch.randn(7, 2, 2, dtype=torch.float64)
+
+    def run(embeddings):
+        found = torch.func.functional_call(summary, {"embed_tokens.weight": embeddings}, (text,))
+        return model(x, 3, summary=found).output
+
+    embeddings = summary.embed_tokens.weight.detach().requires_grad_()
+    assert torch.autograd.gradcheck(run, [embeddings])
