@@ -150,6 +150,9 @@ def test_a_start_from_no_tokens_is_the_exact_recurrence_for_large_orders(started
     [
         (("--start", "stream", "--start-tokens", 0), "--start-tokens must be at least 1, not 0"),
         (("--start", "stream", "--start-width", 0), "--start-width must be at least 1, not 0"),
+        (("--start", "stream", "--start-width", 10**12), "--start-width 1000000000000 asks for"),
+        (("--start", "stream", "--start-width", 10**19), "--start-width 10000000000000000000 asks"),
+        (("--start", "stream", "--start-tokens", 10**12), "--start-tokens 1000000000000 asks for"),
         (("--start", "stream", "--start-decays", "0.9,1"), "--start-decays takes"),
         (("--start", "stream", "--start-decays", "a"), "--start-decays takes"),
         (("--start", "sentence"), "add --reset-at-eos"),

@@ -1,5 +1,6 @@
 """Where the iteration of a language model starts: its options, and the summary behind them."""
 
+import os
 from dataclasses import dataclass, field
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from fairseq_fixedpoint.models.options import check_at_least_one
 from fairseq_fixedpoint.recurrence import TokenSummary
+from fairseq_fixedpoint.recurrence.summary import weights_of_a_product
 
 STARTS = ("constant", "stream", "sentence")
 
@@ -67,6 +69,7 @@ class TextSummary(nn.Module):
         super().__init__()
         check_at_least_one(cfg, "start_tokens", "start_width")
         decays = _decays(cfg.start_decays)
+        _check_memory(cfg, len(dictionary), len(decays))
         self.eos = dictionary.eos()
         self.stands_still = str(cfg.start) == "sentence"
         self.of_tokens = TokenSummary(
@@ -146,6 +149,20 @@ def check_summary(
             f"say {_described(summary and summary.settings, starts_from_summary)}: these are "
             "different models, so give the options of its training."
         )
+
+
+def _check_memory(cfg: StartConfig, vocabulary: int, decays: int) -> None:
+    """Raises ValueError for a summary that no memory of this machine holds."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for option, value, numbers in (
+        ("--start-width", cfg.start_width, vocabulary * cfg.start_width),
+        ("--start-tokens", cfg.start_tokens, weights_of_a_product(cfg.start_tokens, decays)),
+    ):
+        if 4 * numbers > memory:
+            raise ValueError(
+                f"{option} {value} asks for {4 * numbers / 2**30:,.0f} GiB, more than the "
+                f"{memory / 2**30:,.0f} of this machine: lower it."
+            )
 
 
 def _described(settings: Tensor | None, starts_from_summary: bool) -> str:

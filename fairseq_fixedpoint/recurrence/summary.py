@@ -100,6 +100,11 @@ class TokenSummary(nn.Module):
         return rows.reshape(-1, self.tokens + PIECE - 1)
 
 
+def weights_of_a_product(tokens: int, decays: int) -> int:
+    """How many numbers the matrix of one product has."""
+    return decays * PIECE * (tokens + PIECE - 1)
+
+
 def reference(summary: TokenSummary, tokens: Tensor) -> Tensor:
     """As :meth:`TokenSummary.forward`, read from the equation."""
     embedded = summary.embed_tokens(tokens)  # (T, B, E)
