@@ -172,6 +172,8 @@ def test_bad_options_are_sentences_and_nothing_is_written(data, tmp_path, option
         {"start": "constant"},
         {"start_tokens": 8},
         {"start_decays": "0.5,0.8"},
+        {"start_width": 4},
+        {"summary_input": True},
         {"start": "sentence"},
     ],
 )

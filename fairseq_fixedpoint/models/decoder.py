@@ -367,7 +367,7 @@ class FixedPointDecoder(Iterated, FairseqIncrementalDecoder):
         Raises:
             ValueError: if it was trained with another dictionary, or another start.
         """
-        check_summary(state_dict, "decoder", self.summary, self.starts_from_summary)
+        check_summary(state_dict, "decoder", self.state_dict())
         resets_at_eos = state_dict.get("decoder.resets_at_eos")
         if resets_at_eos is not None and bool(resets_at_eos) != self.reset_at_eos:
             trained = "with" if resets_at_eos else "without"

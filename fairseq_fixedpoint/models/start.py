@@ -132,21 +132,20 @@ def check_start(cfg: StartConfig, iterations: int, reset_at_eos: bool) -> None:
         )
 
 
-def check_summary(
-    state_dict: dict, module: str, summary: TextSummary | None, starts_from_summary: bool
-) -> None:
-    """Raises ValueError if a checkpoint's `module` has another start than the model."""
-    theirs = state_dict.get(f"{module}.summary.settings")
-    theirs_starts = f"{module}.rnn.start_weight" in state_dict
-    same = theirs_starts == starts_from_summary and (
-        theirs is None
-        if summary is None
-        else theirs is not None and torch.equal(theirs.cpu(), summary.settings.cpu())
+def check_summary(state_dict: dict, module: str, own_state: dict) -> None:
+    """Raises ValueError if a checkpoint's `module` has another start than the model.
+
+    Args:
+        own_state: what the model's own module would put into a checkpoint, without `module`.
+    """
+    prefix = f"{module}."
+    theirs = _described(
+        {name.removeprefix(prefix): x for name, x in state_dict.items() if name.startswith(prefix)}
     )
-    if not same:
+    own = _described(own_state)
+    if theirs != own:
         raise ValueError(
-            f"the checkpoint was trained with {_described(theirs, theirs_starts)}, and the options "
-            f"say {_described(summary and summary.settings, starts_from_summary)}: these are "
+            f"the checkpoint was trained with {theirs}, and the options say {own}: these are "
             "different models, so give the options of its training."
         )
 
@@ -165,14 +164,19 @@ def _check_memory(cfg: StartConfig, vocabulary: int, decays: int) -> None:
             )
 
 
-def _described(settings: Tensor | None, starts_from_summary: bool) -> str:
-    """The options that a summary's settings stand for."""
-    if settings is None:
+def _described(state: dict[str, Tensor]) -> str:
+    """The options of the start that a decoder's state stands for."""
+    if "summary.settings" not in state:
         return "--start constant"
-    start, tokens, *decays = settings.tolist()
-    said = ",".join(f"{decay / 1e9:g}" for decay in decays)
-    start = STARTS[start] if starts_from_summary else "constant --summary-input"
-    return f"--start {start} --start-tokens {tokens} --start-decays {said}"
+    start, tokens, *decays = state["summary.settings"].tolist()
+    said = ",".join(str(decay / 1e9) for decay in decays)
+    width = state["summary.of_tokens.embed_tokens.weight"].size(1)
+    inputs = state["rnn.layers.0.weight_ih_l0"].size(1)
+    is_input = inputs > state["embed_tokens.weight"].size(1)
+    return (
+        f"--start {STARTS[start]} --start-tokens {tokens} --start-decays {said} "
+        f"--start-width {width}{' --summary-input' * is_input}"
+    )
 
 
 def _decays(text: str) -> list[float]:
