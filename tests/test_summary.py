@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fairseq_fixedpoint.recurrence import FixedPointRNN, TokenSummary
 from fairseq_fixedpoint.recurrence.summary import PIECE, reference
@@ -57,3 +58,27 @@ def test_gradients_go_through_the_start():
 
     embeddings = summary.embed_tokens.weight.detach().requires_grad_()
     assert torch.autograd.gradcheck(run, [embeddings])
+
+
+class Devices(TorchDispatchMode):
+    """Notes where what is converted or copied lies."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten._to_copy.default:
+            self.found.add(args[0].device.type)
+        return func(*args, **(kwargs or {}))
+
+
+def test_nothing_is_copied_to_the_device():
+    """That would wait for all work that a GPU was given."""
+    with torch.device("meta"):
+        summary = TokenSummary(WORDS, 3, 5, (0.5, 0.9), PAD)
+        text = torch.zeros(4, 2, dtype=torch.long)
+    with Devices() as devices:
+        summary(text)
+        summary.last(text)
+    assert devices.found == {"meta"}

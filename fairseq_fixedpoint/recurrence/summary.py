@@ -85,10 +85,12 @@ class TokenSummary(nn.Module):
         return torch.einsum("rt,tbe->bre", weights, embedded).flatten(1)
 
     def _weights(self, like: Tensor) -> Tensor:
-        """`(1 - a) a^j` for j = 0..M-1, ``(R, M)``."""
-        decays = torch.tensor(self.decays, dtype=torch.float64).unsqueeze(1)
-        weights = (1 - decays) * decays ** torch.arange(self.tokens, dtype=torch.float64)
-        return weights.to(like)
+        """`(1 - a) a^j` for j = 0..M-1, ``(R, M)``.
+
+        Made where they are used: a copy to a device would wait for it, at each token of a text.
+        """
+        age = torch.arange(self.tokens, dtype=torch.float64, device=like.device)
+        return torch.stack([(1 - decay) * decay**age for decay in self.decays]).to(like)
 
     def _toeplitz(self, like: Tensor) -> Tensor:
         """Row u of each decay has the weights of the M rows that end at M + u - 1.
