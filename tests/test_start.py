@@ -301,6 +301,15 @@ def test_orders_that_the_stride_trained_need_no_warning(data, started, caplog):
     assert "trained with --iterations 2 and is now used with --iterations 5" in caplog.text
 
 
+@pytest.mark.parametrize("kind", ["stream", "sentence"])
+def test_sentences_that_stand_alone_are_told_of(data, started, caplog, kind):
+    """They have nothing before them; a start that moves remembers the sentence itself."""
+    options = ("--sample-break-mode", "eos", "--gen-subset", "valid", "--batch-size", 8)
+    evaluate(data, started[kind], *options, "--reset-at-eos")
+    told = "knows no sentence before its first one" in caplog.text
+    assert told == (kind == "sentence")
+
+
 def test_a_stride_is_for_training(started):
     model, _ = load(started["strided"])
     with pytest.raises(ValueError, match="evaluate at one order, without it"):
