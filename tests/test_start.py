@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from fairseq import checkpoint_utils
+from fairseq_cli.eval_lm import eval_lm
 
 from fairseq_fixedpoint.rescoring import Scorer
 from fairseq_fixedpoint.rescoring.token_scorers import WindowScorer
@@ -54,6 +55,25 @@ def test_perplexity_is_independent_of_the_block_size(data, started, kind):
         )
         for size in (1000, 13, 5, 1)
     ]  # fmt: skip
+    for each in found[1:]:
+        assert math.isclose(each, found[0], rel_tol=1e-5)
+
+
+def test_an_ensemble_is_independent_of_the_block_size(data, started, tmp_path):
+    """Starts of several M and a constant one of the largest K share the blocks and their lead."""
+    train(data, tmp_path, "--iterations", 6, *START)
+    longer = tmp_path / "longer"
+    train(data, longer, *KINDS["strided"], *START, "--start-tokens", 12)
+    paths = (tmp_path, longer, started["stream"].parent)
+    found = []
+    for size in (1000, 13, 3):
+        models, _, task = checkpoint_utils.load_model_ensemble_and_task(
+            [str(folder / "checkpoint_last.pt") for folder in paths],
+            arg_overrides={"tokens_per_sample": size},
+        )
+        task.load_dataset("valid")
+        batches = task.eval_lm_dataloader(task.dataset("valid"), batch_size=4, num_workers=0)
+        found.append(eval_lm(models, task.source_dictionary, batches)["perplexity"])
     for each in found[1:]:
         assert math.isclose(each, found[0], rel_tol=1e-5)
 
