@@ -79,6 +79,38 @@ def test_a_collated_batch_says_what_counts(lengths, block_size, context):
 
 
 @given(
+    sentence_lengths, st.integers(1, 8), st.integers(0, 5), st.integers(1, 9), st.booleans(),
+    st.booleans(),
+)  # fmt: skip
+@settings(max_examples=100, deadline=None)
+def test_what_a_summary_sees_is_before_the_block_or_its_sentence(
+    lengths, block_size, window, summarised, stands_still, tells_lead
+):
+    """All of the window is left to the recurrence; models that are told of no lead see no padding
+    before a text."""
+    plain, stream = blocks(lengths, block_size)
+    dataset = LeftContextDataset(
+        plain, window + summarised, PAD, summarised, EOS if stands_still else None, tells_lead
+    )
+    past = torch.cat([torch.tensor([EOS]), stream])
+    batch = dataset.collater([dataset[index] for index in range(len(dataset))])
+    sources, starts = batch["net_input"]["src_tokens"], batch["start_indices"]
+    lead = batch["net_input"].get("lead", 0)
+    assert batch["ntokens"] == len(stream) == batch["target"].ne(PAD).sum()
+    if tells_lead:
+        assert set(starts) == {lead + window}
+    for index, (source, start) in enumerate(zip(sources, starts, strict=True)):
+        position = index * block_size
+        text = source[:start][source[:start].ne(PAD)]
+        assert torch.equal(text, past[position - len(text) : position])
+        begins = position
+        while stands_still and past[begins] != EOS:
+            begins -= 1
+        assert len(text) >= min(position, max(window, position - begins) + summarised)
+        assert tells_lead or source[0] != PAD
+
+
+@given(
     sentence_lengths,
     st.integers(1, 8),
     st.integers(0, 5),

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from fairseq import checkpoint_utils
+from fairseq_cli.eval_lm import eval_lm
 
 from fairseq_fixedpoint.rescoring import Scorer
 from fairseq_fixedpoint.rescoring.token_scorers import WindowScorer
@@ -22,6 +23,7 @@ KINDS = {
     "stream": ("--start", "stream", "--iterations", 3, "--cell", "gru"),
     "sentence": ("--start", "sentence", "--reset-at-eos", "--iterations", 4, "--cell", "lstm"),
     "input": ("--summary-input", "--iterations", 0, "--cell", "elman"),
+    "still": ("--start", "sentence", "--reset-at-eos", "--summary-input", "--iterations", 2),
     "both": ("--start", "stream", "--summary-input", "--iterations", 2, "--cell", "lstm"),
     "strided": ("--start", "stream", "--iterations", 2, "--stride", 3, "--decoder-layers", 2),
 }
@@ -44,15 +46,34 @@ def load(checkpoint, **overrides):
     return models[0].double().eval(), task
 
 
-@pytest.mark.parametrize("kind", ["stream", "sentence", "both", "strided"])
+@pytest.mark.parametrize("kind", ["stream", "sentence", "still", "both", "strided"])
 def test_perplexity_is_independent_of_the_block_size(data, started, kind):
-    options = ("--reset-at-eos",) if kind == "sentence" else ()
+    options = ("--reset-at-eos",) if kind in {"sentence", "still"} else ()
     found = [
         evaluate(
             data, started[kind], "--tokens-per-sample", size, "--gen-subset", "valid", *options
         )
         for size in (1000, 13, 5, 1)
     ]  # fmt: skip
+    for each in found[1:]:
+        assert math.isclose(each, found[0], rel_tol=1e-5)
+
+
+def test_an_ensemble_is_independent_of_the_block_size(data, started, tmp_path):
+    """Starts of several M and a constant one of the largest K share the blocks and their lead."""
+    train(data, tmp_path, "--iterations", 6, *START)
+    longer = tmp_path / "longer"
+    train(data, longer, *KINDS["strided"], *START, "--start-tokens", 12)
+    paths = (tmp_path, longer, started["stream"].parent)
+    found = []
+    for size in (1000, 13, 3):
+        models, _, task = checkpoint_utils.load_model_ensemble_and_task(
+            [str(folder / "checkpoint_last.pt") for folder in paths],
+            arg_overrides={"tokens_per_sample": size},
+        )
+        task.load_dataset("valid")
+        batches = task.eval_lm_dataloader(task.dataset("valid"), batch_size=4, num_workers=0)
+        found.append(eval_lm(models, task.source_dictionary, batches)["perplexity"])
     for each in found[1:]:
         assert math.isclose(each, found[0], rel_tol=1e-5)
 
@@ -82,6 +103,32 @@ def test_one_token_at_a_time_equals_the_block(started, kind, iterations):
                 change = torch.tensor([2, 0, 1]) if length % 2 else torch.arange(3)
                 decoder.reorder_incremental_state(state, change)
                 order = order[change]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("batch", "length"), [(2, 0), (0, 3), (0, 0)])
+def test_nothing_gives_nothing(started, kind, batch, length):
+    decoder = load(started[kind])[0].decoder
+    with torch.no_grad():
+        features = decoder(torch.zeros(batch, length, dtype=torch.long), features_only=True)[0]
+    assert features.shape[:2] == (batch, length)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_exact_stream_in_blocks_is_one(started, kind):
+    """Also where a sentence is longer than what the start knows, and rows become fewer."""
+    model, task = load(started[kind])
+    decoder = model.decoder
+    torch.manual_seed(7)
+    tokens = torch.randint(4, len(task.source_dictionary), (3, 40))
+    tokens[:, 0] = tokens[0, 3] = tokens[0, 29] = tokens[1, 4] = task.source_dictionary.eos()
+    carried: dict = {}
+    with torch.no_grad(), decoder.at_iterations(0):
+        expected = decoder(tokens)[0]
+        for begin in range(0, 40, 5):
+            rows, block = slice(3 if begin < 20 else 2), slice(begin, begin + 5)
+            found = decoder(tokens[rows, block], carried_state=carried)[0]
+            torch.testing.assert_close(found, expected[rows, block], rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("kind", ["stream", "sentence"])
@@ -123,6 +170,9 @@ def test_a_start_from_no_tokens_is_the_exact_recurrence_for_large_orders(started
     [
         (("--start", "stream", "--start-tokens", 0), "--start-tokens must be at least 1, not 0"),
         (("--start", "stream", "--start-width", 0), "--start-width must be at least 1, not 0"),
+        (("--start", "stream", "--start-width", 10**12), "--start-width 1000000000000 asks for"),
+        (("--start", "stream", "--start-width", 10**19), "--start-width 10000000000000000000 asks"),
+        (("--start", "stream", "--start-tokens", 10**12), "--start-tokens 1000000000000 asks for"),
         (("--start", "stream", "--start-decays", "0.9,1"), "--start-decays takes"),
         (("--start", "stream", "--start-decays", "a"), "--start-decays takes"),
         (("--start", "sentence"), "add --reset-at-eos"),
@@ -142,6 +192,8 @@ def test_bad_options_are_sentences_and_nothing_is_written(data, tmp_path, option
         {"start": "constant"},
         {"start_tokens": 8},
         {"start_decays": "0.5,0.8"},
+        {"start_width": 4},
+        {"summary_input": True},
         {"start": "sentence"},
     ],
 )
@@ -177,7 +229,7 @@ def of_stream(decoder, dictionary, texts):
 TEXTS = ["w3 w4 w5", "", "w1 w2 w3 w9 w7 w8", "w20", "w1 w2 w3 w4 w5 w6 w7 w8 w9"]
 
 
-@pytest.mark.parametrize("kind", ["stream", "sentence", "both"])
+@pytest.mark.parametrize("kind", ["stream", "sentence", "both", "still"])
 @pytest.mark.parametrize("iterations", [None, 1, 0])
 def test_lines_are_scored_as_in_their_stream(started, kind, iterations):
     """Shared windows, or the model itself where its start moves; with what was said before."""
@@ -241,6 +293,7 @@ def kaldi(name, words):
     [
         ("stream", (), "--start constant or --start sentence"),
         ("input", (), "--start constant or --start sentence"),
+        ("still", (), "and without --summary-input"),
     ],
 )
 def test_lattices_refuse_a_start_that_moves(started, tmp_path, capfd, kind, options, message):
@@ -266,6 +319,15 @@ def test_orders_that_the_stride_trained_need_no_warning(data, started, caplog):
     assert "now used with" not in caplog.text
     evaluate(*options, "--model-overrides", "{'iterations': 5}")
     assert "trained with --iterations 2 and is now used with --iterations 5" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["stream", "sentence"])
+def test_sentences_that_stand_alone_are_told_of(data, started, caplog, kind):
+    """They have nothing before them; a start that moves remembers the sentence itself."""
+    options = ("--sample-break-mode", "eos", "--gen-subset", "valid", "--batch-size", 8)
+    evaluate(data, started[kind], *options, "--reset-at-eos")
+    told = "knows no sentence before its first one" in caplog.text
+    assert told == (kind == "sentence")
 
 
 def test_a_stride_is_for_training(started):

@@ -1,4 +1,4 @@
-"""The summary that a start is made from: the equation, exactly M terms, and its gradient."""
+"""The summary of the last tokens, held to its equation."""
 
 from __future__ import annotations
 
@@ -6,69 +6,104 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from fairseq_fixedpoint.recurrence import TokenSummary, summary
-from fairseq_fixedpoint.recurrence.summary import reference
+from fairseq_fixedpoint.recurrence import FixedPointRNN, TokenSummary
+from fairseq_fixedpoint.recurrence.summary import PIECE, reference
+from tests.test_recurrence import EXACT, gradients, seeds
 
-PAD = 1
+PAD, WORDS = 1, 9
 
 
-def make(tokens, decays=(0.9, 0.5), seed=0, width=3) -> TokenSummary:
+def summary_of(tokens: int, decays=(0.5, 0.9), seed: int = 0) -> TokenSummary:
     torch.manual_seed(seed)
-    return TokenSummary(11, width, tokens, decays, PAD).double()
+    return TokenSummary(WORDS, 3, tokens, decays, PAD).double()
 
 
 @given(
-    length=st.integers(1, 40),
-    tokens=st.integers(1, 12),
-    decays=st.lists(st.sampled_from([0.1, 0.5, 0.9, 0.985]), min_size=1, max_size=3),
-    piece=st.sampled_from([1, 3, 64]),
-    seed=st.integers(0, 2**31),
+    tokens=st.one_of(st.integers(1, 9), st.integers(PIECE - 2, PIECE + 2)),
+    length=st.one_of(st.integers(0, 9), st.integers(PIECE - 2, 2 * PIECE + 2)),
+    batch=st.integers(0, 3),
+    decays=st.lists(st.floats(0.01, 0.99), min_size=1, max_size=3),
+    padding=st.integers(0, 5),
+    seed=seeds,
 )
 @settings(max_examples=60, deadline=None)
-def test_it_is_the_equation_and_the_last_m_tokens_are_all_that_it_knows(
-    length, tokens, decays, piece, seed
-):
-    module = make(tokens, decays, seed)
-    text = torch.randint(0, 11, (length, 2))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(summary, "PIECE", piece)
-        found = module(text)
-    torch.testing.assert_close(found, reference(module, text), rtol=0, atol=1e-12)
-    torch.testing.assert_close(module.last(text), found[-1], rtol=0, atol=1e-12)
-    torch.testing.assert_close(module(text[-tokens:])[-1], found[-1], rtol=0, atol=1e-12)
+def test_sums_and_gradients_are_those_of_the_equation(tokens, length, batch, decays, padding, seed):
+    """In pieces of whatever length; the last row alone, too; padding counts as no token."""
+    summary = summary_of(tokens, decays, seed)
+    text = torch.randint(2, WORDS, (length, batch))
+    text[:padding, :1] = PAD
+    found, expected = summary(text), reference(summary, text)
+    torch.testing.assert_close(found, expected, **EXACT)
+    torch.testing.assert_close(summary.last(text), expected[-1], **EXACT)
+    if found.numel() == 0 or length == 0:
+        return
+    weights = [summary.embed_tokens.weight]
+    for ours, theirs in zip(gradients(found, weights), gradients(expected, weights), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-10)
+    assert not weights[0][PAD].any()
+
+
+def test_gradients_go_through_the_start():
+    """From the states back to the embeddings of the summary."""
+    summary = summary_of(4)
+    model = FixedPointRNN(2, 3, cell="gru", summary_size=summary.size).double()
+    torch.nn.init.uniform_(model.start_weight, -1, 1)
+    text = torch.randint(2, WORDS, (7, 2))
+    x = torch.randn(7, 2, 2, dtype=torch.float64)
+
+    def run(embeddings):
+        found = torch.func.functional_call(summary, {"embed_tokens.weight": embeddings}, (text,))
+        return model(x, 3, summary=found).output
+
+    embeddings = summary.embed_tokens.weight.detach().requires_grad_()
+    assert torch.autograd.gradcheck(run, [embeddings])
+
+
+class Devices(TorchDispatchMode):
+    """Notes where what is converted or copied lies."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten._to_copy.default:
+            self.found.add(args[0].device.type)
+        return func(*args, **(kwargs or {}))
+
+
+def test_nothing_is_copied_to_the_device():
+    """That would wait for all work that a GPU was given."""
+    with torch.device("meta"):
+        summary = TokenSummary(WORDS, 3, 5, (0.5, 0.9), PAD)
+        text = torch.zeros(4, 2, dtype=torch.long)
+    with Devices() as devices:
+        summary(text)
+        summary.last(text)
+    assert devices.found == {"meta"}
+
+
+@given(tokens=st.integers(1, 9), length=st.integers(1, 20), seed=seeds)
+@settings(max_examples=30, deadline=None)
+def test_the_last_m_tokens_are_all_that_it_knows(tokens, length, seed):
+    summary = summary_of(tokens, seed=seed)
+    text = torch.randint(2, WORDS, (length, 2))
+    found = summary(text)
+    torch.testing.assert_close(summary(text[-tokens:])[-1], found[-1], **EXACT)
     assert not found[0].any()  # nothing precedes a text
 
 
-def test_padding_counts_as_no_token():
-    module = make(5)
-    text = torch.randint(2, 11, (4, 2))
-    padded = torch.cat([torch.full((6, 2), PAD), text])
-    torch.testing.assert_close(module(padded)[6:], module(text), rtol=0, atol=1e-12)
-
-
-def test_gradcheck():
-    module = make(4)
-    text = torch.tensor([[2, 5], [2, 2], [7, PAD], [5, 2], [9, 10], [2, 3]])
-
-    def run(weight):
-        return torch.func.functional_call(module, {"embed_tokens.weight": weight}, (text,))
-
-    weight = module.embed_tokens.weight.detach().clone().requires_grad_()
-    rows = torch.ones(11, 1, dtype=torch.float64)
-    rows[PAD] = 0  # which has no gradient
-    assert torch.autograd.gradcheck(lambda weight: run(weight * rows), weight)
-
-
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("width", "tokens", "decays", "message"),
     [
-        ({"tokens": 0}, "tokens of a summary must be at least 1, not 0"),
-        ({"tokens": 3, "width": 0}, "width of a summary must be at least 1, not 0"),
-        ({"tokens": 3, "decays": (0.9, 1.0)}, "decays must lie between 0 and 1"),
-        ({"tokens": 3, "decays": ()}, "decays must lie between 0 and 1"),
+        (3, 0, (0.9,), "tokens of a summary must be at least 1, not 0"),
+        (0, 3, (0.9,), "width of a summary must be at least 1, not 0"),
+        (3, 3, (0.9, 1.0), "decays must lie between 0 and 1"),
+        (3, 3, (), "decays must lie between 0 and 1"),
     ],
 )
-def test_values_out_of_range_are_refused(options, message):
+def test_values_out_of_range_are_refused(width, tokens, decays, message):
     with pytest.raises(ValueError, match=message):
-        make(**options)
+        TokenSummary(WORDS, width, tokens, decays, PAD)

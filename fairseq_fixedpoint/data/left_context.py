@@ -21,7 +21,8 @@ class LeftContextDataset(FairseqDataset):
     context, so blocks can be shuffled for training, and read by any number of workers.
 
     A model that starts from a summary needs more tokens before, which its recurrence does not run
-    over. Then the context of all blocks of a batch ends at the same place, padded at the left.
+    over. Then the context of all blocks of a batch ends at the same place, padded at the left, if
+    the model is told so.
 
     Args:
         dataset: consecutive blocks of one stream, e.g. break mode `none`.
@@ -31,7 +32,8 @@ class LeftContextDataset(FairseqDataset):
         summarised: how many of the context a summary alone sees.
         sentence_start: if the summary is of what precedes a block's first sentence, the token that
             sentences begin with; the context then reaches `summarised` tokens back from there.
-        tells_lead: whether the model is told how many tokens its recurrence may leave out.
+        tells_lead: whether the model is told how many tokens its recurrence may leave out. If not,
+            contexts are not padded, which other models may take for tokens.
     """
 
     def __init__(
@@ -93,15 +95,16 @@ class LeftContextDataset(FairseqDataset):
         """
         if not samples:
             return {}
-        longest = 0
-        if self.summarised:
+        lead = 0
+        if self.summarised and self.tells_lead:
             longest = max(self.context, *(sample["start"] for sample in samples))
             samples = [self._padded(sample, longest - sample["start"]) for sample in samples]
+            lead = longest - (self.context - self.summarised)
         batch = self.dataset.collater(samples)
         batch["start_indices"] = [sample["start"] for sample in samples]
         batch["ntokens"] -= sum(batch["start_indices"])
-        if self.summarised and self.tells_lead:
-            batch["net_input"]["lead"] = longest - (self.context - self.summarised)
+        if lead:
+            batch["net_input"]["lead"] = lead
         return batch
 
     def _padded(self, sample: dict, size: int) -> dict:

@@ -265,13 +265,22 @@ class FixedPointDecoder(Iterated, FairseqIncrementalDecoder):
         """What precedes each of the tokens ``(T, B)`` and follows the last, ``(T + 1, B, S)``."""
         if self.summary is None:
             return None
-        before = 0
-        if carried_state is not None and self.iterations == 0:
-            recent = _continued(carried_state.get("tokens"), tokens.size(1))
-            if recent is not None:
-                before, tokens = recent.size(0), torch.cat([recent, tokens])
-            carried_state["tokens"] = tokens[max(0, tokens.size(0) - self.summary.tokens) :]
-        return self.summary(tokens)[before:]
+        if carried_state is None or self.iterations > 0:
+            return self.summary(tokens)
+        length = tokens.size(0)
+        recent = _continued(carried_state.get("tokens"), tokens.size(1))
+        if recent is not None:
+            tokens = torch.cat([recent, tokens])
+        carried_state["tokens"] = tokens[max(0, tokens.size(0) - self.summary.tokens) :]
+        summary = self.summary(tokens)[tokens.size(0) - length :]
+        if self.summary.stands_still:  # a sentence may have begun before the tokens that are kept
+            last = _continued(carried_state.get("summary"), tokens.size(1))
+            if last is not None:
+                begun = tokens[tokens.size(0) - length :].eq(self.dictionary.eos()).cumsum(0)
+                begun = torch.cat([begun, begun[-1:]])  # (T + 1, B)
+                summary = torch.where(begun.eq(0).unsqueeze(2), last, summary)
+            carried_state["summary"] = summary[-1:].detach()  # (1, B, S)
+        return summary
 
     def _input(self, x: Tensor, summary: Tensor | None) -> Tensor:
         """What the first layer sees beside the embeddings, ``(T, B, ...)``."""
@@ -323,9 +332,15 @@ class FixedPointDecoder(Iterated, FairseqIncrementalDecoder):
         return self.iterations + (self.summary.tokens if moves else 0)
 
     @property
-    def left_context(self) -> int:
-        """How many tokens before its own a block needs, to compute the same as a longer one."""
-        return max(0, self.iterations - 1) + (0 if self.summary is None else self.summary.tokens)
+    def reach(self) -> int | None:
+        """How many tokens before a sentence, the `</s>` that it begins with among them, are of use
+        to it; None for no limit.
+
+        They are as many as :attr:`order` has, or the M before `</s>` of a start that stands still.
+        """
+        if self.summary is not None and self.summary.stands_still:
+            return self.summary.tokens + 1
+        return self.order
 
     def max_positions(self) -> int:
         """A recurrence has no limit."""
@@ -352,7 +367,7 @@ class FixedPointDecoder(Iterated, FairseqIncrementalDecoder):
         Raises:
             ValueError: if it was trained with another dictionary, or another start.
         """
-        check_summary(state_dict, "decoder", self.summary, self.starts_from_summary)
+        check_summary(state_dict, "decoder", self.state_dict())
         resets_at_eos = state_dict.get("decoder.resets_at_eos")
         if resets_at_eos is not None and bool(resets_at_eos) != self.reset_at_eos:
             trained = "with" if resets_at_eos else "without"

@@ -1,14 +1,17 @@
 """Where the iteration of a language model starts: its options, and the summary behind them."""
 
+import os
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from fairseq.data import Dictionary
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from torch import Tensor, nn
 
 from fairseq_fixedpoint.models.options import check_at_least_one
 from fairseq_fixedpoint.recurrence import TokenSummary
+from fairseq_fixedpoint.recurrence.summary import weights_of_a_product
 
 STARTS = ("constant", "stream", "sentence")
 
@@ -66,6 +69,7 @@ class TextSummary(nn.Module):
         super().__init__()
         check_at_least_one(cfg, "start_tokens", "start_width")
         decays = _decays(cfg.start_decays)
+        _check_memory(cfg, len(dictionary), len(decays))
         self.eos = dictionary.eos()
         self.stands_still = str(cfg.start) == "sentence"
         self.of_tokens = TokenSummary(
@@ -95,9 +99,8 @@ class TextSummary(nn.Module):
         if not self.stands_still:
             return summary
         position = torch.arange(tokens.size(0) + 1, device=tokens.device).unsqueeze(1)
-        starts = tokens.eq(self.eos) * position[:-1]  # (T, B)
-        sentence = starts.cummax(0).values
-        sentence = torch.cat([sentence, sentence[-1:]])  # (T + 1, B), where its sentence starts
+        starts = F.pad(tokens.eq(self.eos) * position[:-1], (0, 0, 0, 1))
+        sentence = starts.cummax(0).values  # (T + 1, B), where its sentence starts
         return summary.gather(0, sentence.unsqueeze(2).expand_as(summary))
 
     def next(self, recent: Tensor, token: Tensor, last: Tensor) -> Tensor:
@@ -129,33 +132,51 @@ def check_start(cfg: StartConfig, iterations: int, reset_at_eos: bool) -> None:
         )
 
 
-def check_summary(
-    state_dict: dict, module: str, summary: TextSummary | None, starts_from_summary: bool
-) -> None:
-    """Raises ValueError if a checkpoint's `module` has another start than the model."""
-    theirs = state_dict.get(f"{module}.summary.settings")
-    theirs_starts = f"{module}.rnn.start_weight" in state_dict
-    same = theirs_starts == starts_from_summary and (
-        theirs is None
-        if summary is None
-        else theirs is not None and torch.equal(theirs.cpu(), summary.settings.cpu())
+def check_summary(state_dict: dict, module: str, own_state: dict) -> None:
+    """Raises ValueError if a checkpoint's `module` has another start than the model.
+
+    Args:
+        own_state: what the model's own module would put into a checkpoint, without `module`.
+    """
+    prefix = f"{module}."
+    theirs = _described(
+        {name.removeprefix(prefix): x for name, x in state_dict.items() if name.startswith(prefix)}
     )
-    if not same:
+    own = _described(own_state)
+    if theirs != own:
         raise ValueError(
-            f"the checkpoint was trained with {_described(theirs, theirs_starts)}, and the options "
-            f"say {_described(summary and summary.settings, starts_from_summary)}: these are "
+            f"the checkpoint was trained with {theirs}, and the options say {own}: these are "
             "different models, so give the options of its training."
         )
 
 
-def _described(settings: Tensor | None, starts_from_summary: bool) -> str:
-    """The options that a summary's settings stand for."""
-    if settings is None:
+def _check_memory(cfg: StartConfig, vocabulary: int, decays: int) -> None:
+    """Raises ValueError for a summary that no memory of this machine holds."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for option, value, numbers in (
+        ("--start-width", cfg.start_width, vocabulary * cfg.start_width),
+        ("--start-tokens", cfg.start_tokens, weights_of_a_product(cfg.start_tokens, decays)),
+    ):
+        if 4 * numbers > memory:
+            raise ValueError(
+                f"{option} {value} asks for {4 * numbers / 2**30:,.0f} GiB, more than the "
+                f"{memory / 2**30:,.0f} of this machine: lower it."
+            )
+
+
+def _described(state: dict[str, Tensor]) -> str:
+    """The options of the start that a decoder's state stands for."""
+    if "summary.settings" not in state:
         return "--start constant"
-    start, tokens, *decays = settings.tolist()
-    said = ",".join(f"{decay / 1e9:g}" for decay in decays)
-    start = STARTS[start] if starts_from_summary else "constant --summary-input"
-    return f"--start {start} --start-tokens {tokens} --start-decays {said}"
+    start, tokens, *decays = state["summary.settings"].tolist()
+    said = ",".join(str(decay / 1e9) for decay in decays)
+    width = state["summary.of_tokens.embed_tokens.weight"].size(1)
+    inputs = state["rnn.layers.0.weight_ih_l0"].size(1)
+    is_input = inputs > state["embed_tokens.weight"].size(1)
+    return (
+        f"--start {STARTS[start]} --start-tokens {tokens} --start-decays {said} "
+        f"--start-width {width}{' --summary-input' * is_input}"
+    )
 
 
 def _decays(text: str) -> list[float]:

@@ -73,7 +73,8 @@ class TokenSummary(nn.Module):
         seen = self.tokens + PIECE - 1
         cut = padded.unfold(0, seen, PIECE).transpose(1, 2)  # (pieces, seen, B*E)
         sums = self._toeplitz(embedded) @ cut  # (pieces, R*PIECE, B*E)
-        sums = sums.view(pieces, len(self.decays), PIECE, tokens.size(1), -1)
+        width = self.embed_tokens.embedding_dim
+        sums = sums.view(pieces, len(self.decays), PIECE, tokens.size(1), width)
         sums = sums.permute(0, 2, 3, 1, 4)  # (pieces, PIECE, B, R, E)
         return sums.reshape(pieces * PIECE, tokens.size(1), self.size)[:rows]
 
@@ -84,10 +85,12 @@ class TokenSummary(nn.Module):
         return torch.einsum("rt,tbe->bre", weights, embedded).flatten(1)
 
     def _weights(self, like: Tensor) -> Tensor:
-        """`(1 - a) a^j` for j = 0..M-1, ``(R, M)``."""
-        decays = torch.tensor(self.decays, dtype=torch.float64).unsqueeze(1)
-        weights = (1 - decays) * decays ** torch.arange(self.tokens, dtype=torch.float64)
-        return weights.to(like)
+        """`(1 - a) a^j` for j = 0..M-1, ``(R, M)``.
+
+        Made where they are used: a copy to a device would wait for it, at each token of a text.
+        """
+        age = torch.arange(self.tokens, dtype=torch.float64, device=like.device)
+        return torch.stack([(1 - decay) * decay**age for decay in self.decays]).to(like)
 
     def _toeplitz(self, like: Tensor) -> Tensor:
         """Row u of each decay has the weights of the M rows that end at M + u - 1.
@@ -97,6 +100,11 @@ class TokenSummary(nn.Module):
         weights = F.pad(self._weights(like).flip(1), (0, PIECE))  # (R, M + PIECE)
         rows = weights.repeat(1, PIECE)[:, : PIECE * (self.tokens + PIECE - 1)]
         return rows.reshape(-1, self.tokens + PIECE - 1)
+
+
+def weights_of_a_product(tokens: int, decays: int) -> int:
+    """How many numbers the matrix of one product has."""
+    return decays * PIECE * (tokens + PIECE - 1)
 
 
 def reference(summary: TokenSummary, tokens: Tensor) -> Tensor:

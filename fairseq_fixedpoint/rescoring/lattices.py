@@ -138,8 +138,9 @@ class LatticeRescorer:
         if not isinstance(tokens, WindowScorer) or tokens.order is None:
             raise RescoringError(
                 "lattices need a fixedpoint_lm of some order K (--iterations K for the exact "
-                "recurrence), trained with --start constant or --start sentence: other models "
-                "depend on more of the words before. Rescore n-best lists with them."
+                "recurrence), trained with --start constant or --start sentence and without "
+                "--summary-input: other models depend on more of the words before, or on more than "
+                "their own. Rescore n-best lists with them."
             )
         if self.model.context and tokens.decoder.summary is None:
             raise RescoringError(

@@ -92,8 +92,7 @@ class WindowScorer:
     @property
     def reach(self) -> int | None:
         """K; or the M tokens that a start knows, and `</s>`."""
-        summary = self.decoder.summary
-        return self.order if summary is None else summary.tokens + 1
+        return self.decoder.reach
 
     @torch.inference_mode()
     def log_probabilities(
@@ -286,7 +285,7 @@ class ModelScorer:
     @property
     def reach(self) -> int | None:
         """As :attr:`order`."""
-        return self.order
+        return getattr(self.model.decoder, "reach", None)
 
     @property
     def longest(self) -> int:

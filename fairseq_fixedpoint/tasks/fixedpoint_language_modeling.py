@@ -71,6 +71,7 @@ class FixedPointLanguageModelingTask(GenerationTask, TrainingTask, LanguageModel
         self.reset_at_eos = args.reset_at_eos
         self._decoders = weakref.WeakSet()  # of the models built or loaded, while there are any
         self._carried = {"train": {}, "valid": {}}
+        self._told_of_breaks = False
 
     @classmethod
     def setup_task(cls, args, **kwargs):
@@ -217,11 +218,18 @@ class FixedPointLanguageModelingTask(GenerationTask, TrainingTask, LanguageModel
         summary sees; blocks of whole sentences stand alone."""
         if dataset not in self.datasets.values():
             return dataset  # text to generate from, or a data set made elsewhere
-        if not self._is_stream:
-            return LeftContextDataset(dataset, 0, self.dictionary.pad())
-        needed = max(context, *(order - 1 for order in self._orders), 0)
         decoders = [decoder for decoder in self._decoders if isinstance(decoder, FixedPointDecoder)]
         summaries = [each.summary for each in decoders if each.summary is not None]
+        if not self._is_stream:
+            if any(each.stands_still for each in summaries) and not self._told_of_breaks:
+                self._told_of_breaks = True
+                logger.warning(
+                    f"with --sample-break-mode {self.args.sample_break_mode} nothing comes before "
+                    "a block, so that --start sentence knows no sentence before its first one: "
+                    "leave the option out to train and evaluate in context."
+                )
+            return LeftContextDataset(dataset, 0, self.dictionary.pad())
+        needed = max(context, *(order - 1 for order in self._orders), 0)
         seen = max((summary.tokens for summary in summaries), default=0)
         starts = self.dictionary.eos() if any(each.stands_still for each in summaries) else None
         return LeftContextDataset(
