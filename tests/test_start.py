@@ -9,6 +9,7 @@ import torch
 from fairseq import checkpoint_utils
 from fairseq_cli.eval_lm import eval_lm
 
+from fairseq_fixedpoint.recurrence import FixedOrder
 from fairseq_fixedpoint.rescoring import Scorer
 from fairseq_fixedpoint.rescoring.token_scorers import WindowScorer
 from tests.commands import evaluate, train
@@ -330,7 +331,20 @@ def test_sentences_that_stand_alone_are_told_of(data, started, caplog, kind):
     assert told == (kind == "sentence")
 
 
+def test_a_start_needs_its_summary(started):
+    rnn = load(started["stream"])[0].decoder.rnn
+    x, cache = torch.zeros(3, 1, 16, dtype=torch.float64), rnn.initial_cache(1, 3)
+    for run in (lambda: rnn(x, 3), lambda: rnn.step(x[0], cache)):
+        with pytest.raises(ValueError, match="which needs one"):
+            run()
+    with pytest.raises(ValueError, match="takes no summary"):
+        FixedOrder(rnn, 3)
+
+
 def test_a_stride_is_for_training(started):
     model, _ = load(started["strided"])
     with pytest.raises(ValueError, match="evaluate at one order, without it"):
-        model.decoder.rnn(torch.zeros(3, 1, 16, dtype=torch.float64), 2, stride=2)
+        model.decoder.rnn(
+            torch.zeros(3, 1, 16, dtype=torch.float64), 2, stride=2,
+            summary=torch.zeros(4, 1, 6, dtype=torch.float64),
+        )  # fmt: skip

@@ -1,7 +1,8 @@
 """The fixed-point iteration: K parallel updates of every position of every layer.
 
 Wang and Ragni, "Approximate Fixed-Points in Recurrent Neural Networks" (2021), arXiv 2106.02417.
-The states of an RNN solve `H = F(X, shift(H))`. Starting from a constant, all layers together,
+The states of an RNN solve `H = F(X, shift(H))`. Starting from a constant, or from a function of a
+summary of the text up to t (:meth:`Layer.start`), all layers together,
 
     H_l^(0)_t = h_init                                    (also the left boundary, at every k)
     H_l^(k)_t = f_l(H_{l-1}^(k)_t, H_l^(k-1)_{t-1})       k = 1..K, every t at once
@@ -183,7 +184,7 @@ def fixed_point(
         layers: the stack, bottom first.
         x: inputs, ``(T, B, D)``.
         iterations: K, at least 1.
-        resets: bool ``(T, B)``; True where the window starts anew (`h_init` comes before).
+        resets: bool ``(T, B)``; True where the window starts anew (its start comes before).
         padding_mask: bool ``(T, B)``; True where there is no token. A token after padding starts
             anew, padded positions give 0 and do not count in the residual.
         orders: iterates to return besides the last, each in 1..K.

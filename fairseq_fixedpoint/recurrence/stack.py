@@ -169,8 +169,7 @@ class FixedPointRNN(nn.Module):
         if iterations < 0:
             raise ValueError(f"iterations must be 0 (exact) or more, not {iterations}.")
         layers = self.effective_layers(x)
-        if summary is not None and self.start_weight is None:
-            raise ValueError("a summary is for a recurrence that was made with a summary_size.")
+        self._check_summary(summary)
         if stride != 1 and not self.training:
             raise ValueError(
                 f"a stride ({stride}) is for training, where orders may differ by position: "
@@ -217,6 +216,13 @@ class FixedPointRNN(nn.Module):
             summary=summary,
         )
 
+    def _check_summary(self, summary: Tensor | None) -> None:
+        """Raises ValueError for a summary without a start that knows it, and the reverse."""
+        if (summary is None) != (self.start_weight is None):
+            raise ValueError(
+                "a summary is for a recurrence that was made with a summary_size, which needs one."
+            )
+
     def initial_cache(self, batch_size: int, iterations: int) -> Tensor:
         """The state before any token, ``(L, K + 1, B, P*H)``; row k is `H^(k)`, all `h_init`."""
         rows = iterations + 1 if iterations else 1
@@ -251,6 +257,7 @@ class FixedPointRNN(nn.Module):
         check_shape("x", x, "B", self.layers[0].input_size)
         check_shape("cache", cache, num_layers, "K + 1", x.size(0), width)
         check_mask("resets", resets, x.size(0))
+        self._check_summary(summary)
         if layers is None:
             with torch.no_grad():
                 layers = self.effective_layers()
@@ -295,13 +302,15 @@ class FixedOrder(nn.Module):
         iterations: K, at least 1.
 
     Raises:
-        ValueError: for a smaller K, or an orthogonal recurrence.
+        ValueError: for a smaller K, an orthogonal recurrence, or one that starts from a summary.
     """
 
     def __init__(self, rnn: FixedPointRNN, iterations: int):
         super().__init__()
         if rnn.orthogonal:
             raise ValueError("orthogonal recurrent matrices cannot be put into a CUDA graph.")
+        if rnn.start_weight is not None:
+            raise ValueError("a fixed order takes no summary, which the recurrence starts from.")
         if iterations < 1:
             raise ValueError(f"iterations must be at least 1 for a fixed order, not {iterations}.")
         self.rnn = rnn
