@@ -34,7 +34,8 @@ ROWS_AT_ONCE = 4096
 class Level:
     """The distinct windows of k tokens.
 
-    In a level's table of states, row 0 is `h_init` and row 1 + i belongs to window i.
+    In a level's table of states, row 0 is `h_init` and row 1 + i belongs to window i. What level 1
+    begins from is that one row, or a table of starts.
 
     Attributes:
         parent: row, in the level before, of the window without its last token, ``(N,)``; at level

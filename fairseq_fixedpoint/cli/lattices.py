@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
@@ -32,7 +31,7 @@ from fairseq_fixedpoint.formats.nbest import FormatError, OnError, create
 from fairseq_fixedpoint.rescoring.combination import Combination
 from fairseq_fixedpoint.rescoring.confusion import confusion_network
 from fairseq_fixedpoint.rescoring.confusion import write as write_network
-from fairseq_fixedpoint.rescoring.diagnosis import unknown_warnings
+from fairseq_fixedpoint.rescoring.diagnosis import run_warnings
 from fairseq_fixedpoint.rescoring.errors import RescoringError
 from fairseq_fixedpoint.rescoring.jobs import Journal, Processes, groups, results_of
 from fairseq_fixedpoint.rescoring.lattice_plot import SUFFIXES, plot
@@ -411,14 +410,9 @@ class Summary:
 
     def warnings(self) -> list[str]:
         """What is suspicious about the words that models do not know."""
-        rescorer = self.rescorer
-        words = rescorer.rule.words(" ".join(islice(self.best.values(), 1000)))
-        total = self.counts["words"]
-        return [
-            sentence
-            for name, model in {rescorer.name: rescorer.model, **rescorer.ngrams}.items()
-            for sentence in unknown_warnings(name, model, self.unknown[name], total, words)
-        ]
+        rescorer, total = self.rescorer, self.counts["words"]
+        models = {rescorer.name: rescorer.model, **rescorer.ngrams}
+        return run_warnings(models, rescorer.rule, self.unknown, total, self.best.values())
 
     def sentence(self) -> str:
         counts = self.counts

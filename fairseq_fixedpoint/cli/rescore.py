@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import itertools
 import sys
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -159,10 +158,10 @@ def _nbest(args: argparse.Namespace) -> None:
     hypotheses: Iterator[Scorable] = iter(())
     if processes.is_first:
         hypotheses = scorable(listed.read(args.input, on_error), scorers.values(), on_error)
-    first = list(itertools.islice(hypotheses, 1))
+    first = list(islice(hypotheses, 1))
     names = first[0].item.scores if first else ()
     first_pass, combination = _combinations(args, listed, names, scorers, rule)
-    checked = _checked(itertools.chain(first, hypotheses), args, scorers, combination)
+    checked = _checked(chain(first, hypotheses), args, scorers, combination)
     checked = _told_of(checked, scorers, combination.weights, on_error)
 
     summary = Summary()

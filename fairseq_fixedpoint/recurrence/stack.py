@@ -224,7 +224,10 @@ class FixedPointRNN(nn.Module):
             )
 
     def initial_cache(self, batch_size: int, iterations: int) -> Tensor:
-        """The state before any token, ``(L, K + 1, B, P*H)``; row k is `H^(k)`, all `h_init`."""
+        """The state before any token, ``(L, K + 1, B, P*H)``; row k is `H^(k)`, all `h_init`.
+
+        With a summary it is that of no tokens, which is 0 and leaves `h_init` of the start.
+        """
         rows = iterations + 1 if iterations else 1
         return self.initial_state[:, None, None].expand(-1, rows, batch_size, -1).contiguous()
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Protocol
 
 from fairseq_fixedpoint.formats import text_words
-from fairseq_fixedpoint.rescoring.words import CASES, Vocabulary
+from fairseq_fixedpoint.rescoring.words import CASES, Vocabulary, WordRule
 
 FEW = 5  # with fewer words than these, all may be unknown by chance
 NEARLY_ALL = 0.9
 HARDLY_ANY = 0.2
+TEXTS = 1000  # of a run, whose words tell what is wrong with all of them
 MATTERS = 0.25  # a cause that explains less of the difference than this is not named
 PUNCTUATION = re.compile(r"([^\w\s])")
 
@@ -45,6 +47,22 @@ def unknown_warnings(
             f"{counted} {total:,} words are unknown to {name}: {_cause(name, model, words)}"
         )
     return found
+
+
+def run_warnings(
+    models: Mapping[str, HasUnknown],
+    rule: WordRule,
+    unknown: Mapping[str, int],
+    total: int,
+    texts: Iterable[str],
+) -> list[str]:
+    """As :func:`unknown_warnings`, for the models of a run by name, `texts` being its best ones."""
+    words = rule.words(" ".join(islice(texts, TEXTS)))
+    return [
+        sentence
+        for name, model in models.items()
+        for sentence in unknown_warnings(name, model, unknown[name], total, words)
+    ]
 
 
 def _cause(name: str, model: Vocabulary, words: Sequence[str]) -> str:

@@ -6,13 +6,13 @@ import math
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby, islice
+from itertools import groupby
 from typing import Any, NamedTuple, Protocol
 
 from fairseq_fixedpoint.formats import Hypothesis, Rescored
 from fairseq_fixedpoint.formats.nbest import FormatError, Line, OnError, shown
 from fairseq_fixedpoint.rescoring.combination import Combination, place
-from fairseq_fixedpoint.rescoring.diagnosis import unknown_warnings
+from fairseq_fixedpoint.rescoring.diagnosis import run_warnings
 from fairseq_fixedpoint.rescoring.errors import RescoringError
 from fairseq_fixedpoint.rescoring.scorer import LineScore, Previous
 from fairseq_fixedpoint.rescoring.words import Vocabulary, WordRule
@@ -124,8 +124,9 @@ class ByRule:
     def score(
         self, lines: Sequence[Prepared], previous: Sequence[Previous] | None = None
     ) -> list[LineScore]:
-        if previous is not None:
-            previous = [tuple(map(self.rule.text, texts)) for texts in previous]
+        if previous is not None:  # the same for all hypotheses of an utterance
+            by_rule = {texts: tuple(map(self.rule.text, texts)) for texts in set(previous)}
+            previous = [by_rule[texts] for texts in previous]
         return self.model.score(lines, previous)
 
 
@@ -239,12 +240,7 @@ class Summary:
 
     def warnings(self, scorers: Mapping[str, LineScorer], rule: WordRule) -> list[str]:
         """What is suspicious about the words that models do not know."""
-        words = rule.words(" ".join(islice(self.texts().values(), 1000)))
-        return [
-            sentence
-            for name, scorer in scorers.items()
-            for sentence in unknown_warnings(name, scorer, self.unknown[name], self.words, words)
-        ]
+        return run_warnings(scorers, rule, self.unknown, self.words, self.texts().values())
 
     def sentence(self) -> str:
         changed = sum(

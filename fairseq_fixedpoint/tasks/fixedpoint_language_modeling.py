@@ -253,7 +253,7 @@ class FixedPointLanguageModelingTask(GenerationTask, TrainingTask, LanguageModel
         data_buffer_size: int = 10,
         context_window: int = 0,
     ) -> Iterator[dict]:
-        """Batches for `fairseq-eval-lm`; K-1 tokens of context need not be asked for.
+        """Batches for `fairseq-eval-lm`; the context that models need is not to be asked for.
 
         Raises:
             ValueError: if a part of the text, or all of it, would not be evaluated.
