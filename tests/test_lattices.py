@@ -269,8 +269,13 @@ def test_a_lattice_that_was_rescored_is_rescored_to_the_same_scores(data):
     """Of SLF: the other scores are there with their weights, and the model replaces itself."""
     lattice = data.draw(lattices("slf"))
     weights = data.draw(given_weights(lattice))
-    for name in "A", replaced_by_the_model(lattice):
+    replaced = replaced_by_the_model(lattice)
+    for name in "A", replaced:
         weights.pop(name, None)
+    if (
+        replaced == "ngram"
+    ):  # given a weight, lm would count, and then is what a second pass replaces
+        weights.pop("lm", None)
     model, passes = scorer(), []
     for given_here in weights, {}, {}:
         found = rescored_by(lattice, model=model, weights=given_here)

@@ -23,10 +23,11 @@ the states of its last C positions, of the orders K, K + 1, .., K + C - 1. With 
     chain 0    1  2  3  4            a state's order is at least 2, and at most 4
     chain 1             1  2  3  4
 
-That is a third to an eighth of the operations, for orders that differ by position. C = 1 is the
-iteration of the paper; C = T the ordinary recurrence. In numerical terms it is block Jacobi, see
-Song et al. (2021), arXiv 2002.03629. Tensors over positions are laid out by :meth:`Block.grid` so
-that the positions which all chains meet in one iteration lie side by side.
+That is (K + C - 1) / C times the exact recurrence's operations instead of K times, for orders that
+differ by position. C = 1 is the iteration of the paper; C = T the ordinary recurrence. In numerical
+terms it is block Jacobi, see Song et al. (2021), arXiv 2002.03629. Tensors over positions are laid
+out by :meth:`Block.grid` so that the positions which all chains meet in one iteration lie side by
+side.
 
 A chain begins from the same `h_init` as all, or from a row of its own (:class:`LayerWeights`).
 
@@ -319,8 +320,13 @@ class _Piece:
 
     def met(self, k: int) -> tuple[int, int]:
         """Where in a grid the first chain is in iteration k."""
-        columns, row = divmod(k - 1, self.block.stride)
-        return row, self.begin + columns
+        row, column = self.offset(k)
+        return row, self.begin + column
+
+    def offset(self, k: int) -> tuple[int, int]:
+        """Where iteration k is in a grid: the row, and columns on from where a chain begins."""
+        column, row = divmod(k - 1, self.block.stride)
+        return row, column
 
     def at(self, k: int, what: Tensor, rows: int) -> Tensor:
         """What of a grid the first rows meet in iteration k, ``(rows, ...)``; a view."""
@@ -388,7 +394,7 @@ class _Piece:
         """Iteration k of all layers from the last one; `x` are the projected inputs."""
         cell, batch = self.block.cell, self.block.batch
         rows = self.chains(k) * batch
-        column, row = divmod(k - 1, self.block.stride)
+        row, column = self.offset(k)
         below = x[row, column:].flatten(0, 1)[:rows]  # (rows, G*H)
         states: list[Tensor] = []
         gates: list[Tensor] = []
@@ -463,7 +469,7 @@ class _Piece:
                 if rows == 0:
                     continue
                 before = self.before(k, layer, states[number][k - 1], rows)
-                column, row = divmod(k - 1, self.block.stride)
+                row, column = self.offset(k)
                 d_x, carry = cell.backward(
                     grad,
                     later[number],

@@ -189,6 +189,8 @@ class LatticeRescorer:
         self._check_subtracted(vocabulary[1:], weights)
         unit = max(1.0, weights[self.name])
         entries = self._entries(vocabulary)  # (V,)
+        unknown = self._unknown(vocabulary, entries)
+        penalties = self._penalties(unknown, weights)
         before = self.model.before(tuple(map(self.rule.text, previous)))
         graph = _word_graph(lattice, token, weights)
         if self.merges:
@@ -197,11 +199,11 @@ class LatticeRescorer:
                 _word_graph(lattice, token, own),
                 entries,
                 weights[self.name],
-                self._penalties(vocabulary, entries, weights)[self.name],
+                penalties[self.name],
                 before,
             )
         else:
-            histories = _Together(self._histories(vocabulary, entries, weights, before))
+            histories = _Together(self._histories(vocabulary, entries, weights, penalties, before))
             beam = self.beam
             if beam is not None and self.scales_beam:
                 beam *= unit
@@ -224,7 +226,7 @@ class LatticeRescorer:
             passed_by=sum(bool(word) for word in lattice.words) - sum(map(bool, words)),
             unknown={
                 name: int(is_unknown[token[token != EMPTY]].sum())
-                for name, is_unknown in self._unknown(vocabulary, entries).items()
+                for name, is_unknown in unknown.items()
             },
         )
 
@@ -313,6 +315,7 @@ class LatticeRescorer:
         vocabulary: Sequence[str],
         entries: np.ndarray,
         weights: Mapping[str, float],
+        penalties: Mapping[str, np.ndarray],
         before: Sequence[int],
     ) -> list[tuple[HistoryScorer, np.ndarray, float]]:
         """Each model with what it subtracts for each word, ``(V,)``, and its weight."""
@@ -320,18 +323,17 @@ class LatticeRescorer:
         histories = {self.name: GrowingHistories(self.model.tokens, entries, before)}
         for name, ngram in self.ngrams.items():
             histories[name] = NgramHistories(ngram, vocabulary, order)
-        penalties = self._penalties(vocabulary, entries, weights)
         return [(each, penalties[name], weights[name]) for name, each in histories.items()]
 
     def _penalties(
-        self, vocabulary: Sequence[str], entries: np.ndarray, weights: Mapping[str, float]
+        self, unknown: Mapping[str, np.ndarray], weights: Mapping[str, float]
     ) -> dict[str, np.ndarray]:
         """What each model subtracts for each word, ``(V,)``; one that is subtracted itself would
         give it back, so it has none."""
         models = {self.name: self.model, **self.ngrams}
         return {
             name: models[name].unknown_penalty * is_unknown * (weights[name] >= 0)
-            for name, is_unknown in self._unknown(vocabulary, entries).items()
+            for name, is_unknown in unknown.items()
         }
 
     def _merged(
