@@ -182,6 +182,7 @@ def test_dropout_draws_one_mask_for_all_iterates():
         ({"decoder_layers": 0}, "--decoder-layers must be at least 1"),
         ({"adaptive_softmax_factor": 0.0}, "--adaptive-softmax-factor must be at least 1"),
         ({"dropout": 1.5}, "--decoder-dropout-in"),
+        ({"decoder_word_dropout": 1.0}, "--decoder-word-dropout"),
         ({"decoder_dropout_out": -1.0}, "dropout must be"),
         ({"cell": "mgu"}, "unknown cell 'mgu'"),
         ({"adaptive_softmax_cutoff": "ten"}, "comma-separated integers"),
@@ -269,3 +270,20 @@ def test_another_dictionary_is_refused():
                 target_dictionary=renamed.decoder.dictionary,
             ),
         ).load_state_dict(trained.state_dict())
+
+
+def test_a_dropped_word_is_dropped_wherever_it_stands_and_training_alone_drops():
+    model = build(decoder_word_dropout=0.4).train()
+    decoder = model.decoder
+    decoder.dropout_in = 0
+    tokens = torch.randint(4, 20, (30, 3))
+    embedded = decoder.embed_tokens(tokens)
+    torch.manual_seed(1)
+    factors = (decoder._embedded(tokens) / embedded).mean(2)  # (T, B)
+    of_words = torch.stack([factors[tokens.eq(word)].mean() for word in range(4, 20)])
+    torch.testing.assert_close(factors, of_words[tokens - 4])
+    dropped = of_words.abs() < 1e-9
+    assert 0 < dropped.sum() < len(dropped)
+    kept = of_words[~dropped]
+    torch.testing.assert_close(kept, torch.full_like(kept, 1 / 0.6))
+    torch.testing.assert_close(model.eval().decoder._embedded(tokens), embedded)

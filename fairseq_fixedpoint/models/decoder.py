@@ -56,6 +56,12 @@ class FixedPointDecoderConfig(RecurrenceConfig):
     decoder_dropout_in: Optional[float] = field(
         default=None, metadata={"help": "dropout of the embeddings (default: --dropout)"}
     )
+    decoder_word_dropout: float = field(
+        default=0.0,
+        metadata={
+            "help": "dropout of whole words of the input: of all a word's tokens in a batch at once"
+        },
+    )
     decoder_dropout_out: Optional[float] = field(
         default=None, metadata={"help": "dropout of every layer's output (default: --dropout)"}
     )
@@ -114,7 +120,9 @@ class FixedPointDecoder(Iterated, FairseqIncrementalDecoder):
         self.dropout_in = or_default(cfg.decoder_dropout_in, cfg.dropout)
         self.dropout_out = or_default(cfg.decoder_dropout_out, cfg.dropout)
         self.variational_dropout = cfg.variational_dropout
+        self.word_dropout = cfg.decoder_word_dropout
         check_probability("--decoder-dropout-in (or --dropout)", self.dropout_in)
+        check_probability("--decoder-word-dropout", self.word_dropout)
         hidden_size = or_default(cfg.decoder_hidden_size, cfg.decoder_embed_dim)
         shared = cfg.share_decoder_input_output_embed
         output_size = or_default(
@@ -225,9 +233,7 @@ class FixedPointDecoder(Iterated, FairseqIncrementalDecoder):
         tokens = prev_output_tokens.t()  # (T, B)
         summary = self._summary(tokens, carried_state)
         tokens, summary = tokens[lead:], None if summary is None else summary[lead:]
-        x = self.embed_tokens(tokens)  # (T, B, D)
-        if self.training:
-            x = dropped(x, self.dropout_in, self.variational_dropout)
+        x = self._embedded(tokens)  # (T, B, D)
         options = {}
         if self.iterations > 0:
             options = {"orders": orders, "residuals": residuals, **self.gradient_options}
@@ -260,6 +266,16 @@ class FixedPointDecoder(Iterated, FairseqIncrementalDecoder):
             "squared_residuals": solution.squared_residuals,
         }
         return features(solution.output), extra
+
+    def _embedded(self, tokens: Tensor) -> Tensor:
+        """Embeddings of the tokens, with training's dropout: ``(T, B)`` to ``(T, B, D)``."""
+        x = self.embed_tokens(tokens)
+        if not self.training:
+            return x
+        if self.word_dropout > 0:  # of Gal and Ghahramani (2016), as AWD-LSTM has it
+            words = x.new_ones(self.embed_tokens.num_embeddings, 1)
+            x = x * F.embedding(tokens, F.dropout(words, self.word_dropout))
+        return dropped(x, self.dropout_in, self.variational_dropout)
 
     def _summary(self, tokens: Tensor, carried_state: dict | None) -> Tensor | None:
         """What precedes each of the tokens ``(T, B)`` and follows the last, ``(T + 1, B, S)``."""
