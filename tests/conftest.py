@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
+import fairseq_fixedpoint
 from tests.commands import preprocess
 from tests.rescoring import ARPA, train_models
 
 torch.set_num_threads(1)  # tests run side by side
+fairseq_fixedpoint.register()
 
 
 def pytest_addoption(parser):

@@ -7,16 +7,18 @@ import sys
 import pytest
 import torch
 
-from fairseq_fixedpoint import allocation
-from fairseq_fixedpoint.allocation import VARIABLES
-from fairseq_fixedpoint.tasks.fixedpoint_language_modeling import FixedPointLanguageModelingTask
-from fairseq_fixedpoint.tasks.fixedpoint_translation import FixedPointTranslationTask
+from fairseq_fixedpoint.plugin import allocation
+from fairseq_fixedpoint.plugin.allocation import VARIABLES
+from fairseq_fixedpoint.plugin.tasks.fixedpoint_language_modeling import (
+    FixedPointLanguageModelingTask,
+)
+from fairseq_fixedpoint.plugin.tasks.fixedpoint_translation import FixedPointTranslationTask
 
 # Page faults of a buffer of 64 MiB that was freed before: nearly all 16,384 pages, or none.
 PROGRAM = """
 import resource, sys
 import torch
-from fairseq_fixedpoint.allocation import keep_freed_memory
+from fairseq_fixedpoint.plugin.allocation import keep_freed_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -10,8 +10,8 @@ import torch
 from fairseq import search
 from fairseq.token_generation_constraints import pack_constraints
 
-from fairseq_fixedpoint.generation import waiting
-from fairseq_fixedpoint.generation.stepping import StepEnsemble
+from fairseq_fixedpoint.plugin.generation import waiting
+from fairseq_fixedpoint.plugin.generation.stepping import StepEnsemble
 from tests.test_generation import (
     DICTIONARY,
     EOS,

@@ -10,7 +10,7 @@ import torch
 from fairseq.optim.amp_optimizer import AMPOptimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fairseq_fixedpoint.tasks.fixedpoint_language_modeling import (
+from fairseq_fixedpoint.plugin.tasks.fixedpoint_language_modeling import (
     FixedPointLanguageModelingConfig,
     FixedPointLanguageModelingTask,
 )

@@ -224,7 +224,7 @@ def test_another_dictionary_is_refused_before_anything_is_scored(tmp_path, train
 
 
 def test_a_truncated_checkpoint_is_refused_and_left_alone(tmp_path, trained, data):
-    from fairseq_fixedpoint.compat import CheckpointError
+    from fairseq_fixedpoint.plugin.compat import CheckpointError
 
     broken = tmp_path / "checkpoint_last.pt"
     broken.write_bytes(trained.read_bytes()[:5000])

@@ -1,4 +1,4 @@
-"""The mends of fairseq_fixedpoint.compat: each is needed or skipped, narrow, and made once."""
+"""The patches of plugin.compat: each is needed or skipped, narrow, and made once."""
 
 import argparse
 import inspect
@@ -17,8 +17,8 @@ from fairseq.data import TokenBlockDataset
 from fairseq.distributed import utils as distributed_utils
 from omegaconf import DictConfig
 
-from fairseq_fixedpoint import compat
-from fairseq_fixedpoint.compat import CheckpointError
+from fairseq_fixedpoint.plugin import compat
+from fairseq_fixedpoint.plugin.compat import CheckpointError
 
 needs_protection = pytest.mark.skipif(
     not compat._protection_is_default(), reason="this torch loads any pickle by default"
@@ -268,7 +268,7 @@ import sys
 import torch
 from fairseq import checkpoint_utils
 from fairseq.distributed import utils
-from fairseq_fixedpoint import compat
+from fairseq_fixedpoint.plugin import compat
 
 rank, rendezvous, path = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 compat.apply()

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from fairseq.logging import metrics
 
-from fairseq_fixedpoint.criterions.fixedpoint_cross_entropy import FixedPointCrossEntropy
+from fairseq_fixedpoint.plugin.criterions.fixedpoint_cross_entropy import FixedPointCrossEntropy
 from tests.test_model import build, random_tokens
 
 EXACT = {"rtol": 0, "atol": 1e-10}

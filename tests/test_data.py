@@ -15,12 +15,12 @@ from fairseq.data import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fairseq_fixedpoint.data import (
+from fairseq_fixedpoint.plugin.data import (
     ContiguousStreamsDataset,
     LeftContextDataset,
     padding,
 )
-from fairseq_fixedpoint.data.padding import first_with
+from fairseq_fixedpoint.plugin.data.padding import first_with
 
 DICTIONARY = Dictionary()
 for number in range(50):

@@ -19,17 +19,17 @@ from fairseq.sequence_generator import SequenceGenerator
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 from fairseq.token_generation_constraints import pack_constraints
 
-from fairseq_fixedpoint.generation import FixedPointSequenceGenerator
-from fairseq_fixedpoint.generation.repetition import block_repetition
-from fairseq_fixedpoint.models.fixedpoint import (
+from fairseq_fixedpoint.plugin.generation import FixedPointSequenceGenerator
+from fairseq_fixedpoint.plugin.generation.repetition import block_repetition
+from fairseq_fixedpoint.plugin.models.fixedpoint import (
     FixedPointTranslationConfig,
     FixedPointTranslationModel,
 )
-from fairseq_fixedpoint.tasks.fixedpoint_language_modeling import (
+from fairseq_fixedpoint.plugin.tasks.fixedpoint_language_modeling import (
     FixedPointLanguageModelingConfig,
     FixedPointLanguageModelingTask,
 )
-from fairseq_fixedpoint.tasks.fixedpoint_translation import (
+from fairseq_fixedpoint.plugin.tasks.fixedpoint_translation import (
     FixedPointTranslationTask,
     FixedPointTranslationTaskConfig,
 )
@@ -545,7 +545,9 @@ def test_generated_scores_are_those_of_the_text_as_a_block(cell, layers, iterati
 def test_a_long_prefix_is_scored_in_parts(monkeypatch):
     model, prefixes = language_model(), prefixes_of([40, 40])
     whole = ours([model], text_batch(prefixes), prefixes, beam_size=2, max_len_b=45)
-    monkeypatch.setattr("fairseq_fixedpoint.generation.stepping.LOG_PROBABILITIES_AT_ONCE", 100)
+    monkeypatch.setattr(
+        "fairseq_fixedpoint.plugin.generation.stepping.LOG_PROBABILITIES_AT_ONCE", 100
+    )
     assert_same(ours([model], text_batch(prefixes), prefixes, beam_size=2, max_len_b=45), whole)
 
 

@@ -16,7 +16,7 @@ from fairseq_cli import generate, interactive
 from fairseq_cli import preprocess as fairseq_preprocess
 from fairseq_cli import train as fairseq_train
 
-from fairseq_fixedpoint.models.fixedpoint_lm import FixedPointLanguageModel
+from fairseq_fixedpoint.plugin.models.fixedpoint_lm import FixedPointLanguageModel
 from tests.commands import PLUGIN, TASK, train
 from tests.test_generation import forced_log_probs
 

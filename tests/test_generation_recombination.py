@@ -12,8 +12,8 @@ from fairseq import search
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fairseq_fixedpoint.generation import FixedPointSequenceGenerator, waiting
-from fairseq_fixedpoint.generation.recombination import recombine_, sorted_groups
+from fairseq_fixedpoint.plugin.generation import FixedPointSequenceGenerator, waiting
+from fairseq_fixedpoint.plugin.generation.recombination import recombine_, sorted_groups
 from tests.test_generation import (
     DICTIONARY,
     EOS,

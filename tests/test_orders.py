@@ -10,7 +10,7 @@ from fairseq import checkpoint_utils, tasks
 from fairseq.sequence_scorer import SequenceScorer
 from omegaconf import OmegaConf
 
-from fairseq_fixedpoint.models.recurrent import LARGEST_ORDER
+from fairseq_fixedpoint.plugin.models.recurrent import LARGEST_ORDER
 from fairseq_fixedpoint.rescoring import Scorer
 from fairseq_fixedpoint.rescoring.errors import RescoringError
 from fairseq_fixedpoint.rescoring.text import TextEncoder

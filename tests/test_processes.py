@@ -17,7 +17,9 @@ PROGRAM = """
 import hashlib, json, sys
 import torch
 from fairseq_cli import train
-from fairseq_fixedpoint.tasks.fixedpoint_language_modeling import FixedPointLanguageModelingTask
+from fairseq_fixedpoint.plugin.tasks.fixedpoint_language_modeling import (
+    FixedPointLanguageModelingTask,
+)
 
 def digest(tensors):
     return hashlib.sha256(b"".join(t.detach().numpy().tobytes() for t in tensors)).hexdigest()

@@ -9,9 +9,11 @@ from fairseq.modules import LayerDropModuleList
 from fairseq.tasks import FairseqTask
 from omegaconf import OmegaConf
 
-from fairseq_fixedpoint.tasks.fixedpoint_language_modeling import FixedPointLanguageModelingTask
-from fairseq_fixedpoint.tasks.fixedpoint_translation import FixedPointTranslationTask
-from fairseq_fixedpoint.tasks.training import TrainingTask
+from fairseq_fixedpoint.plugin.tasks.fixedpoint_language_modeling import (
+    FixedPointLanguageModelingTask,
+)
+from fairseq_fixedpoint.plugin.tasks.fixedpoint_translation import FixedPointTranslationTask
+from fairseq_fixedpoint.plugin.tasks.training import TrainingTask
 
 
 @pytest.mark.parametrize(

@@ -17,16 +17,16 @@ from fairseq_cli import generate, preprocess, train
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fairseq_fixedpoint.models.fixedpoint import (
+from fairseq_fixedpoint.plugin.models.fixedpoint import (
     EncoderAttention,
     FixedPointTranslationConfig,
     FixedPointTranslationModel,
 )
-from fairseq_fixedpoint.recurrence.reference import window_by_window
-from fairseq_fixedpoint.tasks.fixedpoint_translation import (
+from fairseq_fixedpoint.plugin.tasks.fixedpoint_translation import (
     FixedPointTranslationTask,
     FixedPointTranslationTaskConfig,
 )
+from fairseq_fixedpoint.recurrence.reference import window_by_window
 from tests.commands import PLUGIN
 from tests.test_model import CELLS, EXACT, dictionary
 

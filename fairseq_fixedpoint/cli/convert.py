@@ -15,9 +15,9 @@ import torch
 
 from fairseq_fixedpoint.cli import options
 from fairseq_fixedpoint.cli.run import run, tell
-from fairseq_fixedpoint.conversion import Converted, convert
-from fairseq_fixedpoint.evaluation import OrderReport
 from fairseq_fixedpoint.files import written_whole
+from fairseq_fixedpoint.plugin.conversion import Converted, convert
+from fairseq_fixedpoint.plugin.evaluation import OrderReport
 from fairseq_fixedpoint.rescoring.errors import RescoringError
 
 PROGRAM = "fixedpoint-convert"

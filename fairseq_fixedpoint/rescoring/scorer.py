@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fairseq_fixedpoint.models.decoder import FixedPointDecoder
-from fairseq_fixedpoint.rescoring.checkpoints import adds_bos_token, load_language_model
+from fairseq_fixedpoint.plugin.loading import adds_bos_token, load_language_model
+from fairseq_fixedpoint.plugin.models.decoder import FixedPointDecoder
 from fairseq_fixedpoint.rescoring.errors import RescoringError
 from fairseq_fixedpoint.rescoring.text import Splitter, TextEncoder
 from fairseq_fixedpoint.rescoring.token_scorers import (
@@ -130,7 +130,7 @@ class Scorer:
 
         Args:
             path, data, iterations, device, trust_checkpoint: see
-                :func:`~fairseq_fixedpoint.rescoring.checkpoints.load_language_model`.
+                :func:`~fairseq_fixedpoint.plugin.loading.load_language_model`.
             bf16: matrix products in bfloat16; for `fixedpoint_lm` only.
             normalized: False takes every normaliser to be 1; for `fixedpoint_lm` only.
             tokenizer, bpe, case: see

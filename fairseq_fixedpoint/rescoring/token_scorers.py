@@ -16,7 +16,7 @@ from fairseq.data import Dictionary
 from fairseq.models import FairseqLanguageModel
 from torch import Tensor, nn
 
-from fairseq_fixedpoint.models.decoder import FixedPointDecoder
+from fairseq_fixedpoint.plugin.models.decoder import FixedPointDecoder
 from fairseq_fixedpoint.recurrence.cells import hidden
 from fairseq_fixedpoint.recurrence.iteration import Layer
 from fairseq_fixedpoint.rescoring.errors import RescoringError

@@ -20,8 +20,8 @@ from fairseq.data import Dictionary
 from fairseq.sequence_generator import SequenceGenerator
 from matplotlib.figure import Figure
 
-from fairseq_fixedpoint.generation import FixedPointSequenceGenerator
-from fairseq_fixedpoint.models.fixedpoint_lm import (
+from fairseq_fixedpoint.plugin.generation import FixedPointSequenceGenerator
+from fairseq_fixedpoint.plugin.models.fixedpoint_lm import (
     FixedPointLanguageModel,
     FixedPointLanguageModelConfig,
 )

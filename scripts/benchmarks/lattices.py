@@ -21,7 +21,7 @@ from pathlib import Path
 from torch import nn
 
 from fairseq_fixedpoint.formats import Lattice, lattice_format, read_lattices
-from fairseq_fixedpoint.rescoring.checkpoints import load_language_model
+from fairseq_fixedpoint.plugin.loading import load_language_model
 from fairseq_fixedpoint.rescoring.lattice_search import best_path, nbest
 from fairseq_fixedpoint.rescoring.lattices import LatticeRescorer
 from fairseq_fixedpoint.rescoring.scorer import Scorer

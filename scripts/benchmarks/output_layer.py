@@ -22,8 +22,8 @@ import torch.nn.functional as F
 from fairseq.modules import AdaptiveSoftmax
 from torch import Tensor
 
-from fairseq_fixedpoint.criterions.fixedpoint_cross_entropy import adaptive_cross_entropy
 from fairseq_fixedpoint.cross_entropy import linear_cross_entropy
+from fairseq_fixedpoint.plugin.criterions.fixedpoint_cross_entropy import adaptive_cross_entropy
 from fairseq_fixedpoint.softmax import OutputWords, Softmax
 from scripts.benchmarks.floors import Work, output_work, share
 from scripts.benchmarks.machine import PRECISIONS, Machine

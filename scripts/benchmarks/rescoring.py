@@ -36,11 +36,11 @@ from fairseq.sequence_scorer import SequenceScorer
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from fairseq_fixedpoint.models.fixedpoint_lm import (
+from fairseq_fixedpoint.plugin.loading import load_language_model
+from fairseq_fixedpoint.plugin.models.fixedpoint_lm import (
     FixedPointLanguageModel,
     FixedPointLanguageModelConfig,
 )
-from fairseq_fixedpoint.rescoring.checkpoints import load_language_model
 from fairseq_fixedpoint.rescoring.scorer import Scorer
 from fairseq_fixedpoint.rescoring.text import TextEncoder
 from fairseq_fixedpoint.rescoring.token_scorers import WindowScorer

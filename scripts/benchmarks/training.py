@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 
-from fairseq_fixedpoint.allocation import LARGEST
+from fairseq_fixedpoint.plugin.allocation import LARGEST
 from scripts.benchmarks.results import BenchmarkError
 
 ROOT = Path(__file__).resolve().parents[2]

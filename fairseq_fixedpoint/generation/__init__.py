@@ -1,5 +1,0 @@
-"""Generation: from cached iterates, with recombination; the strategies of search are fairseq's."""
-
-from fairseq_fixedpoint.generation.sequence_generator import FixedPointSequenceGenerator
-
-__all__ = ["FixedPointSequenceGenerator"]

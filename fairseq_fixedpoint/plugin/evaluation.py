@@ -1,0 +1,87 @@
+"""Perplexity of a text at many orders, from one pass over it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from fairseq.data import MonolingualDataset
+from tqdm import tqdm
+
+from fairseq_fixedpoint.plugin.data import LeftContextDataset
+from fairseq_fixedpoint.plugin.models.decoder import FixedPointDecoder
+from fairseq_fixedpoint.rescoring.errors import RescoringError
+from fairseq_fixedpoint.rescoring.scorer import perplexity
+from fairseq_fixedpoint.rescoring.token_scorers import WindowScorer
+
+
+@dataclass(frozen=True)
+class OrderReport:
+    """What a model makes of a text at each order.
+
+    Attributes:
+        tokens: how many were predicted.
+        perplexities: by order K, ascending.
+        exact: that of the exact recurrence, its state carried through the whole text.
+    """
+
+    tokens: int
+    perplexities: dict[int, float]
+    exact: float
+
+    @classmethod
+    @torch.inference_mode()
+    def of(
+        cls,
+        decoder: FixedPointDecoder,
+        blocks: MonolingualDataset,
+        orders: Collection[int],
+        progress: bool = False,
+    ) -> OrderReport:
+        """Evaluates a text.
+
+        Args:
+            decoder: the model's; what its own order is does not matter.
+            blocks: consecutive blocks of one text; their size changes nothing but the speed.
+            orders: K of each model, at least 1.
+            progress: whether to show a bar.
+
+        Raises:
+            RescoringError: if a perplexity is no finite number, as a broken model gives it.
+        """
+        orders = sorted(set(orders))
+        device = decoder.embed_tokens.weight.device
+        softmax = WindowScorer(decoder).softmax
+        text = LeftContextDataset(blocks, orders[-1] - 1, decoder.dictionary.pad())
+        total = torch.zeros(len(orders) + 1, dtype=torch.float64, device=device)
+        carried: dict[str, Any] = {}
+        tokens = 0
+        for number in tqdm(range(len(text)), unit=" blocks", disable=not progress):
+            item = text[number]
+            start = item["start"]
+            source = item["source"].unsqueeze(0).to(device)  # (1, C + T)
+            target = item["target"][start:].to(device)  # (T,)
+            with decoder.at_iterations(orders[-1]):
+                last, extra = decoder.extract_features(source, orders=orders[:-1])
+            with decoder.at_iterations(0):
+                exact, _ = decoder.extract_features(source[:, start:], carried_state=carried)
+            features = [extra["iterates"][order][0, start:] for order in orders[:-1]]
+            position = torch.arange(target.numel(), device=device)
+            for row, each in enumerate([*features, last[0, start:], exact[0]]):  # (T, C) each
+                total[row] += softmax.log_probabilities(each, position, target).sum()
+            tokens += target.numel()
+        *found, exact = (perplexity(each, tokens) for each in total.tolist())
+        if not all(map(math.isfinite, [*found, exact])):
+            raise RescoringError("the model gives a perplexity that is no number: it is broken.")
+        return cls(tokens, dict(zip(orders, found, strict=True)), exact)
+
+    def table(self) -> str:
+        """The report as a person reads it, several lines without a newline at the end."""
+        lines = [f"{'K':>5} {'perplexity':>11} {'vs exact':>9}"]
+        for order, value in self.perplexities.items():
+            more = round(100 * (value / self.exact - 1), 1) + 0.0  # no minus before a zero
+            lines.append(f"{order:>5} {value:>11.2f} {more:>+8.1f}%")
+        return "\n".join([*lines, f"exact {self.exact:>11.2f}"])

@@ -1,0 +1,224 @@
+"""The search for the hypotheses of one batch, token by token."""
+
+from __future__ import annotations
+
+import logging
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fairseq_fixedpoint.plugin.generation import waiting
+from fairseq_fixedpoint.plugin.generation.beam import Beam, Candidates, Ended
+from fairseq_fixedpoint.plugin.generation.history import History
+from fairseq_fixedpoint.plugin.generation.prefixes import ForcedPrefixes
+from fairseq_fixedpoint.plugin.generation.recombination import recombine_
+from fairseq_fixedpoint.plugin.generation.stepping import StepEnsemble
+from fairseq_fixedpoint.plugin.generation.strategy import Strategy
+from fairseq_fixedpoint.plugin.generation.token_rules import TokenRules
+
+logger = logging.getLogger(__name__)
+
+# To ask which sentences are finished is to wait for the device: not at every step on a GPU.
+STEPS_BETWEEN_QUESTIONS = 16
+
+
+class Found(NamedTuple):
+    """What a search has found.
+
+    Attributes:
+        history: of the hypotheses.
+        ended: step by step.
+        saw_nan: whether a model's log-probabilities were not numbers, bool ``()``.
+    """
+
+    history: History
+    ended: list[Ended]
+    saw_nan: Tensor
+
+
+class BatchSearch:
+    """Goes from the beginning of B sentences' hypotheses to their ends.
+
+    Args:
+        models: at their beginning.
+        strategy: with the batch's constraints.
+        rules: what the options say of the next token.
+        prefixes: what the hypotheses begin with.
+        beam_size: N, hypotheses a sentence.
+        order: K, if hypotheses that end in the same K tokens are recombined.
+        is_exact: whether the beam holds a hypothesis for every K tokens, so that what is found is
+            the best of all if nothing is cut short.
+        bos: what comes before a hypothesis.
+    """
+
+    def __init__(
+        self,
+        models: StepEnsemble,
+        strategy: Strategy,
+        rules: TokenRules,
+        prefixes: ForcedPrefixes,
+        *,
+        beam_size: int,
+        order: int | None,
+        is_exact: bool,
+        bos: int,
+    ):
+        self.models = models
+        self.strategy = strategy
+        self.rules = rules
+        self.prefixes = prefixes
+        self.order = order
+        self.is_exact = is_exact
+        # What stands before the first step of the models: as much as all sentences have.
+        self.known = prefixes.shortest if models.takes_blocks else 0
+        self.beginnings = F.pad(prefixes.tokens[:, : self.known], (1, 0), value=bos)  # (B, known+1)
+        self.saw_nan = torch.zeros((), dtype=torch.bool, device=self.beginnings.device)
+        self.known_scores = self._known_scores()  # (B, known)
+        self.first = self.known if strategy.can_begin_after_prefix else 0
+        self.beam = self._beam(beam_size)
+        self.ended: list[Ended] = []
+
+    def run(self) -> Found:
+        """Searches until all sentences are finished, or as long as they may be."""
+        beam, eos, max_len = self.beam, self.rules.eos, self.rules.max_len
+        for step in range(self.first, max_len + 1):
+            log_probs, given = self._log_probs(step)  # (R, N, V), (R, N)
+            if self.order is not None and step > self.first:
+                contexts = beam.contexts.view(len(beam), beam.size, -1)
+                recombine_(log_probs, beam.scores, contexts, self.order, eos)
+            eos_log_probs = log_probs[:, :, eos].clone()  # a strategy may change them
+            if given is not None:
+                eos_log_probs += given
+            candidates = self.strategy.candidates(
+                self.first, step, log_probs, given, beam, self.prefixes
+            )
+            ends = candidates.tokens.eq(eos) & candidates.scores.ne(-torch.inf)  # (R, C)
+            if step < self.prefixes.longest:
+                tokens = self.prefixes.put_back(candidates.tokens, step, beam.sentences)
+                candidates = Candidates(candidates.scores, tokens, candidates.parents)
+            going_on = ends.to(torch.uint8).argsort(dim=1, stable=True)[:, : beam.size]  # (R, N)
+
+            may_read = (
+                not waiting.reading_waits(ends.device) or (step + 1) % STEPS_BETWEEN_QUESTIONS == 0
+            )
+            ends = self._ended_hypotheses(ends, step)
+            if not may_read or ends.any():
+                self.ended.append(beam.end(candidates, ends, step))
+            if step == max_len:
+                self._cut_off(eos_log_probs, step)
+                break
+            beam.extend(candidates.select(going_on))
+            self.strategy.update(going_on)
+            if may_read:
+                self._drop_finished()
+                if len(beam) == 0:
+                    break
+        return Found(beam.history, self.ended, self.saw_nan)
+
+    def _known_scores(self) -> Tensor:
+        """Log-probabilities of the tokens that all sentences are given, ``(B, known)``."""
+        if self.known == 0:
+            return self.beginnings.new_empty(len(self.beginnings), 0, dtype=torch.float32)
+        targets = self.prefixes.scored[:, : self.known]
+        found = self.models.prefix_log_probabilities(self.beginnings[:, :-1], targets)
+        is_nan = found.isnan()
+        self.saw_nan |= is_nan.any()
+        return found.masked_fill(is_nan, -torch.inf)
+
+    def _beam(self, size: int) -> Beam:
+        """The beam before the search."""
+        history = History(len(self.beginnings), self.beginnings.device)
+        rows = torch.arange(len(self.beginnings), device=self.beginnings.device)
+        for position in range(self.first):
+            tokens = self.beginnings[:, position + 1]
+            history.extend(rows, tokens, self.known_scores[:, position])
+        scores = self.known_scores[:, : self.first].sum(1, dtype=torch.float64)
+        return Beam(self.beginnings[:, : self.first + 1], scores, history, size, self._window())
+
+    def _window(self) -> int | None:
+        """How many last tokens a step asks for; None for all."""
+        if (
+            not self.models.needs_last_token_only
+            or self.rules.need_whole_text
+            or self.strategy.needs_whole_text
+        ):
+            return None
+        return max(1, (self.order or 1) - 1)
+
+    def _log_probs(self, step: int) -> tuple[Tensor, Tensor | None]:
+        """Log-probabilities of the next token under the options, ``(R, N, V)``.
+
+        A given token is certain there, and so is the end of a sample at the maximal length; its
+        log-probability is the second result, ``(R, N)``, 0 where a sentence has none; None where
+        no sentence has one.
+        """
+        beam, prefixes, rules = self.beam, self.prefixes, self.rules
+        by_sentence = (len(beam), beam.size, -1)
+        if step < self.known:
+            given = self.known_scores[beam.sentences, step, None].expand(-1, beam.size)
+            nothing = given.new_full((*given.shape, prefixes.vocabulary), -torch.inf)
+            return prefixes.force(nothing, step, beam.sentences), given
+        log_probs, attention = self._step_models(step)  # (R * N, V), (R * N, S)
+        if attention is not None:
+            beam.history.attend(attention)
+        beam.scores = beam.scores.type_as(log_probs)
+        self.saw_nan |= log_probs.max().isnan()
+        rules.exclude_impossible_(log_probs)
+        given = None
+        if step < prefixes.longest:  # as the models see them: penalties are for chosen ones
+            given = prefixes.scores(log_probs.view(by_sentence), step, beam.sentences)
+        log_probs = rules.apply(log_probs, step, beam.contexts).view(by_sentence)
+        if given is not None:
+            log_probs = prefixes.force(log_probs, step, beam.sentences)
+        if step == rules.max_len and self.strategy.draws:
+            given = log_probs[:, :, rules.eos].clone()
+            log_probs[:, :, rules.eos] = 0
+        return log_probs, given
+
+    def _step_models(self, step: int) -> tuple[Tensor, Tensor | None]:
+        """As :meth:`StepEnsemble.step`, from where the beam stands."""
+        if step == self.known:
+            return self.models.first_step(self.beginnings[self.beam.sentences], self.beam.size)
+        if self.beam.order is not None:
+            self.models.reorder(self.beam.order)
+        return self.models.step(self.beam.contexts)
+
+    def _ended_hypotheses(self, ends: Tensor, step: int) -> Tensor:
+        """Which of those that end, ``(R, C)``, are hypotheses; notes which sentences this ends."""
+        beam = self.beam
+        if not self.is_exact:  # as in fairseq: one that ends must be among the best N
+            ends = ends[:, : beam.size]
+        if step < self.prefixes.longest:
+            by_prefix = self.prefixes.ends(step, beam.sentences)  # (R,)
+            ends[:, 1:] &= ~by_prefix.unsqueeze(1)
+            beam.found = torch.where(by_prefix, beam.size, beam.found)
+        return ends
+
+    def _cut_off(self, eos_log_probs: Tensor, length: int) -> None:
+        """Ends what a strategy has kept from ending until nothing longer is allowed."""
+        beam = self.beam
+        scores = beam.scores + eos_log_probs
+        which = (beam.found.eq(0).unsqueeze(1)) & scores.ne(-torch.inf)  # (R, N)
+        unended = int(which.any(1).sum())
+        if unended:
+            logger.warning(
+                f"{unended} sentences end at the maximal length, {length} tokens, without meeting "
+                "their constraints: raise --max-len-b."
+            )
+        tokens = torch.full_like(beam.rows(), self.rules.eos)
+        self.ended.append(beam.end(Candidates(scores, tokens, beam.rows()), which, length))
+
+    def _drop_finished(self) -> None:
+        """Takes sentences out of the batch that have N hypotheses, or none to go on with."""
+        beam = self.beam
+        is_left = beam.scores.ne(-torch.inf).any(1)  # (R,)
+        if not self.is_exact:
+            is_left &= beam.found < beam.size
+        left = is_left.nonzero().squeeze(1)
+        if len(left) == len(beam):
+            return
+        rows = beam.keep(left)
+        self.models.reorder_encoder_out(rows)
+        self.strategy.keep(left)

@@ -1,0 +1,182 @@
+"""Models that are asked for one next token after another, each with the state that it caches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from fairseq.models import FairseqIncrementalDecoder
+from torch import Tensor, nn
+
+from fairseq_fixedpoint.plugin.models.decoder import FixedPointDecoder
+
+# Log-probabilities of a prefix that are in memory at once.
+LOG_PROBABILITIES_AT_ONCE = 2**23
+
+
+def memory_of(models: Sequence[nn.Module]) -> int | None:
+    """The number of last tokens that decide what all `models` do next; None if it has no bound."""
+    orders = [getattr(getattr(model, "decoder", None), "order", None) for model in models]
+    return None if None in orders else max(orders)
+
+
+class StepModel:
+    """One model of fairseq, stepped through the hypotheses of a batch.
+
+    Args:
+        model: anything that fairseq generates with.
+        encoder_out: of the sentences, one row a hypothesis; None for a language model.
+        temperature: what logits are divided by.
+    """
+
+    def __init__(self, model: nn.Module, encoder_out=None, temperature: float = 1.0):
+        self.model = model
+        self.encoder_out = encoder_out
+        self.temperature = temperature
+        self.decoder = getattr(model, "decoder", None)
+        self.state: dict | None = (
+            {} if isinstance(self.decoder, FairseqIncrementalDecoder) else None
+        )
+
+    @property
+    def needs_last_token_only(self) -> bool:
+        """Whether the cached state is all that the model needs of the text before."""
+        return isinstance(self.decoder, FixedPointDecoder)
+
+    @property
+    def takes_blocks(self) -> bool:
+        """Whether its first step may take many tokens at once."""
+        return self.needs_last_token_only and self.encoder_out is None
+
+    def step(self, contexts: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Log-probabilities of the next token, ``(R, V)``, and the attention, ``(R, S)`` or None.
+
+        Args:
+            contexts: the tokens before, ``(R, C)``: all of them, or the last one where the model
+                :attr:`needs_last_token_only` and has seen the others.
+        """
+        if self.decoder is None:
+            output = self.model(contexts)
+        else:
+            options = {} if self.state is None else {"incremental_state": self.state}
+            if self.encoder_out is not None:
+                options["encoder_out"] = self.encoder_out
+            output = self.decoder(contexts, **options)
+        extra = output[1] if len(output) > 1 else None
+        return self._log_probabilities(output[0][:, -1:], extra)[:, -1], _attention(extra)
+
+    def prefix_log_probabilities(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """Log-probability of each target after the inputs up to it, all ``(B, T)``; one pass."""
+        features, extra = self.decoder.extract_features(inputs)  # (B, T, C)
+        found = []
+        size = max(1, LOG_PROBABILITIES_AT_ONCE // (len(inputs) * len(self.decoder.dictionary)))
+        for begin in range(0, inputs.size(1), size):
+            positions = slice(begin, begin + size)
+            logits = self.decoder.output_layer(features[:, positions])
+            log_probs = self._log_probabilities(logits, extra)
+            found.append(log_probs.gather(2, targets[:, positions].unsqueeze(2)).squeeze(2))
+        return torch.cat(found, dim=1)
+
+    def reorder(self, order: Tensor) -> None:
+        """Lets the cached state follow the hypotheses: row r goes on from row `order[r]`."""
+        if self.state:
+            self.decoder.reorder_incremental_state_scripting(self.state, order)
+
+    def reorder_encoder_out(self, order: Tensor) -> None:
+        """As :meth:`reorder`, for what the encoder made of the sentences."""
+        if self.encoder_out is not None:
+            self.encoder_out = self.model.encoder.reorder_encoder_out(self.encoder_out, order)
+
+    def _log_probabilities(self, logits: Tensor, extra) -> Tensor:
+        log_probs = self.model.get_normalized_probs((logits, extra), log_probs=True, sample=None)
+        if self.temperature != 1.0:
+            # The same as dividing the logits, which an adaptive softmax does not give away.
+            log_probs = (log_probs / self.temperature).log_softmax(-1)
+        return log_probs
+
+
+class StepEnsemble:
+    """Models whose probabilities are averaged, and a language model beside them.
+
+    Args:
+        models: the ensemble, at least one.
+        language_model: its log-probabilities are added, times `weight` (shallow fusion).
+    """
+
+    def __init__(
+        self, models: Sequence[StepModel], language_model: StepModel | None, weight: float
+    ):
+        self.models = models
+        self.language_model = language_model
+        self.weight = weight
+        self._all = [*models] if language_model is None else [*models, language_model]
+
+    @property
+    def takes_blocks(self) -> bool:
+        """Whether the first step of all may take many tokens at once."""
+        return all(model.takes_blocks for model in self._all)
+
+    @property
+    def needs_last_token_only(self) -> bool:
+        """Whether no step but the first needs more than the last token."""
+        return all(model.needs_last_token_only for model in self._all)
+
+    def first_step(self, contexts: Tensor, beam: int) -> tuple[Tensor, Tensor | None]:
+        """As :meth:`step` for the first time, from contexts ``(B, C)`` for `beam` rows of each.
+
+        What all hypotheses of a sentence share is computed once where the models allow it.
+        """
+        rows = torch.arange(len(contexts), device=contexts.device).repeat_interleave(beam)
+        if not self.takes_blocks:
+            for model in self._all:
+                model.reorder_encoder_out(rows)
+            return self.step(contexts[rows])
+        log_probs, attention = self.step(contexts)
+        self.reorder(rows)
+        return log_probs[rows], attention
+
+    def step(self, contexts: Tensor) -> tuple[Tensor, Tensor | None]:
+        """As :meth:`StepModel.step`; the attention is the models' average."""
+        found = [_step(model, contexts) for model in self.models]
+        log_probs = _mean([log_probs for log_probs, _ in found])
+        if self.language_model is not None:
+            log_probs = log_probs + self.weight * _step(self.language_model, contexts)[0]
+        attentions = [attention for _, attention in found if attention is not None]
+        return log_probs, sum(attentions) / len(attentions) if attentions else None
+
+    def prefix_log_probabilities(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """As :meth:`StepModel.prefix_log_probabilities`."""
+        found = _mean([model.prefix_log_probabilities(inputs, targets) for model in self.models])
+        if self.language_model is not None:
+            fused = self.language_model.prefix_log_probabilities(inputs, targets)
+            found = found + self.weight * fused
+        return found
+
+    def reorder(self, order: Tensor) -> None:
+        for model in self._all:
+            model.reorder(order)
+
+    def reorder_encoder_out(self, order: Tensor) -> None:
+        for model in self._all:
+            model.reorder_encoder_out(order)
+
+
+def _step(model: StepModel, contexts: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Gives a model no more of the contexts than it needs."""
+    return model.step(contexts[:, -1:] if model.needs_last_token_only and model.state else contexts)
+
+
+def _mean(log_probs: Sequence[Tensor]) -> Tensor:
+    """Logarithm of the mean probability."""
+    if len(log_probs) == 1:
+        return log_probs[0]
+    return torch.stack(log_probs).logsumexp(0) - math.log(len(log_probs))
+
+
+def _attention(extra) -> Tensor | None:
+    """The last position's attention ``(R, S)``, in each of the forms that decoders return it."""
+    attention = extra["attn"] if isinstance(extra, dict) else extra
+    if isinstance(attention, (list, tuple)):
+        attention = attention[0]
+    return None if attention is None else attention[:, -1]

@@ -1,0 +1,158 @@
+"""Language models from fairseq's checkpoints, read without running code from them."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from textwrap import shorten
+from typing import Any
+
+import torch
+from fairseq import checkpoint_utils, tasks, utils
+from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+from fairseq.models import FairseqLanguageModel
+from fairseq.tasks import FairseqTask
+
+from fairseq_fixedpoint.plugin import compat
+from fairseq_fixedpoint.plugin.models.decoder import FixedPointDecoder
+from fairseq_fixedpoint.rescoring.errors import RescoringError
+
+logger = logging.getLogger(__name__)
+
+
+def load_language_model(
+    path: str | Path,
+    data: str | Path | None = None,
+    *,
+    iterations: int | None = None,
+    device: torch.device | str = "cpu",
+    normalized: bool = True,
+    trust_checkpoint: bool = False,
+) -> tuple[FairseqLanguageModel, FairseqTask]:
+    """A language model ready to evaluate, and its task, which has its dictionaries.
+
+    Args:
+        path: a checkpoint of `fairseq-train`.
+        data: folder with the dict.txt it was trained with; the checkpoint's own if not given.
+        iterations: K in place of the checkpoint's, with a warning where the model has not learned
+            it; for `fixedpoint_lm` only. 0 is the exact recurrence.
+        device: where to put it.
+        normalized: whether its normalisers will be computed; if not, a warning tells of a model
+            that was not trained to do without.
+        trust_checkpoint: read classes that fairseq does not store, too, which can run code.
+
+    Raises:
+        RescoringError: if the file, the dictionary or the kind of model is wrong.
+    """
+    path = Path(path)
+    state = read_checkpoint(path, trust_checkpoint)
+    cfg = configuration(path, state)
+    folder = dictionary_folder(path, cfg.task.get("data"), data)
+    cfg.task.data = folder
+    try:
+        task = tasks.setup_task(cfg.task, from_checkpoint=True)
+        models, _, _ = checkpoint_utils.load_model_ensemble_and_task(
+            [str(path)], task=task, state=state
+        )
+    except (ValueError, RuntimeError) as error:  # our own check, and PyTorch's of sizes
+        raise RescoringError(
+            f"{path} does not go with the dictionary {folder}/dict.txt, or not with this version "
+            f"of its model: {error}"
+        ) from error
+    except Exception as error:  # fairseq has more ways to say that it lacks a part
+        raise RescoringError(
+            f"{path} holds no model that can be made here ({_shown(error)}): name "
+            "a checkpoint of a language model that needs no --user-dir but this one."
+        ) from error
+    if not normalized and not (cfg.get("criterion") or {}).get("log_z_penalty"):
+        logger.warning(
+            f"{path} was not trained with --log-z-penalty, so its logits are no log-probabilities "
+            "and --unnormalized makes no sense of them."
+        )
+    model = models[0].eval().to(device)
+    if not isinstance(model, FairseqLanguageModel):
+        raise RescoringError(
+            f"{path} holds a {type(model).__name__}, which is no language model: name one that was "
+            "trained with a language modeling task."
+        )
+    if iterations is not None:
+        if not isinstance(model.decoder, FixedPointDecoder):
+            raise RescoringError(
+                f"--iterations is for fixedpoint_lm, and {path} holds a {type(model).__name__}."
+            )
+        try:
+            model.decoder.use_iterations(iterations)
+        except ValueError as error:  # out of range
+            raise RescoringError(str(error)) from error
+    return model, task
+
+
+def adds_bos_token(task: FairseqTask) -> bool:
+    """Whether a text comes after `<s> </s>` (`--add-bos-token`) instead of `</s>`."""
+    return bool(getattr(getattr(task, "args", None), "add_bos_token", False))
+
+
+def read_checkpoint(path: Path, trusted: bool = False) -> dict[str, Any]:
+    """What a checkpoint of `fairseq-train` holds.
+
+    Args:
+        trusted: read classes that fairseq does not store, too, which can run code.
+
+    Raises:
+        RescoringError: if it is none, or cannot be read.
+    """
+    if not path.is_file():
+        raise RescoringError(f"{path} is no file: name a checkpoint of fairseq-train.")
+    try:
+        with compat.reading(trusted):
+            return checkpoint_utils.load_checkpoint_to_cpu(str(path))
+    except compat.CheckpointError as error:
+        is_refused = compat.refused_class(error.__cause__) is not None
+        hint = " (--trust-checkpoint loads it all the same.)" if is_refused else ""
+        raise RescoringError(f"{error}{hint}") from error
+    except Exception as error:  # anything may come from code in the file
+        raise RescoringError(f"{path} cannot be read ({_shown(error)}).") from error
+
+
+def _shown(error: Exception) -> str:
+    return shorten(f"{type(error).__name__}: {error}", 200, placeholder=" ...")
+
+
+def configuration(path: Path, state: dict[str, Any]) -> Any:
+    """How the model of a checkpoint was trained; attributes `task` and `model`.
+
+    Raises:
+        RescoringError: if the checkpoint does not say.
+    """
+    if state.get("args") is not None:
+        return convert_namespace_to_omegaconf(state["args"])
+    cfg = state.get("cfg")
+    if cfg is None or cfg.get("task") is None:
+        raise RescoringError(
+            f"{path} does not say how its model was trained (an entry 'cfg' with a 'task'): name a "
+            "file that fairseq-train wrote."
+        )
+    return cfg
+
+
+def dictionary_folder(path: Path, trained_with: str | None, data: str | Path | None) -> str:
+    """The folder whose dict.txt a checkpoint's model goes with.
+
+    Args:
+        trained_with: what the checkpoint says of it.
+        data: what is to be taken instead, or None.
+
+    Raises:
+        RescoringError: if there is no dict.txt.
+    """
+    if data is not None:
+        folder, origin = str(data), "--data"
+    else:
+        folder = utils.split_paths(trained_with)[0] if trained_with else "."
+        origin = f"where {path} was trained"
+    if not Path(folder, "dict.txt").is_file():
+        raise RescoringError(
+            f"{folder}/dict.txt ({origin}) is not there: give --data the folder that "
+            "fairseq-preprocess wrote for the model."
+        )
+    return folder

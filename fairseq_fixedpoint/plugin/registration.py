@@ -1,0 +1,67 @@
+"""The names under which fairseq knows the plugin."""
+
+from functools import cache
+
+from fairseq import utils
+from fairseq.criterions import register_criterion
+from fairseq.models import register_model, register_model_architecture
+from fairseq.tasks import register_task
+
+from fairseq_fixedpoint.plugin import compat
+from fairseq_fixedpoint.plugin.criterions.fixedpoint_cross_entropy import (
+    FixedPointCrossEntropy,
+    FixedPointCrossEntropyConfig,
+)
+from fairseq_fixedpoint.plugin.models import fixedpoint, fixedpoint_lm
+from fairseq_fixedpoint.plugin.tasks.fixedpoint_language_modeling import (
+    FixedPointLanguageModelingConfig,
+    FixedPointLanguageModelingTask,
+)
+from fairseq_fixedpoint.plugin.tasks.fixedpoint_translation import (
+    FixedPointTranslationTask,
+    FixedPointTranslationTaskConfig,
+)
+
+
+@cache
+def register() -> None:
+    """Patches what current versions of PyTorch and numpy break in fairseq, and registers all."""
+    compat.apply()
+    register_criterion("fixedpoint_cross_entropy", dataclass=FixedPointCrossEntropyConfig)(
+        FixedPointCrossEntropy
+    )
+    for name, config, model, architectures in (
+        (
+            "fixedpoint_lm",
+            fixedpoint_lm.FixedPointLanguageModelConfig,
+            fixedpoint_lm.FixedPointLanguageModel,
+            fixedpoint_lm.ARCHITECTURES,
+        ),
+        (
+            "fixedpoint",
+            fixedpoint.FixedPointTranslationConfig,
+            fixedpoint.FixedPointTranslationModel,
+            fixedpoint.ARCHITECTURES,
+        ),
+    ):
+        register_model(name, dataclass=config)(model)
+        for architecture, defaults in architectures.items():
+            _register_architecture(name, architecture, defaults)
+    for name, config, task in (
+        (
+            "fixedpoint_language_modeling",
+            FixedPointLanguageModelingConfig,
+            FixedPointLanguageModelingTask,
+        ),
+        ("fixedpoint_translation", FixedPointTranslationTaskConfig, FixedPointTranslationTask),
+    ):
+        register_task(name, dataclass=config)(task)
+
+
+def _register_architecture(model: str, name: str, defaults: dict[str, object]) -> None:
+    """An architecture is defaults, which options given by the user override."""
+
+    @register_model_architecture(model, name)
+    def set_defaults(args) -> None:
+        for option, value in defaults.items():
+            setattr(args, option, utils.safe_getattr(args, option, value))

@@ -1,0 +1,66 @@
+"""What both tasks do for training."""
+
+import torch
+from fairseq import utils
+from fairseq.distributed import utils as distributed_utils
+from fairseq.modules import LayerDropModuleList
+from torch import nn
+
+from fairseq_fixedpoint.plugin.allocation import keep_freed_memory
+from fairseq_fixedpoint.plugin.criterions.fixedpoint_cross_entropy import FixedPointCrossEntropy
+
+# Between the seeds of two processes: odd, so that those of 32 bits, which PyTorch takes on a CPU,
+# differ, too, and large, as the seed of each update is one more than the last one's.
+BETWEEN_SEEDS = 0x9E3779B97F4A7C15
+
+
+class TrainingTask:
+    """Mixed into a task of fairseq."""
+
+    _own_seed = None  # of this process in the update before
+
+    _in_training = None  # the model, if it was built to be trained, not loaded
+
+    def build_model(self, args, from_checkpoint=False):
+        """Builds the model."""
+        model = super().build_model(args, from_checkpoint)
+        self._in_training = None if from_checkpoint else model
+        return model
+
+    def build_criterion(self, cfg, *args, **kwargs):
+        """Builds the criterion.
+
+        Raises:
+            ValueError: for options that the model to be trained cannot honour.
+        """
+        criterion = super().build_criterion(cfg, *args, **kwargs)
+        if self._in_training is not None and isinstance(criterion, FixedPointCrossEntropy):
+            criterion.check_training(getattr(self._in_training, "decoder", None))
+        return criterion
+
+    def begin_epoch(self, epoch, model):
+        """Before an epoch of training."""
+        super().begin_epoch(epoch, model)
+        keep_freed_memory(next(model.parameters()).device)
+
+    def train_step(self, sample, model, *args, **kwargs):
+        """One training step, whose dropout masks are not those of the other processes."""
+        self._draw_apart(model)
+        return super().train_step(sample, model, *args, **kwargs)
+
+    def _draw_apart(self, model: nn.Module) -> None:
+        """Folds the rank into the seed, which fairseq sets for each update, for all ranks alike.
+
+        The first process keeps it, and so does a single one. The batches that an update accumulates
+        go on drawing. Layers that are dropped are left to be the same everywhere, since processes
+        that share parameters wait for one another at each layer.
+        """
+        seed = torch.initial_seed()
+        if seed == self._own_seed or distributed_utils.get_data_parallel_world_size() == 1:
+            return
+        if any(isinstance(module, LayerDropModuleList) for module in model.modules()):
+            return
+        rank = distributed_utils.get_data_parallel_rank()
+        self._own_seed = (seed + rank * BETWEEN_SEEDS) % 2**63
+        if rank > 0:
+            utils.set_torch_seed(self._own_seed)
