@@ -13,9 +13,9 @@ import torch
 from fairseq.checkpoint_utils import load_checkpoint_to_cpu
 from fairseq.models.lstm_lm import LSTMLanguageModel
 
+from fairseq_fixedpoint.plugin.checkpoints import load_language_model
 from fairseq_fixedpoint.plugin.conversion import BUFFERS, convert, from_lstm_lm
 from fairseq_fixedpoint.plugin.evaluation import OrderReport
-from fairseq_fixedpoint.plugin.loading import load_language_model
 from fairseq_fixedpoint.plugin.models.fixedpoint_lm import FixedPointLanguageModel
 from fairseq_fixedpoint.rescoring.errors import RescoringError
 from tests.commands import PLUGIN, evaluate, train

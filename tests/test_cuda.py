@@ -7,7 +7,7 @@ import torch
 
 from fairseq_fixedpoint.recurrence import FixedOrder, FixedPointRNN
 from fairseq_fixedpoint.recurrence.reference import window_by_window
-from fairseq_fixedpoint.rescoring.token_scorers import WindowScorer
+from fairseq_fixedpoint.rescoring.window_scorer import WindowScorer
 from tests import commands
 from tests.commands import TRAINING, training_error
 from tests.test_model import build

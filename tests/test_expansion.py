@@ -14,7 +14,7 @@ from fairseq_fixedpoint.rescoring.errors import RescoringError
 from fairseq_fixedpoint.rescoring.expansion import EMPTY, WordGraph, best_through, expand
 from fairseq_fixedpoint.rescoring.merging import merge
 from fairseq_fixedpoint.rescoring.path_sums import layers
-from fairseq_fixedpoint.rescoring.token_scorers import GrowingHistories, WindowScorer
+from fairseq_fixedpoint.rescoring.window_scorer import GrowingHistories, WindowScorer
 from tests.test_model import build, dictionary
 from tests.test_scorer import EOS, OUTPUTS
 

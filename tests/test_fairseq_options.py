@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from fairseq_fixedpoint.perplexity import perplexity
 from fairseq_fixedpoint.rescoring import Scorer
-from fairseq_fixedpoint.rescoring.scorer import perplexity
-from fairseq_fixedpoint.rescoring.token_scorers import GrowingHistories
+from fairseq_fixedpoint.rescoring.window_scorer import GrowingHistories
 from tests.commands import PLUGIN, evaluate, preprocess, train
 from tests.rescoring import OF_FAIRSEQ, TRAINED, fixedpoint_score, nbest, refused
 from tests.test_lattice_command import lattice

@@ -26,7 +26,7 @@ from fairseq_fixedpoint.rescoring.lattices import LatticeRescorer, RescoredLatti
 from fairseq_fixedpoint.rescoring.ngrams import NgramScorer
 from fairseq_fixedpoint.rescoring.scorer import Scorer
 from fairseq_fixedpoint.rescoring.text import TextEncoder
-from fairseq_fixedpoint.rescoring.token_scorers import WindowScorer
+from fairseq_fixedpoint.rescoring.window_scorer import WindowScorer
 from tests.test_model import build, dictionary
 
 # Few, so that paths meet again: spoken, a variant, upper case, unknown, and what is not spoken.

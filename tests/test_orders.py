@@ -10,11 +10,11 @@ from fairseq import checkpoint_utils, tasks
 from fairseq.sequence_scorer import SequenceScorer
 from omegaconf import OmegaConf
 
-from fairseq_fixedpoint.plugin.models.recurrent import LARGEST_ORDER
+from fairseq_fixedpoint.language_model.config import LARGEST_ORDER
 from fairseq_fixedpoint.rescoring import Scorer
 from fairseq_fixedpoint.rescoring.errors import RescoringError
 from fairseq_fixedpoint.rescoring.text import TextEncoder
-from fairseq_fixedpoint.rescoring.token_scorers import GrowingHistories, WindowScorer
+from fairseq_fixedpoint.rescoring.window_scorer import GrowingHistories, WindowScorer
 from tests.commands import evaluate, train
 from tests.rescoring import fixedpoint_score, nbest, refused
 from tests.test_lattice_command import lattice
@@ -120,7 +120,7 @@ def test_every_way_holds_to_one_range(trained, ways, capfd, tmp_path, order):
         said = refused(capfd, command, tmp_path / given, *options)
         assert f"--iterations must be 0 (exact) or more, up to 1,000,000, not {order}." in said
     decoder = build(iterations=2).decoder
-    for change in (decoder.use_iterations, lambda k: decoder.at_iterations(k).__enter__()):
+    for change in (decoder.use_iterations, decoder.at_order):
         with pytest.raises(ValueError, match=message):
             change(order)
     assert decoder.iterations == 2
@@ -158,9 +158,9 @@ def test_all_that_needs_k_reads_it_where_it_is():
     assert model.decoder.gradient_options["gradient_iterations"] == 2
     tokens = random_tokens()
     torch.testing.assert_close(log_probs(model, tokens), log_probs(expected, tokens))
-    with model.decoder.at_iterations(4):
-        assert scorer.tokens.order == 4
-        assert model.decoder.gradient_options["gradient_iterations"] == 3
+    view = model.decoder.at_order(4)
+    assert WindowScorer(view).order == 4
+    assert view.gradient_options["gradient_iterations"] == 3
     assert scorer.tokens.order == 2
     model.decoder.use_iterations(0)  # which can use all of the text before
     whole = Scorer(scorer.tokens, scorer.encoder, previous_context=50)

@@ -10,12 +10,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fairseq_fixedpoint.perplexity import perplexity
+from fairseq_fixedpoint.plugin import model_scorer
+from fairseq_fixedpoint.plugin.model_scorer import ModelScorer
 from fairseq_fixedpoint.rescoring import scorer as scorer_module
-from fairseq_fixedpoint.rescoring import token_scorers
 from fairseq_fixedpoint.rescoring.errors import RescoringError
-from fairseq_fixedpoint.rescoring.scorer import LineScore, Scorer, perplexity
+from fairseq_fixedpoint.rescoring.scorer import LineScore, Scorer
 from fairseq_fixedpoint.rescoring.text import TextEncoder
-from fairseq_fixedpoint.rescoring.token_scorers import ModelScorer, WindowScorer
+from fairseq_fixedpoint.rescoring.window_scorer import WindowScorer
 from tests.test_model import build, dictionary, log_probs
 
 EOS = dictionary().eos()
@@ -79,7 +81,7 @@ def test_any_model_is_scored_in_padded_batches(case, at_once):
     sequences, first = case
     model = build(iterations=0, cell="gru")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(token_scorers, "TOKENS_AT_ONCE", at_once)
+        patch.setattr(model_scorer, "TOKENS_AT_ONCE", at_once)
         found = ModelScorer(model, dictionary()).log_probabilities(sequences, first)
     for ours, sequence, begin in zip(found, sequences, first, strict=True):
         expected = block_log_probabilities(model, sequence, begin)

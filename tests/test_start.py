@@ -11,7 +11,7 @@ from fairseq_cli.eval_lm import eval_lm
 
 from fairseq_fixedpoint.recurrence import FixedOrder
 from fairseq_fixedpoint.rescoring import Scorer
-from fairseq_fixedpoint.rescoring.token_scorers import WindowScorer
+from fairseq_fixedpoint.rescoring.window_scorer import WindowScorer
 from tests.commands import evaluate, train
 from tests.rescoring import fixedpoint_score, nbest
 from tests.test_lattice_command import lattice
@@ -90,10 +90,8 @@ def test_one_token_at_a_time_equals_the_block(started, kind, iterations):
     tokens = torch.randint(4, words, (3, 14))
     tokens[:, 0] = eos
     tokens[0, 5] = tokens[1, 8] = tokens[2, 9] = eos
-    with (
-        torch.no_grad(),
-        decoder.at_iterations(decoder.iterations if iterations is None else iterations),
-    ):
+    decoder = decoder if iterations is None else decoder.at_order(iterations)
+    with torch.no_grad():
         expected = decoder(tokens)[0]
         for prefix in (1, 4, 10):
             state: dict = {}
@@ -124,7 +122,8 @@ def test_an_exact_stream_in_blocks_is_one(started, kind):
     tokens = torch.randint(4, len(task.source_dictionary), (3, 40))
     tokens[:, 0] = tokens[0, 3] = tokens[0, 29] = tokens[1, 4] = task.source_dictionary.eos()
     carried: dict = {}
-    with torch.no_grad(), decoder.at_iterations(0):
+    decoder = decoder.at_order(0)
+    with torch.no_grad():
         expected = decoder(tokens)[0]
         for begin in range(0, 40, 5):
             rows, block = slice(3 if begin < 20 else 2), slice(begin, begin + 5)
@@ -159,10 +158,8 @@ def test_a_start_from_no_tokens_is_the_exact_recurrence_for_large_orders(started
     model, task = load(started["stream"])
     tokens = torch.randint(4, len(task.source_dictionary), (2, 9))
     with torch.no_grad():
-        with model.decoder.at_iterations(9):
-            large = model.decoder(tokens)[0]
-        with model.decoder.at_iterations(0):
-            exact = model.decoder(tokens)[0]
+        large = model.decoder.at_order(9)(tokens)[0]
+        exact = model.decoder.at_order(0)(tokens)[0]
     torch.testing.assert_close(large, exact, rtol=0, atol=1e-10)
 
 
@@ -252,7 +249,7 @@ def parts(scorer):
     """What its token scorer was made of, in float64."""
     tokens = scorer.tokens
     if isinstance(tokens, WindowScorer):
-        return (tokens.decoder.double(),)
+        return (tokens.model.double(),)
     return tokens.model.double(), tokens.dictionary
 
 

@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import io
-import json
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-
-import torch
+from pkgutil import resolve_name
 
 from fairseq_fixedpoint.cli import options
 from fairseq_fixedpoint.cli.run import run, tell
-from fairseq_fixedpoint.files import written_whole
-from fairseq_fixedpoint.plugin.conversion import Converted, convert
-from fairseq_fixedpoint.plugin.evaluation import OrderReport
 from fairseq_fixedpoint.rescoring.errors import RescoringError
 
 PROGRAM = "fixedpoint-convert"
 ORDERS = "1,2,3,4,5,8,12,16,20"
-TOKENS_AT_ONCE = 1024  # of the report's passes
+# By its name, as what needs fairseq stands above.
+OF_LSTM_LM = "fairseq_fixedpoint.plugin.conversion_command:convert_checkpoint"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -97,24 +91,14 @@ def _orders(text: str) -> list[int]:
 
 def _convert(args: argparse.Namespace) -> None:
     _check_outputs(args)
-    converted = convert(
-        args.checkpoint,
-        args.data,
-        iterations=args.iterations,
-        trust_checkpoint=args.trust_checkpoint,
-    )
-    with ExitStack() as outputs:
-        made = outputs.enter_context(written_whole(args.output))
-        content = io.BytesIO()  # PyTorch's own writing hides that a disk is full
-        torch.save(converted.checkpoint(), content)
-        made.write_bytes(content.getbuffer())
-        if args.report is not None:
-            report = _report(converted, args)
-            if args.report_json is not None:
-                listed = outputs.enter_context(written_whole(args.report_json))
-                listed.write_text(json.dumps(_json(report, args.report), indent=2) + "\n")
-            print(report.table(), flush=True)
-    tell(PROGRAM, *_sentences(converted, args))
+    try:
+        convert_checkpoint = resolve_name(OF_LSTM_LM)
+    except ImportError as error:
+        raise RescoringError(
+            f"a checkpoint of fairseq is converted with fairseq, which cannot be imported here "
+            f"({error}): install fairseq-fixed."
+        ) from error
+    tell(PROGRAM, *convert_checkpoint(args))
 
 
 def _check_outputs(args: argparse.Namespace) -> None:
@@ -127,43 +111,6 @@ def _check_outputs(args: argparse.Namespace) -> None:
             )
     if args.report_json is not None and args.report is None:
         raise RescoringError("--report-json needs --report and the name of a split.")
-
-
-def _report(converted: Converted, args: argparse.Namespace) -> OrderReport:
-    task = converted.task(
-        sample_break_mode="none", tokens_per_sample=TOKENS_AT_ONCE, pad_to_fixed_length=False
-    )
-    try:
-        task.load_dataset(args.report)
-    except (FileNotFoundError, ValueError) as error:
-        raise RescoringError(
-            f"--report {args.report}: {error}; give --data the folder that fairseq-preprocess "
-            "wrote, and --report one of its splits."
-        ) from error
-    decoder = converted.model.to(options.device(args.device)).decoder
-    progress = not args.no_progress_bar and sys.stderr.isatty()
-    return OrderReport.of(decoder, task.dataset(args.report), args.orders, progress)
-
-
-def _json(report: OrderReport, split: str) -> dict:
-    return {
-        "split": split,
-        "tokens": report.tokens,
-        "orders": [
-            {"iterations": order, "perplexity": value}
-            for order, value in report.perplexities.items()
-        ],
-        "exact": {"iterations": 0, "perplexity": report.exact},
-    }
-
-
-def _sentences(converted: Converted, args: argparse.Namespace) -> list[str]:
-    return [
-        f"{args.output} holds the weights of {args.checkpoint} with --iterations "
-        f"{args.iterations}{'' if args.iterations else ', the exact recurrence'}.",
-        f"to train them at K: fairseq-train ... --finetune-from-model {args.output} "
-        f"{converted.training_options()} --iterations K",
-    ]
 
 
 if __name__ == "__main__":

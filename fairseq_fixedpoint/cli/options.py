@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib
 import math
 import os
 import re
@@ -12,11 +13,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
-
-import torch
-from fairseq.data import encoders
-from fairseq.dataclass.utils import gen_parser_from_dataclass
-from fairseq.registry import REGISTRIES
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from fairseq_fixedpoint.files import require_replaceable
 from fairseq_fixedpoint.formats import FILLERS
@@ -25,12 +23,16 @@ from fairseq_fixedpoint.rescoring.errors import RescoringError
 from fairseq_fixedpoint.rescoring.nbest import LineScorer
 from fairseq_fixedpoint.rescoring.ngrams import BACKOFFS, InterpolatedScorer, NgramScorer
 from fairseq_fixedpoint.rescoring.scorer import Scorer
-from fairseq_fixedpoint.rescoring.token_scorers import WindowScorer
 from fairseq_fixedpoint.rescoring.words import CASES, WordRule
+
+if TYPE_CHECKING:
+    import torch
 
 RESERVED = {WORDS, "id", "score", "hypothesis", "text", "total"}
 NAMED_PATH = re.compile(r"([A-Za-z][A-Za-z0-9.-]*)=(.+)")
 SPLITTERS = ("tokenizer", "bpe")
+# By its name, as what needs fairseq stands above: it is imported where an option asks for it.
+SPLITTERS_OF_FAIRSEQ = "fairseq_fixedpoint.plugin.splitters"
 NEGATIVE = re.compile(
     r"-([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?$|-(inf|infinity|nan)$", re.IGNORECASE
 )
@@ -124,8 +126,9 @@ def add_model_options(parser: argparse.ArgumentParser, mixes: bool = True) -> No
     for name in SPLITTERS:
         words.add_argument(
             f"--{name}",
-            choices=sorted(REGISTRIES[name]["registry"]),
-            help=f"the models' {name} as in fairseq, with its options; not for --kenlm",
+            metavar="NAME",
+            help=f"the models' {name} as in fairseq, which has to be installed, with its options; "
+            "not for --kenlm",
         )
     words.add_argument(
         "--lowercase",
@@ -210,14 +213,29 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpar
         finder.add_argument(f"--{name}", nargs="?")
     known, _ = finder.parse_known_args(argv)
     for name in SPLITTERS:
-        chosen = REGISTRIES[name]["registry"].get(getattr(known, name))
-        for each in _with_option(parser, f"--{name}") if chosen is not None else ():
-            group = each.add_argument_group(f"{name} {getattr(known, name)}")
-            if hasattr(chosen, "add_args"):
-                chosen.add_args(group)
-            elif getattr(chosen, "__dataclass", None) is not None:
-                gen_parser_from_dataclass(group, getattr(chosen, "__dataclass")())
+        chosen = getattr(known, name)
+        if chosen is None:
+            continue
+        splitters = _splitters(parser, name)
+        if chosen not in splitters.names(name):
+            parser.error(
+                f"argument --{name}: {chosen!r} is none of fairseq's: "
+                f"{', '.join(splitters.names(name))}"
+            )
+        for each in _with_option(parser, f"--{name}"):
+            splitters.add_options(each.add_argument_group(f"{name} {chosen}"), name, chosen)
     return parser.parse_args(argv)
+
+
+def _splitters(parser: argparse.ArgumentParser, name: str) -> ModuleType:
+    """fairseq's tokenizers and BPEs, or the end of the command where it cannot be imported."""
+    try:
+        return importlib.import_module(SPLITTERS_OF_FAIRSEQ)
+    except ImportError as error:
+        parser.error(
+            f"argument --{name}: it needs fairseq, which cannot be imported here ({error}): "
+            "install fairseq-fixed"
+        )
 
 
 def _with_option(parser: argparse.ArgumentParser, option: str) -> Iterator[argparse.ArgumentParser]:
@@ -294,8 +312,7 @@ def line_scorers(args: argparse.Namespace) -> dict[str, LineScorer]:
             trust_checkpoint=args.trust_checkpoint,
             **splitters,
         )
-        kind = "FixedPoint" if isinstance(scorer.tokens, WindowScorer) else "Fairseq"
-        _add(scorers, name or _free_name(kind, {*given, *scorers}), scorer)
+        _add(scorers, name or _free_name(scorer.kind, {*given, *scorers}), scorer)
     for argument in args.kenlm:
         name, path = _named(argument)
         scorer = NgramScorer(path, unknown_penalty=args.unknown_penalty)
@@ -344,6 +361,8 @@ def device(name: str | None) -> torch.device:
     Raises:
         RescoringError: for a device that is not there.
     """
+    import torch  # which takes a second: nothing but a model needs it
+
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and torch.cuda.is_available():
@@ -453,6 +472,6 @@ def _splitter(name: str, args: argparse.Namespace):
     if getattr(args, name) is None:
         return None
     try:
-        return {"tokenizer": encoders.build_tokenizer, "bpe": encoders.build_bpe}[name](args)
+        return importlib.import_module(SPLITTERS_OF_FAIRSEQ).build(name, args)
     except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
         raise RescoringError(f"--{name} {getattr(args, name)} cannot be used: {error}") from error

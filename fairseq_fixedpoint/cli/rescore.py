@@ -13,7 +13,6 @@ from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from fairseq_fixedpoint.cli import lattices, options
 from fairseq_fixedpoint.cli.run import Skipped, quantity, run, tell
@@ -29,6 +28,7 @@ from fairseq_fixedpoint.formats import (
     write_transcripts,
 )
 from fairseq_fixedpoint.formats.nbest import OnError, name_taken
+from fairseq_fixedpoint.progress import Bar
 from fairseq_fixedpoint.rescoring.combination import (
     WORDS,
     Combination,
@@ -218,9 +218,7 @@ def _tune(args: argparse.Namespace) -> None:
     _tell_of_texts(hypotheses, texts, start.rule)
 
     results = []
-    with tqdm(
-        total=len(prepared), unit=" lines", smoothing=0, disable=not options.shows_bar(args)
-    ) as bar:
+    with Bar(options.shows_bar(args), " lines", len(prepared)) as bar:
         for group in _grouped(_in_context(prepared, first_pass, scorers), first_pass):
             results += scored(group, scorers)
             bar.update(len(group))

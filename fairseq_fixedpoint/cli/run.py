@@ -23,7 +23,8 @@ def run(program: str, command: Callable[[], None]) -> int:
     """
     for package in ("fairseq", "matplotlib"):  # fairseq sets the root logger to report everything
         logging.getLogger(package).setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", module="fairseq|hydra|torch")  # of no use to who runs this
+    # Of no use to who runs this; our own are not among them.
+    warnings.filterwarnings("ignore", module=r"(fairseq|hydra|torch)(\.|$)")
     try:
         command()
         sys.stdout.flush()

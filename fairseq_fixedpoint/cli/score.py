@@ -13,18 +13,17 @@ from functools import partial
 from pathlib import Path
 from typing import TextIO
 
-from tqdm import tqdm
-
 from fairseq_fixedpoint.cli import options
 from fairseq_fixedpoint.cli.run import Skipped, passed_by, quantity, run, tell
 from fairseq_fixedpoint.files import written_whole
 from fairseq_fixedpoint.formats import stop, text_words
 from fairseq_fixedpoint.formats.nbest import STANDARD_INPUT, Line, create, read_lines
+from fairseq_fixedpoint.perplexity import perplexity
+from fairseq_fixedpoint.progress import counted
 from fairseq_fixedpoint.rescoring.diagnosis import unknown_warnings
 from fairseq_fixedpoint.rescoring.errors import RescoringError
 from fairseq_fixedpoint.rescoring.jobs import Journal, Processes, groups, results_of
 from fairseq_fixedpoint.rescoring.nbest import Before, ByRule, LineScorer, Scorable, scorable
-from fairseq_fixedpoint.rescoring.scorer import perplexity
 from fairseq_fixedpoint.rescoring.words import WordRule
 
 PROGRAM = "fixedpoint-score"
@@ -100,7 +99,7 @@ def _score(args: argparse.Namespace) -> None:
                 with _opened(args.output) as file:
                     totals.write(results, file, args)
     else:
-        lines = tqdm(read(), unit=" lines", smoothing=0, disable=not shown)
+        lines = counted(read(), shown, " lines")
         results = (
             pair for group in _grouped(lines) for pair in zip(group, score(group), strict=True)
         )

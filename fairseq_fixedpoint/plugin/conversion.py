@@ -20,19 +20,20 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from fairseq_fixedpoint.errors import InputError
-from fairseq_fixedpoint.plugin.criterions.fixedpoint_cross_entropy import (
-    FixedPointCrossEntropyConfig,
-)
-from fairseq_fixedpoint.plugin.loading import (
+from fairseq_fixedpoint.language_model.config import check_iterations
+from fairseq_fixedpoint.plugin import registration
+from fairseq_fixedpoint.plugin.checkpoints import (
     configuration,
     dictionary_folder,
     read_checkpoint,
+)
+from fairseq_fixedpoint.plugin.criterions.fixedpoint_cross_entropy import (
+    FixedPointCrossEntropyConfig,
 )
 from fairseq_fixedpoint.plugin.models.fixedpoint_lm import (
     FixedPointLanguageModel,
     FixedPointLanguageModelConfig,
 )
-from fairseq_fixedpoint.plugin.models.recurrent import checked_iterations
 from fairseq_fixedpoint.plugin.tasks.fixedpoint_language_modeling import (
     FixedPointLanguageModelingConfig,
     FixedPointLanguageModelingTask,
@@ -117,9 +118,10 @@ def convert(
         InputError: if the checkpoint or the dictionary cannot be had, or the model is not one
             that `fixedpoint_lm` can compute.
     """
+    registration.register()
     path = Path(path)
     try:
-        checked_iterations("--iterations", iterations)
+        check_iterations("--iterations", iterations)
     except ValueError as error:
         raise InputError(str(error)) from error
     state = read_checkpoint(path, trust_checkpoint)

@@ -9,13 +9,12 @@ from typing import Any
 
 import torch
 from fairseq.data import MonolingualDataset
-from tqdm import tqdm
 
+from fairseq_fixedpoint.errors import InputError
+from fairseq_fixedpoint.language_model import LanguageModel
+from fairseq_fixedpoint.perplexity import perplexity
 from fairseq_fixedpoint.plugin.data import LeftContextDataset
-from fairseq_fixedpoint.plugin.models.decoder import FixedPointDecoder
-from fairseq_fixedpoint.rescoring.errors import RescoringError
-from fairseq_fixedpoint.rescoring.scorer import perplexity
-from fairseq_fixedpoint.rescoring.token_scorers import WindowScorer
+from fairseq_fixedpoint.progress import counted
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class OrderReport:
     @torch.inference_mode()
     def of(
         cls,
-        decoder: FixedPointDecoder,
+        model: LanguageModel,
         blocks: MonolingualDataset,
         orders: Collection[int],
         progress: bool = False,
@@ -44,38 +43,39 @@ class OrderReport:
         """Evaluates a text.
 
         Args:
-            decoder: the model's; what its own order is does not matter.
+            model: what its own order is does not matter.
             blocks: consecutive blocks of one text; their size changes nothing but the speed.
             orders: K of each model, at least 1.
             progress: whether to show a bar.
 
         Raises:
-            RescoringError: if a perplexity is no finite number, as a broken model gives it.
+            InputError: if a perplexity is no finite number, as a broken model gives it.
         """
         orders = sorted(set(orders))
-        device = decoder.embed_tokens.weight.device
-        softmax = WindowScorer(decoder).softmax
-        text = LeftContextDataset(blocks, orders[-1] - 1, decoder.dictionary.pad())
+        device = model.device
+        softmax = model.softmax()
+        at_orders, exactly = model.at_order(orders[-1]), model.at_order(0)
+        text = LeftContextDataset(blocks, orders[-1] - 1, model.padding_idx)
         total = torch.zeros(len(orders) + 1, dtype=torch.float64, device=device)
         carried: dict[str, Any] = {}
         tokens = 0
-        for number in tqdm(range(len(text)), unit=" blocks", disable=not progress):
+        for number in counted(range(len(text)), progress, " blocks"):
             item = text[number]
             start = item["start"]
             source = item["source"].unsqueeze(0).to(device)  # (1, C + T)
             target = item["target"][start:].to(device)  # (T,)
-            with decoder.at_iterations(orders[-1]):
-                last, extra = decoder.extract_features(source, orders=orders[:-1])
-            with decoder.at_iterations(0):
-                exact, _ = decoder.extract_features(source[:, start:], carried_state=carried)
-            features = [extra["iterates"][order][0, start:] for order in orders[:-1]]
+            iterated = at_orders.evaluate(source, orders=orders[:-1])
+            exact = exactly.evaluate(source[:, start:], carried_state=carried).features
+            features = [iterated.iterates[order][0, start:] for order in orders[:-1]]
             position = torch.arange(target.numel(), device=device)
-            for row, each in enumerate([*features, last[0, start:], exact[0]]):  # (T, C) each
+            for row, each in enumerate(
+                [*features, iterated.features[0, start:], exact[0]]
+            ):  # (T, C) each
                 total[row] += softmax.log_probabilities(each, position, target).sum()
             tokens += target.numel()
         *found, exact = (perplexity(each, tokens) for each in total.tolist())
         if not all(map(math.isfinite, [*found, exact])):
-            raise RescoringError("the model gives a perplexity that is no number: it is broken.")
+            raise InputError("the model gives a perplexity that is no number: it is broken.")
         return cls(tokens, dict(zip(orders, found, strict=True)), exact)
 
     def table(self) -> str:

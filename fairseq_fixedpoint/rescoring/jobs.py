@@ -24,9 +24,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch.distributed
-from tqdm import tqdm
-
+from fairseq_fixedpoint.progress import Bar
 from fairseq_fixedpoint.rescoring.errors import RescoringError
 
 Item = TypeVar("Item")
@@ -45,7 +43,7 @@ class Processes:
 
     rank: int = 0
     count: int = 1
-    group: torch.distributed.ProcessGroup | None = None
+    group: Any = None  # of torch.distributed, which is imported where there are several
 
     @classmethod
     def joined(cls) -> Processes:
@@ -57,6 +55,8 @@ class Processes:
         said = os.environ.get("WORLD_SIZE", "1")
         if said in {"", "0", "1"}:
             return cls()
+        import torch.distributed
+
         try:
             if not torch.distributed.is_initialized():
                 torch.distributed.init_process_group("gloo", timeout=TO_JOIN)
@@ -81,6 +81,8 @@ class Processes:
         """
         if self.count == 1:
             return
+        import torch.distributed
+
         try:
             torch.distributed.barrier(self.group)
         except RuntimeError as error:  # its connections were closed
@@ -311,13 +313,13 @@ def results_of(
     def is_ours(number: int) -> bool:
         return number not in journal.places and number % processes.count == processes.rank
 
-    with tqdm(total=journal.total, unit=" lines", smoothing=0, disable=not shown) as bar:
+    with Bar(shown, " lines", journal.total) as bar:
         for number, size, group in journal.groups(is_ours):
             if group:
                 journal.add(number, group, score(group))
             elif number in journal.places:
                 done_before += size
-                bar.initial = done_before  # no part of the rate; a bar not shown has no such value
+                bar.skip(done_before)
             bar.update(size)
     journal.close()
     processes.wait()

@@ -21,11 +21,10 @@ from fairseq_fixedpoint.rescoring.expansion import (
     expand,
 )
 from fairseq_fixedpoint.rescoring.lattice_search import Path, ScoredGraph
-from fairseq_fixedpoint.rescoring.merging import merge
 from fairseq_fixedpoint.rescoring.nbest import no_probability
 from fairseq_fixedpoint.rescoring.ngrams import NgramHistories, NgramScorer
 from fairseq_fixedpoint.rescoring.scorer import Previous, Scorer
-from fairseq_fixedpoint.rescoring.token_scorers import GrowingHistories, WindowScorer
+from fairseq_fixedpoint.rescoring.token_scorer import LatticeTokenScorer
 from fairseq_fixedpoint.rescoring.words import WordRule
 
 LANGUAGE = ("lm", "ngram")  # scores of SLF that a new model can take the place of
@@ -135,14 +134,14 @@ class LatticeRescorer:
 
     def __post_init__(self):
         tokens = self.model.tokens
-        if not isinstance(tokens, WindowScorer) or tokens.order is None:
+        if not isinstance(tokens, LatticeTokenScorer) or tokens.order is None:
             raise RescoringError(
                 "lattices need a fixedpoint_lm of some order K (--iterations K for the exact "
                 "recurrence), trained with --start constant or --start sentence and without "
                 "--summary-input: other models depend on more of the words before, or on more than "
                 "their own. Rescore n-best lists with them."
             )
-        if self.model.context and tokens.decoder.summary is None:
+        if self.model.context and not tokens.knows_sentences_before:
             raise RescoringError(
                 "--previous-context in lattices is for a model that was trained with --start "
                 "sentence: rescore n-best lists with others, or leave it out."
@@ -320,7 +319,7 @@ class LatticeRescorer:
     ) -> list[tuple[HistoryScorer, np.ndarray, float]]:
         """Each model with what it subtracts for each word, ``(V,)``, and its weight."""
         order = self.model.tokens.order
-        histories = {self.name: GrowingHistories(self.model.tokens, entries, before)}
+        histories = {self.name: self.model.tokens.histories(entries, before)}
         for name, ngram in self.ngrams.items():
             histories[name] = NgramHistories(ngram, vocabulary, order)
         return [(each, penalties[name], weights[name]) for name, each in histories.items()]
@@ -347,7 +346,7 @@ class LatticeRescorer:
         """The graph's own topology; its scores give the posteriors that states are averaged by."""
         known = np.where(graph.token == EMPTY, EMPTY, entries[graph.token])
         end = int(entries[SENTENCE_END])
-        merged = merge(replace(graph, token=known), self.model.tokens, end, before)
+        merged = self.model.tokens.merged(replace(graph, token=known), end, before)
         of_arcs = np.append(penalty[graph.token] * (graph.token != EMPTY), 0.0)
         merged.language[:] = weight * (merged.language - of_arcs[merged.arc])
         merged.final[:] = weight * merged.final

@@ -9,6 +9,7 @@ On a lattice of one path it is the sequence; elsewhere it is an approximation of
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,7 +19,9 @@ from fairseq_fixedpoint.recurrence.cells import hidden
 from fairseq_fixedpoint.recurrence.iteration import sweep
 from fairseq_fixedpoint.rescoring.expansion import EMPTY, Expansion, WordGraph, unexpanded
 from fairseq_fixedpoint.rescoring.path_sums import layers
-from fairseq_fixedpoint.rescoring.token_scorers import WindowScorer
+
+if TYPE_CHECKING:
+    from fairseq_fixedpoint.rescoring.window_scorer import WindowScorer
 
 
 @torch.inference_mode()

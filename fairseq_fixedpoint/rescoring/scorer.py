@@ -8,20 +8,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
-from fairseq_fixedpoint.plugin.loading import adds_bos_token, load_language_model
-from fairseq_fixedpoint.plugin.models.decoder import FixedPointDecoder
+from fairseq_fixedpoint.perplexity import perplexity
 from fairseq_fixedpoint.rescoring.errors import RescoringError
+from fairseq_fixedpoint.rescoring.loading import load
 from fairseq_fixedpoint.rescoring.text import Splitter, TextEncoder
-from fairseq_fixedpoint.rescoring.token_scorers import (
-    ModelScorer,
-    TokenScorer,
-    WindowScorer,
-    has_windows,
-)
+from fairseq_fixedpoint.rescoring.token_scorer import TokenScorer
+
+if TYPE_CHECKING:
+    import torch
 
 # What was said before a line: texts, in order.
 Previous = tuple[str, ...]
@@ -60,14 +58,6 @@ class LineScore:
     def perplexity(self) -> float:
         """Per token, `</s>` counted."""
         return perplexity(self.log_probability, len(self.tokens))
-
-
-def perplexity(log_probability: float, tokens: int) -> float:
-    """From a natural-log probability; infinite where a float cannot hold it."""
-    try:
-        return math.exp(-log_probability / tokens)
-    except OverflowError:
-        return math.inf
 
 
 class Scorer:
@@ -129,10 +119,8 @@ class Scorer:
         """A scorer from a checkpoint of `fairseq-train`, of any language model.
 
         Args:
-            path, data, iterations, device, trust_checkpoint: see
-                :func:`~fairseq_fixedpoint.plugin.loading.load_language_model`.
-            bf16: matrix products in bfloat16; for `fixedpoint_lm` only.
-            normalized: False takes every normaliser to be 1; for `fixedpoint_lm` only.
+            path, data, iterations, device, bf16, normalized, trust_checkpoint: see
+                :func:`~fairseq_fixedpoint.rescoring.loading.load`.
             tokenizer, bpe, case: see
                 :class:`~fairseq_fixedpoint.rescoring.text.TextEncoder`.
             unknown_penalty: see the class.
@@ -141,38 +129,30 @@ class Scorer:
         Raises:
             RescoringError: if the file is wrong, or the model cannot do what is asked.
         """
-        model, task = load_language_model(
+        model = load(
             path,
             data,
             iterations=iterations,
             device=device,
+            bf16=bf16,
             normalized=normalized,
             trust_checkpoint=trust_checkpoint,
         )
-        if has_windows(model.decoder):
-            tokens = WindowScorer(model.decoder, bf16, normalized)
-            knows_more = model.decoder.summary is not None
-            if previous_context != 0 and model.decoder.reset_at_eos and not knows_more:
-                raise RescoringError(
-                    f"--previous-context means nothing to {path}: it was trained with "
-                    "--reset-at-eos, so a sentence starts anew. Drop the one or train without "
-                    "the other."
-                )
-        else:
-            if bf16 or not normalized:
-                option = "--bf16" if bf16 else "--unnormalized"
-                kind = type(model).__name__
-                if isinstance(model.decoder, FixedPointDecoder):
-                    kind += " whose start moves with the tokens (--start stream or --summary-input)"
-                raise RescoringError(f"{option} is for fixedpoint_lm, and {path} holds a {kind}.")
-            tokens = ModelScorer(model, task.target_dictionary)
-        return cls(
-            tokens,
-            TextEncoder(task.target_dictionary, tokenizer, bpe, case, adds_bos_token(task)),
+        if previous_context != 0 and model.starts_anew:
+            raise RescoringError(
+                f"--previous-context means nothing to {path}: it was trained with --reset-at-eos, "
+                "so a sentence starts anew. Drop the one or train without the other."
+            )
+        scorer = cls(
+            model.tokens,
+            TextEncoder(model.dictionary, tokenizer, bpe, case, model.add_bos_token),
             unknown_penalty,
             previous_context,
         )
+        scorer.kind = model.kind
+        return scorer
 
+    kind = "FixedPoint"  # what scores of such models are called
     has_unknown = True
 
     @property

@@ -2,17 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Protocol
 
 import numpy as np
-from fairseq.data import Dictionary
 
 from fairseq_fixedpoint.formats import text_words
 from fairseq_fixedpoint.rescoring.errors import RescoringError
 from fairseq_fixedpoint.rescoring.words import CASES
+
+
+class Dictionary(Protocol):
+    """The tokens of a model, numbered; fairseq's `Dictionary`, or what a folder's dict.txt holds.
+
+    Attributes:
+        indices: each token's number.
+        symbols: the tokens in order.
+    """
+
+    indices: Mapping[str, int]
+    symbols: Sequence[str]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> str: ...
+
+    def bos(self) -> int: ...
+
+    def pad(self) -> int: ...
+
+    def eos(self) -> int: ...
+
+    def unk(self) -> int: ...
 
 
 class Splitter(Protocol):

@@ -21,12 +21,12 @@ from pathlib import Path
 from torch import nn
 
 from fairseq_fixedpoint.formats import Lattice, lattice_format, read_lattices
-from fairseq_fixedpoint.plugin.loading import load_language_model
+from fairseq_fixedpoint.plugin.checkpoints import load_language_model
 from fairseq_fixedpoint.rescoring.lattice_search import best_path, nbest
 from fairseq_fixedpoint.rescoring.lattices import LatticeRescorer
 from fairseq_fixedpoint.rescoring.scorer import Scorer
 from fairseq_fixedpoint.rescoring.text import TextEncoder
-from fairseq_fixedpoint.rescoring.token_scorers import WindowScorer
+from fairseq_fixedpoint.rescoring.window_scorer import WindowScorer
 from scripts.benchmarks.machine import Machine
 from scripts.benchmarks.markdown import table
 from scripts.benchmarks.measuring import milliseconds

@@ -36,14 +36,14 @@ from fairseq.sequence_scorer import SequenceScorer
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from fairseq_fixedpoint.plugin.loading import load_language_model
+from fairseq_fixedpoint.plugin.checkpoints import load_language_model
 from fairseq_fixedpoint.plugin.models.fixedpoint_lm import (
     FixedPointLanguageModel,
     FixedPointLanguageModelConfig,
 )
 from fairseq_fixedpoint.rescoring.scorer import Scorer
 from fairseq_fixedpoint.rescoring.text import TextEncoder
-from fairseq_fixedpoint.rescoring.token_scorers import WindowScorer
+from fairseq_fixedpoint.rescoring.window_scorer import WindowScorer
 from fairseq_fixedpoint.windows import distinct_windows
 from scripts.benchmarks.machine import Machine
 from scripts.benchmarks.markdown import percent, table, times

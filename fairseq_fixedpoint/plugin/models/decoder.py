@@ -9,26 +9,18 @@ import torch
 import torch.nn.functional as F
 from fairseq.data import Dictionary
 from fairseq.models import FairseqIncrementalDecoder
-from fairseq.models.lstm import Embedding, Linear
 from fairseq.modules import AdaptiveSoftmax
-from torch import Tensor
+from torch import Tensor, nn
 
-from fairseq_fixedpoint.plugin.models.checkpoints import check_dictionary, fingerprint
-from fairseq_fixedpoint.plugin.models.options import check_at_least_one, or_default
-from fairseq_fixedpoint.plugin.models.recurrent import (
-    Iterated,
-    RecurrenceConfig,
-    build_recurrence,
-    dropped,
-)
-from fairseq_fixedpoint.plugin.models.start import (
-    StartConfig,
-    TextSummary,
-    check_start,
+from fairseq_fixedpoint.language_model import LanguageModel, LanguageModelConfig, StepCache
+from fairseq_fixedpoint.plugin.models.checks import (
+    check_dictionary,
     check_summary,
+    fingerprint,
 )
-from fairseq_fixedpoint.recurrence import check_probability, dropout_mask
-from fairseq_fixedpoint.recurrence.iteration import Layer
+from fairseq_fixedpoint.plugin.models.options import or_default
+from fairseq_fixedpoint.plugin.models.recurrent import RecurrenceConfig
+from fairseq_fixedpoint.plugin.models.start import StartConfig, decays
 
 logger = logging.getLogger(__name__)
 
@@ -81,15 +73,37 @@ class FixedPointDecoderConfig(RecurrenceConfig):
     )
 
 
-class FixedPointDecoder(Iterated, FairseqIncrementalDecoder):
-    """Embeddings, the fixed-point recurrence and an output layer.
+# What users call the attributes of a LanguageModelConfig.
+OPTIONS = {
+    "iterations": "--iterations",
+    "gradient_iterations": "--gradient-iterations",
+    "embed_dim": "--decoder-embed-dim",
+    "hidden_size": "--decoder-hidden-size",
+    "layers": "--decoder-layers",
+    "out_embed_dim": "--decoder-out-embed-dim",
+    "share_embeddings": "--share-decoder-input-output-embed",
+    "adaptive_softmax_cutoff": "--adaptive-softmax-cutoff",
+    "adaptive_softmax_factor": "--adaptive-softmax-factor",
+    "dropout_in": "--decoder-dropout-in (or --dropout)",
+    "word_dropout": "--decoder-word-dropout",
+    "reset_at_eos": "--reset-at-eos (of --task fixedpoint_language_modeling)",
+    "start": "--start",
+    "start_tokens": "--start-tokens",
+    "start_decays": "--start-decays",
+    "start_width": "--start-width",
+    "stride": "--stride",
+    "vocabulary_size": "the dictionary's size",
+}
+
+
+class FixedPointDecoder(LanguageModel, FairseqIncrementalDecoder):
+    """A :class:`~fairseq_fixedpoint.language_model.LanguageModel` as fairseq calls it.
 
     Args:
         cfg: the model's options.
         dictionary: of the input.
         output_dictionary: of the output.
-        reset_at_eos: whether every window ends at its sentence's start: at `</s>` the recurrence
-            starts anew, so a packed stream scores each sentence as it would alone.
+        reset_at_eos: whether every window ends at its sentence's start.
         start: where the iteration starts and training's windows begin; as a constant, at every
             token, if not given.
 
@@ -108,76 +122,24 @@ class FixedPointDecoder(Iterated, FairseqIncrementalDecoder):
         reset_at_eos: bool = False,
         start: StartConfig | None = None,
     ):
-        super().__init__(dictionary)
-        start = start or StartConfig()
-        check_at_least_one(
-            cfg,
-            "decoder_embed_dim",
-            "decoder_hidden_size",
-            "decoder_out_embed_dim",
-            "decoder_layers",
-            "adaptive_softmax_factor",
+        config = _model_config(
+            cfg, dictionary, output_dictionary, reset_at_eos, start or StartConfig()
         )
-        self._set_iterations(cfg, self.iterations_option, cfg.iterations)
-        self.reset_at_eos = reset_at_eos
+        config.check(lambda name: OPTIONS.get(name, name))
+        super().__init__(config, dictionary=dictionary)
         self.output_dictionary = output_dictionary
-        self.padding_idx = dictionary.pad()
-        self.dropout_in = or_default(cfg.decoder_dropout_in, cfg.dropout)
-        self.dropout_out = or_default(cfg.decoder_dropout_out, cfg.dropout)
-        self.variational_dropout = cfg.variational_dropout
-        self.word_dropout = cfg.decoder_word_dropout
-        check_probability("--decoder-dropout-in (or --dropout)", self.dropout_in)
-        check_probability("--decoder-word-dropout", self.word_dropout)
-        hidden_size = or_default(cfg.decoder_hidden_size, cfg.decoder_embed_dim)
-        shared = cfg.share_decoder_input_output_embed
-        output_size = or_default(
-            cfg.decoder_out_embed_dim, cfg.decoder_embed_dim if shared else hidden_size
-        )
-        self.output_size = output_size
-
-        self.embed_tokens = Embedding(len(dictionary), cfg.decoder_embed_dim, self.padding_idx)
-        check_start(start, self.iterations, reset_at_eos)
-        self.stride = start.stride
-        self.summary = None
-        if str(start.start) != "constant" or start.summary_input:
-            self.summary = TextSummary(start, dictionary)
-        self.starts_from_summary = str(start.start) != "constant"
-        self.summary_input = start.summary_input
-        self.rnn = build_recurrence(
-            cfg,
-            cfg.decoder_embed_dim + (self.summary.size if start.summary_input else 0),
-            hidden_size,
-            cfg.decoder_layers,
-            self.dropout_out,
-            summary_size=self.summary.size if self.starts_from_summary else 0,
-        )
-        self.additional_fc = None
-        if output_size != hidden_size:
-            self.additional_fc = Linear(hidden_size, output_size)
-        self.adaptive_softmax = None
-        self.fc_out = None
-        if cfg.adaptive_softmax_cutoff is not None:
-            if shared:
-                raise ValueError(
-                    "--share-decoder-input-output-embed cannot be combined with "
-                    "--adaptive-softmax-cutoff: choose one of them."
-                )
-            self.adaptive_softmax = AdaptiveSoftmax(
-                len(output_dictionary),
-                output_size,
-                _cutoffs(cfg.adaptive_softmax_cutoff, len(output_dictionary)),
-                dropout=0.0,  # of the features, which forward() has dropped already
-                factor=cfg.adaptive_softmax_factor,
-            )
-        elif not shared:
-            self.fc_out = Linear(output_size, len(output_dictionary))
-        elif output_size != cfg.decoder_embed_dim:
-            raise ValueError(
-                "--share-decoder-input-output-embed needs --decoder-out-embed-dim "
-                f"({output_size}) to equal --decoder-embed-dim ({cfg.decoder_embed_dim})."
-            )
         self.register_buffer("dictionary_fingerprint", fingerprint(dictionary))
         self.register_buffer("resets_at_eos", torch.tensor(int(reset_at_eos)))
+
+    def make_adaptive_softmax(self, config: LanguageModelConfig) -> nn.Module:
+        """fairseq's, by the same names; it is dropped features that it gets."""
+        return AdaptiveSoftmax(
+            config.predicted,
+            config.out_embed_dim,
+            list(config.adaptive_softmax_cutoff),
+            dropout=0.0,
+            factor=config.adaptive_softmax_factor,
+        )
 
     def forward(
         self,
@@ -233,94 +195,39 @@ class FixedPointDecoder(Iterated, FairseqIncrementalDecoder):
     ) -> tuple[Tensor, dict]:
         """Input of the output layer, ``(B, T, C)``; arguments as in :meth:`forward`."""
         if incremental_state is not None:
-            return self._step(prev_output_tokens, incremental_state), {"attn": [None]}
-        self._note_training()
-        tokens = prev_output_tokens.t()  # (T, B)
-        summary = self._summary(tokens, carried_state)
-        tokens, summary = tokens[lead:], None if summary is None else summary[lead:]
-        x = self._embedded(tokens)  # (T, B, D)
-        options = {}
-        if self.iterations > 0:
-            options = {"orders": orders, "residuals": residuals, **self.gradient_options}
-            if self.training and self.stride > 1:  # the phase comes from the seed of the update
-                phase = int(torch.randint(self.stride, ()))
-                options |= {"stride": self.stride, "phase": phase}
-        elif carried_state is not None:
-            options = {"initial_state": _continued(carried_state.get("state"), x.size(1))}
-        padding_mask = tokens.eq(self.padding_idx)  # (T, B)
-        solution = self.rnn(
-            self._input(x, summary),
-            self.iterations,
-            resets=self._resets(tokens),
-            padding_mask=padding_mask if padding_mask.any() else None,
-            summary=summary if self.starts_from_summary else None,
-            **options,
+            features = self._step_in(prev_output_tokens, incremental_state)
+            return features, {"attn": [None]}
+        evaluation = self.evaluate(
+            prev_output_tokens,
+            orders=orders,
+            residuals=residuals,
+            carried_state=carried_state,
+            lead=lead,
         )
-        if carried_state is not None and self.iterations == 0:
-            carried_state["state"] = solution.final_state.detach()
-        mask = None
-        if self.training and self.dropout_out > 0:  # one mask for all iterates
-            mask = dropout_mask(solution.output, self.dropout_out, self.variational_dropout)
-
-        def features(output: Tensor) -> Tensor:
-            return F.pad(self._features(output, mask), (0, 0, lead, 0))
-
-        extra = {
+        return evaluation.features, {
             "attn": [None],
-            "iterates": {k: features(solution.iterates[k]) for k in orders},
-            "squared_residuals": solution.squared_residuals,
+            "iterates": evaluation.iterates,
+            "squared_residuals": evaluation.squared_residuals,
         }
-        return features(solution.output), extra
 
-    def _embedded(self, tokens: Tensor) -> Tensor:
-        """Embeddings of the tokens, with training's dropout: ``(T, B)`` to ``(T, B, D)``."""
-        x = self.embed_tokens(tokens)
-        if not self.training:
-            return x
-        if self.word_dropout > 0:  # of Gal and Ghahramani (2016), as AWD-LSTM has it
-            words = x.new_ones(self.embed_tokens.num_embeddings, 1)
-            x = x * F.embedding(tokens, F.dropout(words, self.word_dropout))
-        return dropped(x, self.dropout_in, self.variational_dropout)
+    def _step_in(self, tokens: Tensor, incremental_state: dict) -> Tensor:
+        """The last token's features, ``(B, 1, C)``, with fairseq's cache brought up to it."""
+        features, cache = self.step(tokens, self._cache(incremental_state))
+        self._set_cache(incremental_state, cache)
+        return features
 
-    def _summary(self, tokens: Tensor, carried_state: dict | None) -> Tensor | None:
-        """What precedes each of the tokens ``(T, B)`` and follows the last, ``(T + 1, B, S)``."""
-        if self.summary is None:
-            return None
-        if carried_state is None or self.iterations > 0:
-            return self.summary(tokens)
-        length = tokens.size(0)
-        recent = _continued(carried_state.get("tokens"), tokens.size(1))
-        if recent is not None:
-            tokens = torch.cat([recent, tokens])
-        carried_state["tokens"] = tokens[max(0, tokens.size(0) - self.summary.tokens) :]
-        summary = self.summary(tokens)[tokens.size(0) - length :]
-        if self.summary.stands_still:  # a sentence may have begun before the tokens that are kept
-            last = _continued(carried_state.get("summary"), tokens.size(1))
-            if last is not None:
-                begun = tokens[tokens.size(0) - length :].eq(self.dictionary.eos()).cumsum(0)
-                begun = torch.cat([begun, begun[-1:]])  # (T + 1, B)
-                summary = torch.where(begun.eq(0).unsqueeze(2), last, summary)
-            carried_state["summary"] = summary[-1:].detach()  # (1, B, S)
-        return summary
+    def _cache(self, incremental_state: dict) -> StepCache | None:
+        saved = self.get_incremental_state(incremental_state, "iterates")
+        return None if saved is None else saved["cache"]
 
-    def _input(self, x: Tensor, summary: Tensor | None) -> Tensor:
-        """What the first layer sees beside the embeddings, ``(T, B, ...)``."""
-        if not self.summary_input:
-            return x
-        return torch.cat([x, summary[: x.size(0)].to(x.dtype)], dim=-1)
+    def _set_cache(self, incremental_state: dict, cache: StepCache) -> None:
+        self.set_incremental_state(incremental_state, "iterates", {"cache": cache})
 
     def output_layer(self, features: Tensor) -> Tensor:
         """Logits ``(..., V)``; the features themselves with an adaptive softmax, as in fairseq."""
         if self.adaptive_softmax is not None:
             return features
         return F.linear(features, *self.output_words)
-
-    @property
-    def output_words(self) -> tuple[Tensor, Tensor | None]:
-        """Weight ``(V, C)`` and bias ``(V,)`` of the full softmax."""
-        if self.fc_out is None:
-            return self.embed_tokens.weight, None
-        return self.fc_out.weight, self.fc_out.bias
 
     def get_normalized_probs(self, net_output, log_probs: bool, sample: dict | None = None):
         """As fairseq's, but float64 logits keep their precision.
@@ -336,48 +243,15 @@ class FixedPointDecoder(Iterated, FairseqIncrementalDecoder):
             return super().get_normalized_probs(net_output, log_probs, sample)
         return logits.log_softmax(-1) if log_probs else logits.softmax(-1)
 
-    def output_features(self, h: Tensor) -> Tensor:
-        """From the top layer's `h` ``(..., H)`` to the input of the output layer, ``(..., C)``."""
-        return h if self.additional_fc is None else self.additional_fc(h)
-
-    @property
-    def order(self) -> int | None:
-        """The number of last tokens that all predictions depend on; None if on all of them.
-
-        That is K, and M more with a start that moves with the tokens. One that stands still in a
-        sentence makes a model of order K of it, given the sentences before.
-        """
-        if not self.iterations:
-            return None
-        moves = self.summary is not None and not self.summary.stands_still
-        return self.iterations + (self.summary.tokens if moves else 0)
-
-    @property
-    def reach(self) -> int | None:
-        """How many tokens before a sentence, the `</s>` that it begins with among them, are of use
-        to it; None for no limit.
-
-        They are as many as :attr:`order` has, or the M before `</s>` of a start that stands still.
-        """
-        if self.summary is not None and self.summary.stands_still:
-            return self.summary.tokens + 1
-        return self.order
-
     def max_positions(self) -> int:
         """A recurrence has no limit."""
         return int(1e9)
 
     def reorder_incremental_state(self, incremental_state: dict, new_order: Tensor) -> None:
         """Lets the cached iterates follow their hypotheses, ``new_order`` ``(B',)``."""
-        saved = self.get_incremental_state(incremental_state, "iterates")
-        if saved is not None:
-            along = {"cache": 2, "recent": 1, "summary": 0}  # where the hypotheses are
-            saved = saved | {
-                name: saved[name].index_select(dim, new_order)
-                for name, dim in along.items()
-                if name in saved
-            }
-            self.set_incremental_state(incremental_state, "iterates", saved)
+        cache = self._cache(incremental_state)
+        if cache is not None:
+            self._set_cache(incremental_state, cache.reordered(new_order))
 
     def check_checkpoint(self, state_dict: dict) -> None:
         """Holds a checkpoint to what its weights do not show.
@@ -400,99 +274,62 @@ class FixedPointDecoder(Iterated, FairseqIncrementalDecoder):
         self._check_trained_iterations(state_dict)
         check_dictionary(state_dict, "decoder", self.dictionary)
 
-    def _step(self, tokens: Tensor, incremental_state: dict) -> Tensor:
-        """The last token's features, ``(B, 1, C)``, from the cache or at first the whole prefix."""
-        saved = self.get_incremental_state(incremental_state, "iterates")
-        new = 1
-        if saved is None:  # the last K tokens are all that iterate K can see
-            new = tokens.size(1) if self.iterations == 0 else min(tokens.size(1), self.iterations)
-        summary = self._step_summary(tokens, new, saved)  # (new, B, S)
-        x = self._input(self.embed_tokens(tokens[:, -new:].t()), summary)  # (new, B, D)
-        if saved is None and self.iterations == 0:
-            solution = self.rnn(
-                x,
-                0,
-                resets=self._resets(tokens.t()),
-                padding_mask=tokens.t().eq(self.padding_idx),
-                summary=self._start_of(summary),
-            )
-            output, cache = solution.output[-1], solution.final_state.unsqueeze(1)
-            layers = self._step_layers()
-        else:
-            if saved is not None:
-                cache, layers = saved["cache"], saved["layers"]
-            else:  # K steps, as many as a block's
-                cache = self.rnn.initial_cache(tokens.size(0), self.iterations)
-                layers = self._step_layers()
-            after_padding = F.pad(tokens[:, :-1].eq(self.padding_idx), (1, 0))
-            resets = after_padding & tokens.ne(self.padding_idx)
-            if self.reset_at_eos:
-                resets = resets | tokens.eq(self.dictionary.eos())
-            for position in range(-new, 0):
-                begins = self._start_of(summary)
-                output, cache = self.rnn.step(
-                    x[position],
-                    cache,
-                    resets[:, position],
-                    layers,
-                    None if begins is None else begins[position],
-                )
-        state = {"cache": cache, "layers": layers}
-        if self.summary is not None:
-            recent = (
-                tokens.t() if saved is None else torch.cat([saved["recent"], tokens[:, -1:].t()])
-            )
-            state["recent"] = recent[max(0, recent.size(0) - self.summary.tokens) :]  # (t, B)
-            state["summary"] = summary[-1]  # (B, S)
-        self.set_incremental_state(incremental_state, "iterates", state)
-        # A copy: the generator divides by its temperature in place, and `output` may be the cache.
-        return self._features(output.unsqueeze(0).clone(), None)
 
-    def _step_summary(self, tokens: Tensor, new: int, saved: dict | None) -> Tensor | None:
-        """What precedes each of the `new` last tokens of ``(B, T)``, ``(new, B, S)``."""
-        if self.summary is None:
-            return None
-        if saved is None:
-            return self.summary(tokens.t())[-1 - new : -1]
-        return self.summary.next(saved["recent"], tokens[:, -1], saved["summary"]).unsqueeze(0)
-
-    def _start_of(self, summary: Tensor | None) -> Tensor | None:
-        """The summary, if the iteration starts from it."""
-        return summary if self.starts_from_summary else None
-
-    @torch.no_grad()
-    def _step_layers(self) -> list[Layer]:
-        """The layers of all steps of a generation, whose constrained matrices are made once."""
-        return self.rnn.effective_layers()
-
-    def _resets(self, tokens: Tensor) -> Tensor | None:
-        return tokens.eq(self.dictionary.eos()) if self.reset_at_eos else None
-
-    def _features(self, output: Tensor, mask: Tensor | None) -> Tensor:
-        """``(T, B, H)`` to ``(B, T, C)``."""
-        if mask is not None:
-            output = output * mask
-        return self.output_features(output).transpose(0, 1)
+def _model_config(
+    cfg: FixedPointDecoderConfig,
+    dictionary: Dictionary,
+    output_dictionary: Dictionary,
+    reset_at_eos: bool,
+    start: StartConfig,
+) -> LanguageModelConfig:
+    """What the options describe, defaults filled in."""
+    hidden_size = or_default(cfg.decoder_hidden_size, cfg.decoder_embed_dim)
+    share = cfg.share_decoder_input_output_embed
+    output_size = or_default(
+        cfg.decoder_out_embed_dim, cfg.decoder_embed_dim if share else hidden_size
+    )
+    return LanguageModelConfig(
+        vocabulary_size=len(dictionary),
+        output_vocabulary_size=len(output_dictionary),
+        padding=dictionary.pad(),
+        eos=dictionary.eos(),
+        unknown=dictionary.unk(),
+        iterations=cfg.iterations,
+        cell=str(cfg.cell),
+        nonlinearity=str(cfg.nonlinearity),
+        learned_initial_state=cfg.learned_initial_state,
+        spectral_bound=cfg.spectral_bound,
+        orthogonal=cfg.orthogonal,
+        embed_dim=cfg.decoder_embed_dim,
+        hidden_size=hidden_size,
+        layers=cfg.decoder_layers,
+        out_embed_dim=output_size,
+        share_embeddings=share,
+        adaptive_softmax_cutoff=_cutoffs(cfg.adaptive_softmax_cutoff),
+        adaptive_softmax_factor=cfg.adaptive_softmax_factor,
+        reset_at_eos=reset_at_eos,
+        start=str(start.start),
+        start_tokens=start.start_tokens,
+        start_decays=decays(start.start_decays),
+        start_width=start.start_width,
+        summary_input=start.summary_input,
+        stride=start.stride,
+        gradient_iterations=cfg.gradient_iterations,
+        checkpoint_iterations=cfg.checkpoint_iterations,
+        dropout_in=or_default(cfg.decoder_dropout_in, cfg.dropout),
+        dropout_out=or_default(cfg.decoder_dropout_out, cfg.dropout),
+        word_dropout=cfg.decoder_word_dropout,
+        variational_dropout=cfg.variational_dropout,
+        weight_dropout=cfg.weight_dropout,
+    )
 
 
-def _continued(left: Tensor | None, batch_size: int) -> Tensor | None:
-    """What a stream left behind, ``(..., B, ...)`` in the second place.
-
-    Streams end from the last row on, so rows may be fewer.
-    """
-    return left[:, :batch_size] if left is not None and left.size(1) >= batch_size else None
-
-
-def _cutoffs(text: str, vocabulary_size: int) -> list[int]:
+def _cutoffs(text: str | None) -> tuple[int, ...]:
+    if text is None:
+        return ()
     try:
-        cutoffs = [int(item) for item in text.split(",")]
+        return tuple(int(item) for item in text.split(","))
     except ValueError:
         raise ValueError(
             f"--adaptive-softmax-cutoff takes comma-separated integers, not {text!r}."
         ) from None
-    if cutoffs != sorted(set(cutoffs)) or cutoffs[0] < 1 or cutoffs[-1] >= vocabulary_size:
-        raise ValueError(
-            f"--adaptive-softmax-cutoff {text} must increase from at least 1 and stay below the "
-            f"dictionary's size, {vocabulary_size}."
-        )
-    return cutoffs

@@ -14,13 +14,15 @@ from typing import Optional
 import torch
 from fairseq.data import Dictionary
 from fairseq.models import FairseqEncoder, FairseqEncoderDecoderModel
-from fairseq.models.lstm import Embedding
 from torch import Tensor, nn
 
-from fairseq_fixedpoint.plugin.models.checkpoints import check_dictionary, fingerprint
+from fairseq_fixedpoint.language_model.config import check_iterations
+from fairseq_fixedpoint.language_model.model import dropped, embedding
+from fairseq_fixedpoint.language_model.order import Iterated
+from fairseq_fixedpoint.plugin.models.checks import check_dictionary, fingerprint
 from fairseq_fixedpoint.plugin.models.decoder import FixedPointDecoder, FixedPointDecoderConfig
 from fairseq_fixedpoint.plugin.models.options import check_at_least_one, or_default
-from fairseq_fixedpoint.plugin.models.recurrent import Iterated, build_recurrence, dropped
+from fairseq_fixedpoint.plugin.models.recurrent import build_recurrence
 from fairseq_fixedpoint.recurrence import FixedPointRNN, check_probability
 
 
@@ -124,12 +126,16 @@ class FixedPointEncoder(Iterated, FairseqEncoder):
 
     def __init__(self, cfg: FixedPointTranslationConfig, dictionary: Dictionary):
         super().__init__(dictionary)
-        check_at_least_one(cfg, "encoder_embed_dim", "encoder_hidden_size", "encoder_layers")
-        self._set_iterations(
+        check_at_least_one(
             cfg,
-            "--encoder-iterations (or --iterations)",
-            or_default(cfg.encoder_iterations, cfg.iterations),
+            "encoder_embed_dim",
+            "encoder_hidden_size",
+            "encoder_layers",
+            "gradient_iterations",
         )
+        iterations = or_default(cfg.encoder_iterations, cfg.iterations)
+        check_iterations("--encoder-iterations (or --iterations)", iterations)
+        self._set_iterations(iterations, cfg.gradient_iterations, cfg.checkpoint_iterations)
         self.padding_idx = dictionary.pad()
         self.dropout_in = or_default(cfg.encoder_dropout_in, cfg.dropout)
         self.dropout_out = or_default(cfg.encoder_dropout_out, cfg.dropout)
@@ -139,7 +145,7 @@ class FixedPointEncoder(Iterated, FairseqEncoder):
         hidden_size = or_default(cfg.encoder_hidden_size, cfg.encoder_embed_dim)
         self.output_size = 2 * hidden_size
 
-        self.embed_tokens = Embedding(len(dictionary), cfg.encoder_embed_dim, self.padding_idx)
+        self.embed_tokens = embedding(len(dictionary), cfg.encoder_embed_dim, self.padding_idx)
         self.forward_rnn, self.backward_rnn = (
             build_recurrence(
                 cfg, cfg.encoder_embed_dim, hidden_size, cfg.encoder_layers, self.dropout_out
@@ -288,7 +294,7 @@ class FixedPointTranslationDecoder(FixedPointDecoder):
         super().__init__(cfg, dictionary, dictionary)
         check_at_least_one(cfg, "decoder_attention_heads")
         self.attention = EncoderAttention(
-            self.output_size, encoder_size, cfg.decoder_attention_heads, self.dropout_out
+            self.config.out_embed_dim, encoder_size, cfg.decoder_attention_heads, self.dropout_out
         )
 
     def extract_features(

@@ -24,6 +24,7 @@ from fairseq.models import FairseqLanguageModel
 from fairseq.optim.amp_optimizer import AMPOptimizer
 from fairseq.tasks.language_modeling import LanguageModelingConfig, LanguageModelingTask
 
+from fairseq_fixedpoint.language_model.order import Iterated
 from fairseq_fixedpoint.plugin.data import (
     ContiguousStreamsDataset,
     LeftContextDataset,
@@ -37,7 +38,6 @@ from fairseq_fixedpoint.plugin.generation.tasks import (
 )
 from fairseq_fixedpoint.plugin.generation.texts import prefixes_of, texts_dataset
 from fairseq_fixedpoint.plugin.models.decoder import FixedPointDecoder
-from fairseq_fixedpoint.plugin.models.recurrent import Iterated
 from fairseq_fixedpoint.plugin.tasks.training import TrainingTask
 
 logger = logging.getLogger(__name__)

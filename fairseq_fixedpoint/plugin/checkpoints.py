@@ -13,9 +13,11 @@ from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.models import FairseqLanguageModel
 from fairseq.tasks import FairseqTask
 
-from fairseq_fixedpoint.plugin import compat
-from fairseq_fixedpoint.plugin.models.decoder import FixedPointDecoder
+from fairseq_fixedpoint.language_model import LanguageModel
+from fairseq_fixedpoint.plugin import compat, registration
+from fairseq_fixedpoint.plugin.model_scorer import ModelScorer
 from fairseq_fixedpoint.rescoring.errors import RescoringError
+from fairseq_fixedpoint.rescoring.loading import NOT_TRAINED_UNNORMALIZED, LoadedModel
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +46,7 @@ def load_language_model(
     Raises:
         RescoringError: if the file, the dictionary or the kind of model is wrong.
     """
+    registration.register()
     path = Path(path)
     state = read_checkpoint(path, trust_checkpoint)
     cfg = configuration(path, state)
@@ -65,10 +68,7 @@ def load_language_model(
             "a checkpoint of a language model that needs no --user-dir but this one."
         ) from error
     if not normalized and not (cfg.get("criterion") or {}).get("log_z_penalty"):
-        logger.warning(
-            f"{path} was not trained with --log-z-penalty, so its logits are no log-probabilities "
-            "and --unnormalized makes no sense of them."
-        )
+        logger.warning(NOT_TRAINED_UNNORMALIZED.format(path))
     model = models[0].eval().to(device)
     if not isinstance(model, FairseqLanguageModel):
         raise RescoringError(
@@ -76,7 +76,7 @@ def load_language_model(
             "trained with a language modeling task."
         )
     if iterations is not None:
-        if not isinstance(model.decoder, FixedPointDecoder):
+        if not isinstance(model.decoder, LanguageModel):
             raise RescoringError(
                 f"--iterations is for fixedpoint_lm, and {path} holds a {type(model).__name__}."
             )
@@ -87,9 +87,46 @@ def load_language_model(
     return model, task
 
 
-def adds_bos_token(task: FairseqTask) -> bool:
-    """Whether a text comes after `<s> </s>` (`--add-bos-token`) instead of `</s>`."""
-    return bool(getattr(getattr(task, "args", None), "add_bos_token", False))
+def load_scorer(
+    path: str | Path,
+    data: str | Path | None,
+    *,
+    iterations: int | None,
+    device: torch.device | str,
+    bf16: bool,
+    normalized: bool,
+    trust_checkpoint: bool,
+) -> LoadedModel:
+    """What scores with the language model of a checkpoint of `fairseq-train`.
+
+    Args:
+        bf16: matrix products in bfloat16; for `fixedpoint_lm` only.
+        normalized: False takes every normaliser to be 1; for `fixedpoint_lm` only.
+        path, data, iterations, device, trust_checkpoint: see :func:`load_language_model`.
+
+    Raises:
+        RescoringError: if the file is wrong, or the model cannot do what is asked.
+    """
+    model, task = load_language_model(
+        path,
+        data,
+        iterations=iterations,
+        device=device,
+        normalized=normalized,
+        trust_checkpoint=trust_checkpoint,
+    )
+    decoder, dictionary = model.decoder, task.target_dictionary
+    # Whether a text comes after `<s> </s>` (`--add-bos-token`) instead of `</s>`.
+    add_bos_token = bool(getattr(getattr(task, "args", None), "add_bos_token", False))
+    if isinstance(decoder, LanguageModel) and decoder.has_windows:
+        return LoadedModel.of(decoder, dictionary, bf16, normalized, add_bos_token)
+    if bf16 or not normalized:
+        option = "--bf16" if bf16 else "--unnormalized"
+        kind = type(model).__name__
+        if isinstance(decoder, LanguageModel):
+            kind += " whose start moves with the tokens (--start stream or --summary-input)"
+        raise RescoringError(f"{option} is for fixedpoint_lm, and {path} holds a {kind}.")
+    return LoadedModel(ModelScorer(model, dictionary), dictionary, "Fairseq", add_bos_token)
 
 
 def read_checkpoint(path: Path, trusted: bool = False) -> dict[str, Any]:

@@ -1,0 +1,10 @@
+"""A language model of order K, with torch alone.
+
+:class:`LanguageModel` is what all else stands on: fairseq's decoder is one, and a folder that
+:func:`load_folder` reads holds one.
+"""
+
+from fairseq_fixedpoint.language_model.config import LanguageModelConfig
+from fairseq_fixedpoint.language_model.model import LanguageModel, StepCache
+
+__all__ = ["LanguageModel", "LanguageModelConfig", "StepCache"]

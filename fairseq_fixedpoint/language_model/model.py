@@ -1,0 +1,425 @@
+"""The model: embeddings, the fixed-point recurrence and the words that it predicts."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fairseq_fixedpoint.language_model.adaptive_softmax import AdaptiveSoftmaxParameters
+from fairseq_fixedpoint.language_model.config import LanguageModelConfig
+from fairseq_fixedpoint.language_model.order import Iterated
+from fairseq_fixedpoint.language_model.summary import TextSummary
+from fairseq_fixedpoint.recurrence import FixedPointRNN, dropout_mask
+from fairseq_fixedpoint.recurrence.iteration import Layer, Solution
+from fairseq_fixedpoint.softmax import AdaptiveSoftmax, OutputWords, Softmax, Tail
+
+ADAPTIVE_HAS_NO_Z = (
+    "--unnormalized needs a model with one softmax over all words, trained with --log-z-penalty: "
+    "an adaptive softmax has a normaliser for each cluster."
+)
+
+
+@dataclass(frozen=True)
+class StepCache:
+    """What a text leaves behind for its next token, of B texts side by side.
+
+    Attributes:
+        iterates: every layer's state at each order after the last token, ``(L, K + 1, B, P*H)``;
+            one row for the exact recurrence.
+        layers: the layers with their effective weights, made once for all steps.
+        recent: the last tokens that a summary needs, ``(t, B)``, or None.
+        summary: of the text before the last token, ``(B, S)``, or None.
+    """
+
+    iterates: Tensor
+    layers: list[Layer]
+    recent: Tensor | None = None
+    summary: Tensor | None = None
+
+    def reordered(self, order: Tensor) -> StepCache:
+        """That of other hypotheses, ``order`` ``(B',)``."""
+        return StepCache(
+            self.iterates.index_select(2, order),
+            self.layers,
+            None if self.recent is None else self.recent.index_select(1, order),
+            None if self.summary is None else self.summary.index_select(0, order),
+        )
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A block, evaluated.
+
+    Attributes:
+        features: input of the output layer at order K (or exact), ``(B, T, C)``.
+        iterates: the same at each order asked for, by the order.
+        squared_residuals: see :class:`~fairseq_fixedpoint.recurrence.Solution`.
+    """
+
+    features: Tensor
+    iterates: dict[int, Tensor]
+    squared_residuals: Tensor | None
+
+
+class LanguageModel(Iterated, nn.Module):
+    """A recurrent language model whose states come from K parallel iterations.
+
+    What it predicts depends on the last K tokens alone (see :attr:`order`), however it is
+    evaluated: :meth:`evaluate` takes blocks of text, :meth:`step` one token at a time.
+
+    Args:
+        config: what it computes, already checked.
+        base: for the class that a subclass has beside this one.
+    """
+
+    part = "model"
+    iterations_option = "iterations"
+
+    def __init__(self, config: LanguageModelConfig, **base: Any):
+        super().__init__(**base)
+        self.config = config
+        self._set_iterations(
+            config.iterations, config.gradient_iterations, config.checkpoint_iterations
+        )
+        self.stride = config.stride
+        self.padding_idx = config.padding
+        self.reset_at_eos = config.reset_at_eos
+        self.dropout_in = config.dropout_in
+        self.dropout_out = config.dropout_out
+        self.word_dropout = config.word_dropout
+        self.variational_dropout = config.variational_dropout
+        self.embed_tokens = embedding(config.vocabulary_size, config.embed_dim, config.padding)
+        self.summary = TextSummary(config) if config.has_summary else None
+        self.starts_from_summary = config.start != "constant"
+        self.summary_input = config.summary_input
+        summary_size = self.summary.size if self.summary is not None else 0
+        self.rnn = FixedPointRNN(
+            config.embed_dim + (summary_size if config.summary_input else 0),
+            config.hidden_size,
+            config.layers,
+            cell=config.cell,
+            nonlinearity=config.nonlinearity,
+            dropout=config.dropout_out,
+            variational_dropout=config.variational_dropout,
+            weight_dropout=config.weight_dropout,
+            learned_initial_state=config.learned_initial_state,
+            spectral_bound=config.spectral_bound,
+            orthogonal=config.orthogonal,
+            summary_size=summary_size if self.starts_from_summary else 0,
+        )
+        self.additional_fc = None
+        if config.out_embed_dim != config.hidden_size:
+            self.additional_fc = linear(config.hidden_size, config.out_embed_dim)
+        self.adaptive_softmax = None
+        self.fc_out = None
+        if config.adaptive_softmax_cutoff:
+            self.adaptive_softmax = self.make_adaptive_softmax(config)
+        elif not config.share_embeddings:
+            self.fc_out = linear(config.out_embed_dim, config.predicted)
+
+    def make_adaptive_softmax(self, config: LanguageModelConfig) -> nn.Module:
+        """The output layer of a model with clusters."""
+        return AdaptiveSoftmaxParameters(
+            config.predicted,
+            config.out_embed_dim,
+            config.adaptive_softmax_cutoff,
+            config.adaptive_softmax_factor,
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.embed_tokens.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The parameters' type."""
+        return self.embed_tokens.weight.dtype
+
+    @property
+    def order(self) -> int | None:
+        """The number of last tokens that all predictions depend on; None if on all of them.
+
+        That is K, and M more with a start that moves with the tokens. One that stands still in a
+        sentence makes a model of order K of it, given the sentences before.
+        """
+        if not self.iterations:
+            return None
+        moves = self.summary is not None and not self.summary.stands_still
+        return self.iterations + (self.summary.tokens if moves else 0)
+
+    @property
+    def reach(self) -> int | None:
+        """How many tokens before a sentence, the `</s>` that it begins with among them, are of use
+        to it; None for no limit.
+
+        They are as many as :attr:`order` has, or the M before `</s>` of a start that stands still.
+        """
+        if self.summary is not None and self.summary.stands_still:
+            return self.summary.tokens + 1
+        return self.order
+
+    @property
+    def has_windows(self) -> bool:
+        """Whether the last K tokens of a sentence decide, wherever in it they are.
+
+        Not so for a start that moves with the tokens, nor where their summary is an input: a window
+        of K tokens is not all that they know.
+        """
+        if self.summary is None:
+            return True
+        return self.starts_from_summary and self.summary.stands_still and not self.summary_input
+
+    def evaluate(
+        self,
+        tokens: Tensor,
+        *,
+        orders: Collection[int] = (),
+        residuals: bool = False,
+        carried_state: dict | None = None,
+        lead: int = 0,
+    ) -> Evaluation:
+        """Evaluates a block of text, all positions in parallel.
+
+        Args:
+            tokens: ``(B, T)``; padding on either side.
+            orders: iterates k < K wanted besides.
+            residuals: whether the changes between iterates are wanted.
+            carried_state: a dictionary that lives from block to block of a stream, read and
+                updated; for the exact recurrence only.
+            lead: how many of the first tokens a summary alone sees, to which nothing is given:
+                their features are 0.
+        """
+        self._note_training()
+        tokens = tokens.t()  # (T, B)
+        summary = self._summary(tokens, carried_state)
+        tokens, summary = tokens[lead:], None if summary is None else summary[lead:]
+        solution = self._solve(tokens, summary, orders, residuals, carried_state)
+        mask = None
+        if self.training and self.dropout_out > 0:  # one mask for all iterates
+            mask = dropout_mask(solution.output, self.dropout_out, self.variational_dropout)
+
+        def features(output: Tensor) -> Tensor:
+            return F.pad(self._features(output, mask), (0, 0, lead, 0))
+
+        return Evaluation(
+            features(solution.output),
+            {k: features(solution.iterates[k]) for k in orders},
+            solution.squared_residuals,
+        )
+
+    def _solve(
+        self,
+        tokens: Tensor,
+        summary: Tensor | None,
+        orders: Collection[int],
+        residuals: bool,
+        carried_state: dict | None,
+    ) -> Solution:
+        """The recurrence over tokens ``(T, B)``."""
+        options: dict[str, Any] = {}
+        x = self._embedded(tokens)  # (T, B, D)
+        if self.iterations > 0:
+            options = {"orders": orders, "residuals": residuals, **self.gradient_options}
+            if self.training and self.stride > 1:  # the phase comes from the seed of the update
+                phase = int(torch.randint(self.stride, ()))
+                options |= {"stride": self.stride, "phase": phase}
+        elif carried_state is not None:
+            options = {"initial_state": _continued(carried_state.get("state"), x.size(1))}
+        padding_mask = tokens.eq(self.padding_idx)  # (T, B)
+        solution = self.rnn(
+            self._input(x, summary),
+            self.iterations,
+            resets=self._resets(tokens),
+            padding_mask=padding_mask if padding_mask.any() else None,
+            summary=self._start_of(summary),
+            **options,
+        )
+        if carried_state is not None and self.iterations == 0:
+            carried_state["state"] = solution.final_state.detach()
+        return solution
+
+    def _embedded(self, tokens: Tensor) -> Tensor:
+        """Embeddings of the tokens, with training's dropout: ``(T, B)`` to ``(T, B, D)``."""
+        x = self.embed_tokens(tokens)
+        if not self.training:
+            return x
+        if self.word_dropout > 0:  # of Gal and Ghahramani (2016), as AWD-LSTM has it
+            words = x.new_ones(self.embed_tokens.num_embeddings, 1)
+            x = x * F.embedding(tokens, F.dropout(words, self.word_dropout))
+        return dropped(x, self.dropout_in, self.variational_dropout)
+
+    def _summary(self, tokens: Tensor, carried_state: dict | None) -> Tensor | None:
+        """What precedes each of the tokens ``(T, B)`` and follows the last, ``(T + 1, B, S)``."""
+        if self.summary is None:
+            return None
+        if carried_state is None or self.iterations > 0:
+            return self.summary(tokens)
+        length = tokens.size(0)
+        recent = _continued(carried_state.get("tokens"), tokens.size(1))
+        if recent is not None:
+            tokens = torch.cat([recent, tokens])
+        carried_state["tokens"] = tokens[max(0, tokens.size(0) - self.summary.tokens) :]
+        summary = self.summary(tokens)[tokens.size(0) - length :]
+        if self.summary.stands_still:  # a sentence may have begun before the tokens that are kept
+            last = _continued(carried_state.get("summary"), tokens.size(1))
+            if last is not None:
+                begun = tokens[tokens.size(0) - length :].eq(self.config.eos).cumsum(0)
+                begun = torch.cat([begun, begun[-1:]])  # (T + 1, B)
+                summary = torch.where(begun.eq(0).unsqueeze(2), last, summary)
+            carried_state["summary"] = summary[-1:].detach()  # (1, B, S)
+        return summary
+
+    def _input(self, x: Tensor, summary: Tensor | None) -> Tensor:
+        """What the first layer sees beside the embeddings, ``(T, B, ...)``."""
+        if not self.summary_input:
+            return x
+        return torch.cat([x, summary[: x.size(0)].to(x.dtype)], dim=-1)
+
+    def step(self, tokens: Tensor, cache: StepCache | None = None) -> tuple[Tensor, StepCache]:
+        """Takes one more token of each text: all K iterates of its position in one batched step.
+
+        Args:
+            tokens: the texts so far, ``(B, T)``, of which the last token is new, or all without a
+                cache; padding on the left.
+            cache: what the step before returned, for the same texts without the last token.
+
+        Returns:
+            The last token's features, ``(B, 1, C)``, and the cache for the next step.
+        """
+        new = 1
+        if cache is None:  # the last K tokens are all that iterate K can see
+            new = tokens.size(1) if self.iterations == 0 else min(tokens.size(1), self.iterations)
+        summary = self._step_summary(tokens, new, cache)  # (new, B, S)
+        begins = self._start_of(summary)
+        x = self._input(self.embed_tokens(tokens[:, -new:].t()), summary)  # (new, B, D)
+        layers = self._step_layers() if cache is None else cache.layers
+        if cache is None and self.iterations == 0:
+            solution = self.rnn(
+                x,
+                0,
+                resets=self._resets(tokens.t()),
+                padding_mask=tokens.t().eq(self.padding_idx),
+                summary=begins,
+            )
+            output, iterates = solution.output[-1], solution.final_state.unsqueeze(1)
+        else:  # K steps, as many as a block's, for a text that is new
+            iterates = self.rnn.initial_cache(tokens.size(0), self.iterations)
+            iterates = iterates if cache is None else cache.iterates
+            resets = self._step_resets(tokens)
+            for position in range(-new, 0):
+                output, iterates = self.rnn.step(
+                    x[position],
+                    iterates,
+                    resets[:, position],
+                    layers,
+                    None if begins is None else begins[position],
+                )
+        recent = None
+        if self.summary is not None:
+            recent = tokens.t() if cache is None else torch.cat([cache.recent, tokens[:, -1:].t()])
+            recent = recent[max(0, recent.size(0) - self.summary.tokens) :]  # (t, B)
+        last = None if summary is None else summary[-1]  # (B, S)
+        # A copy: fairseq divides by its temperature in place, and `output` may be the cache.
+        features = self._features(output.unsqueeze(0).clone(), None)
+        return features, StepCache(iterates, layers, recent, last)
+
+    def _step_resets(self, tokens: Tensor) -> Tensor:
+        """Where the recurrence starts anew in texts that are padded on the left, ``(B, T)``."""
+        after_padding = F.pad(tokens[:, :-1].eq(self.padding_idx), (1, 0))
+        resets = after_padding & tokens.ne(self.padding_idx)
+        return resets | tokens.eq(self.config.eos) if self.reset_at_eos else resets
+
+    def _step_summary(self, tokens: Tensor, new: int, cache: StepCache | None) -> Tensor | None:
+        """What precedes each of the `new` last tokens of ``(B, T)``, ``(new, B, S)``."""
+        if self.summary is None:
+            return None
+        if cache is None:
+            return self.summary(tokens.t())[-1 - new : -1]
+        return self.summary.next(cache.recent, tokens[:, -1], cache.summary).unsqueeze(0)
+
+    def _start_of(self, summary: Tensor | None) -> Tensor | None:
+        """The summary, if the iteration starts from it."""
+        return summary if self.starts_from_summary else None
+
+    @torch.no_grad()
+    def _step_layers(self) -> list[Layer]:
+        """The layers of all steps of a generation, whose constrained matrices are made once."""
+        return self.rnn.effective_layers()
+
+    def _resets(self, tokens: Tensor) -> Tensor | None:
+        return tokens.eq(self.config.eos) if self.reset_at_eos else None
+
+    def _features(self, output: Tensor, mask: Tensor | None) -> Tensor:
+        """``(T, B, H)`` to ``(B, T, C)``."""
+        if mask is not None:
+            output = output * mask
+        return self.output_features(output).transpose(0, 1)
+
+    def output_features(self, h: Tensor) -> Tensor:
+        """From the top layer's `h` ``(..., H)`` to the input of the output layer, ``(..., C)``."""
+        return h if self.additional_fc is None else self.additional_fc(h)
+
+    @property
+    def output_words(self) -> tuple[Tensor, Tensor | None]:
+        """Weight ``(V, C)`` and bias ``(V,)`` of the full softmax."""
+        if self.fc_out is None:
+            return self.embed_tokens.weight, None
+        return self.fc_out.weight, self.fc_out.bias
+
+    def softmax(
+        self, dtype: torch.dtype | None = None, normalized: bool = True
+    ) -> Softmax | AdaptiveSoftmax:
+        """The output layer, for the log-probabilities of a few wanted words.
+
+        Args:
+            dtype: of the products that make the normaliser; the parameters' if None.
+            normalized: False takes the normaliser to be 1.
+
+        Raises:
+            ValueError: for `normalized=False` with an adaptive softmax, which has no one `Z`.
+        """
+        adaptive = self.adaptive_softmax
+        if adaptive is None:
+            return Softmax(OutputWords(*self.output_words, dtype), normalized)
+        if not normalized:
+            raise ValueError(ADAPTIVE_HAS_NO_Z)
+        tails = [
+            Tail(first, tail[0].weight, OutputWords(tail[2].weight, None, dtype))
+            for first, tail in zip(adaptive.cutoff, adaptive.tail, strict=False)
+        ]
+        return AdaptiveSoftmax(OutputWords(adaptive.head.weight, None, dtype), tails)
+
+
+def dropped(x: Tensor, p: float, variational: bool) -> Tensor:
+    """A block ``(T, B, D)`` with dropout, of the kind that `dropout_mask` describes."""
+    return x * dropout_mask(x, p, variational) if p > 0 else x
+
+
+def embedding(vocabulary_size: int, width: int, padding: int) -> nn.Embedding:
+    """Embeddings that start as those of fairseq's `lstm_lm`: uniform within 0.1, padding 0."""
+    made = nn.Embedding(vocabulary_size, width, padding_idx=padding)
+    nn.init.uniform_(made.weight, -0.1, 0.1)
+    nn.init.zeros_(made.weight[padding])
+    return made
+
+
+def linear(inputs: int, outputs: int) -> nn.Linear:
+    """A linear map that starts as those of fairseq's `lstm_lm`: uniform within 0.1."""
+    made = nn.Linear(inputs, outputs)
+    for parameter in made.parameters():
+        nn.init.uniform_(parameter, -0.1, 0.1)
+    return made
+
+
+def _continued(left: Tensor | None, batch_size: int) -> Tensor | None:
+    """What a stream left behind, ``(..., B, ...)`` in the second place.
+
+    Streams end from the last row on, so rows may be fewer.
+    """
+    return left[:, :batch_size] if left is not None and left.size(1) >= batch_size else None

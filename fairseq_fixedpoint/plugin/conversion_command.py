@@ -1,0 +1,85 @@
+"""What `fixedpoint-convert` does with a checkpoint of an `lstm_lm`."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import sys
+from contextlib import ExitStack
+
+import torch
+
+from fairseq_fixedpoint.cli.options import device
+from fairseq_fixedpoint.files import written_whole
+from fairseq_fixedpoint.plugin.conversion import Converted, convert
+from fairseq_fixedpoint.plugin.evaluation import OrderReport
+from fairseq_fixedpoint.rescoring.errors import RescoringError
+
+TOKENS_AT_ONCE = 1024  # of the report's passes
+
+
+def convert_checkpoint(args: argparse.Namespace) -> list[str]:
+    """Writes the converted checkpoint, and the report if one is asked for.
+
+    Returns:
+        What there is to say of it, in sentences.
+
+    Raises:
+        InputError: for a checkpoint or a split that cannot be had.
+    """
+    converted = convert(
+        args.checkpoint,
+        args.data,
+        iterations=args.iterations,
+        trust_checkpoint=args.trust_checkpoint,
+    )
+    with ExitStack() as outputs:
+        made = outputs.enter_context(written_whole(args.output))
+        content = io.BytesIO()  # PyTorch's own writing hides that a disk is full
+        torch.save(converted.checkpoint(), content)
+        made.write_bytes(content.getbuffer())
+        if args.report is not None:
+            report = _report(converted, args)
+            if args.report_json is not None:
+                listed = outputs.enter_context(written_whole(args.report_json))
+                listed.write_text(json.dumps(_json(report, args.report), indent=2) + "\n")
+            print(report.table(), flush=True)
+    return _sentences(converted, args)
+
+
+def _report(converted: Converted, args: argparse.Namespace) -> OrderReport:
+    task = converted.task(
+        sample_break_mode="none", tokens_per_sample=TOKENS_AT_ONCE, pad_to_fixed_length=False
+    )
+    try:
+        task.load_dataset(args.report)
+    except (FileNotFoundError, ValueError) as error:
+        raise RescoringError(
+            f"--report {args.report}: {error}; give --data the folder that fairseq-preprocess "
+            "wrote, and --report one of its splits."
+        ) from error
+    decoder = converted.model.to(device(args.device)).decoder
+    progress = not args.no_progress_bar and sys.stderr.isatty()
+    return OrderReport.of(decoder, task.dataset(args.report), args.orders, progress)
+
+
+def _json(report: OrderReport, split: str) -> dict:
+    return {
+        "split": split,
+        "tokens": report.tokens,
+        "orders": [
+            {"iterations": order, "perplexity": value}
+            for order, value in report.perplexities.items()
+        ],
+        "exact": {"iterations": 0, "perplexity": report.exact},
+    }
+
+
+def _sentences(converted: Converted, args: argparse.Namespace) -> list[str]:
+    return [
+        f"{args.output} holds the weights of {args.checkpoint} with --iterations "
+        f"{args.iterations}{'' if args.iterations else ', the exact recurrence'}.",
+        f"to train them at K: fairseq-train ... --finetune-from-model {args.output} "
+        f"{converted.training_options()} --iterations K",
+    ]

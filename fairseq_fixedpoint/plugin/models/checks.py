@@ -1,0 +1,65 @@
+"""What a checkpoint is held to besides the shapes of its weights.
+
+Dictionaries, and where the iteration starts, travel in it as buffers of the encoder and of the
+decoder.
+"""
+
+import hashlib
+
+import torch
+from fairseq.data import Dictionary
+from torch import Tensor
+
+from fairseq_fixedpoint.language_model.config import STARTS
+
+
+def check_dictionary(state_dict: dict, module: str, dictionary: Dictionary) -> None:
+    """Raises ValueError if a checkpoint's `module` was trained with another dictionary."""
+    theirs = state_dict.get(f"{module}.dictionary_fingerprint")
+    if theirs is not None and not torch.equal(theirs.cpu(), fingerprint(dictionary)):
+        rows = state_dict[f"{module}.embed_tokens.weight"].size(0)
+        raise ValueError(
+            f"the checkpoint's {module} was trained with another dictionary ({rows} entries) than "
+            f"this data's ({len(dictionary)} entries): evaluate it on data that was prepared with "
+            "its own dictionary (fairseq-preprocess --srcdict, --tgtdict)."
+        )
+
+
+def fingerprint(dictionary: Dictionary) -> Tensor:
+    """A hash of the symbols in order, as 8 bytes that travel in the checkpoint."""
+    symbols = "\n".join(dictionary.symbols).encode()
+    # Wide integers, so that averaging checkpoints by summing and dividing leaves them as they are.
+    return torch.tensor(list(hashlib.sha256(symbols).digest()[:8]), dtype=torch.int64)
+
+
+def check_summary(state_dict: dict, module: str, own_state: dict) -> None:
+    """Raises ValueError if a checkpoint's `module` has another start than the model.
+
+    Args:
+        own_state: what the model's own module would put into a checkpoint, without `module`.
+    """
+    prefix = f"{module}."
+    theirs = _described(
+        {name.removeprefix(prefix): x for name, x in state_dict.items() if name.startswith(prefix)}
+    )
+    own = _described(own_state)
+    if theirs != own:
+        raise ValueError(
+            f"the checkpoint was trained with {theirs}, and the options say {own}: these are "
+            "different models, so give the options of its training."
+        )
+
+
+def _described(state: dict[str, Tensor]) -> str:
+    """The options of the start that a decoder's state stands for."""
+    if "summary.settings" not in state:
+        return "--start constant"
+    start, tokens, *decays = state["summary.settings"].tolist()
+    said = ",".join(str(decay / 1e9) for decay in decays)
+    width = state["summary.of_tokens.embed_tokens.weight"].size(1)
+    inputs = state["rnn.layers.0.weight_ih_l0"].size(1)
+    is_input = inputs > state["embed_tokens.weight"].size(1)
+    return (
+        f"--start {STARTS[start]} --start-tokens {tokens} --start-decays {said} "
+        f"--start-width {width}{' --summary-input' * is_input}"
+    )

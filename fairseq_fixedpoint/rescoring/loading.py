@@ -1,0 +1,149 @@
+"""A language model, from a folder that needs torch alone or from a checkpoint of fairseq."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING
+
+from fairseq_fixedpoint.rescoring.errors import RescoringError
+from fairseq_fixedpoint.rescoring.text import Dictionary
+from fairseq_fixedpoint.rescoring.token_scorer import TokenScorer
+
+if TYPE_CHECKING:
+    import torch
+
+    from fairseq_fixedpoint.language_model import LanguageModel
+
+logger = logging.getLogger(__name__)
+
+NOT_TRAINED_UNNORMALIZED = (
+    "{} was not trained with --log-z-penalty, so its logits are no log-probabilities and "
+    "--unnormalized makes no sense of them."
+)
+
+# By its name, as what needs fairseq stands above: it is imported for a checkpoint alone.
+CHECKPOINT_LOADER = "fairseq_fixedpoint.plugin.checkpoints:load_scorer"
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model that is ready to score.
+
+    Attributes:
+        tokens: what scores.
+        dictionary: of the words that it predicts.
+        kind: what scores of such models are called, before they are numbered.
+        add_bos_token: whether a text comes after `<s> </s>` instead of `</s>`.
+        starts_anew: whether a sentence depends on nothing before it.
+    """
+
+    tokens: TokenScorer
+    dictionary: Dictionary
+    kind: str
+    add_bos_token: bool = False
+    starts_anew: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        model: LanguageModel,
+        dictionary: Dictionary,
+        bf16: bool = False,
+        normalized: bool = True,
+        add_bos_token: bool = False,
+    ) -> LoadedModel:
+        """A model of the last K tokens, over shared windows.
+
+        Raises:
+            RescoringError: for `normalized=False` with an adaptive softmax.
+        """
+        from fairseq_fixedpoint.rescoring.window_scorer import WindowScorer
+
+        return cls(
+            WindowScorer(model, bf16, normalized),
+            dictionary,
+            "FixedPoint",
+            add_bos_token,
+            starts_anew=model.reset_at_eos and model.summary is None,
+        )
+
+
+def load(
+    path: str | Path,
+    data: str | Path | None = None,
+    *,
+    iterations: int | None = None,
+    device: torch.device | str = "cpu",
+    bf16: bool = False,
+    normalized: bool = True,
+    trust_checkpoint: bool = False,
+) -> LoadedModel:
+    """A language model, ready to score.
+
+    Args:
+        path: a checkpoint of `fairseq-train`, or a folder that `fixedpoint-convert --to folder`
+            wrote, which needs no fairseq.
+        data: folder with the dict.txt that a checkpoint was trained with; its own if not given.
+        iterations: K in place of the model's, with a warning where it has not learned it; for
+            `fixedpoint_lm` only. 0 is the exact recurrence.
+        device: where to put it.
+        bf16: matrix products in bfloat16; for `fixedpoint_lm` only.
+        normalized: False takes every normaliser to be 1; for `fixedpoint_lm` only.
+        trust_checkpoint: read classes that fairseq does not store, too, which can run code.
+
+    Raises:
+        RescoringError: if there is no such model, or it cannot do what is asked.
+    """
+    if Path(path).is_dir():
+        return _from_folder(Path(path), data, iterations, device, bf16, normalized)
+    try:
+        load_scorer = resolve_name(CHECKPOINT_LOADER)
+    except ImportError as error:
+        raise RescoringError(
+            f"{path} is read as a checkpoint of fairseq, which cannot be imported here ({error}): "
+            "install fairseq-fixed, or give a folder that fixedpoint-convert --to folder wrote."
+        ) from error
+    return load_scorer(
+        path,
+        data,
+        iterations=iterations,
+        device=device,
+        bf16=bf16,
+        normalized=normalized,
+        trust_checkpoint=trust_checkpoint,
+    )
+
+
+def _from_folder(
+    path: Path,
+    data: str | Path | None,
+    iterations: int | None,
+    device: torch.device | str,
+    bf16: bool,
+    normalized: bool,
+) -> LoadedModel:
+    from fairseq_fixedpoint.language_model.folder import read_folder
+
+    if data is not None:
+        raise RescoringError(
+            f"--data is for checkpoints: the folder {path} has a dictionary of its own."
+        )
+    try:
+        held = read_folder(path)
+        if iterations is not None:
+            held.model.use_iterations(iterations)
+    except ValueError as error:
+        raise RescoringError(str(error)) from error
+    model = held.model
+    if not model.has_windows:
+        raise RescoringError(
+            f"{path} holds a model whose start moves with the tokens (--start stream or "
+            "--summary-input): only its checkpoint can be scored with, through fairseq."
+        )
+    if not normalized and not held.trained_with_penalty:
+        logger.warning(NOT_TRAINED_UNNORMALIZED.format(path))
+    model = model.to(device)
+    return LoadedModel.of(model, held.words, bf16, normalized, held.add_bos_token)

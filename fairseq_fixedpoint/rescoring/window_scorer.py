@@ -1,0 +1,221 @@
+"""A fixed-point model as a scorer of token sequences and of lattices, over shared windows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from itertools import chain
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fairseq_fixedpoint.language_model import LanguageModel
+from fairseq_fixedpoint.recurrence.cells import hidden
+from fairseq_fixedpoint.recurrence.iteration import Layer
+from fairseq_fixedpoint.rescoring.errors import RescoringError
+from fairseq_fixedpoint.rescoring.expansion import Expansion, WordGraph
+from fairseq_fixedpoint.rescoring.merging import merge
+from fairseq_fixedpoint.windows import (
+    Level,
+    SharedWindows,
+    advance,
+    context_states,
+    distinct_windows,
+)
+
+
+class WindowScorer:
+    """A fixed-point model over the shared windows of all the sequences of a call.
+
+    Args:
+        model: the model; with ``iterations = 0`` the windows are a prefix tree.
+        bf16: matrix products in bfloat16, but for the logits of the wanted words.
+        normalized: whether to compute `log Z`; without it, it is taken to be 0.
+
+    Raises:
+        RescoringError: for `normalized=False` with an adaptive softmax, which has no one `Z`.
+    """
+
+    longest = None
+
+    def __init__(self, model: LanguageModel, bf16: bool = False, normalized: bool = True):
+        self.model = model
+        self.bf16 = bf16
+        try:
+            self.softmax = model.softmax(torch.bfloat16 if bf16 else None, normalized)
+        except ValueError as error:
+            raise RescoringError(str(error)) from error
+
+    @property
+    def order(self) -> int | None:
+        """K of the model; None for the exact recurrence."""
+        return self.model.order
+
+    @property
+    def reach(self) -> int | None:
+        """K; or the M tokens that a start knows, and `</s>`."""
+        return self.model.reach
+
+    @torch.inference_mode()
+    def log_probabilities(
+        self, sequences: Sequence[Sequence[int]], first: Sequence[int]
+    ) -> list[np.ndarray]:
+        """As :meth:`TokenScorer.log_probabilities`."""
+        if not sequences:
+            return []
+        starts = None
+        if self.model.summary is not None:  # what precedes a sentence is in its start alone
+            before = [tuple(s[: f - 1]) for s, f in zip(sequences, first, strict=True)]
+            sequences = [s[f - 1 :] for s, f in zip(sequences, first, strict=True)]
+            first = [1] * len(sequences)
+            number = {context: place for place, context in enumerate(dict.fromkeys(before))}
+            starts = [number[context] for context in before]
+        scored = [len(s) - f for s, f in zip(sequences, first, strict=True)]
+        inputs = _flat(sequence[:-1] for sequence in sequences)  # (P,)
+        targets = _flat(s[f:] for s, f in zip(sequences, first, strict=True))  # (Q,)
+
+        used, inputs = torch.unique(inputs, return_inverse=True)
+        lengths = [len(sequence) - 1 for sequence in sequences]
+        order = self.order or max(lengths)
+        windows = distinct_windows(
+            inputs, lengths, order, [position - 1 for position in first], starts
+        )
+        # The same word after the same context is wanted once, however many sequences have it.
+        words = int(targets.max()) + 1
+        pairs, pair = torch.unique(windows.context * words + targets, return_inverse=True)
+        context = torch.div(pairs, words, rounding_mode="floor")
+
+        contexts = None if starts is None else list(number)
+        found = self._evaluate(used, contexts, windows, context, pairs % words)[pair]  # (Q,)
+        return np.split(found.numpy(), np.cumsum(scored)[:-1])
+
+    def _evaluate(
+        self,
+        used: Tensor,
+        before: list[Sequence[int]] | None,
+        windows: SharedWindows,
+        context: Tensor,
+        word: Tensor,
+    ) -> Tensor:
+        """Log-probability of each pair, ``(Q',)``: what runs on the model's device."""
+        with self.precision():
+            layers, projected = self.inputs(used)
+            starts = None
+            if before is not None:
+                summary = self.summary_of(before)  # (U, S)
+                starts = [layer.start(summary).to(projected.dtype) for layer in layers]
+            states = context_states(
+                layers, projected, windows.to(self.model.device), starts
+            )  # (N, H)
+        return self.wanted(states, context, word)
+
+    def summary_of(self, before: Sequence[Sequence[int]]) -> Tensor:
+        """The summary of each text before a sentence, ``(U, S)``."""
+        summary = self.model.summary
+        size = max(1, *(min(len(tokens), summary.tokens) for tokens in before))
+        padding = [self.model.padding_idx]
+        rows = [[*padding * (size - len(tokens)), *tokens][-size:] for tokens in before]
+        return summary.of_tokens.last(torch.tensor(rows, device=self.model.device).t())
+
+    def inputs(
+        self, used: Tensor, before: Sequence[int] | None = None
+    ) -> tuple[list[Layer], Tensor]:
+        """The layers, and the first one's input for each token of `used`, ``(U, G*H)``.
+
+        With the tokens `before` a sentence, the layers start from what is known of them.
+        """
+        layers = self.model.rnn.effective_layers()
+        if before is not None and self.model.summary is not None:
+            summary = self.summary_of([before])[0]  # (S,)
+            layers = [replace(layer, initial=layer.start(summary)) for layer in layers]
+        return layers, layers[0].project(self.model.embed_tokens(used.to(self.model.device)))
+
+    def wanted(self, states: Tensor, context: Tensor, word: Tensor) -> Tensor:
+        """Log-probability of each pair, ``(Q',)``, after the contexts' `h` ``(N, H)``."""
+        with self.precision():
+            features = self.model.output_features(states)  # (N, C)
+        features = features.to(self.model.dtype)
+        config = self.model.config
+        word = word.masked_fill(word >= config.predicted, config.unknown)
+        context, word = context.to(self.model.device), word.to(self.model.device)
+        return self.softmax.log_probabilities(features, context, word).cpu()
+
+    @property
+    def knows_sentences_before(self) -> bool:
+        """Whether what the model starts a sentence from depends on those before it."""
+        return self.model.summary is not None
+
+    def histories(self, vocabulary: np.ndarray, before: Sequence[int] = ()) -> GrowingHistories:
+        """See :class:`GrowingHistories`."""
+        return GrowingHistories(self, vocabulary, before)
+
+    def merged(self, graph: WordGraph, sentence_end: int, before: Sequence[int] = ()) -> Expansion:
+        """See :func:`~fairseq_fixedpoint.rescoring.merging.merge`."""
+        return merge(graph, self, sentence_end, before)
+
+    def precision(self) -> torch.autocast:
+        return torch.autocast(self.model.device.type, torch.bfloat16, self.bf16)
+
+
+class GrowingHistories:
+    """The model of a :class:`WindowScorer` over histories that grow one token at a time.
+
+    Level k of the shared windows holds the histories of order k, so all that a lattice computes at
+    one order serves the next.
+
+    Args:
+        scorer: the model.
+        vocabulary: the model's token for each that will be asked for, ``(V,)``.
+        before: the tokens before the sentence's `</s>`, for a start that knows them.
+
+    Raises:
+        RescoringError: for an exact recurrence, whose histories have no end.
+    """
+
+    def __init__(self, scorer: WindowScorer, vocabulary: np.ndarray, before: Sequence[int] = ()):
+        if scorer.order is None:
+            raise RescoringError(
+                "the exact recurrence depends on all words before, which a lattice cannot hold: "
+                "give --iterations K."
+            )
+        self._scorer = scorer
+        self._vocabulary = vocabulary
+        self._states: list[Tensor] | None = None
+        self._layers, self._projected = self._first(before)
+        self._device = self._projected.device
+
+    @property
+    def order(self) -> int:
+        """K of the model."""
+        return self._scorer.order
+
+    @torch.inference_mode()
+    def _first(self, before: Sequence[int]) -> tuple[list[Layer], Tensor]:
+        with self._scorer.precision():
+            return self._scorer.inputs(torch.from_numpy(self._vocabulary), before)
+
+    @torch.inference_mode()
+    def grow(self, parent: np.ndarray, token: np.ndarray) -> None:
+        """As :meth:`~fairseq_fixedpoint.rescoring.expansion.HistoryScorer.grow`."""
+        level = Level(*(torch.from_numpy(rows).to(self._device) for rows in (parent, token)))
+        with self._scorer.precision():
+            self._states = advance(self._layers, self._projected, level, self._states)
+
+    @torch.inference_mode()
+    def log_probabilities(self, history: np.ndarray, token: np.ndarray) -> np.ndarray:
+        """As :meth:`~fairseq_fixedpoint.rescoring.expansion.HistoryScorer.log_probabilities`."""
+        word = self._vocabulary[token]
+        base = int(word.max(initial=0)) + 1
+        pairs, pair = np.unique(history * base + word, return_inverse=True)
+        contexts, context = np.unique(pairs // base, return_inverse=True)
+        top = hidden(self._states[-1], self._layers[-1].cell)
+        states = top.index_select(0, torch.from_numpy(contexts).to(self._device))
+        found = self._scorer.wanted(
+            states, torch.from_numpy(context), torch.from_numpy(pairs % base)
+        )
+        return found.numpy()[pair]
+
+
+def _flat(sequences: Iterable[Sequence[int]]) -> Tensor:
+    return torch.tensor(list(chain.from_iterable(sequences)))
