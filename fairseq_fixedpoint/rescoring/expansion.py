@@ -3,7 +3,7 @@
 Each node is split by the histories that lead to it, until every state has one history and every
 arc one score: that which the word gets in the linear sequence, on every path through the arc. At
 order k every state has a history of k tokens; the arcs are scored with it, those that no good path
-uses are pruned, and the surviving histories grow by one token. docs/design.md ("Lattices") says why.
+uses are pruned, and the surviving histories grow by one token (docs/design.md, "Lattices").
 
 A history of k+1 tokens that ends at a node is an arc of the order-k expansion into that node: its
 source's history, and its word.
