@@ -24,6 +24,7 @@ from pathlib import Path
 import fairseq_cli.eval_lm
 import fairseq_cli.generate
 import fairseq_cli.interactive
+import fairseq_cli.preprocess
 import fairseq_cli.train
 import pytest
 import torch.distributed.run
@@ -95,11 +96,11 @@ FURTHER_OPTIONS = {
 }
 
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*[a-z0-9]")
-# A file or folder of this repository, from its root or, a module, from anywhere in the package.
+# A file or folder of this repository, from its root; and a module, from wherever it is clear.
 REPOSITORY_PATH = re.compile(
     r"(?<![\w./-])(?:docs|examples|fairseq_fixedpoint|findings|scripts|tests)/[\w./-]*\w"
 )
-MODULE_PATH = re.compile(r"(?:\w+/)*\w+\.py")
+MODULE = re.compile(r"(?:\w+/)*\w+\.py")
 
 
 def distinct(found: Iterator[Command]) -> list[Command]:
@@ -217,25 +218,19 @@ def every_option() -> set[str]:
     return found.union(*map(options_of_dataclass, registered)) | FURTHER_OPTIONS.keys()
 
 
+def named_options(document: Path) -> set[str]:
+    """Those that a document names, in commands and in its text."""
+    spans = (span.replace("--encoder-...", "") for span in documents.code_spans(document))
+    return {option for span in spans for option in OPTION.findall(span)}
+
+
 @pytest.mark.parametrize("document", MANUAL, ids=lambda path: path.name)
 def test_options_exist(document):
-    named = {
-        option
-        for span in documents.code_spans(document)
-        for option in OPTION.findall(span.replace("--encoder-...", ""))
-    }
-    assert named <= every_option() | {
-        option.replace("_", "-") for option in every_option()  # torchrun has both
-    }  # fmt: skip
+    assert named_options(document) - every_option() == set()
 
 
 def test_every_option_of_the_project_is_documented():
-    named = {
-        option
-        for document in MANUAL
-        for span in documents.code_spans(document)
-        for option in OPTION.findall(span)
-    }
+    named = set().union(*map(named_options, MANUAL))
     assert (own_commands() | own_model()) - named - {"-h", "--help"} == set()
 
 
@@ -247,17 +242,13 @@ def test_options_of_scripts_are_in_the_scripts(option):
 
 @pytest.mark.parametrize("document", MANUAL, ids=lambda path: path.name)
 def test_files_of_the_repository_exist(document):
+    modules = [f"/{path.as_posix()}" for folder in (PLUGIN, ROOT / "tests")
+               for path in folder.rglob("*.py")] + ["/setup.py"]  # fmt: skip
     for span in documents.code_spans(document):
         for named in REPOSITORY_PATH.findall(span):
             assert (ROOT / named).exists(), named
-        if MODULE_PATH.fullmatch(span):
-            places = (ROOT, document.parent, PLUGIN, *(PLUGIN / each for each in folders()))
-            assert any((place / span).exists() for place in places), span
-
-
-@functools.cache
-def folders() -> list[str]:
-    return [path.name for path in PLUGIN.iterdir() if path.is_dir()]
+        if MODULE.fullmatch(span):
+            assert any(module.endswith(f"/{span}") for module in modules), span
 
 
 @pytest.mark.parametrize("document", ALL, ids=lambda path: str(path.relative_to(ROOT)))
@@ -327,8 +318,6 @@ def pairs(prepared, tmp_path_factory) -> Path:
 
 
 def preprocess_pairs(text: Path, destination: Path) -> None:
-    import fairseq_cli.preprocess
-
     fairseq_command(
         fairseq_cli.preprocess, "-s", "de", "-t", "en", "--destdir", destination, "--workers", 1,
         "--trainpref", text / "train", "--validpref", text / "valid", "--testpref", text / "test",
@@ -373,9 +362,10 @@ def test_commands_run(command, request, tmp_path, monkeypatch):
     assert all(output.exists() for output in outputs)
 
 
-def test_a_reason_is_for_a_command():
-    for start in NOT_RUN:
+def test_a_reason_is_for_a_command_and_names_tests_that_are_there():
+    for start, why in NOT_RUN.items():
         assert any(str(command).startswith(start) for command in EVERY), start
+        assert all((ROOT / path).exists() for path in REPOSITORY_PATH.findall(why)), why
 
 
 @pytest.mark.parametrize(
