@@ -6,9 +6,8 @@ tokens before its last one, and that last token:
 
     H_l^(k)[window] = f_l(H_{l-1}^(k)[window], H_l^(k-1)[window.parent])
 
-Level K gives each distinct context once, and the set of next words wanted from it. A position with
-fewer than K tokens up to it is exact at the level of its whole prefix, and is a context there; so
-with K at least the longest sequence this is a prefix tree, and the model the exact recurrence.
+Level K gives each distinct context once; a position with fewer than K tokens up to it is a context
+at the level of its whole prefix. docs/design.md ("Shared windows") says why this is exact.
 
 :func:`distinct_windows` makes the levels of a set of sequences. :func:`advance` computes one level
 from the one before and asks nothing more than a :class:`Level`, however it was made.

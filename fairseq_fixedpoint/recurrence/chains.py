@@ -6,34 +6,18 @@ iterations it holds `H^(k)` of position i + k - 1,
 
     S_l^(k)_i = f_l(x_{i+k-1} or S_{l-1}^(k)_i, S_l^(k-1)_i),    S_l^(k)_i = H_l^(k)_{i+k-1}
 
-which is the joint iteration of `iteration.py`, its shift moved from the states to the inputs. A
-position with fewer than K tokens up to it is exact already: chain 0 passes it on its way. So
-T - K + 1 chains of K tokens give every `H^(K)_t`; what others would compute, no output needs. With
-K = 3 and T = 5, each chain's k where it meets a position:
+which is the joint iteration of `iteration.py`, its shift moved from the states to the inputs.
+docs/design.md ("Chains") derives it, with pictures, and the backward pass, its equations 5 and 6.
 
-    position   1  2  3  4  5
-    chain 0    1  2  3            H^(3): the threes, and chain 0 at positions 1 and 2
-    chain 1       1  2  3
-    chain 2          1  2  3
-
-With a *stride* C, chains begin at every C-th position only and take K + C - 1 tokens: each gives
-the states of its last C positions, of the orders K, K + 1, .., K + C - 1. With K = 2 and C = 3:
-
-    position   1  2  3  4  5  6  7
-    chain 0    1  2  3  4            a state's order is at least 2, and at most 4
-    chain 1             1  2  3  4
-
-That is (K + C - 1) / C times the exact recurrence's operations instead of K times, for orders that
-differ by position. C = 1 is the iteration of the paper; C = T the ordinary recurrence. In numerical
-terms it is block Jacobi, see Song et al. (2021), arXiv 2002.03629. Tensors over positions are laid
-out by :meth:`Block.grid` so that the positions which all chains meet in one iteration lie side by
-side.
+T - K + 1 chains of K tokens give every `H^(K)_t`: a position with fewer than K tokens up to it is
+exact already, and chain 0 passes it on its way. With a *stride* C, chains begin at every C-th
+position only and take K + C - 1 tokens: each gives the states of its last C positions, of the
+orders K, K + 1, .., K + C - 1. Tensors over positions are laid out by :meth:`Block.grid` so that
+the positions which all chains meet in one iteration lie side by side.
 
 A chain begins from the same `h_init` as all, or from a row of its own (:class:`LayerWeights`).
-
-Chains do not depend on each other. They are evaluated in pieces, small enough for a CPU's caches,
-and a piece can be computed once more in the backward pass instead of being kept: the same gradient
-for one more forward pass, and the iterates of one piece are all that is ever held.
+Chains do not depend on each other, and are evaluated in pieces that a CPU's caches hold; a piece
+can be computed once more in the backward pass instead of being kept.
 """
 
 from __future__ import annotations

@@ -8,7 +8,8 @@ summary of the text up to t (:meth:`Layer.start`), all layers together,
     H_l^(k)_t = f_l(H_{l-1}^(k)_t, H_l^(k-1)_{t-1})       k = 1..K, every t at once
 
 `H^(K)_t` is the ordinary RNN run from `h_init` over the last `min(K, t)` inputs: a Markov model of
-order K. Iterating the stack jointly keeps that order K whatever the depth.
+order K. Iterating the stack jointly keeps that order K whatever the depth (docs/design.md,
+equations 2 and 3).
 
 A block is evaluated as chains, which :mod:`~fairseq_fixedpoint.recurrence.chains` explains and
 differentiates. :func:`sweep` is the equation as it stands, one k at a time, for states that come

@@ -6,7 +6,8 @@ For a few decays `a`, embeddings E of its own and M tokens,
 
 A text has no tokens before its first one, so `s_0` is 0. The sum has exactly M terms whatever block
 a text is cut into, as long as the block holds the M tokens before a position: it is a product with
-a banded Toeplitz matrix, in pieces of a fixed length, and linear in the length of the text.
+a banded Toeplitz matrix, in pieces of a fixed length, and linear in the length of the text
+(docs/design.md, equation 7).
 """
 
 from __future__ import annotations

@@ -1,14 +1,12 @@
 """A word graph expanded to histories of K tokens, one order an iteration.
 
-The score of an order-K model depends on the last K tokens, which differ from path to path. So each
-node is split by the histories that lead to it, until every state has one history and every arc
-one score: that which the word gets in the linear sequence, on every path through the arc.
+Each node is split by the histories that lead to it, until every state has one history and every
+arc one score: that which the word gets in the linear sequence, on every path through the arc. At
+order k every state has a history of k tokens; the arcs are scored with it, those that no good path
+uses are pruned, and the surviving histories grow by one token (docs/design.md, "Lattices").
 
-Done at once that is exponential. It is done as the fixed point itself is: at order k every state
-has a history of k tokens, whose iterate k is known. The arcs are scored with it, those that no
-good path uses are pruned, and the surviving histories grow by one token, whose iterate k+1 comes
-from iterate k of the state before. A history of k+1 tokens that ends at a node is an arc of the
-order-k expansion into that node: its source's history, and its word.
+A history of k+1 tokens that ends at a node is an arc of the order-k expansion into that node: its
+source's history, and its word.
 
 States and arcs are numpy arrays, and each step treats all of them at once; only the best-path
 scores need an order, and go through the graph's layers from one end to the other.

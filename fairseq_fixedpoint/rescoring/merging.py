@@ -3,7 +3,7 @@
 Row n of A averages the states that lead to node n by the posteriors of the arcs that bring them, so
 a node has one state whatever path led to it. All arcs are updated at once, and nothing is expanded.
 On a lattice of one path it is the sequence; elsewhere it is an approximation of
-:mod:`fairseq_fixedpoint.rescoring.expansion`.
+:mod:`fairseq_fixedpoint.rescoring.expansion` (docs/design.md, equation 9).
 """
 
 from __future__ import annotations

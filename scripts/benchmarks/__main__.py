@@ -25,7 +25,7 @@ from scripts.benchmarks.results import BenchmarkError
 DESCRIPTION = """\
 Measures speed, memory and perplexity, each beside its floor. Without a part all of the suite runs;
 its numbers go to scripts/benchmarks/results as JSON with the hardware's name, with plots, and
-the tables of the README files are rendered from all JSON that is there.
+the tables of the documents are rendered from all JSON that is there.
 
 With one part, that part's settings are options, too: scripts/benchmark layer --help. Where any is
 given, or --quick, nothing is saved unless --json says where. OMP_NUM_THREADS sets the threads.

@@ -1,4 +1,4 @@
-"""Tables and plots from the JSON, put between markers in the README files.
+"""Tables and plots from the JSON, put between markers in the documents.
 
     <!-- benchmark: layer-summary cpu -->
     ... whatever is here is replaced by the table, or by "Not measured" ...
@@ -23,6 +23,7 @@ DOCUMENTS = tuple(
     ROOT / name
     for name in (
         "README.md",
+        "docs/results.md",
         "scripts/benchmarks/README.md",
         "examples/penn-treebank/README.md",
         "examples/solvers/README.md",
