@@ -25,13 +25,19 @@ from scripts.benchmarks import (
     perplexity,
     rendering,
     results,
+    stride,
 )
 from scripts.benchmarks.floors import Work, floor_ms, layer_work, share
 from scripts.benchmarks.parts import ON_REQUEST, SUITE, part
 from scripts.benchmarks.results import BenchmarkError
 from scripts.benchmarks.training import UPDATES, logged
 
-QUICK = ("layer", "growth", "memory")  # the others start processes, or are tested elsewhere
+QUICK = (
+    "layer",
+    "stride",
+    "growth",
+    "memory",
+)  # the others start processes, or are tested elsewhere
 CPU = torch.device("cpu")
 MACHINE = {"matrix_rate": {"fp32": 1e11, "bf16": 2e11}, "bandwidth": 1e10}
 
@@ -176,6 +182,18 @@ def operations(call) -> int:
     with FlopCounterMode(display=False, custom_mapping=in_place) as counter:
         call()
     return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("every", [1, 3, 8, 32])
+@pytest.mark.parametrize("start", stride.STARTS)
+def test_no_stride_takes_fewer_operations_than_its_floor(start, every):
+    settings = stride.Settings(batch=2, summary=8)
+    calls = stride.Calls("elman", 16, 64, settings, CPU)
+    record = {"iterations": 4, "start": start, "stride": every, "precision": "fp32"}
+    counted = operations(calls(record))
+    summary = settings.summary * (start == "summary")
+    work = layer_work("elman", 4, 64, 2, 16, True, 4, every, summary)
+    assert work.operations <= counted <= 1.1 * work.operations
 
 
 @pytest.mark.parametrize("mode", layer.PRESETS["cpu"].modes)
@@ -402,6 +420,7 @@ def test_a_run_that_was_killed_can_be_rendered_too(saved, name):
         begun = {**run, "records": run["records"][:count]}
         tables = part(name).tables(begun)
         tables.pop("layer-graphs", None)  # of a GPU alone
+        tables.pop("stride-bf16", None)  # comes after fp32
         assert all(tables.values())
         if hasattr(part(name), "plots"):
             part(name).plots(begun)
@@ -499,6 +518,39 @@ def test_a_table_that_a_run_has_nothing_for_is_not_measured(saved):
     marker = "<!-- benchmark: layer-graphs cpu -->\n<!-- end -->"
     text = rendering.rendered(marker, Path("README.md"), results.newest(saved.parent))
     assert text == marker.replace("<!-- end", "Not measured on a CPU.\n<!-- end")
+
+
+def test_a_stride_is_held_against_pytorch_and_the_stride_of_one(saved):
+    run = json.loads(saved.read_text())["parts"]["stride"]
+    ways = stride.by_shape(run["records"])["lstm", 16, 12, "fp32"]
+    assert set(ways) == {("constant", 0), *itertools.product(stride.STARTS, (1, 4))}
+    assert all(record["peak"] > 0 for record in ways.values())
+    for way, ms, operations, peak in (
+        (("constant", 0), 6.0, 2e8, 2**20),
+        (("summary", 1), 12.0, 6e8, 2**22),
+        (("summary", 4), 4.0, 3e8, 2**21),
+    ):
+        ways[way].update(ms=ms, operations=operations, bytes=0, peak=peak)
+    ways["constant", 4].update(ms=None, reason="too long", peak=None)
+    found = stride.tables({**run, "machine": MACHINE})
+    head, _, *rows = found["stride-fp32"].splitlines()
+    assert head == "| cell | width | length | start | torch.nn | C = 1 (3) | C = 4 (1.5) |"
+    constant, summary = (row for row in rows if row.startswith("| lstm"))
+    assert constant.endswith(" too long |")
+    assert summary == (
+        "| lstm | 16 | 12 | summary | 6 ms, 33% | 12 ms, 0.5x torch.nn, 50% "
+        "| 4 ms, 1.5x torch.nn, 3.0x C = 1, 75% |"
+    )
+    constant, summary = (
+        row for row in found["stride-memory"].splitlines() if row.startswith("| lstm")
+    )
+    assert constant.endswith(" not measured |")
+    assert summary == (
+        "| lstm | 16 | 12 | summary | 1 MiB | 4 MiB, 4.0x torch.nn "
+        "| 2 MiB, 2.0x torch.nn, 0.5x C = 1 |"
+    )
+    nothing = stride.tables({**run, "records": []})
+    assert set(nothing) == set(found) and not any(nothing.values())
 
 
 def test_growth_has_each_axis_through_the_centre(saved):
