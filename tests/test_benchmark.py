@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -281,6 +282,41 @@ def test_fairseq_takes_the_options_of_every_model(model, softmax):
     if softmax == "adaptive":
         assert parsed.adaptive_softmax_cutoff == "2000,8000"
     assert parsed.tokens_per_sample == end_to_end.Settings.length
+
+
+def test_a_model_is_read_from_its_name():
+    strided = end_to_end.Ours("gru", iterations=8, stride=16, stream=True, bf16=True)
+    assert end_to_end.Ours.named("gru-8x16+stream+bf16") == strided
+    assert strided.options()[-5:] == ["--stride", 16, "--start", "stream", "--bf16-products"]
+    assert strided.label == "gru, K = 8, C = 16, `--start stream`, `--bf16-products`"
+    exact = end_to_end.Ours.named("elman-0")
+    assert exact == end_to_end.Ours("elman", iterations=0, stride=1, stream=False, bf16=False)
+    assert exact.label == "elman, exact" and exact.options()[-2:] == ["--iterations", 0]
+    assert end_to_end.Ours.named("lstm_lm+memory") is None
+    for name in ("elman", "rnn-5", "elman-5+fp16", "lstm-5x0"):
+        with pytest.raises(BenchmarkError, match=rf"--models {re.escape(name)}: write lstm_lm"):
+            end_to_end.Ours.named(name)
+
+
+def test_tokens_a_second_are_held_against_lstm_lm_and_the_exact_recurrence_of_the_cell():
+    speeds = {"lstm_lm": 50.0, "elman-8x16+stream": 300.0, "elman-0": 100.0, "gru-5": 80.0}
+    records = [
+        {
+            "softmax": "full",
+            "model": name,
+            "tokens_per_second": speed,
+            "operations": 1e8,
+            "bytes": 0,
+        }
+        for name, speed in speeds.items()
+    ]
+    run = {"records": records, "machine": MACHINE}
+    assert end_to_end.tables(run)["end_to_end"].splitlines()[2:] == [
+        "| full | fairseq's `lstm_lm` | 50 | 1.0x |  | 5% |",
+        "| full | elman, K = 8, C = 16, `--start stream` | 300 | 6.0x | 3.0x | 30% |",
+        "| full | elman, exact | 100 | 2.0x | 1.0x | 10% |",
+        "| full | gru, K = 5 | 80 | 1.6x | not measured | 8% |",
+    ]
 
 
 def test_perplexity_is_read_from_a_real_training(data, monkeypatch):
