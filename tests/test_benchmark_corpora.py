@@ -106,12 +106,23 @@ def settings(folder, *trainings: str, **other) -> corpora.Settings:
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_each_training_has_its_command_and_folder(device, tmp_path, examples):
     asked_for = settings(
-        tmp_path, "exact", "stream-summary:5:4 --dropout 0.1", orders=(5, 2), seeds=(1, 7),
+        tmp_path, "exact", "exact", "stream-summary:5:4 --dropout 0.1", orders=(5, 2), seeds=(1, 7),
         options="--max-epoch 1",
     )  # fmt: skip
     found = list(corpora.measure(asked_for, SimpleNamespace(device=torch.device(device))))
     assert {each["seconds"] for each in found} == {62.0 if device == "cpu" else 40 / 8}
-    exact = ["0", "--cell", "gru", "--max-epoch", "1", "--seed"]
+    exact = [
+        "0",
+        "--cell",
+        "gru",
+        "--start",
+        "constant",
+        "--stride",
+        "1",
+        "--max-epoch",
+        "1",
+        "--seed",
+    ]
     strided = [
         "5", "--cell", "gru", "--start", "stream", "--summary-input", "--stride", "4",
         "--max-epoch", "1", "--dropout", "0.1", "--seed",

@@ -52,25 +52,25 @@ class Kind:
     Attributes:
         label: in tables.
         style: of its line in the plot, or of its point.
-        options: of fairseq-train.
+        start: `--start`.
+        summary_input: `--summary-input`.
         exact: whether it is the exact recurrence.
     """
 
     label: str
     style: str
-    options: tuple[str, ...] = ()
+    start: str = "constant"
+    summary_input: bool = False
     exact: bool = False
 
 
 KINDS = {
     "constant": Kind("constant start", "o:"),
-    "stream": Kind("start from a summary", "o-", ("--start", "stream")),
-    "stream-summary": Kind(
-        "start from a summary, and as an input", "^--", ("--start", "stream", "--summary-input")
-    ),
+    "stream": Kind("start from a summary", "o-", "stream"),
+    "stream-summary": Kind("start from a summary, and as an input", "^--", "stream", True),
     "exact": Kind("exact recurrence", "s", exact=True),
     "exact-summary": Kind(
-        "exact recurrence, summary as an input", "D", ("--summary-input",), exact=True
+        "exact recurrence, summary as an input", "D", summary_input=True, exact=True
     ),
 }
 
@@ -143,10 +143,12 @@ class Model:
         return Path(settings.checkpoints) / device.type / self.corpus / self.name
 
     def arguments(self) -> list[str]:
-        """Of the example's `train`."""
-        found = [str(self.iterations), "--cell", self.cell, *KINDS[self.kind].options]
-        found += ["--stride", str(self.stride)] if self.stride > 1 else []
-        return [*found, *shlex.split(self.options), "--seed", str(self.seed)]
+        """Of the example's `train`: what tells models apart, whatever its recipe has."""
+        kind = KINDS[self.kind]
+        found = [str(self.iterations), "--cell", self.cell, "--start", kind.start]
+        found += ["--summary-input"] if kind.summary_input else []
+        found += ["--stride", str(self.stride), *shlex.split(self.options)]
+        return [*found, "--seed", str(self.seed)]
 
     def orders(self, settings: Settings) -> tuple[int, ...]:
         """At which it is evaluated."""
@@ -166,7 +168,7 @@ def measure(settings: Settings, machine: Machine) -> Iterator[dict]:
     unknown = [cell for cell in settings.cells if cell not in CELLS]
     if unknown:
         raise BenchmarkError(f"--cells {unknown[0]}: choose from {', '.join(CELLS)}.")
-    trainings = [parsed(text, settings.options) for text in dict.fromkeys(settings.trainings)]
+    trainings = [parsed(text, settings.options) for text in settings.trainings]
     data = Path(settings.data)
     corpora = [name for name in NAMES if (data / name / "dict.txt").exists()]
     if not corpora:
@@ -174,11 +176,10 @@ def measure(settings: Settings, machine: Machine) -> Iterator[dict]:
             f"neither {' nor '.join(NAMES)} is in {data}: run examples/wikitext-2/prepare, or give "
             "--data the folder that has them."
         )
-    seeds, cells = (dict.fromkeys(each) for each in (settings.seeds, settings.cells))
-    models = [
-        Model(corpus, cell, *training, seed)
-        for corpus, seed, training, cell in itertools.product(corpora, seeds, trainings, cells)
-    ]
+    cases = itertools.product(corpora, settings.seeds, trainings, settings.cells)
+    models = dict.fromkeys(
+        Model(corpus, cell, *training, seed) for corpus, seed, training, cell in cases
+    )
     with ThreadPoolExecutor(settings.jobs) as pool:
         records = [pool.submit(trained, model, settings, machine.device) for model in models]
         try:
@@ -257,12 +258,12 @@ def described(model: Model, folder: Path, on_cpu: bool) -> dict:
         training, log = Training.read(folder), text_of(folder / LOG, "train the model first")
     except ResultError as error:
         raise BenchmarkError(str(error)) from error
-    options = KINDS[model.kind].options
+    kind = KINDS[model.kind]
     for name, value in (
         ("cell", model.cell),
         ("iterations", model.iterations),
-        ("start", "stream" if "--start" in options else "constant"),
-        ("summary_input", "--summary-input" in options),
+        ("start", kind.start),
+        ("summary_input", kind.summary_input),
         ("stride", model.stride),
         ("seed", model.seed),
     ):
