@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,13 +26,19 @@ from scripts.benchmarks import (
     perplexity,
     rendering,
     results,
+    stride,
 )
 from scripts.benchmarks.floors import Work, floor_ms, layer_work, share
 from scripts.benchmarks.parts import ON_REQUEST, SUITE, part
 from scripts.benchmarks.results import BenchmarkError
 from scripts.benchmarks.training import UPDATES, logged
 
-QUICK = ("layer", "growth", "memory")  # the others start processes, or are tested elsewhere
+QUICK = (
+    "layer",
+    "stride",
+    "growth",
+    "memory",
+)  # the others start processes, or are tested elsewhere
 CPU = torch.device("cpu")
 MACHINE = {"matrix_rate": {"fp32": 1e11, "bf16": 2e11}, "bandwidth": 1e10}
 
@@ -178,6 +185,18 @@ def operations(call) -> int:
     return counter.get_total_flops()
 
 
+@pytest.mark.parametrize("every", [1, 3, 8, 32])
+@pytest.mark.parametrize("start", stride.STARTS)
+def test_no_stride_takes_fewer_operations_than_its_floor(start, every):
+    settings = stride.Settings(batch=2, summary=8)
+    calls = stride.Calls("elman", 16, 64, settings, CPU)
+    record = {"iterations": 4, "start": start, "stride": every, "precision": "fp32"}
+    counted = operations(calls(record))
+    summary = settings.summary * (start == "summary")
+    work = layer_work("elman", 4, 64, 2, 16, True, 4, every, summary)
+    assert work.operations <= counted <= 1.1 * work.operations
+
+
 @pytest.mark.parametrize("mode", layer.PRESETS["cpu"].modes)
 @pytest.mark.parametrize("iterations", [0, 1, 3])
 @pytest.mark.parametrize("cell", layer.THEIRS)
@@ -263,6 +282,41 @@ def test_fairseq_takes_the_options_of_every_model(model, softmax):
     if softmax == "adaptive":
         assert parsed.adaptive_softmax_cutoff == "2000,8000"
     assert parsed.tokens_per_sample == end_to_end.Settings.length
+
+
+def test_a_model_is_read_from_its_name():
+    strided = end_to_end.Ours("gru", iterations=8, stride=16, stream=True, bf16=True)
+    assert end_to_end.Ours.named("gru-8x16+stream+bf16") == strided
+    assert strided.options()[-5:] == ["--stride", 16, "--start", "stream", "--bf16-products"]
+    assert strided.label == "gru, K = 8, C = 16, `--start stream`, `--bf16-products`"
+    exact = end_to_end.Ours.named("elman-0")
+    assert exact == end_to_end.Ours("elman", iterations=0, stride=1, stream=False, bf16=False)
+    assert exact.label == "elman, exact" and exact.options()[-2:] == ["--iterations", 0]
+    assert end_to_end.Ours.named("lstm_lm+memory") is None
+    for name in ("elman", "rnn-5", "elman-5+fp16", "lstm-5x0"):
+        with pytest.raises(BenchmarkError, match=rf"--models {re.escape(name)}: write lstm_lm"):
+            end_to_end.Ours.named(name)
+
+
+def test_tokens_a_second_are_held_against_lstm_lm_and_the_exact_recurrence_of_the_cell():
+    speeds = {"lstm_lm": 50.0, "elman-8x16+stream": 300.0, "elman-0": 100.0, "gru-5": 80.0}
+    records = [
+        {
+            "softmax": "full",
+            "model": name,
+            "tokens_per_second": speed,
+            "operations": 1e8,
+            "bytes": 0,
+        }
+        for name, speed in speeds.items()
+    ]
+    run = {"records": records, "machine": MACHINE}
+    assert end_to_end.tables(run)["end_to_end"].splitlines()[2:] == [
+        "| full | fairseq's `lstm_lm` | 50 | 1.0x |  | 5% |",
+        "| full | elman, K = 8, C = 16, `--start stream` | 300 | 6.0x | 3.0x | 30% |",
+        "| full | elman, exact | 100 | 2.0x | 1.0x | 10% |",
+        "| full | gru, K = 5 | 80 | 1.6x | not measured | 8% |",
+    ]
 
 
 def test_perplexity_is_read_from_a_real_training(data, monkeypatch):
@@ -402,6 +456,7 @@ def test_a_run_that_was_killed_can_be_rendered_too(saved, name):
         begun = {**run, "records": run["records"][:count]}
         tables = part(name).tables(begun)
         tables.pop("layer-graphs", None)  # of a GPU alone
+        tables.pop("stride-bf16", None)  # comes after fp32
         assert all(tables.values())
         if hasattr(part(name), "plots"):
             part(name).plots(begun)
@@ -499,6 +554,39 @@ def test_a_table_that_a_run_has_nothing_for_is_not_measured(saved):
     marker = "<!-- benchmark: layer-graphs cpu -->\n<!-- end -->"
     text = rendering.rendered(marker, Path("README.md"), results.newest(saved.parent))
     assert text == marker.replace("<!-- end", "Not measured on a CPU.\n<!-- end")
+
+
+def test_a_stride_is_held_against_pytorch_and_the_stride_of_one(saved):
+    run = json.loads(saved.read_text())["parts"]["stride"]
+    ways = stride.by_shape(run["records"])["lstm", 16, 12, "fp32"]
+    assert set(ways) == {("constant", 0), *itertools.product(stride.STARTS, (1, 4))}
+    assert all(record["peak"] > 0 for record in ways.values())
+    for way, ms, operations, peak in (
+        (("constant", 0), 6.0, 2e8, 2**20),
+        (("summary", 1), 12.0, 6e8, 2**22),
+        (("summary", 4), 4.0, 3e8, 2**21),
+    ):
+        ways[way].update(ms=ms, operations=operations, bytes=0, peak=peak)
+    ways["constant", 4].update(ms=None, reason="too long", peak=None)
+    found = stride.tables({**run, "machine": MACHINE})
+    head, _, *rows = found["stride-fp32"].splitlines()
+    assert head == "| cell | width | length | start | torch.nn | C = 1 (3) | C = 4 (1.5) |"
+    constant, summary = (row for row in rows if row.startswith("| lstm"))
+    assert constant.endswith(" too long |")
+    assert summary == (
+        "| lstm | 16 | 12 | summary | 6 ms, 33% | 12 ms, 0.5x torch.nn, 50% "
+        "| 4 ms, 1.5x torch.nn, 3.0x C = 1, 75% |"
+    )
+    constant, summary = (
+        row for row in found["stride-memory"].splitlines() if row.startswith("| lstm")
+    )
+    assert constant.endswith(" not measured |")
+    assert summary == (
+        "| lstm | 16 | 12 | summary | 1 MiB | 4 MiB, 4.0x torch.nn "
+        "| 2 MiB, 2.0x torch.nn, 0.5x C = 1 |"
+    )
+    nothing = stride.tables({**run, "records": []})
+    assert set(nothing) == set(found) and not any(nothing.values())
 
 
 def test_growth_has_each_axis_through_the_centre(saved):

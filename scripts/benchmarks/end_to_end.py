@@ -3,21 +3,22 @@ width, output layer, optimizer and data, no dropout.
 
 The text is made up, words drawn independently by Zipf's law. SGD, as Adam's dense update of the
 embeddings is the same work on both sides and can hide the rest. `+bf16` is `--bf16-products`,
-which lstm_lm has no equal of. On a CPU our tasks let glibc keep the memory that an update frees,
-and fairseq's do not: lstm_lm is trained as it comes, and as `+memory` with variables of the
-environment that do the same.
+which lstm_lm has no equal of; `xC` is a stride, and `+stream` a start from a summary of the text.
+On a CPU our tasks let glibc keep the memory that an update frees, and fairseq's do not: lstm_lm is
+trained as it comes, and as `+memory` with variables of the environment that do the same.
 """
 
 from __future__ import annotations
 
 import itertools
+import re
 import statistics
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from scripts.benchmarks.floors import Work, layer_work, output_work, share
+from scripts.benchmarks.floors import GATES, Work, layer_work, output_work, share
 from scripts.benchmarks.machine import PRECISIONS, Machine
 from scripts.benchmarks.markdown import number, percent, table, times
 from scripts.benchmarks.results import BenchmarkError
@@ -33,8 +34,58 @@ from scripts.benchmarks.training import (
 BASELINE = "lstm_lm"
 KEEPING = f"{BASELINE}+memory"
 THEIRS = (BASELINE, KEEPING)
-BF16 = "+bf16"
+OURS = re.compile(r"([a-z]+)-([0-9]+)(?:x([1-9][0-9]*))?(\+stream)?(\+bf16)?")
 FACTOR = 4  # of the adaptive softmax: the one that lstm_lm has
+SUMMARY = 128  # numbers a position that a start from a summary takes, by default
+
+
+@dataclass(frozen=True)
+class Ours:
+    """A model of this project, from its name.
+
+    Attributes:
+        iterations: K, 0 being the exact recurrence.
+        stride: C.
+        stream: whether it starts from a summary.
+        bf16: whether its products are in bfloat16.
+    """
+
+    cell: str
+    iterations: int
+    stride: int
+    stream: bool
+    bf16: bool
+
+    @classmethod
+    def named(cls, name: str) -> Ours | None:
+        """``elman-5``, ``lstm-8x16+stream+bf16``; None for one of :data:`THEIRS`.
+
+        Raises:
+            BenchmarkError: if it is neither.
+        """
+        if name in THEIRS:
+            return None
+        found = OURS.fullmatch(name)
+        if not found or found[1] not in GATES:
+            raise BenchmarkError(
+                f"--models {name}: write {', '.join(THEIRS)}, or a cell with its K, as elman-5, "
+                "then xC for a stride, +stream and +bf16 as in elman-8x16+stream+bf16."
+            )
+        return cls(found[1], int(found[2]), int(found[3] or 1), bool(found[4]), bool(found[5]))
+
+    def options(self) -> list[object]:
+        """Of fairseq-train."""
+        found = ours(self.cell, self.iterations)
+        found += ["--stride", self.stride] if self.stride > 1 else []
+        found += ["--start", "stream"] if self.stream else []
+        return [*found, *(["--bf16-products"] if self.bf16 else [])]
+
+    @property
+    def label(self) -> str:
+        shown = [self.cell, f"K = {self.iterations}" if self.iterations else "exact"]
+        shown += [f"C = {self.stride}"] if self.stride > 1 else []
+        shown += ["`--start stream`"] if self.stream else []
+        return ", ".join([*shown, *(["`--bf16-products`"] if self.bf16 else [])])
 
 
 @dataclass(frozen=True)
@@ -42,8 +93,8 @@ class Settings:
     """What is trained, and for how long.
 
     Attributes:
-        models: `lstm_lm`, `lstm_lm+memory`, or a cell with its K (0 is exact): `elman-5`,
-            `elman-5+bf16`.
+        models: `lstm_lm`, `lstm_lm+memory`, or a cell with its K (0 is exact) and maybe its
+            stride: `elman-5`, `elman-5+bf16`, `elman-8x16+stream`.
         softmaxes: `full`, `adaptive`.
         words: of the vocabulary.
         cutoffs: of the adaptive softmax.
@@ -52,7 +103,10 @@ class Settings:
         tokens: of the text.
     """
 
-    models: tuple[str, ...] = (*THEIRS, "elman-5", "elman-5+bf16", "lstm-5", "lstm-0")
+    models: tuple[str, ...] = (
+        *THEIRS, "elman-5", "elman-5+bf16", "elman-8x16+stream", "elman-8x16+stream+bf16",
+        "elman-0", "lstm-5", "lstm-8x16+stream", "lstm-8x16+stream+bf16", "lstm-0",
+    )  # fmt: skip
     softmaxes: tuple[str, ...] = ("full", "adaptive")
     words: int = 10_000
     cutoffs: tuple[int, ...] = (2000, 8000)
@@ -67,12 +121,13 @@ class Settings:
 
 PRESETS = {
     "cpu": Settings(),
-    "cuda": Settings(models=(BASELINE, "elman-5", "elman-5+bf16", "lstm-0"), width=1024,
-                     batch=128, length=128, updates=60, warm_up=20, rounds=1,
+    "cuda": Settings(models=(BASELINE, "elman-5", "elman-5+bf16", "elman-8x16+stream",
+                             "elman-8x16+stream+bf16", "elman-0", "lstm-8x16+stream", "lstm-0"),
+                     width=1024, batch=128, length=128, updates=60, warm_up=20, rounds=1,
                      tokens=4_000_000),
-    "quick": Settings(models=(BASELINE, "elman-2"), softmaxes=("adaptive",), words=500,
-                      cutoffs=(100,), width=16, batch=4, length=10, rounds=1, updates=8, warm_up=4,
-                      tokens=20_000),
+    "quick": Settings(models=(BASELINE, "elman-2", "elman-2x3+stream", "elman-0"),
+                      softmaxes=("adaptive",), words=500, cutoffs=(100,), width=16, batch=4,
+                      length=10, rounds=1, updates=8, warm_up=4, tokens=20_000),
 }  # fmt: skip
 
 
@@ -83,13 +138,14 @@ def measure(settings: Settings, machine: Machine) -> Iterator[dict]:
             f"--updates {settings.updates} leaves nothing after --warm-up {settings.warm_up}: "
             "make it larger."
         )
+    models = {name: Ours.named(name) for name in settings.models}
     positions = settings.batch * settings.length
     with tempfile.TemporaryDirectory() as folder:
         data = synthetic_corpus(Path(folder), settings.words, settings.tokens)
         frequencies = counts(data)
         for softmax in settings.softmaxes:
-            runs: dict[str, list[dict]] = {name: [] for name in settings.models}
-            for _, name in itertools.product(range(settings.rounds), settings.models):
+            runs: dict[str, list[dict]] = {name: [] for name in models}
+            for _, name in itertools.product(range(settings.rounds), models):
                 log = train(
                     data,
                     machine.device.type,
@@ -112,18 +168,16 @@ def measure(settings: Settings, machine: Machine) -> Iterator[dict]:
 
 def options(settings: Settings, name: str, softmax: str) -> list[object]:
     """Of fairseq-train, for one model."""
-    width = settings.width
+    width, model = settings.width, Ours.named(name)
     found: list[object] = []
-    if name in THEIRS:
+    if model is None:
         criterion = "cross_entropy" if softmax == "full" else "adaptive_loss"
         found += ["--task", "language_modeling", "--arch", "lstm_lm", "--criterion", criterion]
     else:
-        cell, _, iterations = name.removesuffix(BF16).partition("-")
-        found += ours(cell, int(iterations))
-        found += ["--bf16-products"] if name.endswith(BF16) else []
+        found += model.options()
     if softmax == "adaptive":
         found += ["--adaptive-softmax-cutoff", ",".join(map(str, settings.cutoffs))]
-        found += [] if name in THEIRS else ["--adaptive-softmax-factor", FACTOR]
+        found += [] if model is None else ["--adaptive-softmax-factor", FACTOR]
     found += ["--decoder-embed-dim", width, "--decoder-hidden-size", width]
     found += ["--decoder-out-embed-dim", width, "--decoder-layers", 1, "--dropout", 0]
     found += ["--batch-size", settings.batch, "--tokens-per-sample", settings.length]
@@ -160,15 +214,17 @@ def counts(data: Path) -> list[int]:
 
 
 def update_work(settings: Settings, name: str, softmax: str, frequencies: list[int]) -> Work:
-    """Of one update: the recurrent layer and the output layer, forward and backward."""
-    cell, iterations = "lstm", 0
-    if name not in THEIRS:
-        cell, _, iterations = name.removesuffix(BF16).partition("-")
+    """Of one update: the recurrent layer and the output layer, forward and backward.
+
+    A summary's own work is not in it, a look-up and a sum.
+    """
+    model = Ours.named(name) or Ours("lstm", iterations=0, stride=1, stream=False, bf16=False)
     itemsize = PRECISIONS[precision(name)].itemsize
     positions, width = settings.batch * settings.length, settings.width
     layer = layer_work(
-        cell, int(iterations), settings.length, settings.batch, width, True, itemsize
-    )
+        model.cell, model.iterations, settings.length, settings.batch, width, True, itemsize,
+        model.stride, SUMMARY * model.stream,
+    )  # fmt: skip
     if softmax == "full":
         return layer + output_work(positions, width, len(frequencies), True, itemsize)
     return layer + adaptive_work(positions, width, settings.cutoffs, frequencies, itemsize)
@@ -189,34 +245,39 @@ def adaptive_work(
 
 
 def precision(name: str) -> str:
-    return "bf16" if name.endswith(BF16) else "fp32"
+    model = Ours.named(name)
+    return "bf16" if model and model.bf16 else "fp32"
 
 
 def tables(run: dict) -> dict[str, str]:
     """`end_to_end`: all of it."""
-    records = run["records"]
+    runs = {"end_to_end": run}
     rows = []
-    for record in records:
-        rate = record["tokens_per_second"]
-        against = times_baseline({"end_to_end": run}, record["model"], record["softmax"])
+    for record in run["records"]:
+        name, softmax, rate = (record[key] for key in ("model", "softmax", "tokens_per_second"))
+        model = Ours.named(name)
+        exact = ""  # of the same cell, in fp32
+        if model is not None:
+            exact = times(times_baseline(runs, name, softmax, f"{model.cell}-0"))
         token = {**record, "ms": 1000 / rate}
         rows.append(
             (
-                record["softmax"],
-                label(record["model"]),
+                softmax,
+                label(name),
                 number(rate),
-                times(against),
-                percent(share(token, run["machine"], precision(record["model"]))),
+                times(times_baseline(runs, name, softmax)),
+                exact,
+                percent(share(token, run["machine"], precision(name))),
             )
         )
-    head = ("softmax", "model", "tokens/s", "times lstm_lm", "share of the floor")
+    head = ("softmax", "model", "tokens/s", "times lstm_lm", "times exact", "share of the floor")
     return {"end_to_end": table(head, rows)}
 
 
 def times_baseline(
     runs: dict[str, dict], model: str, softmax: str, baseline: str = BASELINE
 ) -> float | None:
-    """How many times as fast as an lstm_lm; None unless both were measured."""
+    """How many times as fast as another model; None unless both were measured."""
     records = runs.get("end_to_end", {}).get("records", ())
     rates = {
         record["model"]: record["tokens_per_second"]
@@ -226,9 +287,8 @@ def times_baseline(
     return rates[model] / rates[baseline] if {model, baseline} <= rates.keys() else None
 
 
-def label(model: str) -> str:
-    if model in THEIRS:
-        return "fairseq's `lstm_lm`" + (", freed memory kept" if model == KEEPING else "")
-    cell, _, iterations = model.removesuffix(BF16).partition("-")
-    order = "exact" if iterations == "0" else f"K = {iterations}"
-    return f"{cell}, {order}" + (", `--bf16-products`" if model.endswith(BF16) else "")
+def label(name: str) -> str:
+    model = Ours.named(name)
+    if model is None:
+        return "fairseq's `lstm_lm`" + (", freed memory kept" if name == KEEPING else "")
+    return model.label

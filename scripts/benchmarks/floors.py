@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 GATES = {"elman": 1, "gru": 3, "lstm": 4}
+PARTS = {"elman": 1, "gru": 1, "lstm": 2}  # of a state: h, or h and c
 
 
 @dataclass(frozen=True)
@@ -40,25 +41,32 @@ def layer_work(
     width: int,
     training: bool,
     itemsize: int,
+    stride: int = 1,
+    summary: int = 0,
 ) -> Work:
     """One recurrent layer of D = H = `width` over a block ``(T, B)``.
 
-    The first iteration starts from one constant row, and T - K + 1 chains of K positions cover the
-    block, so that K iterations take K - 1 recurrent products with a row for each of them. The exact
-    recurrence (`iterations` = 0) takes one product, a row of it a step but for the first.
+    A chain begins at every C-th position (`stride`) that has K more, and takes K + C - 1 positions
+    or what is left of the block, one an iteration. The first iteration starts from one constant
+    row and takes no product; from a `summary` of that width it starts from a row a chain, which is
+    a product, and so is that row itself. The exact recurrence (`iterations` = 0) is one chain.
     A training step is three times the products: the gradients of either side come to the forward
     one. Its bytes add reading the output's gradient and the input again, and writing the
     gradients of input and weights.
     """
     positions = length * batch
-    steps = min(iterations, length)
-    rows = (steps - 1) * (length - steps + 1) * batch if iterations else (length - 1) * batch
+    begins = range(0, max(length - iterations, 0) + 1, stride) if iterations else [0]
+    longest = iterations + stride - 1 if iterations else length
+    rows = batch * sum(min(longest, length - begin) - (summary == 0) for begin in begins)
+    starts = batch * len(begins) if summary else 0
     weights = 2 * GATES[cell] * width * width
-    operations = 2 * (positions + rows) * (GATES[cell] * width * width)
-    elements = 2 * positions * width + weights  # input, output
+    start_weights = summary * PARTS[cell] * width
+    operations = 2 * ((positions + rows) * weights / 2 + starts * start_weights)
+    # Input and output, and what the chains start from.
+    elements = 2 * positions * width + weights + starts * summary + start_weights
     if training:
         operations *= 3
-        elements += 3 * positions * width + 2 * weights
+        elements += 3 * positions * width + 2 * (weights + starts * summary + start_weights)
     return Work(operations, itemsize * elements)
 
 

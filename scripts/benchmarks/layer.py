@@ -124,31 +124,47 @@ def graphed(records: list[dict], device: torch.device) -> list[dict]:
 
 def timed(records: list[dict], seconds: float, longest: float, machine: Machine) -> Iterator[dict]:
     """The records of one shape, mode and precision with their `ms`."""
-    rates = {"matrix_rate": machine.matrix_rate, "bandwidth": machine.bandwidth}
     first = records[0]
     ours, theirs = layers(first["cell"], first["width"], machine.device)
     x, grad = block(first["length"], first["batch"], first["width"], machine.device)
+
+    def call(record: dict) -> Call:
+        module = ours if record["iterations"] else theirs
+        make = graphed_step if "graph" in record else step
+        return make(module, x, grad, record["iterations"], record["mode"], record["precision"])
+
+    return timed_calls(records, call, seconds, longest, machine)
+
+
+def timed_calls(
+    records: list[dict],
+    call: Callable[[dict], Call],
+    seconds: float,
+    longest: float,
+    machine: Machine,
+) -> Iterator[dict]:
+    """Records with their `ms`, or the `reason` why there is none.
+
+    Args:
+        records: with `operations`, `bytes` and `precision`; what they are of runs in turn.
+        call: what to time for a record.
+        seconds: for all of them.
+        longest: seconds; what cannot take less, by its floor, is left out.
+    """
+    rates = {"matrix_rate": machine.matrix_rate, "bandwidth": machine.bandwidth}
     calls = {
-        record["iterations"]: (graphed_step if "graph" in record else step)(
-            ours if record["iterations"] else theirs,
-            x,
-            grad,
-            record["iterations"],
-            record["mode"],
-            record["precision"],
-        )
-        for record in records
+        place: call(record)
+        for place, record in enumerate(records)
         if floor_ms(record, rates, record["precision"]) <= 1000 * longest
     }
     milliseconds, rounds = interleaved(calls, seconds, machine.device)
-    for record in records:
-        name = record["iterations"]
-        if name not in calls:
+    for place, record in enumerate(records):
+        if place not in calls:
             yield {**record, "ms": None, "reason": "too long"}
-        elif milliseconds[name] is None:
+        elif milliseconds[place] is None:
             yield {**record, "ms": None, "reason": "out of memory"}
         else:
-            yield {**record, "ms": milliseconds[name], "rounds": rounds}
+            yield {**record, "ms": milliseconds[place], "rounds": rounds}
 
 
 def layers(cell: str, width: int, device: torch.device) -> tuple[FixedPointRNN, nn.RNNBase]:

@@ -8,6 +8,7 @@ from types import ModuleType
 # In this order, so that the most wanted is there first should a run be stopped.
 SUITE = (
     "layer",
+    "stride",
     "growth",
     "memory",
     "output_layer",
