@@ -13,7 +13,7 @@ at all, with sentence ends inside, or of another length than the others of its b
 import logging
 import os
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -26,6 +26,7 @@ from fairseq.tasks import register_task
 from fairseq.tasks.language_modeling import LanguageModelingConfig, LanguageModelingTask
 
 from fairseq_fixedpoint.data import ContiguousStreamsDataset, LeftContextDataset, check_no_padding
+from fairseq_fixedpoint.data.occurrences import sentence_starts
 from fairseq_fixedpoint.generation.tasks import (
     GenerationTask,
     GenerationTaskConfig,
@@ -35,6 +36,7 @@ from fairseq_fixedpoint.generation.tasks import (
 from fairseq_fixedpoint.generation.texts import prefixes_of, texts_dataset
 from fairseq_fixedpoint.models.decoder import FixedPointDecoder
 from fairseq_fixedpoint.models.recurrent import Iterated
+from fairseq_fixedpoint.models.start import TextSummary
 from fairseq_fixedpoint.tasks.training import TrainingTask
 
 logger = logging.getLogger(__name__)
@@ -229,15 +231,17 @@ class FixedPointLanguageModelingTask(GenerationTask, TrainingTask, LanguageModel
                     "leave the option out to train and evaluate in context."
                 )
             return LeftContextDataset(dataset, 0, self.dictionary.pad())
-        needed = max(context, *(order - 1 for order in self._orders), 0)
-        seen = max((summary.tokens for summary in summaries), default=0)
-        starts = self.dictionary.eos() if any(each.stands_still for each in summaries) else None
+        standing = _most_tokens(each for each in summaries if each.stands_still)
+        starts = None
+        if standing:
+            starts = sentence_starts(dataset.dataset.dataset, self.dictionary.eos())
         return LeftContextDataset(
             dataset,
-            needed + seen,
+            max(context, *(order - 1 for order in self._orders), 0),
             self.dictionary.pad(),
-            summarised=seen,
-            sentence_start=starts,
+            summarised=_most_tokens(each for each in summaries if not each.stands_still),
+            standing=standing,
+            sentence_starts=starts,
             tells_lead=len(decoders) == len(self._decoders),  # other models know of none
         )
 
@@ -344,6 +348,11 @@ class FixedPointLanguageModelingTask(GenerationTask, TrainingTask, LanguageModel
         if not sample["continues"]:
             carried.clear()
         return {**sample, "net_input": {**sample["net_input"], "carried_state": carried}}
+
+
+def _most_tokens(summaries: Iterable[TextSummary]) -> int:
+    """The largest M of the summaries."""
+    return max((summary.tokens for summary in summaries), default=0)
 
 
 def _in_bfloat16(criterion, model, sample):
