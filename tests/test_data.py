@@ -101,8 +101,10 @@ def test_a_context_has_what_summaries_see_and_little_more(
     )  # fmt: skip
     past = torch.cat([torch.tensor([EOS]), stream])
     batch = dataset.collater([dataset[index] for index in range(len(dataset))])
-    sources, starts = batch["net_input"]["src_tokens"], batch["start_indices"]
     lead = batch["net_input"].get("lead", 0)
+    sources = batch["net_input"]["src_tokens"]
+    starts = [lead + start for start in batch["start_indices"]]
+    assert batch["target"].shape == sources[:, lead:].shape
     assert batch["ntokens"] == len(stream) == batch["target"].ne(PAD).sum()
     tells_lead = tells_lead and summarised + standing > 0
     if tells_lead:

@@ -7,8 +7,12 @@ import math
 import pytest
 import torch
 from fairseq import checkpoint_utils
+from fairseq.criterions.adaptive_loss import AdaptiveLoss
+from fairseq.criterions.cross_entropy import CrossEntropyCriterion
+from fairseq.data import MonolingualDataset, TokenBlockDataset
 from fairseq_cli.eval_lm import eval_lm
 
+from fairseq_fixedpoint.criterions.fixedpoint_cross_entropy import FixedPointCrossEntropy
 from fairseq_fixedpoint.recurrence import FixedOrder
 from fairseq_fixedpoint.rescoring import Scorer
 from fairseq_fixedpoint.rescoring.token_scorers import WindowScorer
@@ -58,6 +62,63 @@ def test_perplexity_is_independent_of_the_block_size(data, started, kind):
     ]  # fmt: skip
     for each in found[1:]:
         assert math.isclose(each, found[0], rel_tol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["stream", "sentence", "still", "both"])
+def test_blocks_are_the_whole_text_exactly(started, kind):
+    """Also where a sentence is longer than what window and summary see of it."""
+    model, task = load(started[kind])
+    eos, pad = task.source_dictionary.eos(), task.source_dictionary.pad()
+    torch.manual_seed(2)
+    lengths = [3, 60, 1, 25, 2]
+    sentences = [
+        torch.cat([torch.randint(4, len(task.source_dictionary), (size - 1,)), torch.tensor([eos])])
+        for size in lengths
+    ]
+    stream = torch.cat([torch.tensor([eos]), *sentences])
+    with torch.no_grad():
+        expected = model(stream[:-1].unsqueeze(0))[0][0]
+    for size in (1, 4, 33):
+        blocks = TokenBlockDataset(
+            sentences, lengths, size, pad=pad, eos=eos, break_mode="none", include_targets=True
+        )
+        blocks = MonolingualDataset(
+            blocks, blocks.sizes, task.source_dictionary, targets=["future"]
+        )
+        task.datasets["test"] = blocks
+        batches = task.eval_lm_dataloader(blocks, batch_size=5, num_workers=0)
+        found = {}
+        for batch in batches:
+            with torch.no_grad():
+                logits = model(**batch["net_input"])[0]
+            assert logits.shape[:2] == batch["target"].shape
+            rows = (batch["id"].tolist(), logits, batch["target"], batch["start_indices"])
+            for number, row, target, start in zip(*rows, strict=True):
+                found[number] = row[start:][target[start:].ne(pad)]
+        found = torch.cat([found[number] for number in range(len(blocks))])
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["stream", "sentence", "adaptive"])
+def test_fairseqs_criterions_agree_and_leave_the_lead_out(data, started, tmp_path, kind):
+    """No output layer runs over what a summary alone sees."""
+    if kind == "adaptive":
+        # fairseq leaves the second word of a rare cluster out, so that cluster has no words here.
+        cutoff = ("--adaptive-softmax-cutoff", 36, "--max-update", 1)
+        train(data, tmp_path, *KINDS["stream"], *START, *cutoff)
+        model, task = load(tmp_path / "checkpoint_last.pt", tokens_per_sample=13)
+    else:
+        model, task = load(started[kind], tokens_per_sample=13)
+    task.load_dataset("valid")
+    batches = task.get_batch_iterator(task.dataset("valid"), max_sentences=8)
+    batch = list(batches.next_epoch_itr(shuffle=False))[-1]
+    criterion = AdaptiveLoss if kind == "adaptive" else CrossEntropyCriterion
+    found, *size = criterion(task, False)(model, batch)[:2]
+    expected, *expected_size = FixedPointCrossEntropy(task, None, 0, 0, False, "")(model, batch)[:2]
+    torch.testing.assert_close(found.squeeze(), expected, rtol=1e-10, atol=0)
+    assert size == expected_size
+    window = model.decoder.iterations - 1
+    assert model(**batch["net_input"])[0].size(1) == window + 13
 
 
 def test_an_ensemble_is_independent_of_the_block_size(data, started, tmp_path):

@@ -114,7 +114,8 @@ class LeftContextDataset(FairseqDataset):
     def collater(self, samples: list[dict]) -> dict:
         """As MonolingualDataset's, `ntokens` being those counted; `start_indices` says where.
 
-        With a summary, `lead` says how many of the first tokens the recurrence may leave out.
+        With a summary, `lead` says how many of the first tokens the recurrence leaves out. There
+        are no targets for those, so that no output layer runs over them, whatever the criterion.
         """
         if not samples:
             return {}
@@ -124,9 +125,10 @@ class LeftContextDataset(FairseqDataset):
             start = lead + self.window
             samples = [self._padded(sample, start - sample["start"]) for sample in samples]
         batch = self.dataset.collater(samples)
-        batch["start_indices"] = [sample["start"] for sample in samples]
-        batch["ntokens"] -= sum(batch["start_indices"])
+        batch["ntokens"] -= sum(sample["start"] for sample in samples)
+        batch["start_indices"] = [sample["start"] - lead for sample in samples]
         if lead:
+            batch["target"] = batch["target"][:, lead:].contiguous()
             batch["net_input"]["lead"] = lead
         return batch
 

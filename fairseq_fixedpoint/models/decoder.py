@@ -199,10 +199,10 @@ class FixedPointDecoder(Iterated, FairseqIncrementalDecoder):
             residuals: whether `extra["squared_residuals"]` is wanted.
             carried_state: a dictionary that lives from block to block of a stream, read and
                 updated; for the exact recurrence only.
-            lead: how many of the first tokens a summary alone sees, to which nothing is given.
+            lead: how many of the first tokens a summary alone sees; nothing is given for them.
 
         Returns:
-            Logits ``(B, T, V)`` (features ``(B, T, C)`` with an adaptive softmax), or
+            Logits ``(B, T - lead, V)`` (features ``(B, T - lead, C)`` with an adaptive softmax), or
             ``(B, 1, ...)`` for an incremental step; and a dictionary.
         """
         features, extra = self.extract_features(
@@ -226,7 +226,7 @@ class FixedPointDecoder(Iterated, FairseqIncrementalDecoder):
         carried_state: dict | None = None,
         lead: int = 0,
     ) -> tuple[Tensor, dict]:
-        """Input of the output layer, ``(B, T, C)``; arguments as in :meth:`forward`."""
+        """Input of the output layer, ``(B, T - lead, C)``; arguments as in :meth:`forward`."""
         if incremental_state is not None:
             return self._step(prev_output_tokens, incremental_state), {"attn": [None]}
         self._note_training()
@@ -257,15 +257,12 @@ class FixedPointDecoder(Iterated, FairseqIncrementalDecoder):
         if self.training and self.dropout_out > 0:  # one mask for all iterates
             mask = dropout_mask(solution.output, self.dropout_out, self.variational_dropout)
 
-        def features(output: Tensor) -> Tensor:
-            return F.pad(self._features(output, mask), (0, 0, lead, 0))
-
         extra = {
             "attn": [None],
-            "iterates": {k: features(solution.iterates[k]) for k in orders},
+            "iterates": {k: self._features(solution.iterates[k], mask) for k in orders},
             "squared_residuals": solution.squared_residuals,
         }
-        return features(solution.output), extra
+        return self._features(solution.output, mask), extra
 
     def _embedded(self, tokens: Tensor) -> Tensor:
         """Embeddings of the tokens, with training's dropout: ``(T, B)`` to ``(T, B, D)``."""
