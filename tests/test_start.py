@@ -383,13 +383,17 @@ def test_orders_that_the_stride_trained_need_no_warning(data, started, caplog):
     assert "trained with --iterations 2 and is now used with --iterations 5" in caplog.text
 
 
-@pytest.mark.parametrize("kind", ["stream", "sentence"])
-def test_sentences_that_stand_alone_are_told_of(data, started, caplog, kind):
-    """They have nothing before them; a start that moves remembers the sentence itself."""
-    options = ("--sample-break-mode", "eos", "--gen-subset", "valid", "--batch-size", 8)
-    evaluate(data, started[kind], *options, "--reset-at-eos")
-    told = "knows no sentence before its first one" in caplog.text
-    assert told == (kind == "sentence")
+@pytest.mark.parametrize("kind", ["stream", "sentence", "both"])
+@pytest.mark.parametrize("mode", ["eos", "complete", "complete_doc"])
+def test_blocks_that_stand_alone_are_told_of(started, caplog, kind, mode):
+    """They have nothing before them, whichever way a start would look at it."""
+    model, task = load(started[kind], sample_break_mode=mode)
+    assert model.decoder.summary is not None  # the task knows models as long as there are any
+    task.load_dataset("valid")
+    for _ in range(2):
+        task.get_batch_iterator(task.dataset("valid"), max_sentences=8)
+    unit = "sentence" if kind == "sentence" else "token"
+    assert caplog.text.count(f"knows no {unit} before its first one") == 1
 
 
 def test_a_start_needs_its_summary(started):

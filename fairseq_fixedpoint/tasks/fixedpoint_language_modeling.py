@@ -223,12 +223,15 @@ class FixedPointLanguageModelingTask(GenerationTask, TrainingTask, LanguageModel
         decoders = [decoder for decoder in self._decoders if isinstance(decoder, FixedPointDecoder)]
         summaries = [each.summary for each in decoders if each.summary is not None]
         if not self._is_stream:
-            if any(each.stands_still for each in summaries) and not self._told_of_breaks:
+            if summaries and not self._told_of_breaks:
                 self._told_of_breaks = True
+                seen = "no sentence before its first one"
+                if not all(each.stands_still for each in summaries):
+                    seen = "no token before its first one"
                 logger.warning(
                     f"with --sample-break-mode {self.args.sample_break_mode} nothing comes before "
-                    "a block, so that --start sentence knows no sentence before its first one: "
-                    "leave the option out to train and evaluate in context."
+                    f"a block, so that its start or its summary knows {seen}: leave the option out "
+                    "to train and evaluate in context."
                 )
             return LeftContextDataset(dataset, 0, self.dictionary.pad())
         standing = _most_tokens(each for each in summaries if each.stands_still)
