@@ -231,8 +231,8 @@ class FixedPointDecoder(Iterated, FairseqIncrementalDecoder):
             return self._step(prev_output_tokens, incremental_state), {"attn": [None]}
         self._note_training()
         tokens = prev_output_tokens.t()  # (T, B)
-        summary = self._summary(tokens, carried_state)
-        tokens, summary = tokens[lead:], None if summary is None else summary[lead:]
+        summary = self._summary(tokens, lead, carried_state)
+        tokens = tokens[lead:]
         x = self._embedded(tokens)  # (T, B, D)
         options = {}
         if self.iterations > 0:
@@ -274,18 +274,21 @@ class FixedPointDecoder(Iterated, FairseqIncrementalDecoder):
             x = x * F.embedding(tokens, F.dropout(words, self.word_dropout))
         return dropped(x, self.dropout_in, self.variational_dropout)
 
-    def _summary(self, tokens: Tensor, carried_state: dict | None) -> Tensor | None:
-        """What precedes each of the tokens ``(T, B)`` and follows the last, ``(T + 1, B, S)``."""
+    def _summary(self, tokens: Tensor, lead: int, carried_state: dict | None) -> Tensor | None:
+        """What precedes each of the tokens ``(T, B)`` after the lead, and follows the last.
+
+        ``(T + 1 - lead, B, S)``; blocks of a stream, whose state is carried, have no lead.
+        """
         if self.summary is None:
             return None
         if carried_state is None or self.iterations > 0:
-            return self.summary(tokens)
+            return self.summary(tokens, lead)
         length = tokens.size(0)
         recent = _continued(carried_state.get("tokens"), tokens.size(1))
         if recent is not None:
             tokens = torch.cat([recent, tokens])
         carried_state["tokens"] = tokens[max(0, tokens.size(0) - self.summary.tokens) :]
-        summary = self.summary(tokens)[tokens.size(0) - length :]
+        summary = self.summary(tokens, tokens.size(0) - length)
         if self.summary.stands_still:  # a sentence may have begun before the tokens that are kept
             last = _continued(carried_state.get("summary"), tokens.size(1))
             if last is not None:
@@ -445,7 +448,7 @@ class FixedPointDecoder(Iterated, FairseqIncrementalDecoder):
         if self.summary is None:
             return None
         if saved is None:
-            return self.summary(tokens.t())[-1 - new : -1]
+            return self.summary(tokens.t(), tokens.size(1) - new)[:-1]
         return self.summary.next(saved["recent"], tokens[:, -1], saved["summary"]).unsqueeze(0)
 
     def _start_of(self, summary: Tensor | None) -> Tensor | None:
