@@ -50,8 +50,14 @@ class OrderReport:
             progress: whether to show a bar.
 
         Raises:
-            RescoringError: if a perplexity is no finite number, as a broken model gives it.
+            RescoringError: for a decoder that knows more than the tokens of its order, or if a
+                perplexity is no finite number, as a broken model gives it.
         """
+        if decoder.summary is not None:
+            raise RescoringError(
+                "a report of orders is for a model with --start constant and without "
+                "--summary-input: evaluate this one order by order, with fairseq-eval-lm."
+            )
         orders = sorted(set(orders))
         device = decoder.embed_tokens.weight.device
         softmax = WindowScorer(decoder).softmax

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,8 +15,10 @@ from fairseq.data import MonolingualDataset, TokenBlockDataset
 from fairseq_cli.eval_lm import eval_lm
 
 from fairseq_fixedpoint.criterions.fixedpoint_cross_entropy import FixedPointCrossEntropy
+from fairseq_fixedpoint.evaluation import OrderReport
 from fairseq_fixedpoint.recurrence import FixedOrder
 from fairseq_fixedpoint.rescoring import Scorer
+from fairseq_fixedpoint.rescoring.errors import RescoringError
 from fairseq_fixedpoint.rescoring.token_scorers import WindowScorer
 from tests.commands import evaluate, train
 from tests.rescoring import fixedpoint_score, nbest
@@ -237,6 +241,8 @@ def test_a_start_from_no_tokens_is_the_exact_recurrence_for_large_orders(started
         (("--start", "stream", "--start-tokens", 10**12), "--start-tokens 1000000000000 asks for"),
         (("--start", "stream", "--start-decays", "0.9,1"), "--start-decays takes"),
         (("--start", "stream", "--start-decays", "a"), "--start-decays takes"),
+        (("--start", "stream", "--start-decays", "0,0.9"), "--start-decays takes"),
+        (("--summary-input", "--start-decays", "nan"), "--start-decays takes"),
         (("--start", "sentence"), "add --reset-at-eos"),
         (("--stride", 0), "--stride must be at least 1, not 0"),
         (("--stride", 4, "--iterations", 0), "--iterations 0 is the exact recurrence"),
@@ -265,6 +271,50 @@ def test_a_checkpoint_with_another_start_is_refused(data, started, other):
             data, started["stream"], "--tokens-per-sample", 20, "--reset-at-eos",
             "--model-overrides", repr(other),
         )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--start", "constant"),
+        ("--start-tokens", 8),
+        ("--start-decays", "0.5"),
+        ("--start-width", 4),
+        ("--summary-input",),
+    ],
+)
+def test_training_does_not_go_on_with_another_start(data, started, tmp_path, options):
+    """The checkpoint that was to be resumed stays as it is."""
+    checkpoint = shutil.copy(started["stream"], tmp_path)
+    before = Path(checkpoint).read_bytes()
+    with pytest.raises(Exception, match="architectures match") as error:
+        train(data, tmp_path, *KINDS["stream"], *START, "--max-update", 40, *options)
+    assert "trained with --start stream --start-tokens 7" in str(
+        error.value.__cause__ or error.value.__context__
+    )
+    assert Path(checkpoint).read_bytes() == before
+
+
+def test_a_stride_changes_nothing_in_evaluation(data, started):
+    """Which is at one order, the exact recurrence among them."""
+    options = (data, started["strided"], "--tokens-per-sample", 50, "--gen-subset", "valid")
+    perplexities = {
+        stride: evaluate(*options, "--model-overrides", f"{{'stride': {stride}}}")
+        for stride in (1, 3, 7)
+    }
+    assert len(set(perplexities.values())) == 1
+    exact = evaluate(*options, "--model-overrides", "{'iterations': 0}")
+    assert exact != perplexities[1]
+    with pytest.raises(ValueError, match="--stride must be at least 1, not 0"):
+        evaluate(*options, "--model-overrides", "{'stride': 0}")
+
+
+@pytest.mark.parametrize("kind", ["stream", "sentence", "input"])
+def test_a_report_of_orders_is_not_made_of_it(data, started, kind):
+    model, task = load(started[kind])
+    task.load_dataset("valid")
+    with pytest.raises(RescoringError, match="order by order"):
+        OrderReport.of(model.decoder, task.dataset("valid"), [1, 2])
 
 
 def test_the_stride_trains_and_its_phase_comes_from_the_seed(data, tmp_path):

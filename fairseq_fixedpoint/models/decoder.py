@@ -21,7 +21,13 @@ from fairseq_fixedpoint.models.recurrent import (
     build_recurrence,
     dropped,
 )
-from fairseq_fixedpoint.models.start import StartConfig, TextSummary, check_start, check_summary
+from fairseq_fixedpoint.models.start import (
+    StartConfig,
+    TextSummary,
+    check_start,
+    check_stride,
+    check_summary,
+)
 from fairseq_fixedpoint.recurrence import check_probability, dropout_mask
 from fairseq_fixedpoint.recurrence.iteration import Layer
 
@@ -131,7 +137,7 @@ class FixedPointDecoder(Iterated, FairseqIncrementalDecoder):
         self.output_size = output_size
 
         self.embed_tokens = Embedding(len(dictionary), cfg.decoder_embed_dim, self.padding_idx)
-        check_start(start, self.iterations, reset_at_eos)
+        check_start(start, reset_at_eos)
         self.stride = start.stride
         self.summary = None
         if str(start.start) != "constant" or start.summary_input:
@@ -226,9 +232,15 @@ class FixedPointDecoder(Iterated, FairseqIncrementalDecoder):
         carried_state: dict | None = None,
         lead: int = 0,
     ) -> tuple[Tensor, dict]:
-        """Input of the output layer, ``(B, T - lead, C)``; arguments as in :meth:`forward`."""
+        """Input of the output layer, ``(B, T - lead, C)``; arguments as in :meth:`forward`.
+
+        Raises:
+            ValueError: in training, for a stride of the exact recurrence.
+        """
         if incremental_state is not None:
             return self._step(prev_output_tokens, incremental_state), {"attn": [None]}
+        if self.training:  # other tasks than ours have not asked
+            check_stride(self.stride, self.iterations)
         self._note_training()
         tokens = prev_output_tokens.t()  # (T, B)
         summary = self._summary(tokens, lead, carried_state)

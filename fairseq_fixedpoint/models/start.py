@@ -118,17 +118,24 @@ class TextSummary(nn.Module):
         return torch.where(token.eq(self.eos).unsqueeze(1), summary, last)
 
 
-def check_start(cfg: StartConfig, iterations: int, reset_at_eos: bool) -> None:
-    """Raises ValueError for a start or stride that the other options do not go with."""
+def check_start(cfg: StartConfig, reset_at_eos: bool) -> None:
+    """Raises ValueError for a stride out of range, or a start that has no sentences."""
     check_at_least_one(cfg, "stride")
     if str(cfg.start) == "sentence" and not reset_at_eos:
         raise ValueError(
             "--start sentence stands still inside a sentence, so each one has to begin anew: add "
             "--reset-at-eos (of --task fixedpoint_language_modeling), or choose --start stream."
         )
-    if cfg.stride > 1 and iterations == 0:
+
+
+def check_stride(stride: int, iterations: int) -> None:
+    """Raises ValueError for a stride of which the exact recurrence knows nothing.
+
+    It is asked in training: a model that a stride has trained may be evaluated exactly.
+    """
+    if stride > 1 and iterations == 0:
         raise ValueError(
-            f"--stride {cfg.stride} is for windows of K tokens, and --iterations 0 is the exact "
+            f"--stride {stride} is for windows of K tokens, and --iterations 0 is the exact "
             "recurrence, which has none: give --iterations, or drop --stride."
         )
 

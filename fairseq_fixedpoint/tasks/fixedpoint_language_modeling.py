@@ -36,7 +36,7 @@ from fairseq_fixedpoint.generation.tasks import (
 from fairseq_fixedpoint.generation.texts import prefixes_of, texts_dataset
 from fairseq_fixedpoint.models.decoder import FixedPointDecoder
 from fairseq_fixedpoint.models.recurrent import Iterated
-from fairseq_fixedpoint.models.start import TextSummary
+from fairseq_fixedpoint.models.start import TextSummary, check_stride
 from fairseq_fixedpoint.tasks.training import TrainingTask
 
 logger = logging.getLogger(__name__)
@@ -102,7 +102,8 @@ class FixedPointLanguageModelingTask(GenerationTask, TrainingTask, LanguageModel
         """Builds the model, whose order says how much left context blocks need.
 
         Raises:
-            ValueError: for a model that is no language model.
+            ValueError: for a model that is no language model, or one to be trained with a stride
+                that it does not know.
         """
         kind = model_class(args)
         if kind is not None and not issubclass(kind, FairseqLanguageModel):
@@ -111,6 +112,8 @@ class FixedPointLanguageModelingTask(GenerationTask, TrainingTask, LanguageModel
                 "or the --task that it is made for."
             )
         model = super().build_model(args, from_checkpoint)
+        if not from_checkpoint and isinstance(model.decoder, FixedPointDecoder):
+            check_stride(model.decoder.stride, model.decoder.iterations)
         self._decoders.add(model.decoder)
         return model
 
