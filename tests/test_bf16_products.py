@@ -56,6 +56,8 @@ OUTPUTS = [
     {},
     {"adaptive_softmax_cutoff": "10,25", "adaptive_softmax_factor": 2.0},
     {"cell": "gru"},
+    {"cell": "lstm", "start": "stream", "stride": 2},
+    {"start": "sentence", "reset_at_eos": True, "summary_input": True, "stride": 2},
 ]
 
 

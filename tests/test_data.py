@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from fairseq_fixedpoint.plugin.data import (
     ContiguousStreamsDataset,
     LeftContextDataset,
-    padding,
+    occurrences,
 )
+from fairseq_fixedpoint.plugin.data.occurrences import sentence_starts
 from fairseq_fixedpoint.plugin.data.padding import first_with
 
 DICTIONARY = Dictionary()
@@ -79,58 +80,92 @@ def test_a_collated_batch_says_what_counts(lengths, block_size, context):
 
 
 @given(
-    sentence_lengths, st.integers(1, 8), st.integers(0, 5), st.integers(1, 9), st.booleans(),
+    st.lists(st.integers(1, 30), min_size=1, max_size=4),
+    st.integers(1, 8),
+    st.integers(0, 5),
+    st.integers(0, 9),
+    st.integers(0, 9),
     st.booleans(),
-)  # fmt: skip
+)
 @settings(max_examples=100, deadline=None)
-def test_what_a_summary_sees_is_before_the_block_or_its_sentence(
-    lengths, block_size, window, summarised, stands_still, tells_lead
+def test_a_context_has_what_summaries_see_and_little_more(
+    lengths, block_size, window, summarised, standing, tells_lead
 ):
-    """All of the window is left to the recurrence; models that are told of no lead see no padding
-    before a text."""
+    """The window and its summaries; for a summary that stands still in a sentence what precedes
+    each sentence of window and block. Models that are told of no lead read no padding before a
+    text, and a text without gaps."""
     plain, stream = blocks(lengths, block_size)
     dataset = LeftContextDataset(
-        plain, window + summarised, PAD, summarised, EOS if stands_still else None, tells_lead
-    )
+        plain, window, PAD, summarised, standing,
+        sentence_starts(plain.dataset.dataset, EOS) if standing else None, tells_lead,
+    )  # fmt: skip
     past = torch.cat([torch.tensor([EOS]), stream])
     batch = dataset.collater([dataset[index] for index in range(len(dataset))])
-    sources, starts = batch["net_input"]["src_tokens"], batch["start_indices"]
     lead = batch["net_input"].get("lead", 0)
+    sources = batch["net_input"]["src_tokens"]
+    starts = [lead + start for start in batch["start_indices"]]
+    assert batch["target"].shape == sources[:, lead:].shape
     assert batch["ntokens"] == len(stream) == batch["target"].ne(PAD).sum()
+    tells_lead = tells_lead and summarised + standing > 0
     if tells_lead:
         assert set(starts) == {lead + window}
     for index, (source, start) in enumerate(zip(sources, starts, strict=True)):
-        position = index * block_size
-        text = source[:start][source[:start].ne(PAD)]
-        assert torch.equal(text, past[position - len(text) : position])
-        begins = position
-        while stands_still and past[begins] != EOS:
-            begins -= 1
-        assert len(text) >= min(position, max(window, position - begins) + summarised)
-        assert tells_lead or source[0] != PAD
+        begin, end = index * block_size, min((index + 1) * block_size, len(stream))
+        first = max(0, begin - window)  # that the recurrence runs over
+        context = source[:start][source[:start].ne(PAD)]
+        assert torch.equal(source[start:][source[start:].ne(PAD)], past[begin:end])
+        assert torch.equal(context[len(context) - (begin - first) :], past[first:begin])
+        seen = torch.cat([context, past[begin:end]])
+        assert_ends_with(seen[: len(context) - (begin - first)], past[:first], summarised)
+        if not tells_lead:
+            assert PAD not in source[:start].tolist()
+            assert torch.equal(context, past[begin - len(context) : begin])
+        if not standing:
+            continue
+        # Sentences of the window and the block are the last ones of what is there.
+        theirs = [place for place in range(end) if past[place] == EOS]
+        theirs = theirs[next(i for i in reversed(range(len(theirs))) if theirs[i] <= first) :]
+        ours = seen.eq(EOS).nonzero().squeeze(1).tolist()[-len(theirs) :]
+        for place, original in zip(ours, theirs, strict=True):
+            assert_ends_with(seen[:place], past[:original], standing)
+        if tells_lead:
+            assert len(context) <= window + standing + 1 + max(standing, summarised)
+
+
+def assert_ends_with(found, expected, tokens):
+    """Both have the same last tokens, as far as there are so many."""
+    wanted = expected[max(0, len(expected) - tokens) :]
+    assert torch.equal(found[len(found) - len(wanted) :], wanted)
 
 
 @given(
-    sentence_lengths,
+    st.lists(st.integers(1, 20), min_size=1, max_size=8),
     st.integers(1, 8),
     st.integers(0, 5),
+    st.integers(0, 6),
+    st.integers(0, 6),
     st.one_of(st.none(), st.integers(1, 20)),
-    st.one_of(st.none(), st.integers(15, 60)),
+    st.one_of(st.none(), st.integers(32, 90)),
     st.sampled_from([1, 2, 8]),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_every_block_is_batched_within_the_limits(
-    lengths, block_size, context, max_sentences, max_tokens, multiple
+    lengths, block_size, window, summarised, standing, max_sentences, max_tokens, multiple
 ):
     """fairseq itself drops a last batch that is smaller than the multiple."""
-    dataset, _ = blocks(lengths, block_size)
-    dataset = LeftContextDataset(dataset, context, PAD)
+    plain, _ = blocks(lengths, block_size)
+    dataset = LeftContextDataset(
+        plain, window, PAD, summarised, standing, sentence_starts(plain.dataset.dataset, EOS)
+    )
     indices = np.arange(len(dataset))
     batches = dataset.batch_by_size(indices, max_tokens, max_sentences, multiple)
     assert np.concatenate(batches).tolist() == indices.tolist()
     for batch in batches:
         assert max_sentences is None or len(batch) <= max_sentences
-        assert max_tokens is None or len(batch) * dataset.sizes[batch].max() <= max_tokens
+        collated = dataset.collater([dataset[index] for index in batch])
+        tokens = collated["net_input"]["src_tokens"].numel()
+        assert tokens <= len(batch) * dataset.sizes[batch].max()
+        assert max_tokens is None or tokens <= max_tokens
     assert dataset.num_tokens_vec(indices).tolist() == [dataset.num_tokens(i) for i in indices]
 
 
@@ -166,10 +201,20 @@ def test_processes_share_the_streams_row_by_row(processes):
         assert [index for part in parts for index in part[position]] == batch
 
 
+def test_what_a_long_sentence_brings_does_not_grow():
+    """A text without `</s>`: each block has the start of it, and its own window."""
+    plain, _ = blocks([5, 4000, 3], 10)
+    starts = sentence_starts(plain.dataset.dataset, EOS)
+    dataset = LeftContextDataset(plain, 4, PAD, standing=7, sentence_starts=starts)
+    assert dataset.sizes[0] == 10 + 4
+    assert set(dataset.sizes[1:]) == {10 + 4 + 6}  # five tokens precede the sentence's </s>
+    assert len(dataset[200]["source"]) == dataset.sizes[200]
+
+
 @pytest.mark.parametrize("impl", ["mmap", "cached", "lazy"])
 @pytest.mark.parametrize("at_once", [1, 3, 1000])
 def test_padding_is_found_in_every_kind_of_file(tmp_path, monkeypatch, impl, at_once):
-    monkeypatch.setattr(padding, "TOKENS_AT_ONCE", at_once)
+    monkeypatch.setattr(occurrences, "TOKENS_AT_ONCE", at_once)
     sentences = [[5, 6, EOS], [EOS], [7, PAD, EOS], [PAD, EOS]]
 
     def stored(name, kept):
@@ -185,3 +230,6 @@ def test_padding_is_found_in_every_kind_of_file(tmp_path, monkeypatch, impl, at_
     assert first_with(stored("last", [*sentences[:2], sentences[3]]), PAD) == 2
     assert first_with(ConcatDataset([clean, dirty]), PAD) == 4
     assert first_with(ConcatDataset([clean, clean]), PAD) is None
+    starts = sentence_starts(ConcatDataset([dirty, clean]), EOS)
+    stream = torch.cat([torch.tensor(sentence) for sentence in (*sentences, *sentences[:2])])
+    assert starts.tolist() == [0, *(stream.eq(EOS).nonzero().squeeze(1) + 1).tolist()]

@@ -41,6 +41,11 @@ EOS, PAD, UNK = DICTIONARY.eos(), DICTIONARY.pad(), DICTIONARY.unk()
 SEEDS = [0, 1]
 UNEQUAL = [1, 4, 2]
 PREFIXES = [[0, 0, 0], [2, 2, 2], UNEQUAL]
+STARTS = {
+    "stream": {"start": "stream", "start_tokens": 3, "cell": "gru"},
+    "sentence": {"start": "sentence", "start_tokens": 3, "reset_at_eos": True},
+    "input": {"start": "stream", "summary_input": True, "iterations": 2},
+}
 
 
 def peaked(model, seed: int = 0, scale: float = 0.6):
@@ -211,6 +216,23 @@ def test_beam_search_finds_what_fairseq_finds(options, lengths, seed=0):
 
 
 @pytest.mark.parametrize("lengths", PREFIXES, ids=str)
+@pytest.mark.parametrize("start", STARTS.values(), ids=list(STARTS))
+def test_models_with_a_start_find_what_fairseq_finds(start, lengths):
+    """Alone, in an ensemble with one that has none, and beside it."""
+    started, constant = language_model(1, **start), language_model(2)
+    prefixes = prefixes_of(lengths)
+    options = {"beam_size": 4, "max_len_b": 12}
+    for ensemble, beside in (
+        ([started], {}),
+        ([started, constant], {}),
+        ([constant], {"lm_model": started, "lm_weight": 0.4}),
+    ):
+        expected = theirs_one_by_one(ensemble, prefixes, **options, **beside)
+        found = ours(ensemble, text_batch(prefixes), prefixes, **options, **beside)
+        assert_same(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("lengths", PREFIXES, ids=str)
 @pytest.mark.parametrize("fused", [language_model, lstm_lm])
 def test_an_ensemble_may_see_more_and_have_a_language_model_beside(fused, lengths):
     prefixes = prefixes_of(lengths)
@@ -293,15 +315,16 @@ def test_sampling_keeps_to_the_nucleus_and_to_the_prefix(lengths):
 
 
 @pytest.mark.parametrize("representation", ["ordered", "unordered"])
+@pytest.mark.parametrize("kind", [{}, STARTS["stream"], STARTS["sentence"]])
 @pytest.mark.parametrize("seed", SEEDS)
-def test_constraints_are_met_as_in_fairseq(representation, seed):
+def test_constraints_are_met_as_in_fairseq(representation, kind, seed):
     wanted = [[[5, 6], [7]], [], [[9]]]
     constraints = pack_constraints([[torch.tensor(c) for c in row] for row in wanted])
     options = {
         "strategy": lambda: search.LexicallyConstrainedBeamSearch(DICTIONARY, representation),
         "constraints": constraints, "beam_size": 6, "max_len_b": 12,
     }  # fmt: skip
-    models, sample = [language_model(seed)], text_batch(prefixes_of([0, 0, 0]))
+    models, sample = [language_model(seed, **kind)], text_batch(prefixes_of([0, 0, 0]))
     # fairseq keeps these scores in float32.
     expected = theirs(models, sample, **options)
     assert_same(ours(models, sample, **options), expected, atol=1e-5)
@@ -551,10 +574,12 @@ def test_a_long_prefix_is_scored_in_parts(monkeypatch):
     assert_same(ours([model], text_batch(prefixes), prefixes, beam_size=2, max_len_b=45), whole)
 
 
-@pytest.mark.parametrize("reset_at_eos", [False, True])
+@pytest.mark.parametrize(
+    "options", [{}, {"reset_at_eos": True}, *STARTS.values()], ids=["", "reset", *STARTS]
+)
 @pytest.mark.parametrize("equal", [True, False])
-def test_sentence_ends_in_a_prefix_are_part_of_the_text(reset_at_eos, equal):
-    model = language_model(reset_at_eos=reset_at_eos)
+def test_sentence_ends_in_a_prefix_are_part_of_the_text(options, equal):
+    model = language_model(**options)
     prefixes = torch.tensor([[5, EOS, 6, EOS], [7, 8, EOS, EOS], [EOS, EOS, 9, 10]])
     if not equal:
         prefixes[2, 3] = PAD

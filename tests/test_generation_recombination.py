@@ -127,13 +127,21 @@ def best_of_all(
     return best
 
 
+MODELS = {
+    "order 1": (1, {"iterations": 1}),
+    "order 2": (2, {"iterations": 2}),
+    "stream": (2, {"iterations": 1, "start": "stream", "start_tokens": 1}),
+    "sentence": (2, {"iterations": 2, "start": "sentence", "reset_at_eos": True}),
+}
+
+
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=list(OPTIONS))
-@pytest.mark.parametrize("order", [1, 2])
-def test_a_beam_for_every_context_finds_the_best_of_all(options, order):
+@pytest.mark.parametrize(("order", "kind"), MODELS.values(), ids=list(MODELS))
+def test_a_beam_for_every_context_finds_the_best_of_all(options, order, kind):
     """Viterbi: V^K hypotheses, V being words that can be chosen, find the best of V^length."""
     prefixes = torch.tensor([[5], [PAD]])
     for seed in range(3):
-        model = peaked(build(words=2, iterations=order), seed, scale=0.5)
+        model = peaked(build(words=2, **kind), seed, scale=0.5)
         generator = FixedPointSequenceGenerator(
             [model], TINY, beam_size=len(CHOOSABLE) ** order, max_len_b=5, **options
         )

@@ -238,14 +238,25 @@ def test_what_a_step_returns_may_be_changed_in_place(cell, iterations):
         found.div_(2)
 
 
-def test_averaged_checkpoints_keep_their_dictionary():
-    """fairseq's averaging sums copies and divides, integers with //."""
-    state = build().state_dict()
-    average = {
-        name: (value * 20) // 20 if value.dtype == torch.int64 else value
-        for name, value in state.items()
-    }
-    build(seed=1).load_state_dict(average)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"start": "stream", "start_decays": "0.123456789,0.999999999"},
+        {"start": "sentence", "reset_at_eos": True, "summary_input": True},
+    ],
+)
+def test_averaged_checkpoints_keep_what_is_no_weight(options):
+    """Dictionary, start and order: fairseq's averaging sums copies and divides, integers by //."""
+    state = build(**options).state_dict()
+    average = {}
+    for name, value in state.items():
+        total = sum([value] * 20)
+        average[name] = total / 20 if total.is_floating_point() else total // 20
+    build(seed=1, **options).load_state_dict(average)
+    for name, value in state.items():
+        if not value.is_floating_point():
+            assert torch.equal(average[name], value)
 
 
 def test_another_treatment_of_sentence_boundaries_is_told(caplog):

@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.commands import TRAINING
 
 # Runs fairseq-train and prints, for each batch that is trained on, the update, the parameters
@@ -47,7 +49,7 @@ OPTIONS = (
 )  # fmt: skip
 
 
-def trained(data: Path, save_dir: Path, processes: int, updates: int) -> list[list[dict]]:
+def trained(data: Path, save_dir: Path, processes: int, updates: int, *options) -> list[list[dict]]:
     """What each process has seen."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -55,7 +57,7 @@ def trained(data: Path, save_dir: Path, processes: int, updates: int) -> list[li
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     started = []
     for rank in range(processes):
-        arguments = [data, "--save-dir", save_dir, *OPTIONS, "--max-update", updates]
+        arguments = [data, "--save-dir", save_dir, *OPTIONS, *options, "--max-update", updates]
         if processes > 1:
             arguments += ["--distributed-world-size", processes, "--distributed-rank", rank,
                           "--distributed-init-method", f"tcp://127.0.0.1:{port}",
@@ -91,3 +93,22 @@ def test_processes_draw_masks_of_their_own_and_stay_in_step(data, tmp_path):
     trained(data, tmp_path / "parts", 2, 3)
     resumed = trained(data, tmp_path / "parts", 2, 6)
     assert [rank[-6:] for rank in resumed] == [first[-6:], second[-6:]]
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        ("--start", "stream", "--stride", 3),
+        ("--start", "sentence", "--reset-at-eos", "--summary-input", "--iterations", 0),
+    ],
+)
+def test_processes_with_a_start_stay_in_step_and_resume(data, tmp_path, start):
+    """Strides begin elsewhere in each process, and streams have what was said before in theirs."""
+    options = (*start, "--start-tokens", 30)
+    first, second = trained(data, tmp_path / "whole", 2, 4, *options)
+    assert [batch["parameters"] for batch in first] == [batch["parameters"] for batch in second]
+    assert len({batch["parameters"] for batch in first}) == 4
+    if "--stride" in start:  # a stream that is resumed begins with nothing before it
+        trained(data, tmp_path / "parts", 2, 2, *options)
+        resumed = trained(data, tmp_path / "parts", 2, 4, *options)
+        assert [rank[-4:] for rank in resumed] == [first[-4:], second[-4:]]

@@ -75,11 +75,26 @@ def test_shared_windows_give_the_block_s_probabilities(
         np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-10)
 
 
-@given(case=sequence_sets(), at_once=st.sampled_from([1, 20, 1000]))
-@settings(max_examples=20, deadline=None)
-def test_any_model_is_scored_in_padded_batches(case, at_once):
+@given(
+    case=sequence_sets(),
+    at_once=st.sampled_from([1, 20, 1000]),
+    options=st.sampled_from(
+        [
+            {"iterations": 0},
+            {"iterations": 3},
+            {"iterations": 3, "start": "stream", "start_tokens": 4},
+            {"iterations": 2, "start": "sentence", "summary_input": True, "reset_at_eos": True},
+            {"iterations": 0, "summary_input": True},
+        ]
+    ),
+)
+@settings(max_examples=60, deadline=None)
+def test_any_model_is_scored_in_padded_batches(case, at_once, options):
+    """Of an order, too, over whose window alone a recurrence and the output layer run."""
     sequences, first = case
-    model = build(iterations=0, cell="gru")
+    model = build(cell="gru", **options)
+    if model.decoder.starts_from_summary:
+        torch.nn.init.normal_(model.decoder.rnn.start_weight)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(model_scorer, "TOKENS_AT_ONCE", at_once)
         found = ModelScorer(model, dictionary()).log_probabilities(sequences, first)

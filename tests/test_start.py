@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import math
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from fairseq import checkpoint_utils
+from fairseq.criterions.adaptive_loss import AdaptiveLoss
+from fairseq.criterions.cross_entropy import CrossEntropyCriterion
+from fairseq.data import MonolingualDataset, TokenBlockDataset
 from fairseq_cli.eval_lm import eval_lm
 
+from fairseq_fixedpoint.plugin.criterions.fixedpoint_cross_entropy import FixedPointCrossEntropy
+from fairseq_fixedpoint.plugin.evaluation import OrderReport
 from fairseq_fixedpoint.recurrence import FixedOrder
 from fairseq_fixedpoint.rescoring import Scorer
+from fairseq_fixedpoint.rescoring.errors import RescoringError
 from fairseq_fixedpoint.rescoring.window_scorer import WindowScorer
 from tests.commands import evaluate, train
 from tests.rescoring import fixedpoint_score, nbest
@@ -58,6 +66,63 @@ def test_perplexity_is_independent_of_the_block_size(data, started, kind):
     ]  # fmt: skip
     for each in found[1:]:
         assert math.isclose(each, found[0], rel_tol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["stream", "sentence", "still", "both"])
+def test_blocks_are_the_whole_text_exactly(started, kind):
+    """Also where a sentence is longer than what window and summary see of it."""
+    model, task = load(started[kind])
+    eos, pad = task.source_dictionary.eos(), task.source_dictionary.pad()
+    torch.manual_seed(2)
+    lengths = [3, 60, 1, 25, 2]
+    sentences = [
+        torch.cat([torch.randint(4, len(task.source_dictionary), (size - 1,)), torch.tensor([eos])])
+        for size in lengths
+    ]
+    stream = torch.cat([torch.tensor([eos]), *sentences])
+    with torch.no_grad():
+        expected = model(stream[:-1].unsqueeze(0))[0][0]
+    for size in (1, 4, 33):
+        blocks = TokenBlockDataset(
+            sentences, lengths, size, pad=pad, eos=eos, break_mode="none", include_targets=True
+        )
+        blocks = MonolingualDataset(
+            blocks, blocks.sizes, task.source_dictionary, targets=["future"]
+        )
+        task.datasets["test"] = blocks
+        batches = task.eval_lm_dataloader(blocks, batch_size=5, num_workers=0)
+        found = {}
+        for batch in batches:
+            with torch.no_grad():
+                logits = model(**batch["net_input"])[0]
+            assert logits.shape[:2] == batch["target"].shape
+            rows = (batch["id"].tolist(), logits, batch["target"], batch["start_indices"])
+            for number, row, target, start in zip(*rows, strict=True):
+                found[number] = row[start:][target[start:].ne(pad)]
+        found = torch.cat([found[number] for number in range(len(blocks))])
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["stream", "sentence", "adaptive"])
+def test_fairseqs_criterions_agree_and_leave_the_lead_out(data, started, tmp_path, kind):
+    """No output layer runs over what a summary alone sees."""
+    if kind == "adaptive":
+        # fairseq leaves the second word of a rare cluster out, so that cluster has no words here.
+        cutoff = ("--adaptive-softmax-cutoff", 36, "--max-update", 1)
+        train(data, tmp_path, *KINDS["stream"], *START, *cutoff)
+        model, task = load(tmp_path / "checkpoint_last.pt", tokens_per_sample=13)
+    else:
+        model, task = load(started[kind], tokens_per_sample=13)
+    task.load_dataset("valid")
+    batches = task.get_batch_iterator(task.dataset("valid"), max_sentences=8)
+    batch = list(batches.next_epoch_itr(shuffle=False))[-1]
+    criterion = AdaptiveLoss if kind == "adaptive" else CrossEntropyCriterion
+    found, *size = criterion(task, False)(model, batch)[:2]
+    expected, *expected_size = FixedPointCrossEntropy(task, None, 0, 0, False, "")(model, batch)[:2]
+    torch.testing.assert_close(found.squeeze(), expected, rtol=1e-10, atol=0)
+    assert size == expected_size
+    window = model.decoder.iterations - 1
+    assert model(**batch["net_input"])[0].size(1) == window + 13
 
 
 def test_an_ensemble_is_independent_of_the_block_size(data, started, tmp_path):
@@ -173,6 +238,8 @@ def test_a_start_from_no_tokens_is_the_exact_recurrence_for_large_orders(started
         (("--start", "stream", "--start-tokens", 10**12), "--start-tokens 1000000000000 asks for"),
         (("--start", "stream", "--start-decays", "0.9,1"), "--start-decays takes"),
         (("--start", "stream", "--start-decays", "a"), "--start-decays takes"),
+        (("--start", "stream", "--start-decays", "0,0.9"), "--start-decays takes"),
+        (("--summary-input", "--start-decays", "nan"), "--start-decays takes"),
         (("--start", "sentence"), "add --reset-at-eos"),
         (("--stride", 0), "--stride must be at least 1, not 0"),
         (("--stride", 4, "--iterations", 0), "--iterations 0 is the exact recurrence"),
@@ -201,6 +268,50 @@ def test_a_checkpoint_with_another_start_is_refused(data, started, other):
             data, started["stream"], "--tokens-per-sample", 20, "--reset-at-eos",
             "--model-overrides", repr(other),
         )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--start", "constant"),
+        ("--start-tokens", 8),
+        ("--start-decays", "0.5"),
+        ("--start-width", 4),
+        ("--summary-input",),
+    ],
+)
+def test_training_does_not_go_on_with_another_start(data, started, tmp_path, options):
+    """The checkpoint that was to be resumed stays as it is."""
+    checkpoint = shutil.copy(started["stream"], tmp_path)
+    before = Path(checkpoint).read_bytes()
+    with pytest.raises(Exception, match="architectures match") as error:
+        train(data, tmp_path, *KINDS["stream"], *START, "--max-update", 40, *options)
+    assert "trained with --start stream --start-tokens 7" in str(
+        error.value.__cause__ or error.value.__context__
+    )
+    assert Path(checkpoint).read_bytes() == before
+
+
+def test_a_stride_changes_nothing_in_evaluation(data, started):
+    """Which is at one order, the exact recurrence among them."""
+    options = (data, started["strided"], "--tokens-per-sample", 50, "--gen-subset", "valid")
+    perplexities = {
+        stride: evaluate(*options, "--model-overrides", f"{{'stride': {stride}}}")
+        for stride in (1, 3, 7)
+    }
+    assert len(set(perplexities.values())) == 1
+    exact = evaluate(*options, "--model-overrides", "{'iterations': 0}")
+    assert exact != perplexities[1]
+    with pytest.raises(ValueError, match="--stride must be at least 1, not 0"):
+        evaluate(*options, "--model-overrides", "{'stride': 0}")
+
+
+@pytest.mark.parametrize("kind", ["stream", "sentence", "input"])
+def test_a_report_of_orders_is_not_made_of_it(data, started, kind):
+    model, task = load(started[kind])
+    task.load_dataset("valid")
+    with pytest.raises(RescoringError, match="order by order"):
+        OrderReport.of(model.decoder, task.dataset("valid"), [1, 2])
 
 
 def test_the_stride_trains_and_its_phase_comes_from_the_seed(data, tmp_path):
@@ -319,13 +430,17 @@ def test_orders_that_the_stride_trained_need_no_warning(data, started, caplog):
     assert "trained with --iterations 2 and is now used with --iterations 5" in caplog.text
 
 
-@pytest.mark.parametrize("kind", ["stream", "sentence"])
-def test_sentences_that_stand_alone_are_told_of(data, started, caplog, kind):
-    """They have nothing before them; a start that moves remembers the sentence itself."""
-    options = ("--sample-break-mode", "eos", "--gen-subset", "valid", "--batch-size", 8)
-    evaluate(data, started[kind], *options, "--reset-at-eos")
-    told = "knows no sentence before its first one" in caplog.text
-    assert told == (kind == "sentence")
+@pytest.mark.parametrize("kind", ["stream", "sentence", "both"])
+@pytest.mark.parametrize("mode", ["eos", "complete", "complete_doc"])
+def test_blocks_that_stand_alone_are_told_of(started, caplog, kind, mode):
+    """They have nothing before them, whichever way a start would look at it."""
+    model, task = load(started[kind], sample_break_mode=mode)
+    assert model.decoder.summary is not None  # the task knows models as long as there are any
+    task.load_dataset("valid")
+    for _ in range(2):
+        task.get_batch_iterator(task.dataset("valid"), max_sentences=8)
+    unit = "sentence" if kind == "sentence" else "token"
+    assert caplog.text.count(f"knows no {unit} before its first one") == 1
 
 
 def test_a_start_needs_its_summary(started):

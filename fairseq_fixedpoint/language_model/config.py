@@ -156,12 +156,6 @@ class LanguageModelConfig:
                 f"{option('start')} sentence stands still inside a sentence, so each one has to "
                 f"begin anew: add {option('reset_at_eos')}, or choose {option('start')} stream."
             )
-        if self.stride > 1 and self.iterations == 0:
-            raise ValueError(
-                f"{option('stride')} {self.stride} is for windows of K tokens, and "
-                f"{option('iterations')} 0 is the exact recurrence, which has none: give "
-                f"{option('iterations')}, or drop {option('stride')}."
-            )
         if self.has_summary:
             self._check_memory(option)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -56,7 +56,7 @@ class Evaluation:
     """A block, evaluated.
 
     Attributes:
-        features: input of the output layer at order K (or exact), ``(B, T, C)``.
+        features: input of the output layer at order K (or exact), ``(B, T - lead, C)``.
         iterates: the same at each order asked for, by the order.
         squared_residuals: see :class:`~fairseq_fixedpoint.recurrence.Solution`.
     """
@@ -79,6 +79,7 @@ class LanguageModel(Iterated, nn.Module):
 
     part = "model"
     iterations_option = "iterations"
+    stride_option: ClassVar[str] = "stride"
 
     def __init__(self, config: LanguageModelConfig, **base: Any):
         super().__init__(**base)
@@ -192,26 +193,38 @@ class LanguageModel(Iterated, nn.Module):
             residuals: whether the changes between iterates are wanted.
             carried_state: a dictionary that lives from block to block of a stream, read and
                 updated; for the exact recurrence only.
-            lead: how many of the first tokens a summary alone sees, to which nothing is given:
-                their features are 0.
+            lead: how many of the first tokens a summary alone sees; nothing is given for them.
+
+        Raises:
+            ValueError: in training, for a stride of the exact recurrence.
         """
+        if self.training:
+            self.check_stride()
         self._note_training()
         tokens = tokens.t()  # (T, B)
-        summary = self._summary(tokens, carried_state)
-        tokens, summary = tokens[lead:], None if summary is None else summary[lead:]
-        solution = self._solve(tokens, summary, orders, residuals, carried_state)
+        summary = self._summary(tokens, lead, carried_state)
+        solution = self._solve(tokens[lead:], summary, orders, residuals, carried_state)
         mask = None
         if self.training and self.dropout_out > 0:  # one mask for all iterates
             mask = dropout_mask(solution.output, self.dropout_out, self.variational_dropout)
 
-        def features(output: Tensor) -> Tensor:
-            return F.pad(self._features(output, mask), (0, 0, lead, 0))
-
         return Evaluation(
-            features(solution.output),
-            {k: features(solution.iterates[k]) for k in orders},
+            self._features(solution.output, mask),
+            {k: self._features(solution.iterates[k], mask) for k in orders},
             solution.squared_residuals,
         )
+
+    def check_stride(self) -> None:
+        """Raises ValueError for a stride of which the exact recurrence knows nothing.
+
+        It is asked in training: a model that a stride has trained may be evaluated exactly.
+        """
+        if self.stride > 1 and self.iterations == 0:
+            raise ValueError(
+                f"{self.stride_option} {self.stride} is for windows of K tokens, and "
+                f"{self.iterations_option} 0 is the exact recurrence, which has none: give "
+                f"{self.iterations_option}, or drop {self.stride_option}."
+            )
 
     def _solve(
         self,
@@ -254,18 +267,21 @@ class LanguageModel(Iterated, nn.Module):
             x = x * F.embedding(tokens, F.dropout(words, self.word_dropout))
         return dropped(x, self.dropout_in, self.variational_dropout)
 
-    def _summary(self, tokens: Tensor, carried_state: dict | None) -> Tensor | None:
-        """What precedes each of the tokens ``(T, B)`` and follows the last, ``(T + 1, B, S)``."""
+    def _summary(self, tokens: Tensor, lead: int, carried_state: dict | None) -> Tensor | None:
+        """What precedes each of the tokens ``(T, B)`` after the lead, and follows the last.
+
+        ``(T + 1 - lead, B, S)``; blocks of a stream, whose state is carried, have no lead.
+        """
         if self.summary is None:
             return None
         if carried_state is None or self.iterations > 0:
-            return self.summary(tokens)
+            return self.summary(tokens, lead)
         length = tokens.size(0)
         recent = _continued(carried_state.get("tokens"), tokens.size(1))
         if recent is not None:
             tokens = torch.cat([recent, tokens])
         carried_state["tokens"] = tokens[max(0, tokens.size(0) - self.summary.tokens) :]
-        summary = self.summary(tokens)[tokens.size(0) - length :]
+        summary = self.summary(tokens, tokens.size(0) - length)
         if self.summary.stands_still:  # a sentence may have begun before the tokens that are kept
             last = _continued(carried_state.get("summary"), tokens.size(1))
             if last is not None:
@@ -340,7 +356,7 @@ class LanguageModel(Iterated, nn.Module):
         if self.summary is None:
             return None
         if cache is None:
-            return self.summary(tokens.t())[-1 - new : -1]
+            return self.summary(tokens.t(), tokens.size(1) - new)[:-1]
         return self.summary.next(cache.recent, tokens[:, -1], cache.summary).unsqueeze(0)
 
     def _start_of(self, summary: Tensor | None) -> Tensor | None:

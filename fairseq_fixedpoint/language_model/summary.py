@@ -43,18 +43,19 @@ class TextSummary(nn.Module):
         """S, the width of the summary."""
         return self.of_tokens.size
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """What precedes each position and what follows the last: ``(T, B)`` to ``(T + 1, B, S)``.
+    def forward(self, tokens: Tensor, begin: int = 0) -> Tensor:
+        """What precedes each position from `begin` on, and what follows the last.
 
-        In a sentence that is what precedes the sentence; before the first one, nothing.
+        ``(T, B)`` to ``(T + 1 - begin, B, S)``. In a sentence that is what precedes the sentence;
+        before the first one, nothing.
         """
-        summary = self.of_tokens(tokens)
         if not self.stands_still:
-            return summary
+            return self.of_tokens(tokens, begin)
+        summary = self.of_tokens(tokens)
         position = torch.arange(tokens.size(0) + 1, device=tokens.device).unsqueeze(1)
         starts = F.pad(tokens.eq(self.eos) * position[:-1], (0, 0, 0, 1))
-        sentence = starts.cummax(0).values  # (T + 1, B), where its sentence starts
-        return summary.gather(0, sentence.unsqueeze(2).expand_as(summary))
+        sentence = starts.cummax(0).values[begin:]  # where its sentence starts
+        return summary.gather(0, sentence.unsqueeze(2).expand(-1, -1, self.size))
 
     def next(self, recent: Tensor, token: Tensor, last: Tensor) -> Tensor:
         """What precedes one more token, ``(B, S)``.

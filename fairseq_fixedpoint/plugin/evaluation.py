@@ -49,8 +49,14 @@ class OrderReport:
             progress: whether to show a bar.
 
         Raises:
-            InputError: if a perplexity is no finite number, as a broken model gives it.
+            InputError: for a model that knows more than the tokens of its order, or if a
+                perplexity is no finite number, as a broken model gives it.
         """
+        if model.summary is not None:
+            raise InputError(
+                "a report of orders is for a model with --start constant and without "
+                "--summary-input: evaluate this one order by order, with fairseq-eval-lm."
+            )
         orders = sorted(set(orders))
         device = model.device
         softmax = model.softmax()

@@ -601,7 +601,10 @@ class _Gradients:
 
     def finished(self, cell: Cell, layer: LayerWeights) -> LayerWeights:
         h = hidden(self.initial, cell)
-        h += self.into_initial @ layer.weight_hh.to(h.dtype)
+        if self.initial.dim() == 1:  # a sum over all rows, and one product of a vector
+            h += self.into_initial @ layer.weight_hh.to(h.dtype)
+        else:
+            h += self.into_initial.to(layer.weight_hh.dtype) @ layer.weight_hh
         return LayerWeights(
             self.weight_ih, self.weight_hh, self.input_bias, self.recurrent_bias, self.initial
         )

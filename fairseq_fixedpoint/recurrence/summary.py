@@ -59,18 +59,19 @@ class TokenSummary(nn.Module):
         nn.init.normal_(self.embed_tokens.weight)
         nn.init.zeros_(self.embed_tokens.weight[padding_idx].detach())
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """The summary before each position and after the last, ``(T + 1, B, R*E)``.
+    def forward(self, tokens: Tensor, begin: int = 0) -> Tensor:
+        """The summary before each position and after the last, ``(T + 1 - begin, B, R*E)``.
 
         Args:
             tokens: ``(T, B)``.
+            begin: the first position that is wanted, 0..T.
         """
         embedded = self.embed_tokens(tokens).flatten(1)  # (T, B*E)
-        rows = tokens.size(0) + 1
+        rows = tokens.size(0) + 1 - begin
         pieces = math.ceil(rows / PIECE)
         # Row u of a piece is the summary of the M rows that end at M + u - 1.
         behind = pieces * PIECE - rows
-        padded = F.pad(embedded, (0, 0, self.tokens, behind))  # (M + pieces * PIECE - 1, B*E)
+        padded = F.pad(embedded, (0, 0, self.tokens, behind))[begin:]  # (M + pieces*PIECE - 1, B*E)
         seen = self.tokens + PIECE - 1
         cut = padded.unfold(0, seen, PIECE).transpose(1, 2)  # (pieces, seen, B*E)
         sums = self._toeplitz(embedded) @ cut  # (pieces, R*PIECE, B*E)

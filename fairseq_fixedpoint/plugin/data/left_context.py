@@ -21,45 +21,80 @@ class LeftContextDataset(FairseqDataset):
     context, so blocks can be shuffled for training, and read by any number of workers.
 
     A model that starts from a summary needs more tokens before, which its recurrence does not run
-    over. Then the context of all blocks of a batch ends at the same place, padded at the left, if
-    the model is told so.
+    over: the *lead* of a block. Where the summary stands still in a sentence, those are what
+    precedes the sentence, and the sentence's own `</s>`, to be known by; of a long one, the tokens
+    from there to the block's own window are left out. So a block brings ``2 M + K`` tokens at most.
+    The leads of a batch end at the same place, padded at the left, and the model is told where.
 
     Args:
         dataset: consecutive blocks of one stream, e.g. break mode `none`.
-        context: tokens to prepend, 0 if blocks stand alone; blocks at the start of the stream
-            have fewer before them.
+        window: tokens to prepend that the recurrence runs over, 0 if blocks stand alone; blocks at
+            the start of the stream have fewer before them.
         pad: padding index of the targets.
-        summarised: how many of the context a summary alone sees.
-        sentence_start: if the summary is of what precedes a block's first sentence, the token that
-            sentences begin with; the context then reaches `summarised` tokens back from there.
-        tells_lead: whether the model is told how many tokens its recurrence may leave out. If not,
-            contexts are not padded, which other models may take for tokens.
+        summarised: how many tokens before each that the recurrence runs over a summary sees.
+        standing: how many tokens before a sentence a summary sees that stands still in it.
+        sentence_starts: where sentences start, see
+            :func:`~fairseq_fixedpoint.plugin.data.occurrences.sentence_starts`; for `standing`.
+        tells_lead: whether the model is told of the lead. If not, contexts are neither padded nor
+            shortened inside, as other models take what they are given for text.
     """
 
     def __init__(
         self,
         dataset: MonolingualDataset,
-        context: int,
+        window: int,
         pad: int,
         summarised: int = 0,
-        sentence_start: int | None = None,
+        standing: int = 0,
+        sentence_starts: np.ndarray | None = None,
         tells_lead: bool = True,
     ):
         super().__init__()
         self.dataset = dataset
-        self.context = context
+        self.window = window
         self.pad = pad
-        self.summarised = summarised
-        self.sentence_start = sentence_start
-        self.tells_lead = tells_lead
-        self.sizes = dataset.sizes.astype(np.int64) + context  # what a block brings to a batch
+        self.tells_lead = tells_lead and bool(summarised or standing)
+        self._offsets = np.concatenate([[0], np.cumsum(dataset.sizes, dtype=np.int64)])
+        # A block's context are the tokens of the stream from `begins` on, after those of a sentence
+        # that began earlier.
+        windows = np.maximum(self._offsets[:-1] - window, 0)
+        self._begins = np.maximum(windows - summarised, 0)
+        self._earlier = np.zeros((len(dataset), 2), dtype=np.int64)
+        if standing:
+            self._reach_sentences(windows, standing, sentence_starts)
+        # What a block brings to a batch, where it is as long as the longest.
+        lead = windows - self._begins + self._earlier[:, 1] - self._earlier[:, 0]
+        self.sizes = dataset.sizes.max(initial=0).astype(np.int64) + window + lead
+
+    def _reach_sentences(self, windows: np.ndarray, standing: int, starts: np.ndarray) -> None:
+        """Lets each context have the tokens before the sentences that are in window and block.
+
+        Args:
+            windows: where in the stream each block's window begins, ``(N,)``.
+        """
+        following = np.searchsorted(starts, windows, side="right")
+        inside = np.append(starts, np.iinfo(np.int64).max)[following]  # the first start after
+        is_inside = inside < self._offsets[1:]
+        before = np.maximum(inside - standing, 0)
+        self._begins = np.where(is_inside, np.minimum(self._begins, before), self._begins)
+
+        own = starts[following - 1]  # of the sentence that the window begins in
+        begin, end = np.maximum(own - standing, 0), np.minimum(own + 1, windows)
+        is_apart = (end < self._begins) & self.tells_lead
+        self._earlier[is_apart] = np.stack([begin, end], axis=1)[is_apart]
+        self._begins = np.where(is_apart, self._begins, np.minimum(self._begins, begin))
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> dict:
         item = self.dataset[index]
-        context = self._before(index, item["source"])
+        context = torch.cat(
+            [
+                self._stream(*self._earlier[index], item["source"]),
+                self._stream(self._begins[index], self._offsets[index], item["source"]),
+            ]
+        )
         uncounted = item["target"].new_full((len(context),), self.pad)
         return {
             "id": item["id"],
@@ -68,42 +103,32 @@ class LeftContextDataset(FairseqDataset):
             "start": len(context),
         }
 
-    def _before(self, index: int, source: Tensor) -> Tensor:
-        """The context of block `index`, from the sources of earlier blocks."""
-        pieces, length, wanted = [], 0, self.context
-        if self.sentence_start is not None and int(source[0]) != self.sentence_start:
-            wanted = None  # until the start of the block's first sentence is found
-        while index > 0 and (wanted is None or length < wanted):
-            index -= 1
-            piece = self.dataset[index]["source"]
-            if wanted is None:
-                starts = piece.eq(self.sentence_start).nonzero()
-                if len(starts):
-                    inside = length + len(piece) - int(starts[-1])
-                    wanted = max(self.context, self.summarised + inside)
-            pieces.insert(0, piece)
-            length += len(piece)
-        if not pieces:
-            return source[:0]
-        context = torch.cat(pieces)
-        return context if wanted is None else context[max(0, length - wanted) :]
+    def _stream(self, begin: int, end: int, like: Tensor) -> Tensor:
+        """Tokens of the stream, which has `</s>` at 0, from the sources of blocks."""
+        if begin == end:
+            return like[:0]
+        first, last = np.searchsorted(self._offsets, [begin, end - 1], side="right") - 1
+        tokens = torch.cat([self.dataset[n]["source"] for n in range(first, last + 1)])
+        return tokens[begin - self._offsets[first] : end - self._offsets[first]]
 
     def collater(self, samples: list[dict]) -> dict:
         """As MonolingualDataset's, `ntokens` being those counted; `start_indices` says where.
 
-        With a summary, `lead` says how many of the first tokens the recurrence may leave out.
+        With a summary, `lead` says how many of the first tokens the recurrence leaves out. There
+        are no targets for those, so that no output layer runs over them, whatever the criterion.
         """
         if not samples:
             return {}
         lead = 0
-        if self.summarised and self.tells_lead:
-            longest = max(self.context, *(sample["start"] for sample in samples))
-            samples = [self._padded(sample, longest - sample["start"]) for sample in samples]
-            lead = longest - (self.context - self.summarised)
+        if self.tells_lead:
+            lead = max(0, *(sample["start"] - self.window for sample in samples))
+            start = lead + self.window
+            samples = [self._padded(sample, start - sample["start"]) for sample in samples]
         batch = self.dataset.collater(samples)
-        batch["start_indices"] = [sample["start"] for sample in samples]
-        batch["ntokens"] -= sum(batch["start_indices"])
+        batch["ntokens"] -= sum(sample["start"] for sample in samples)
+        batch["start_indices"] = [sample["start"] - lead for sample in samples]
         if lead:
+            batch["target"] = batch["target"][:, lead:].contiguous()
             batch["net_input"]["lead"] = lead
         return batch
 

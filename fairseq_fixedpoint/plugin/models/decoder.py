@@ -113,6 +113,7 @@ class FixedPointDecoder(LanguageModel, FairseqIncrementalDecoder):
 
     part = "decoder"
     iterations_option = "--iterations"
+    stride_option = "--stride"
 
     def __init__(
         self,
@@ -166,10 +167,10 @@ class FixedPointDecoder(LanguageModel, FairseqIncrementalDecoder):
             residuals: whether `extra["squared_residuals"]` is wanted.
             carried_state: a dictionary that lives from block to block of a stream, read and
                 updated; for the exact recurrence only.
-            lead: how many of the first tokens a summary alone sees, to which nothing is given.
+            lead: how many of the first tokens a summary alone sees; nothing is given for them.
 
         Returns:
-            Logits ``(B, T, V)`` (features ``(B, T, C)`` with an adaptive softmax), or
+            Logits ``(B, T - lead, V)`` (features ``(B, T - lead, C)`` with an adaptive softmax), or
             ``(B, 1, ...)`` for an incremental step; and a dictionary.
         """
         features, extra = self.extract_features(
@@ -193,7 +194,11 @@ class FixedPointDecoder(LanguageModel, FairseqIncrementalDecoder):
         carried_state: dict | None = None,
         lead: int = 0,
     ) -> tuple[Tensor, dict]:
-        """Input of the output layer, ``(B, T, C)``; arguments as in :meth:`forward`."""
+        """Input of the output layer, ``(B, T - lead, C)``; arguments as in :meth:`forward`.
+
+        Raises:
+            ValueError: in training, for a stride of the exact recurrence.
+        """
         if incremental_state is not None:
             features = self._step_in(prev_output_tokens, incremental_state)
             return features, {"attn": [None]}

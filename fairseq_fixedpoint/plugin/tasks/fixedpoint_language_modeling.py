@@ -13,7 +13,7 @@ none at all, with sentence ends inside, or of another length than the others of 
 import logging
 import os
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -25,11 +25,13 @@ from fairseq.optim.amp_optimizer import AMPOptimizer
 from fairseq.tasks.language_modeling import LanguageModelingConfig, LanguageModelingTask
 
 from fairseq_fixedpoint.language_model.order import Iterated
+from fairseq_fixedpoint.language_model.summary import TextSummary
 from fairseq_fixedpoint.plugin.data import (
     ContiguousStreamsDataset,
     LeftContextDataset,
     check_no_padding,
 )
+from fairseq_fixedpoint.plugin.data.occurrences import sentence_starts
 from fairseq_fixedpoint.plugin.generation.tasks import (
     GenerationTask,
     GenerationTaskConfig,
@@ -102,7 +104,8 @@ class FixedPointLanguageModelingTask(GenerationTask, TrainingTask, LanguageModel
         """Builds the model, whose order says how much left context blocks need.
 
         Raises:
-            ValueError: for a model that is no language model.
+            ValueError: for a model that is no language model, or one to be trained with a stride
+                that it does not know.
         """
         kind = model_class(args)
         if kind is not None and not issubclass(kind, FairseqLanguageModel):
@@ -111,6 +114,8 @@ class FixedPointLanguageModelingTask(GenerationTask, TrainingTask, LanguageModel
                 "or the --task that it is made for."
             )
         model = super().build_model(args, from_checkpoint)
+        if not from_checkpoint and isinstance(model.decoder, FixedPointDecoder):
+            model.decoder.check_stride()
         self._decoders.add(model.decoder)
         return model
 
@@ -223,23 +228,28 @@ class FixedPointLanguageModelingTask(GenerationTask, TrainingTask, LanguageModel
         decoders = [decoder for decoder in self._decoders if isinstance(decoder, FixedPointDecoder)]
         summaries = [each.summary for each in decoders if each.summary is not None]
         if not self._is_stream:
-            if any(each.stands_still for each in summaries) and not self._told_of_breaks:
+            if summaries and not self._told_of_breaks:
                 self._told_of_breaks = True
+                seen = "no sentence before its first one"
+                if not all(each.stands_still for each in summaries):
+                    seen = "no token before its first one"
                 logger.warning(
                     f"with --sample-break-mode {self.args.sample_break_mode} nothing comes before "
-                    "a block, so that --start sentence knows no sentence before its first one: "
-                    "leave the option out to train and evaluate in context."
+                    f"a block, so that its start or its summary knows {seen}: leave the option out "
+                    "to train and evaluate in context."
                 )
             return LeftContextDataset(dataset, 0, self.dictionary.pad())
-        needed = max(context, *(order - 1 for order in self._orders), 0)
-        seen = max((summary.tokens for summary in summaries), default=0)
-        starts = self.dictionary.eos() if any(each.stands_still for each in summaries) else None
+        standing = _most_tokens(each for each in summaries if each.stands_still)
+        starts = None
+        if standing:
+            starts = sentence_starts(dataset.dataset.dataset, self.dictionary.eos())
         return LeftContextDataset(
             dataset,
-            needed + seen,
+            max(context, *(order - 1 for order in self._orders), 0),
             self.dictionary.pad(),
-            summarised=seen,
-            sentence_start=starts,
+            summarised=_most_tokens(each for each in summaries if not each.stands_still),
+            standing=standing,
+            sentence_starts=starts,
             tells_lead=len(decoders) == len(self._decoders),  # other models know of none
         )
 
@@ -346,6 +356,11 @@ class FixedPointLanguageModelingTask(GenerationTask, TrainingTask, LanguageModel
         if not sample["continues"]:
             carried.clear()
         return {**sample, "net_input": {**sample["net_input"], "carried_state": carried}}
+
+
+def _most_tokens(summaries: Iterable[TextSummary]) -> int:
+    """The largest M of the summaries."""
+    return max((summary.tokens for summary in summaries), default=0)
 
 
 def _in_bfloat16(criterion, model, sample):
