@@ -1,4 +1,4 @@
-"""`fixedpoint-convert`: a `fixedpoint_lm` from an `lstm_lm` of fairseq."""
+"""`fixedpoint-convert`: a `fixedpoint_lm` from an `lstm_lm` of fairseq, or one for other tools."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from fairseq_fixedpoint.cli import options
+from fairseq_fixedpoint.cli import ngrams, options
 from fairseq_fixedpoint.cli.run import run, tell
 from fairseq_fixedpoint.conversion import Converted, convert
 from fairseq_fixedpoint.evaluation import OrderReport
@@ -23,6 +23,7 @@ from fairseq_fixedpoint.rescoring.errors import RescoringError
 PROGRAM = "fixedpoint-convert"
 ORDERS = "1,2,3,4,5,8,12,16,20"
 TOKENS_AT_ONCE = 1024  # of the report's passes
+EXPORTS = {"arpa": ngrams.export}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,9 +39,18 @@ def _parser() -> argparse.ArgumentParser:
         "K of at least the length of a text, it gives the same probabilities; at any other K it is "
         "the same model cut to the last K tokens, which --report measures.",
     )
-    parser.add_argument("checkpoint", type=Path, help="an lstm_lm that fairseq-train wrote")
     parser.add_argument(
-        "--output", type=Path, required=True, help="the converted checkpoint, written whole"
+        "checkpoint",
+        type=Path,
+        help="an lstm_lm that fairseq-train wrote; a fixedpoint_lm for --to",
+    )
+    parser.add_argument(
+        "--output", type=Path, required=True, help="the converted model, written whole"
+    )
+    parser.add_argument(
+        "--to",
+        choices=EXPORTS,
+        help="make something else of a fixedpoint_lm: an n-gram model (arpa)",
     )
     parser.add_argument(
         "--data",
@@ -51,9 +61,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--iterations",
         type=int,
-        default=0,
         metavar="K",
-        help="of the converted model (default: 0, the exact recurrence, which the lstm_lm is)",
+        help="of the converted model (default: 0, the exact recurrence, which an lstm_lm is; with "
+        "--to, the checkpoint's)",
     )
     parser.add_argument(
         "--trust-checkpoint",
@@ -77,9 +87,10 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--report-json", type=Path, metavar="FILE", help="the same as JSON")
     report.add_argument(
         "--device",
-        help="where the report is computed (default: a GPU if there is one, else the CPU)",
+        help="where the model runs (default: a GPU if there is one, else the CPU)",
     )
     report.add_argument("--no-progress-bar", action="store_true")
+    ngrams.add_options(parser)
     return parser
 
 
@@ -97,10 +108,14 @@ def _orders(text: str) -> list[int]:
 
 def _convert(args: argparse.Namespace) -> None:
     _check_outputs(args)
+    if args.to is not None:
+        tell(PROGRAM, *EXPORTS[args.to](args))
+        return
+    iterations = args.iterations or 0
     converted = convert(
         args.checkpoint,
         args.data,
-        iterations=args.iterations,
+        iterations=iterations,
         trust_checkpoint=args.trust_checkpoint,
     )
     with ExitStack() as outputs:
@@ -114,7 +129,7 @@ def _convert(args: argparse.Namespace) -> None:
                 listed = outputs.enter_context(written_whole(args.report_json))
                 listed.write_text(json.dumps(_json(report, args.report), indent=2) + "\n")
             print(report.table(), flush=True)
-    tell(PROGRAM, *_sentences(converted, args))
+    tell(PROGRAM, *_sentences(converted, args, iterations))
 
 
 def _check_outputs(args: argparse.Namespace) -> None:
@@ -157,10 +172,10 @@ def _json(report: OrderReport, split: str) -> dict:
     }
 
 
-def _sentences(converted: Converted, args: argparse.Namespace) -> list[str]:
+def _sentences(converted: Converted, args: argparse.Namespace, iterations: int) -> list[str]:
     return [
         f"{args.output} holds the weights of {args.checkpoint} with --iterations "
-        f"{args.iterations}{'' if args.iterations else ', the exact recurrence'}.",
+        f"{iterations}{'' if iterations else ', the exact recurrence'}.",
         f"to train them at K: fairseq-train ... --finetune-from-model {args.output} "
         f"{converted.training_options()} --iterations K",
     ]
