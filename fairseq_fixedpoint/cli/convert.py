@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from fairseq_fixedpoint.cli import ngrams, options
+from fairseq_fixedpoint.cli import ngrams, one_step, options
 from fairseq_fixedpoint.cli.run import run, tell
 from fairseq_fixedpoint.conversion import Converted, convert
 from fairseq_fixedpoint.evaluation import OrderReport
@@ -23,7 +23,7 @@ from fairseq_fixedpoint.rescoring.errors import RescoringError
 PROGRAM = "fixedpoint-convert"
 ORDERS = "1,2,3,4,5,8,12,16,20"
 TOKENS_AT_ONCE = 1024  # of the report's passes
-EXPORTS = {"arpa": ngrams.export}
+EXPORTS = {"arpa": ngrams.export, "onnx": one_step.export}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,7 +50,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--to",
         choices=EXPORTS,
-        help="make something else of a fixedpoint_lm: an n-gram model (arpa)",
+        help="make something else of a fixedpoint_lm: an n-gram model (arpa), or the step from one "
+        "token to the next (onnx)",
     )
     parser.add_argument(
         "--data",
