@@ -93,6 +93,11 @@ class Softmax:
             return logits
         return logits - self.words.log_normalizer(features).index_select(0, context)
 
+    def all_log_probabilities(self, features: Tensor) -> Tensor:
+        """Natural-log probability of every word: ``(N, C)`` to ``(N, V)``, all at once."""
+        logits = F.linear(features, self.words.weight, self.words.bias)
+        return logits.log_softmax(-1) if self.normalized else logits
+
 
 @dataclass(frozen=True)
 class Tail:
@@ -130,6 +135,17 @@ class AdaptiveSoftmax:
             softmax = Softmax(tail.words)
             found[pairs] += softmax.log_probabilities(projected, which, word[pairs] - tail.first)
         return found
+
+    def all_log_probabilities(self, features: Tensor) -> Tensor:
+        """As :meth:`Softmax.all_log_probabilities`."""
+        head = Softmax(self.head).all_log_probabilities(features)
+        shortlist = head.size(1) - len(self.tails)
+        found = [head[:, :shortlist]]
+        for number, tail in enumerate(self.tails):
+            projected = F.linear(features, tail.projection)
+            of_cluster = Softmax(tail.words).all_log_probabilities(projected)
+            found.append(head[:, shortlist + number, None] + of_cluster)
+        return torch.cat(found, dim=1)
 
 
 def blocks(size: int, step: int) -> Iterator[slice]:

@@ -17,7 +17,13 @@ PACKAGE = Path(fairseq_fixedpoint.__file__).parent
 FLOORS = [
     {"errors", "files", "perplexity", "progress"},  # what all stand on: Python alone
     {"recurrence", "softmax", "cross_entropy", "windows", "language_model"},  # torch
-    {"formats", "rescoring", "cli"},  # numpy, and torch where a model of ours runs
+    {
+        "formats",
+        "rescoring",
+        "backoff",
+        "decoding",
+        "cli",
+    },  # numpy, and torch where a model of ours runs
     {"plugin", "tasks"},  # fairseq
 ]
 FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in names}

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fairseq_fixedpoint.perplexity import perplexity
-from fairseq_fixedpoint.plugin import model_scorer
 from fairseq_fixedpoint.plugin.model_scorer import ModelScorer
+from fairseq_fixedpoint.rescoring import block_scorer
 from fairseq_fixedpoint.rescoring import scorer as scorer_module
 from fairseq_fixedpoint.rescoring.errors import RescoringError
 from fairseq_fixedpoint.rescoring.scorer import LineScore, Scorer
@@ -96,7 +96,7 @@ def test_any_model_is_scored_in_padded_batches(case, at_once, options):
     if model.decoder.starts_from_summary:
         torch.nn.init.normal_(model.decoder.rnn.start_weight)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(model_scorer, "TOKENS_AT_ONCE", at_once)
+        patch.setattr(block_scorer, "TOKENS_AT_ONCE", at_once)
         found = ModelScorer(model, dictionary()).log_probabilities(sequences, first)
     for ours, sequence, begin in zip(found, sequences, first, strict=True):
         expected = block_log_probabilities(model, sequence, begin)

@@ -1,4 +1,4 @@
-"""`fixedpoint-convert`: a `fixedpoint_lm` from an `lstm_lm` of fairseq."""
+"""`fixedpoint-convert`: a `fixedpoint_lm` from an `lstm_lm` of fairseq, or one for other tools."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from pkgutil import resolve_name
 
-from fairseq_fixedpoint.cli import options
+from fairseq_fixedpoint.cli import model_folder, ngrams, one_step, options
 from fairseq_fixedpoint.cli.run import run, tell
 from fairseq_fixedpoint.rescoring.errors import RescoringError
 
@@ -17,6 +17,7 @@ PROGRAM = "fixedpoint-convert"
 ORDERS = "1,2,3,4,5,8,12,16,20"
 # By its name, as what needs fairseq stands above.
 OF_LSTM_LM = "fairseq_fixedpoint.plugin.conversion_command:convert_checkpoint"
+EXPORTS = {"folder": model_folder.export, "arpa": ngrams.export, "onnx": one_step.export}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,9 +33,19 @@ def _parser() -> argparse.ArgumentParser:
         "K of at least the length of a text, it gives the same probabilities; at any other K it is "
         "the same model cut to the last K tokens, which --report measures.",
     )
-    parser.add_argument("checkpoint", type=Path, help="an lstm_lm that fairseq-train wrote")
     parser.add_argument(
-        "--output", type=Path, required=True, help="the converted checkpoint, written whole"
+        "checkpoint",
+        type=Path,
+        help="an lstm_lm that fairseq-train wrote; for --to a fixedpoint_lm, or a folder of one",
+    )
+    parser.add_argument(
+        "--output", type=Path, required=True, help="the converted model, written whole"
+    )
+    parser.add_argument(
+        "--to",
+        choices=EXPORTS,
+        help="make something else of a fixedpoint_lm: a folder that needs no fairseq (folder), an "
+        "n-gram model (arpa), or the step from one token to the next (onnx)",
     )
     parser.add_argument(
         "--data",
@@ -45,9 +56,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--iterations",
         type=int,
-        default=0,
         metavar="K",
-        help="of the converted model (default: 0, the exact recurrence, which the lstm_lm is)",
+        help="of the converted model (default: 0, the exact recurrence, which an lstm_lm is; with "
+        "--to, the checkpoint's)",
     )
     parser.add_argument(
         "--trust-checkpoint",
@@ -71,9 +82,10 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--report-json", type=Path, metavar="FILE", help="the same as JSON")
     report.add_argument(
         "--device",
-        help="where the report is computed (default: a GPU if there is one, else the CPU)",
+        help="where the model runs (default: a GPU if there is one, else the CPU)",
     )
     report.add_argument("--no-progress-bar", action="store_true")
+    ngrams.add_options(parser)
     return parser
 
 
@@ -91,6 +103,9 @@ def _orders(text: str) -> list[int]:
 
 def _convert(args: argparse.Namespace) -> None:
     _check_outputs(args)
+    if args.to is not None:
+        tell(PROGRAM, *EXPORTS[args.to](args))
+        return
     try:
         convert_checkpoint = resolve_name(OF_LSTM_LM)
     except ImportError as error:

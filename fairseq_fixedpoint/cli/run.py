@@ -21,7 +21,8 @@ def run(program: str, command: Callable[[], None]) -> int:
     Returns:
         The exit status: 0; 1 after an error, which is printed; 130 after an interruption.
     """
-    for package in ("fairseq", "matplotlib"):  # fairseq sets the root logger to report everything
+    # fairseq sets the root logger to report everything.
+    for package in ("fairseq", "matplotlib", "onnx_ir", "onnxscript"):
         logging.getLogger(package).setLevel(logging.WARNING)
     # Of no use to who runs this; our own are not among them.
     warnings.filterwarnings("ignore", module=r"(fairseq|hydra|torch)(\.|$)")

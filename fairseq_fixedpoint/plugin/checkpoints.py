@@ -46,6 +46,19 @@ def load_language_model(
     Raises:
         RescoringError: if the file, the dictionary or the kind of model is wrong.
     """
+    model, task, _ = _load(path, data, iterations, device, normalized, trust_checkpoint)
+    return model, task
+
+
+def _load(
+    path: str | Path,
+    data: str | Path | None,
+    iterations: int | None,
+    device: torch.device | str,
+    normalized: bool,
+    trust_checkpoint: bool,
+) -> tuple[FairseqLanguageModel, FairseqTask, bool]:
+    """As :func:`load_language_model`, and whether it was trained with `--log-z-penalty`."""
     registration.register()
     path = Path(path)
     state = read_checkpoint(path, trust_checkpoint)
@@ -67,7 +80,8 @@ def load_language_model(
             f"{path} holds no model that can be made here ({_shown(error)}): name "
             "a checkpoint of a language model that needs no --user-dir but this one."
         ) from error
-    if not normalized and not (cfg.get("criterion") or {}).get("log_z_penalty"):
+    penalised = bool((cfg.get("criterion") or {}).get("log_z_penalty"))
+    if not normalized and not penalised:
         logger.warning(NOT_TRAINED_UNNORMALIZED.format(path))
     model = models[0].eval().to(device)
     if not isinstance(model, FairseqLanguageModel):
@@ -84,7 +98,7 @@ def load_language_model(
             model.decoder.use_iterations(iterations)
         except ValueError as error:  # out of range
             raise RescoringError(str(error)) from error
-    return model, task
+    return model, task, penalised
 
 
 def load_scorer(
@@ -107,25 +121,17 @@ def load_scorer(
     Raises:
         RescoringError: if the file is wrong, or the model cannot do what is asked.
     """
-    model, task = load_language_model(
-        path,
-        data,
-        iterations=iterations,
-        device=device,
-        normalized=normalized,
-        trust_checkpoint=trust_checkpoint,
-    )
+    model, task, penalised = _load(path, data, iterations, device, normalized, trust_checkpoint)
     decoder, dictionary = model.decoder, task.target_dictionary
     # Whether a text comes after `<s> </s>` (`--add-bos-token`) instead of `</s>`.
     add_bos_token = bool(getattr(getattr(task, "args", None), "add_bos_token", False))
-    if isinstance(decoder, LanguageModel) and decoder.has_windows:
-        return LoadedModel.of(decoder, dictionary, bf16, normalized, add_bos_token)
+    if isinstance(decoder, LanguageModel):
+        return LoadedModel.of(decoder, dictionary, path, bf16, normalized, add_bos_token, penalised)
     if bf16 or not normalized:
         option = "--bf16" if bf16 else "--unnormalized"
-        kind = type(model).__name__
-        if isinstance(decoder, LanguageModel):
-            kind += " whose start moves with the tokens (--start stream or --summary-input)"
-        raise RescoringError(f"{option} is for fixedpoint_lm, and {path} holds a {kind}.")
+        raise RescoringError(
+            f"{option} is for fixedpoint_lm, and {path} holds a {type(model).__name__}."
+        )
     return LoadedModel(ModelScorer(model, dictionary), dictionary, "Fairseq", add_bos_token)
 
 

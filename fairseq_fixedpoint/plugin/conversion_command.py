@@ -28,10 +28,11 @@ def convert_checkpoint(args: argparse.Namespace) -> list[str]:
     Raises:
         InputError: for a checkpoint or a split that cannot be had.
     """
+    iterations = args.iterations or 0
     converted = convert(
         args.checkpoint,
         args.data,
-        iterations=args.iterations,
+        iterations=iterations,
         trust_checkpoint=args.trust_checkpoint,
     )
     with ExitStack() as outputs:
@@ -45,7 +46,7 @@ def convert_checkpoint(args: argparse.Namespace) -> list[str]:
                 listed = outputs.enter_context(written_whole(args.report_json))
                 listed.write_text(json.dumps(_json(report, args.report), indent=2) + "\n")
             print(report.table(), flush=True)
-    return _sentences(converted, args)
+    return _sentences(converted, args, iterations)
 
 
 def _report(converted: Converted, args: argparse.Namespace) -> OrderReport:
@@ -76,10 +77,10 @@ def _json(report: OrderReport, split: str) -> dict:
     }
 
 
-def _sentences(converted: Converted, args: argparse.Namespace) -> list[str]:
+def _sentences(converted: Converted, args: argparse.Namespace, iterations: int) -> list[str]:
     return [
         f"{args.output} holds the weights of {args.checkpoint} with --iterations "
-        f"{args.iterations}{'' if args.iterations else ', the exact recurrence'}.",
+        f"{iterations}{'' if iterations else ', the exact recurrence'}.",
         f"to train them at K: fairseq-train ... --finetune-from-model {args.output} "
         f"{converted.training_options()} --iterations K",
     ]

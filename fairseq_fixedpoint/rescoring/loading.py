@@ -38,6 +38,7 @@ class LoadedModel:
         kind: what scores of such models are called, before they are numbered.
         add_bos_token: whether a text comes after `<s> </s>` instead of `</s>`.
         starts_anew: whether a sentence depends on nothing before it.
+        trained_with_penalty: whether its normaliser was trained to be 1 (`--log-z-penalty`).
     """
 
     tokens: TokenScorer
@@ -45,29 +46,48 @@ class LoadedModel:
     kind: str
     add_bos_token: bool = False
     starts_anew: bool = False
+    trained_with_penalty: bool = False
 
     @classmethod
     def of(
         cls,
         model: LanguageModel,
         dictionary: Dictionary,
+        path: str | Path,
         bf16: bool = False,
         normalized: bool = True,
         add_bos_token: bool = False,
+        trained_with_penalty: bool = False,
     ) -> LoadedModel:
-        """A model of the last K tokens, over shared windows.
+        """A model of ours, over shared windows where the last K tokens decide.
+
+        Args:
+            path: where it is from.
 
         Raises:
-            RescoringError: for `normalized=False` with an adaptive softmax.
+            RescoringError: for `bf16` or `normalized=False` of a model that cannot do so.
         """
+        from fairseq_fixedpoint.rescoring.block_scorer import LanguageModelScorer
         from fairseq_fixedpoint.rescoring.window_scorer import WindowScorer
 
+        tokens: TokenScorer
+        if model.has_windows:
+            tokens = WindowScorer(model, bf16, normalized)
+        elif bf16 or not normalized:
+            raise RescoringError(
+                f"{'--bf16' if bf16 else '--unnormalized'} is for a fixedpoint_lm whose last K "
+                f"tokens decide, and the start of {path} moves with the tokens (--start stream or "
+                "--summary-input)."
+            )
+        else:
+            tokens = LanguageModelScorer(model, dictionary)
         return cls(
-            WindowScorer(model, bf16, normalized),
+            tokens,
             dictionary,
             "FixedPoint",
             add_bos_token,
             starts_anew=model.reset_at_eos and model.summary is None,
+            trained_with_penalty=trained_with_penalty,
         )
 
 
@@ -138,12 +158,15 @@ def _from_folder(
     except ValueError as error:
         raise RescoringError(str(error)) from error
     model = held.model
-    if not model.has_windows:
-        raise RescoringError(
-            f"{path} holds a model whose start moves with the tokens (--start stream or "
-            "--summary-input): only its checkpoint can be scored with, through fairseq."
-        )
     if not normalized and not held.trained_with_penalty:
         logger.warning(NOT_TRAINED_UNNORMALIZED.format(path))
     model = model.to(device)
-    return LoadedModel.of(model, held.words, bf16, normalized, held.add_bos_token)
+    return LoadedModel.of(
+        model,
+        held.words,
+        path,
+        bf16,
+        normalized,
+        held.add_bos_token,
+        held.trained_with_penalty,
+    )

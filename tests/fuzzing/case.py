@@ -13,8 +13,7 @@ from pathlib import Path
 from unittest import mock
 
 from fairseq_fixedpoint.cli import lattices, rescore, score
-from fairseq_fixedpoint.plugin import model_scorer
-from fairseq_fixedpoint.rescoring import jobs, scorer
+from fairseq_fixedpoint.rescoring import block_scorer, jobs, scorer
 from tests.fuzzing.models import Models
 
 COMMANDS = {"fixedpoint-score": score.main, "fixedpoint-rescore": rescore.main}
@@ -24,7 +23,7 @@ SIZES = (
     (rescore, "TOKENS_A_GROUP"),
     (lattices, "ARCS_A_GROUP"),
     (scorer, "TOKENS_AT_ONCE"),
-    (model_scorer, "TOKENS_AT_ONCE"),
+    (block_scorer, "TOKENS_AT_ONCE"),
 )
 LIKELY = 1e-4  # of a log-probability of at most 32 tokens
 INTERRUPTED = 130  # the exit status

@@ -1,0 +1,45 @@
+"""`fixedpoint-convert --to folder`: a `fixedpoint_lm` for machines without fairseq."""
+
+from __future__ import annotations
+
+import argparse
+
+from fairseq_fixedpoint.files import written_whole
+from fairseq_fixedpoint.rescoring.errors import RescoringError
+from fairseq_fixedpoint.rescoring.loading import load
+
+
+def export(args: argparse.Namespace) -> list[str]:
+    """Writes `args.output`; returns what there is to say of it.
+
+    Raises:
+        InputError: for a model that is no `fixedpoint_lm`, or cannot be read.
+    """
+    from fairseq_fixedpoint.language_model import LanguageModel
+    from fairseq_fixedpoint.language_model.folder import write_folder
+
+    loaded = load(
+        args.checkpoint,
+        args.data,
+        iterations=args.iterations,
+        trust_checkpoint=args.trust_checkpoint,
+    )
+    model = getattr(loaded.tokens, "model", None)
+    if not isinstance(model, LanguageModel):
+        raise RescoringError(
+            f"{args.checkpoint} holds no fixedpoint_lm, which a folder is for: convert an lstm_lm "
+            "to one first, without --to."
+        )
+    with written_whole(args.output) as made:
+        made.mkdir()
+        write_folder(
+            made,
+            model,
+            loaded.dictionary.symbols,
+            loaded.add_bos_token,
+            loaded.trained_with_penalty,
+        )
+    return [
+        f"{args.output} holds {args.checkpoint} at --iterations {model.iterations}: give it to "
+        "--model, with or without fairseq."
+    ]

@@ -1,0 +1,101 @@
+"""One step of a language model: a token and the cached iterates in, log-probabilities and the new
+iterates out. Tensors alone, as decoders want it and as ONNX can hold it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from fairseq_fixedpoint.errors import InputError
+from fairseq_fixedpoint.language_model import LanguageModel
+from fairseq_fixedpoint.rescoring.loading import load
+from fairseq_fixedpoint.rescoring.text import Dictionary
+from fairseq_fixedpoint.rescoring.window_scorer import WindowScorer
+
+
+class OneStep(nn.Module):
+    """The function that takes a language model one token further, at the order K that it now has.
+
+    Args:
+        model: in evaluation mode.
+        dictionary: of the words that it predicts.
+
+    Attributes:
+        dictionary: as given.
+        order: K, how many last tokens a state depends on; None for the exact recurrence.
+
+    Raises:
+        InputError: for a model whose start moves with the tokens: it depends on hundreds of tokens,
+            which the iterates do not hold.
+    """
+
+    def __init__(self, model: LanguageModel, dictionary: Dictionary):
+        super().__init__()
+        if not model.has_windows:
+            raise InputError(
+                "a model with --start stream or --summary-input cannot be stepped from its cached "
+                "iterates alone, as it sums up the last tokens besides: use one without."
+            )
+        self.model = model
+        self.dictionary = dictionary
+        self.order = model.order
+        self._layers = model.rnn.effective_layers()  # constrained matrices are made once
+
+    def initial_state(self, batch_size: int = 1) -> Tensor:
+        """The iterates before any token, ``(L, K + 1, B, P*H)``; one for the exact recurrence."""
+        return self.model.rnn.initial_cache(batch_size, self.model.iterations)
+
+    def forward(
+        self, token: Tensor, state: Tensor, begins: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """What follows one more token.
+
+        Args:
+            token: ``(B,)`` int64.
+            state: of the tokens before it, ``(L, K + 1, B, P*H)``.
+            begins: where the token is the first one, whatever the state is, bool ``(B,)``.
+
+        Returns:
+            Natural-log probabilities of the next token, ``(B, V)``, and the new state.
+        """
+        embedded = self.model.embed_tokens(token)
+        h, state = self.model.rnn.step(embedded, state, begins, self._layers)
+        features = self.model.output_features(h)  # (B, C)
+        return self.model.softmax().all_log_probabilities(features), state
+
+
+def load_one_step(
+    path: str | Path,
+    data: str | Path | None = None,
+    *,
+    iterations: int | None = None,
+    device: torch.device | str = "cpu",
+    trust_checkpoint: bool = False,
+) -> OneStep:
+    """The step of a model.
+
+    Args:
+        path, data, iterations, device, trust_checkpoint: see
+            :func:`~fairseq_fixedpoint.rescoring.loading.load`.
+
+    Raises:
+        InputError: if it holds no `fixedpoint_lm` that can be stepped, or cannot be read.
+    """
+    loaded = load(
+        path, data, iterations=iterations, device=device, trust_checkpoint=trust_checkpoint
+    )
+    if not isinstance(loaded.tokens, WindowScorer):
+        raise InputError(
+            f"{path} holds no fixedpoint_lm whose cached iterates are all that it needs to go on: "
+            "name one without --start stream and --summary-input (fixedpoint-convert makes one of "
+            "an lstm_lm)."
+        )
+    if loaded.add_bos_token:
+        raise InputError(
+            f"{path} was trained with --add-bos-token, so that a sentence begins with two tokens, "
+            "and here it begins with one: train without it."
+        )
+    return OneStep(loaded.tokens.model, loaded.dictionary)

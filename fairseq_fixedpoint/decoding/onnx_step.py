@@ -1,0 +1,50 @@
+"""One step of a language model as an ONNX file, for runtimes without Python."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from fairseq_fixedpoint.decoding.one_step import OneStep
+from fairseq_fixedpoint.errors import InputError
+
+INPUTS = ("token", "state", "begins")
+OUTPUTS = ("log_probabilities", "next_state")
+
+
+def write_onnx(step: OneStep, path: Path) -> None:
+    """Writes the function of :class:`OneStep`, for a batch of any size, weights included.
+
+    Its inputs are `token` ``(B,)`` int64, `state` ``(L, K + 1, B, P*H)`` and `begins` ``(B,)``
+    bool; its outputs `log_probabilities` ``(B, V)`` and `next_state`. A text begins with the token
+    of `</s>`, `begins` true and any state, as one of zeros. The metadata have `order` (K, 0 for the
+    exact recurrence), `eos` and `unk` (entries of the dictionary, whose `dict.txt` has the words).
+
+    Raises:
+        InputError: if a package that PyTorch needs for it is not installed.
+    """
+    state = step.initial_state(2)
+    example = (torch.zeros(2, dtype=torch.int64), state, torch.zeros(2, dtype=torch.bool))
+    batch = torch.export.Dim("batch")
+    try:
+        program = torch.onnx.export(
+            step.eval(),
+            example,
+            input_names=INPUTS,
+            output_names=OUTPUTS,
+            dynamic_shapes=({0: batch}, {2: batch}, {0: batch}),
+            dynamo=True,
+            verbose=False,
+        )
+    except ImportError as error:  # PyTorch's own is one, too
+        raise InputError(
+            f"ONNX files need the packages onnx and onnxscript ({error}): pip install onnx "
+            "onnxscript."
+        ) from error
+    program.model.metadata_props.update(
+        order=str(step.order or 0),
+        eos=str(step.dictionary.eos()),
+        unk=str(step.dictionary.unk()),
+    )
+    program.save(path)
