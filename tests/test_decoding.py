@@ -84,7 +84,7 @@ def test_steps_give_what_a_block_does(options):
 @settings(max_examples=20, deadline=None)
 def test_histories_have_the_blocks_probabilities(options, tokens):
     model = of(options)
-    step = OneStep(model.decoder, self.dictionary)
+    step = OneStep(model.decoder, dictionary())
     eos = step.dictionary.eos()
     expected = log_probs(model, torch.tensor([[eos, *tokens]]))[0]
     history = History.start(step)
@@ -96,7 +96,7 @@ def test_histories_have_the_blocks_probabilities(options, tokens):
 
 
 def test_histories_that_end_in_k_equal_tokens_are_one_and_computed_once():
-    step, calls = OneStep(build(iterations=2).decoder), []
+    step, calls = OneStep(build(iterations=2).decoder, dictionary()), []
     step.register_forward_hook(lambda *_: calls.append(None))
     start = History.start(step)
     first = start.then(5).then(6).then(7)
@@ -109,14 +109,14 @@ def test_histories_that_end_in_k_equal_tokens_are_one_and_computed_once():
     first.log_probability(5)
     assert len(calls) == 5  # </s>, 5, 6, 7 and 4
 
-    exact = History.start(OneStep(build(iterations=0).decoder))
+    exact = History.start(OneStep(build(iterations=0).decoder, dictionary()))
     assert exact.then(5).then(6) is exact.then(5).then(6)
     assert exact.then(5).then(6) is not exact.then(6)
 
 
 def test_a_model_whose_start_moves_is_refused():
     with pytest.raises(InputError, match="cannot be stepped"):
-        OneStep(build(start="stream").decoder)
+        OneStep(build(start="stream").decoder, dictionary())
 
 
 def test_checkpoints_are_loaded(models):

@@ -1,0 +1,185 @@
+"""A model as a folder: the same scores, without fairseq, and a sentence for what is wrong."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from fairseq_fixedpoint.errors import InputError
+from fairseq_fixedpoint.language_model import safetensors
+from fairseq_fixedpoint.language_model.folder import read_folder, write_folder
+from fairseq_fixedpoint.rescoring import Scorer
+from tests.rescoring import fixedpoint_convert, fixedpoint_score, refused
+from tests.test_model import build, dictionary
+
+OTHERS = {"fairseq", "omegaconf", "hydra", "kenlm", "jiwer", "sacrebleu", "tqdm", "safetensors"}
+LINES = ["w1 w2 w3 w1", "", "w7 unheard w2", "w1 w2 w3 w4 w5 w6 w7 w8 w9"]
+KINDS = {
+    "elman": {"decoder_layers": 2, "learned_initial_state": True},
+    "exact": {"cell": "gru", "iterations": 0},
+    "lstm": {"cell": "lstm", "adaptive_softmax_cutoff": "10,20"},
+    "orthogonal": {"orthogonal": True, "share_decoder_input_output_embed": True},
+    "bounded": {"spectral_bound": 0.5, "decoder_out_embed_dim": 6},
+    "stream": {"cell": "gru", "start": "stream", "start_tokens": 4, "start_decays": "0.5,0.9"},
+    "sentence": {"start": "sentence", "reset_at_eos": True},
+    "input": {"summary_input": True, "cell": "lstm", "adaptive_softmax_cutoff": "10"},
+}
+
+
+def written(folder: Path, **options) -> Path:
+    model = build(**options)
+    torch.nn.init.normal_(model.decoder.embed_tokens.weight)
+    folder.mkdir()
+    write_folder(folder, model.decoder, dictionary().symbols)
+    return folder
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_folder_gives_the_model_bit_for_bit(kind, tmp_path):
+    model = build(**KINDS[kind])
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.4)
+    (tmp_path / "model").mkdir()
+    write_folder(tmp_path / "model", model.decoder, dictionary().symbols, add_bos_token=True)
+    held = read_folder(tmp_path / "model")
+    assert held.add_bos_token and not held.trained_with_penalty
+    assert held.words.symbols == dictionary().symbols
+    assert held.model.config == model.decoder.config
+    own = held.model.state_dict()
+    assert {name: model.decoder.state_dict()[name].tolist() for name in own} == {
+        name: tensor.tolist() for name, tensor in own.items()
+    }
+    tokens = torch.randint(4, 44, (3, 12))
+    tokens[1, 5] = 2
+    with torch.no_grad():
+        found, expected = (each.evaluate(tokens).features for each in (held.model, model.decoder))
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("name", ["elman", "gru"])
+def test_commands_score_with_a_folder_as_with_its_checkpoint(name, models, tmp_path, capfd):
+    text = tmp_path / "text"
+    text.write_text("\n".join(LINES) + "\n")
+    folder = tmp_path / "folder"
+    fixedpoint_convert(models[name], "--to", "folder", "--output", folder)
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "config.json",
+        "dict.txt",
+        "model.safetensors",
+    ]
+    outputs = []
+    for number, model in enumerate((models[name], folder)):
+        outputs.append(tmp_path / f"scores{number}")
+        fixedpoint_score(text, "--model", model, "--output", outputs[-1])
+    assert outputs[0].read_bytes() == outputs[1].read_bytes()
+    again = tmp_path / "again"  # of a folder another folder, at another order
+    fixedpoint_convert(folder, "--to", "folder", "--iterations", 2, "--output", again)
+    for one, other in zip(
+        Scorer.from_checkpoint(again).score(LINES),
+        Scorer.from_checkpoint(models[name], iterations=2).score(LINES),
+        strict=True,
+    ):
+        assert one.log_probabilities.tolist() == other.log_probabilities.tolist()
+    capfd.readouterr()
+
+
+def test_commands_need_no_fairseq_for_a_folder(tmp_path):
+    """Nor any other package but torch and numpy."""
+    folder = written(tmp_path / "model", cell="gru")
+    text, scored, alone = (tmp_path / name for name in ("text", "scored", "alone"))
+    text.write_text("\n".join(LINES) + "\n")
+    fixedpoint_score(text, "--model", folder, "--output", scored)
+    program = f"""
+import sys
+class Without:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {OTHERS!r}:
+            raise ImportError(name)
+sys.meta_path.insert(0, Without())
+from fairseq_fixedpoint.cli.score import main
+sys.exit(main({["--model", str(folder), "--output", str(alone), str(text)]!r}))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert scored.read_bytes() == alone.read_bytes()
+
+
+def test_safetensors_is_the_package_s_format(tmp_path):
+    package = pytest.importorskip("safetensors.torch")
+    tensors = {
+        "a": torch.randn(3, 4),
+        "b": torch.randn(2, dtype=torch.float64).to(torch.bfloat16),
+        "none": torch.empty(0, 3),
+        "number": torch.tensor(7),
+        "flags": torch.tensor([True, False]),
+    }
+    with (tmp_path / "ours").open("wb") as file:
+        safetensors.write(file, tensors)
+    package.save_file(tensors, tmp_path / "theirs")
+    for path in (tmp_path / "ours", tmp_path / "theirs"):
+        for found in (safetensors.read(path), package.load_file(path)):
+            assert found.keys() == tensors.keys()
+            assert all(torch.equal(found[name], tensors[name]) for name in tensors)
+
+
+def change(folder: Path, **values) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: (f / "dict.txt").unlink(), "dict.txt is not there"),
+        (lambda f: (f / "config.json").write_text("{"), "config.json is no JSON"),
+        (lambda f: change(f, format="another"), "does not describe a model of this project"),
+        (lambda f: change(f, version=2), "is of version 2, and this program reads version 1"),
+        (lambda f: change(f, model={"colour": 1}), "has a wrong entry, colour"),
+        (lambda f: change(f, model=None), "has a wrong entry, model"),
+        (
+            lambda f: (f / "dict.txt").write_text("w0 1\nw1 1\n"),
+            "is not the dictionary that the model was written with",
+        ),
+        (lambda f: (f / "dict.txt").write_text("w0\n"), "dict.txt:1: a dict.txt has a token and"),
+        (
+            lambda f: (f / "dict.txt").write_text("w0 1\nw0 1\n"),
+            "dict.txt:2: the token 'w0' stands here again",
+        ),
+        (
+            lambda f: (f / "model.safetensors").write_bytes(
+                (f / "model.safetensors").read_bytes()[:-9]
+            ),
+            "model.safetensors is no whole file of tensors",
+        ),
+        (
+            lambda f: (f / "model.safetensors").write_bytes(b"\x80\x04 pickle"),
+            "model.safetensors is no whole file of tensors",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_folder_is_said(damage, message, tmp_path):
+    folder = written(tmp_path / "model")
+    damage(folder)
+    with pytest.raises(InputError, match=message):
+        read_folder(folder)
+
+
+def test_a_folder_of_other_weights_is_refused(tmp_path):
+    folder, other = written(tmp_path / "model"), written(tmp_path / "other", cell="gru")
+    (folder / "model.safetensors").write_bytes((other / "model.safetensors").read_bytes())
+    with pytest.raises(InputError, match="does not hold the parameters"):
+        read_folder(folder)
+
+
+def test_convert_writes_no_folder_of_another_model(models, capfd, tmp_path):
+    said = refused(
+        capfd, fixedpoint_convert, models["transformer"], "--to", "folder",
+        "--output", tmp_path / "out",
+    )  # fmt: skip
+    assert "holds no fixedpoint_lm" in said
+    assert not (tmp_path / "out").exists()
