@@ -33,6 +33,16 @@ def trained(data, tmp_path_factory) -> Path:
     return folder / "checkpoint_last.pt"
 
 
+@pytest.fixture(scope="module", params=["stream", "sentence"])
+def started(request, data, tmp_path_factory) -> Path:
+    """A model whose iteration starts from a summary."""
+    folder = tmp_path_factory.mktemp(request.param)
+    train(data, folder, "--iterations", 2, "--start", request.param, "--start-tokens", 5,
+          "--reset-at-eos", "--max-update", 40, "--disable-validation",
+          "--no-save-optimizer-state")  # fmt: skip
+    return folder / "checkpoint_last.pt"
+
+
 @pytest.fixture(scope="module")
 def parallel(tmp_path_factory) -> Path:
     """A corpus whose targets are the sources with their words in upper case, preprocessed."""
@@ -148,6 +158,22 @@ def test_blocks_of_the_binarised_text_are_gone_on_with(data, trained, capsys):
         assert " ".join(target.split()[:-1]) in hypothesis
 
 
+def test_a_start_goes_on_with_any_lines(data, started, interact):
+    """In a batch as alone, with the scores of the text as a block."""
+    lines = ["w1 w10 w3 w4 w5 w6 w7", "", "w3 </s> w5", "w2"]
+    options = (*FROM_LANGUAGE_MODEL, "--reset-at-eos", "--nbest", 2)
+    alone, together = (
+        interact(data, started, lines, *options, "--batch-size", size) for size in (1, 4)
+    )
+    assert [columns[1] for _, columns in alone["H"]] == [columns[1] for _, columns in together["H"]]
+    model, dictionary = hub_model(data, started).models[0], hub_model(data, started).tgt_dict
+    for number, (score, text) in together["H"]:
+        if number != 2:  # the text leaves its sentence end out
+            tokens = dictionary.encode_line(text, add_if_not_exist=False, append_eos=True).long()
+            expected = forced_log_probs(model, tokens).gather(1, tokens[:, None]).mean()
+            assert float(score) * math.log(2) == pytest.approx(float(expected.detach()), abs=1e-4)
+
+
 def test_constraints_are_met_after_texts_of_any_length(data, trained, interact):
     lines = ["w1 w10\tw5 w6\tw7", "w8\tw9", "w2 w9 w3"]
     found = interact(data, trained, lines, *FROM_LANGUAGE_MODEL, "--constraints", "--batch-size", 3)
@@ -208,8 +234,13 @@ def test_models_of_other_tasks_are_refused(data, trained, parallel, translator, 
         interact(tmp_path / "bin", trained, ["w1"], *TRANSLATION)
 
 
+@pytest.mark.parametrize(
+    "start",
+    [(), ("--start", "stream"), ("--start", "sentence", "--reset-at-eos")],
+    ids=["constant", "stream", "sentence"],
+)
 def test_translation_with_a_language_model_finds_what_fairseq_finds(
-    data, parallel, translator, capsys, tmp_path
+    parallel, translator, capsys, tmp_path, start
 ):
     """fairseq reads the whole text at every token, with its own task and generator."""
     shutil.copytree(parallel, tmp_path / "bin")
@@ -217,7 +248,8 @@ def test_translation_with_a_language_model_finds_what_fairseq_finds(
     shutil.copy(binary / "dict.tgt.txt", binary / "dict.txt")
     for suffix in ("bin", "idx"):
         shutil.copy(binary / f"train.src-tgt.tgt.{suffix}", binary / f"train.{suffix}")
-    train(binary, tmp_path / "lm", "--iterations", 2, "--max-update", 30, "--disable-validation")
+    options = ("--iterations", 2, "--max-update", 30, "--disable-validation", *start)
+    train(binary, tmp_path / "lm", *options)
     found = {}
     for task in ("fixedpoint_translation", "translation"):
         for weight in (0, 0.5):

@@ -286,9 +286,7 @@ def test_training_does_not_go_on_with_another_start(data, started, tmp_path, opt
     before = Path(checkpoint).read_bytes()
     with pytest.raises(Exception, match="architectures match") as error:
         train(data, tmp_path, *KINDS["stream"], *START, "--max-update", 40, *options)
-    assert "trained with --start stream --start-tokens 7" in str(
-        error.value.__cause__ or error.value.__context__
-    )
+    assert "trained with --start stream --start-tokens 7" in str(error.value.__context__)
     assert Path(checkpoint).read_bytes() == before
 
 
