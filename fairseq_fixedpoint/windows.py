@@ -190,11 +190,10 @@ def advance(
         x = projected.index_select(0, level.token[rows]).unsqueeze(1)  # (n, 1, G*H)
         before: list[Tensor | None] = [None] * len(layers)
         if states is not None:
-            # Row i precedes input i; sweep's last row precedes none, and any will do for it.
-            parent = torch.cat([level.parent[rows], level.parent[rows][-1:]])
+            parent = level.parent[rows]
             before = [table.index_select(0, parent).unsqueeze(1) for table in states]
-        for table, after in zip(tables, sweep(layers, x, before, None), strict=True):
-            table[rows.start + 1 : rows.stop + 1] = after[1:, 0]
+        after = [table[rows.start + 1 : rows.stop + 1].unsqueeze(1) for table in tables]
+        sweep(layers, x, before, out=after)
     for table, layer in zip(tables, layers, strict=True):
         table[0] = layer.initial
     return tables

@@ -72,39 +72,46 @@ class Layer:
             return self.initial
         return F.linear(summary, self.start_weight, self.initial)
 
-    def advance(self, x: Tensor, previous: Tensor | None, resets: Tensor | None) -> Tensor:
-        """States after `x`, from the states one row up in `previous`. Without gradient.
+    def advance(
+        self,
+        x: Tensor,
+        before: Tensor | None,
+        resets: Tensor | None = None,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        """The state after each input, from the one before it. Without gradient.
 
         Args:
             x: projected inputs, ``(N, B, G*H)``.
-            previous: ``(N + 1, B, P*H)``, or None if `h_init` precedes every position.
-            resets: where `h_init` replaces the previous state, bool ``(N, B)``, or None.
+            before: the states before them, ``(N, B, P*H)``, or None if that is `h_init` for all.
+            resets: where `h_init` replaces the state before, bool ``(N, B)``, or None.
+            out: where the states go, contiguous and of the type of `x`; a new tensor if None.
 
         Returns:
-            ``(N + 1, B, P*H)``, row 0 being `h_init`.
+            ``(N, B, P*H)``.
         """
         length, batch, _ = x.shape
         weights = self.weights(x.dtype)
-        if previous is None:
+        if before is None:
             before = weights.initial.expand(1, -1)
             if self.initial.dim() > 1:
                 before = weights.initial.repeat(length, 1)
         else:
-            before = previous[:-1].to(x.dtype)  # a cache stays as it is under autocast
+            before = before.to(x.dtype)  # a cache stays as it is under autocast
             if resets is not None:
                 before = torch.where(resets.unsqueeze(-1), weights.initial, before)
             before = before.flatten(0, 1)
-        state = x.new_empty(length + 1, batch, weights.initial.size(-1))
-        state[0] = weights.initial
+        if out is None:
+            out = x.new_empty(length, batch, weights.initial.size(-1))
         self.cell.forward(
             x.flatten(0, 1),
             before,
             weights.weight_hh,
             weights.recurrent_bias,
             x.new_empty(length * batch, self.cell.kept * self.weight_hh.size(1)),
-            state[1:].view(length * batch, state.size(-1)),
+            out.view(length * batch, out.size(-1)),
         )
-        return state
+        return out
 
     def weights(self, dtype: torch.dtype | None = None) -> LayerWeights:
         """The tensors that an iteration takes, in `dtype` if given."""
@@ -143,25 +150,28 @@ class Solution:
 def sweep(
     layers: Sequence[Layer],
     projected: Tensor,
-    states: Sequence[Tensor | None],
-    resets: Tensor | None,
+    before: Sequence[Tensor | None],
+    resets: Tensor | None = None,
+    out: Sequence[Tensor | None] | None = None,
 ) -> list[Tensor]:
-    """One joint iteration of the whole stack, without gradient.
+    """One joint iteration of the whole stack at N positions, without gradient.
 
     Args:
         projected: input of the first layer through :meth:`Layer.project`, ``(N, B, G*H)``.
-        states: each layer's previous iterate, ``(N + 1, B, P*H)``, or None for `H^(0)`.
+        before: each layer's previous iterate one position earlier, ``(N, B, P*H)``, or None for
+            `H^(0)`.
         resets: bool ``(N, B)``, or None.
+        out: where each layer's next iterate goes, see :meth:`Layer.advance`.
 
     Returns:
-        Each layer's next iterate, ``(N + 1, B, P*H)``.
+        Each layer's next iterate, ``(N, B, P*H)``.
     """
-    advanced: list[Tensor] = []
-    for layer, state in zip(layers, states, strict=True):
-        if advanced:
-            projected = layer.project(hidden(advanced[-1][1:], layer.cell))
-        advanced.append(layer.advance(projected, state, resets))
-    return advanced
+    after: list[Tensor] = []
+    for layer, state, place in zip(layers, before, out or [None] * len(layers), strict=True):
+        if after:
+            projected = layer.project(hidden(after[-1], layer.cell))
+        after.append(layer.advance(projected, state, resets, place))
+    return after
 
 
 def fixed_point(

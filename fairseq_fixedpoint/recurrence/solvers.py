@@ -35,7 +35,7 @@ from torch import Tensor
 
 from fairseq_fixedpoint.recurrence.arguments import check_any_position, check_block, check_shape
 from fairseq_fixedpoint.recurrence.cells import GRU, LSTM, Elman, hidden
-from fairseq_fixedpoint.recurrence.iteration import Layer, joined_resets, sweep
+from fairseq_fixedpoint.recurrence.iteration import Layer, joined_resets
 from fairseq_fixedpoint.recurrence.scan import linear_recurrence, transform
 
 
@@ -65,7 +65,7 @@ class Jacobi(Method):
     """`A_t = 0`: an iteration costs one product, and carries information one position on."""
 
     def evaluate(self, layer, x, states, resets):
-        return sweep([layer], x, [states], resets)[0][1:], None
+        return layer.advance(x, states[:-1], resets), None
 
 
 @dataclass(frozen=True)

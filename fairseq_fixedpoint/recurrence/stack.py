@@ -231,6 +231,7 @@ class FixedPointRNN(nn.Module):
         rows = iterations + 1 if iterations else 1
         return self.initial_state[:, None, None].expand(-1, rows, batch_size, -1).contiguous()
 
+    @torch.no_grad()
     def step(
         self,
         x: Tensor,
@@ -262,26 +263,25 @@ class FixedPointRNN(nn.Module):
         check_mask("resets", resets, x.size(0))
         self._check_summary(summary)
         if layers is None:
-            with torch.no_grad():
-                layers = self.effective_layers()
+            layers = self.effective_layers()
         is_exact = cache.size(1) == 1
         if summary is not None:
-            with torch.no_grad():
-                layers = [replace(layer, initial=layer.start(summary)) for layer in layers]
+            layers = [replace(layer, initial=layer.start(summary)) for layer in layers]
             if not is_exact:  # `H^(0)` of the token before
                 begun = torch.stack([layer.initial for layer in layers]).unsqueeze(1)
                 cache = torch.cat([begun.to(cache), cache[:, 1:]], dim=1)
-        if is_exact:  # sweep's last row precedes nothing, so repeat the only one there is
-            cache = cache.expand(-1, 2, -1, -1)
-        rows = cache.size(1) - 1
+        before = cache if is_exact else cache[:, :-1]  # (L, K, B, P*H)
+        rows = before.size(1)
         if resets is not None:
             resets = resets.expand(rows, -1)
         projected = layers[0].project(x).expand(rows, -1, -1)  # (K, B, G*H)
-        states = torch.stack(
-            sweep(layers, projected, [layer.contiguous() for layer in cache], resets)
-        )
-        output = hidden(states[-1, -1], self.cell)
-        return output, states[:, 1:] if is_exact else states
+        states = projected.new_empty(cache.shape)
+        if not is_exact:
+            for number, layer in enumerate(layers):
+                states[number, 0] = layer.initial
+        after = states if is_exact else states[:, 1:]
+        sweep(layers, projected, before.unbind(), resets, after.unbind())
+        return hidden(states[-1, -1], self.cell), states
 
 
 class FixedOrder(nn.Module):

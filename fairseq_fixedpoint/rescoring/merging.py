@@ -55,12 +55,10 @@ def merge(
         x = projected.index_select(0, torch.from_numpy(word).to(device)).unsqueeze(1)  # (W, 1, G*H)
         states = [layer.initial.to(x.dtype).expand(len(scored.node), -1) for layer in stack]
         for _ in range(scorer.order):
-            # Row i precedes word i; sweep's last row precedes none, and any will do for it.
-            rows = torch.cat([source[spoken], source[spoken][-1:]])
-            before = [state.index_select(0, rows).unsqueeze(1) for state in states]
+            before = [state.index_select(0, source[spoken]).unsqueeze(1) for state in states]
             states = [
                 _averaged(
-                    after[1:, 0],
+                    after[:, 0],
                     layer.initial,
                     share,
                     source,
@@ -69,7 +67,7 @@ def merge(
                     empty,
                     len(scored.node),
                 )
-                for after, layer in zip(sweep(stack, x, before, None), stack, strict=True)
+                for after, layer in zip(sweep(stack, x, before), stack, strict=True)
             ]
     arcs = np.flatnonzero((token != EMPTY) & (scored.source > 0))
     ends = np.flatnonzero(np.append(graph.final_score, -np.inf)[scored.node] > -np.inf)
