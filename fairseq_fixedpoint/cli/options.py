@@ -208,7 +208,8 @@ def add_error_option(parser: argparse._ActionsContainer) -> None:
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
     """Parses, the options of the chosen tokenizer and BPE included, which --help lists, too."""
-    finder = Parser(add_help=False)  # knows nothing else, so that nothing ends it
+    # Knows nothing else, so that nothing ends it, and takes no other option for a beginning of its.
+    finder = Parser(add_help=False, allow_abbrev=False)
     for name in SPLITTERS:
         finder.add_argument(f"--{name}", nargs="?")
     known, _ = finder.parse_known_args(argv)
