@@ -285,6 +285,47 @@ def test_a_list_of_ngrams_and_the_arpa_file_of_them_give_one_model(models, tmp_p
     assert again.read_bytes() == kept
 
 
+def test_a_mixture_has_both_models_probabilities(models, arpa, text, tmp_path):
+    """The test's ARPA file has two words, and no probability for others but <unk>."""
+    kenlm = pytest.importorskip("kenlm")
+    listed = ("--text", text, "--order", 3)
+    neural = Arpa(exported(models["gru"], tmp_path, *listed))
+    mixed = Arpa(exported(models["gru"], tmp_path, *listed, "--kenlm", arpa, "--interpolate", 0.3))
+    ngram = kenlm.Model(str(arpa))
+    assert set(mixed.log10_p) == set(neural.log10_p)
+    for words_of, found in mixed.log10_p.items():
+        if len(words_of) > 1:
+            state, after = kenlm.State(), kenlm.State()
+            begins = words_of[0] == "<s>"
+            (ngram.BeginSentenceWrite if begins else ngram.NullContextWrite)(state)
+            for word in words_of[begins:]:
+                log10_p = ngram.BaseScore(state, word, after)
+                state, after = after, kenlm.State()
+            of_ngram = 10**log10_p if words_of[-1] in {"w1", "w2", "<unk>", "</s>"} else 0
+            expected = 0.3 * 10 ** neural.log10_p[words_of] + 0.7 * of_ngram
+            assert 10**found == pytest.approx(expected, rel=1e-6)
+    for history in [EMPTY, ("w1",), ("<s>", "w2"), ("w1", "w2")]:
+        assert mixed.sum_after(history) == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "trouble"),
+    [
+        (["--interpolate", 0.5], "need one another"),
+        (["--kenlm", "ARPA"], "need one another"),
+        (["--kenlm", "ARPA", "--interpolate", 2], "a weight above 0 and up to 1, not 2"),
+        (["--kenlm", "nowhere", "--interpolate", 0.5], "nowhere is no file"),
+    ],
+)
+def test_wrong_mixtures_are_refused(models, arpa, text, tmp_path, capfd, arguments, trouble):
+    pytest.importorskip("kenlm")
+    said = refused(
+        capfd, fixedpoint_convert, models["gru"], "--to", "arpa", "--output", tmp_path / "arpa",
+        "--text", text, "--order", 3, *[arpa if each == "ARPA" else each for each in arguments],
+    )  # fmt: skip
+    assert trouble in said
+
+
 def test_words_are_the_dictionarys(models, text, tmp_path):
     arpa = Arpa(exported(models["gru"], tmp_path, "--text", text, "--order", 2))
     dictionary = Scorer.from_checkpoint(models["gru"]).encoder.dictionary

@@ -20,6 +20,7 @@ from typing import Protocol
 
 import numpy as np
 
+from fairseq_fixedpoint.backoff.mixing import MixedWith
 from fairseq_fixedpoint.backoff.table import NgramTable
 from fairseq_fixedpoint.backoff.weights import Order, back_off
 from fairseq_fixedpoint.backoff.words import NgramWords
@@ -52,21 +53,36 @@ class NgramModel:
         model: of order K.
         words: of the n-grams, as the model's dictionary has them.
         table: the listed n-grams, of order K + 1 at most.
+        mixed_with: an n-gram model whose probabilities have a share in those of listed n-grams.
 
     Raises:
         InputError: for a model without an order, or n-grams beyond it.
     """
 
-    def __init__(self, model: NextWords, words: NgramWords, table: NgramTable):
+    def __init__(
+        self,
+        model: NextWords,
+        words: NgramWords,
+        table: NgramTable,
+        mixed_with: MixedWith | None = None,
+    ):
         check_order(table.order, model.order)
         self.model = model
         self.words = words
         self.table = table
+        self.mixed_with = mixed_with
 
     def log_probabilities(self, order: int) -> np.ndarray:
-        """Natural-log probability of each n-gram's last word, ``(N,)``, as the model has it."""
+        """Natural-log probability of each n-gram's last word, ``(N,)``."""
+        found = self._of_words() if order == 1 else self._of_model(order)
+        if self.mixed_with is not None:
+            found = self.mixed_with.mixed(found, self.words, self.table, order)
         if order == 1:
-            return self._of_words()
+            found[self.words.begin] = -np.inf  # which is never predicted
+            found -= np.logaddexp.reduce(found)
+        return found
+
+    def _of_model(self, order: int) -> np.ndarray:
         found = np.empty(self.table.counts[order - 1])
         for rows in _blocks(found.size):
             tokens = self.words.tokens[self.table.ngrams(order, rows)]  # (n, order)
@@ -77,9 +93,7 @@ class NgramModel:
     def _of_words(self) -> np.ndarray:
         """Kneser and Ney's, a half added to each count for words that nothing is listed before."""
         counts = 0.5 + np.bincount(self.table.last_word(2), minlength=len(self.words))
-        counts[self.words.begin] = 0  # which is never predicted
-        with np.errstate(divide="ignore"):
-            return np.log(counts / counts.sum())
+        return np.log(counts / counts.sum())
 
     def write(self, path: Path) -> None:
         """Writes it in the ARPA format; nothing may be at `path` yet.

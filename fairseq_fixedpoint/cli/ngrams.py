@@ -5,7 +5,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from fairseq_fixedpoint.backoff import NgramList, NgramModel, NgramTable, NgramWords, Text
+from fairseq_fixedpoint.backoff import (
+    MixedWith,
+    NgramList,
+    NgramModel,
+    NgramTable,
+    NgramWords,
+    Text,
+)
 from fairseq_fixedpoint.backoff.export import check_order
 from fairseq_fixedpoint.cli import options
 from fairseq_fixedpoint.cli.run import quantity
@@ -35,6 +42,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     ngrams.add_argument(
         "--order", type=int, metavar="N", help="words of the longest n-grams, from 2 to K + 1"
     )
+    ngrams.add_argument(
+        "--kenlm",
+        type=Path,
+        metavar="FILE",
+        help="an n-gram model, ARPA or kenlm's binary, to mix the probabilities with",
+    )
+    ngrams.add_argument(
+        "--interpolate",
+        type=float,
+        metavar="WEIGHT",
+        help="of the neural model's probabilities; those of --kenlm have the rest",
+    )
 
 
 def export(args: argparse.Namespace) -> list[str]:
@@ -49,6 +68,9 @@ def export(args: argparse.Namespace) -> list[str]:
             "--to arpa needs --order N, and either --text FILE or --ngrams FILE, which say what "
             "n-grams are listed."
         )
+    if (args.kenlm is None) != (args.interpolate is None):
+        raise RescoringError("--kenlm FILE and --interpolate WEIGHT need one another.")
+    mixed_with = None if args.kenlm is None else MixedWith(args.kenlm, args.interpolate)
     scorer = Scorer.from_checkpoint(
         args.checkpoint,
         args.data,
@@ -70,7 +92,7 @@ def export(args: argparse.Namespace) -> list[str]:
             f"{source.path} has no n-gram of {args.order} words: lower --order, or give more."
         )
     with written_whole(args.output) as made:
-        NgramModel(scorer.tokens, words, table).write(made)
+        NgramModel(scorer.tokens, words, table, mixed_with).write(made)
     listed = " + ".join(f"{count:,}" for count in table.counts)
     return [
         f"{args.output} holds {args.checkpoint} as a back-off model of order {args.order} with "
