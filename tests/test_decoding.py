@@ -122,7 +122,7 @@ def test_a_model_whose_start_moves_is_refused():
 def test_checkpoints_are_loaded(models):
     step = load_one_step(models["gru"], iterations=2)
     assert step.order == 2
-    with pytest.raises(InputError, match="no cached iterates"):
+    with pytest.raises(InputError, match="cached iterates are all that it needs"):
         load_one_step(models["lstm"])
 
 

@@ -147,7 +147,7 @@ def test_the_sentence_before_comes_after_the_beginning_of_the_text(make, name):
     before = [encoder.dictionary.bos(), *encoder.indices(["w4", "w5"]), encoder.dictionary.eos()]
     assert encoder.start == [encoder.dictionary.bos(), encoder.dictionary.eos()]
     sequence = [*before, *encoder.indices(["w1", "w2"]), encoder.dictionary.eos()]
-    forward = scorer.tokens.decoder if name == "gru" else scorer.tokens.model
+    forward = scorer.tokens.model
     with torch.inference_mode():
         output = forward(torch.tensor([sequence[:-1]]), src_lengths=torch.tensor([len(sequence)]))
         expected = output[0].log_softmax(-1)[0]

@@ -602,23 +602,19 @@ def test_sentence_ends_in_a_prefix_are_part_of_the_text(options, equal):
 
 def spied(model) -> list[tuple[int, ...]]:
     """The shapes of what the decoder will be given, step by step."""
-    seen, step = [], model.decoder._step
+    seen, step = [], model.decoder.step
 
-    def spying_step(tokens, state):
+    def spying_step(tokens, cache=None):
         seen.append(tuple(tokens.shape))
-        return step(tokens, state)
+        return step(tokens, cache)
 
-    model.decoder._step = spying_step
+    model.decoder.step = spying_step
     return seen
 
 
 def test_a_step_gives_the_model_one_token_and_computes_a_prefix_once_a_sentence():
-    model, seen = language_model(), []
-    step = model.decoder._step
-    model.decoder._step = lambda tokens, state: (
-        seen.append(tuple(tokens.shape)),
-        step(tokens, state),
-    )[1]
+    model = language_model()
+    seen = spied(model)
     prefixes = prefixes_of([5, 6])
     ours([model], text_batch(prefixes), prefixes, beam_size=4, max_len_b=9, min_len=9)
     assert seen == [(2, 6), (8, 1), (8, 1), (8, 1), (8, 1)]

@@ -19,9 +19,12 @@ PROGRAM = """
 import hashlib, json, sys
 import torch
 from fairseq_cli import train
+import fairseq_fixedpoint
 from fairseq_fixedpoint.plugin.tasks.fixedpoint_language_modeling import (
     FixedPointLanguageModelingTask,
 )
+
+fairseq_fixedpoint.register()
 
 def digest(tensors):
     return hashlib.sha256(b"".join(t.detach().numpy().tobytes() for t in tensors)).hexdigest()

@@ -14,11 +14,11 @@ from fairseq.criterions.cross_entropy import CrossEntropyCriterion
 from fairseq.data import MonolingualDataset, TokenBlockDataset
 from fairseq_cli.eval_lm import eval_lm
 
+from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.plugin.criterions.fixedpoint_cross_entropy import FixedPointCrossEntropy
 from fairseq_fixedpoint.plugin.evaluation import OrderReport
 from fairseq_fixedpoint.recurrence import FixedOrder
 from fairseq_fixedpoint.rescoring import Scorer
-from fairseq_fixedpoint.rescoring.errors import RescoringError
 from fairseq_fixedpoint.rescoring.window_scorer import WindowScorer
 from tests.commands import evaluate, train
 from tests.rescoring import fixedpoint_score, nbest
@@ -308,7 +308,7 @@ def test_a_stride_changes_nothing_in_evaluation(data, started):
 def test_a_report_of_orders_is_not_made_of_it(data, started, kind):
     model, task = load(started[kind])
     task.load_dataset("valid")
-    with pytest.raises(RescoringError, match="order by order"):
+    with pytest.raises(InputError, match="order by order"):
         OrderReport.of(model.decoder, task.dataset("valid"), [1, 2])
 
 
@@ -345,7 +345,6 @@ def test_lines_are_scored_as_in_their_stream(started, kind, iterations):
     )
     scorer.tokens = type(scorer.tokens)(*parts(scorer))
     decoder = parts(scorer)[0]
-    decoder = decoder.decoder if kind != "sentence" else decoder
     previous = [tuple(TEXTS[:number]) for number in range(len(TEXTS))]
     for texts in (previous, [()] * len(TEXTS)):
         found = scorer.score([*TEXTS, *TEXTS], [*texts, *texts])

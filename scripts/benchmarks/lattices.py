@@ -129,9 +129,8 @@ def of_order(
     settings: Settings, lattices: Sequence[Lattice], scorer: Scorer, order: int
 ) -> Iterator[dict]:
     """A record for each beam."""
-    decoder = scorer.tokens.decoder
-    decoder.use_iterations(order)
-    at_order = Scorer(WindowScorer(decoder), scorer.encoder, scorer.unknown_penalty)
+    model = scorer.tokens.model.at_order(order)
+    at_order = Scorer(WindowScorer(model), scorer.encoder, scorer.unknown_penalty)
     best: dict[float, list[tuple[str, ...]]] = {}
     records = []
     for beam in settings.beams:
