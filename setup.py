@@ -21,13 +21,18 @@ VERSION = re.search(r'^__version__ = "(.+)"$', read("fairseq_fixedpoint/__init__
 # both install the import package `fairseq`, so requiring either would write over the other one in
 # the environment of somebody who already has it.
 EXTRAS = {
+    # Two distributions of the same code. `ve-fairseq` is wheels alone, and the one with a wheel for
+    # Python 3.11; `fairseq-fixed` has one for 3.12, and is compiled elsewhere.
     "fairseq": [
-        "fairseq-fixed>=0.12.3.1,<0.13",
+        "ve-fairseq>=0.12.3,<0.13; python_version == '3.11' and platform_system == 'Linux' "
+        "and platform_machine == 'x86_64'",
+        "fairseq-fixed>=0.12.3.1,<0.13; python_version != '3.11' or platform_system != 'Linux' "
+        "or platform_machine != 'x86_64'",
         "hydra-core>=1.3,<1.4",
         "omegaconf>=2.3,<2.4",
         "sacrebleu>=2,<3",
     ],
-    "kenlm": ["kenlm>=0.2"],
+    "kenlm": ["ufal-kenlm>=26.4"],  # the code and module of `kenlm`, which has no wheels
     "rescoring": ["jiwer>=4", "sacrebleu>=2,<3", "tqdm>=4.60"],
     "demo": ["matplotlib>=3.5"],
     "test": [
@@ -50,7 +55,7 @@ setup(
     long_description_content_type="text/markdown",
     author="The fairseq_fixedpoint authors",
     license="MIT",
-    python_requires=">=3.10",
+    python_requires=">=3.11",
     packages=find_packages(include=["fairseq_fixedpoint", "fairseq_fixedpoint.*"]),
     package_data={"fairseq_fixedpoint": ["config/**/*.yaml"]},
     install_requires=["numpy>=1.21.3", "torch>=2.0"],

@@ -119,7 +119,7 @@ def test_what_is_no_model_of_kenlm_is_named(tmp_path, content):
 
 def test_kenlm_is_asked_for_where_it_is_missing(arpa, monkeypatch):
     monkeypatch.setitem(sys.modules, "kenlm", None)
-    with pytest.raises(RescoringError, match="pip install kenlm"):
+    with pytest.raises(RescoringError, match="extra kenlm"):
         NgramScorer(arpa)
 
 

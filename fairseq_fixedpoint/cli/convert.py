@@ -111,7 +111,7 @@ def _convert(args: argparse.Namespace) -> None:
     except ImportError as error:
         raise RescoringError(
             f"a checkpoint of fairseq is converted with fairseq, which cannot be imported here "
-            f"({error}): install fairseq-fixed."
+            f"({error}): install this package's extra fairseq."
         ) from error
     tell(PROGRAM, *convert_checkpoint(args))
 

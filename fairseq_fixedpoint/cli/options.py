@@ -235,7 +235,7 @@ def _splitters(parser: argparse.ArgumentParser, name: str) -> ModuleType:
     except ImportError as error:
         parser.error(
             f"argument --{name}: it needs fairseq, which cannot be imported here ({error}): "
-            "install fairseq-fixed"
+            "install this package's extra fairseq"
         )
 
 

@@ -54,7 +54,9 @@ def plot(before: ScoredGraph, after: Sequence[int], path: FilePath, title: str =
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise RescoringError("a picture needs matplotlib, which is not installed.") from None
+        raise RescoringError(
+            "a picture needs matplotlib, which is not installed: install this package's extra demo."
+        ) from None
     first = best_path(before)
     second = list(after)
     arcs, left_out = _chosen(before, [first.arcs, second])

@@ -124,7 +124,8 @@ def load(
     except ImportError as error:
         raise RescoringError(
             f"{path} is read as a checkpoint of fairseq, which cannot be imported here ({error}): "
-            "install fairseq-fixed, or give a folder that fixedpoint-convert --to folder wrote."
+            "install this package's extra fairseq, or give a folder that fixedpoint-convert --to "
+            "folder wrote."
         ) from error
     return load_scorer(
         path,

@@ -53,7 +53,8 @@ class NgramScorer:
             import kenlm
         except ImportError as error:
             raise RescoringError(
-                "--kenlm needs the package kenlm, which is not installed: pip install kenlm."
+                "--kenlm needs the module kenlm, which is not installed: install this package's "
+                "extra kenlm."
             ) from error
         if not Path(path).is_file():
             raise RescoringError(f"{path} is no file: --kenlm takes an ARPA or a kenlm binary.")

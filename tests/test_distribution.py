@@ -1,0 +1,93 @@
+"""The source archive and the wheel: what is in them, and that the installed commands run."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import fairseq_fixedpoint
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = "fairseq_fixedpoint"
+COMMANDS = ("fixedpoint-convert", "fixedpoint-rescore", "fixedpoint-score")
+# The environment of the tests has what builds; a build of one's own would download it.
+BUILD_ARCHIVE = "import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])"
+PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check")
+
+
+def run(*command: str | Path, cwd: Path) -> str:
+    """The output of a command that sees nothing of the repository."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def package_files() -> set[str]:
+    """Every file of the package in the repository, as a path from the root."""
+    files = (path for path in (ROOT / PACKAGE).rglob("*") if path.is_file())
+    return {
+        path.relative_to(ROOT).as_posix() for path in files if path.parent.name != "__pycache__"
+    }
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory) -> Path:
+    """The source archive, built from a copy so that the build leaves nothing in the repository."""
+    folder = tmp_path_factory.mktemp("archive")
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder)
+    shutil.copytree(ROOT / PACKAGE, folder / PACKAGE, ignore=shutil.ignore_patterns("__pycache__"))
+    run(sys.executable, "-c", BUILD_ARCHIVE, folder / "dist", cwd=folder)
+    (path,) = (folder / "dist").iterdir()
+    return path
+
+
+@pytest.fixture(scope="module")
+def wheel(archive, tmp_path_factory) -> Path:
+    """The wheel, built from the source archive as pip does where it finds no wheel."""
+    folder = tmp_path_factory.mktemp("wheel")
+    run(*PIP, "wheel", "--no-index", "--no-deps", "--no-build-isolation", archive, cwd=folder)
+    (path,) = folder.iterdir()
+    return path
+
+
+def test_the_archive_has_the_package_its_build_and_its_licence(archive):
+    top = f"{PACKAGE}-{fairseq_fixedpoint.__version__}"
+    with tarfile.open(archive) as opened:
+        files = {each.name for each in opened.getmembers() if each.isfile()}
+    expected = package_files() | {"setup.py", "pyproject.toml", "README.md", "LICENSE"}
+    assert {f"{top}/{name}" for name in expected} <= files
+
+
+def test_the_wheel_has_every_file_of_the_package_and_nothing_else(wheel):
+    with zipfile.ZipFile(wheel) as opened:
+        files = {name for name in opened.namelist() if ".dist-info/" not in name}
+    assert files == package_files()
+
+
+def test_installed_commands_run_away_from_the_repository(wheel, tmp_path):
+    venv.create(tmp_path / "venv", symlinks=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    run(
+        *PIP, "--python", python, "install", "--no-index", "--no-deps", "--no-compile", wheel,
+        cwd=tmp_path,
+    )  # fmt: skip
+    # The packages that the wheel requires are those of the tests. Folders that a .pth file names
+    # are searched, but not for .pth files, so that the repository's own installation stays away.
+    (site_packages,) = (tmp_path / "venv" / "lib").glob("python*/site-packages")
+    folders = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
+    (site_packages / "tests.pth").write_text("\n".join(sorted(folders)))
+    where = run(python, "-c", f"import {PACKAGE}; print({PACKAGE}.__file__)", cwd=tmp_path)
+    assert Path(where.strip()).is_relative_to(site_packages)
+    for command in COMMANDS:
+        assert f"usage: {command}" in run(python.with_name(command), "--help", cwd=tmp_path)
