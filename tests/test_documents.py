@@ -57,6 +57,8 @@ NOT_RUN = {
     "pip install": "changes the environment",
     "torchrun": "tests/test_rescore_command.py runs it",
     "fairseq-train ... --cpu --distributed": "tests/test_processes.py runs two processes",
+    "fixedpoint-convert checkpoints/k5/checkpoint_best.pt --to onnx": "wants packages of its "
+    "own; tests/test_decoding.py runs it",
     "fairseq-hydra-train": "trains a large model; tests/test_commands.py runs it with a small one",
 }
 
@@ -277,10 +279,15 @@ def prepared(data, models, tmp_path_factory) -> Path:
     """A folder with what the commands read, under the names that they use."""
     folder = tmp_path_factory.mktemp("documents")
     shutil.copytree(data, folder / "data-bin" / "wikitext-2")
-    for place, name in (("checkpoints/k5", "elman"), ("lstm", "lstm")):
+    for place, name in (("checkpoints/k5", "elman"), ("checkpoints/k4", "gru"), ("lstm", "lstm")):
         (folder / place).mkdir(parents=True)
         shutil.copy(models[name], folder / place / "checkpoint_best.pt")
-    write_text(folder / "corpus.txt", 5, seed=1)
+    COMMANDS["fixedpoint-convert"].main(
+        [f"{folder}/checkpoints/k5/checkpoint_best.pt", "--to", "folder", "--output",
+         f"{folder}/k5-model"]
+    )  # fmt: skip
+    for name in ("corpus.txt", "text.txt", "train.txt"):
+        write_text(folder / name, 5, seed=1)
     for name in ("dev", "test"):
         hypotheses = ["1\tw1 w2 w3", "1\tw1 w3", "2\tw4 w5", "2\tw4 w9"]
         lines = (line.replace("\t", f"\t{-number}.5\t") for number, line in enumerate(hypotheses))
@@ -356,6 +363,8 @@ def test_commands_run(command, request, tmp_path, monkeypatch):
         if option in ("--output", "--one-best", "--save-dir")
     ]
     for output in outputs:
+        if output.is_dir():
+            shutil.rmtree(output)
         output.unlink(missing_ok=True)
     monkeypatch.chdir(folder)
     execute(command)
