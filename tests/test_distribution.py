@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,9 +11,14 @@ import sysconfig
 import tarfile
 import venv
 import zipfile
+from email.message import Message
+from email.parser import Parser
 from pathlib import Path
 
 import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import fairseq_fixedpoint
 
@@ -61,6 +67,21 @@ def wheel(archive, tmp_path_factory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def metadata(wheel) -> Message:
+    """What the wheel says of itself to pip."""
+    with zipfile.ZipFile(wheel) as opened:
+        (name,) = (each for each in opened.namelist() if each.endswith(".dist-info/METADATA"))
+        return Parser().parsestr(opened.read(name).decode())
+
+
+def pins() -> dict[str, str]:
+    """The version of each distribution in constraints.txt."""
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pairs = (line.split("==") for line in lines if line and not line.startswith("#"))
+    return {canonicalize_name(name): version for name, version in pairs}
+
+
 def test_the_archive_has_the_package_its_build_and_its_licence(archive):
     top = f"{PACKAGE}-{fairseq_fixedpoint.__version__}"
     with tarfile.open(archive) as opened:
@@ -91,3 +112,18 @@ def test_installed_commands_run_away_from_the_repository(wheel, tmp_path):
     assert Path(where.strip()).is_relative_to(site_packages)
     for command in COMMANDS:
         assert f"usage: {command}" in run(python.with_name(command), "--help", cwd=tmp_path)
+
+
+def test_a_pin_is_in_the_range_of_every_requirement(metadata):
+    requirements = [Requirement(line) for line in metadata.get_all("Requires-Dist")]
+    assert requirements
+    for requirement in requirements:
+        pin = pins()[canonicalize_name(requirement.name)]
+        assert requirement.specifier.contains(pin), f"{requirement} and {pin}"
+
+
+def test_the_pythons_that_are_declared_are_those_of_the_hosted_tests(metadata):
+    declared = re.findall(r"Python :: (3\.\d+)", "\n".join(metadata.get_all("Classifier")))
+    assert metadata["Requires-Python"] == f">={declared[0]}"
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "test.yml").read_text())
+    assert workflow["jobs"]["test"]["strategy"]["matrix"]["python"] == declared
