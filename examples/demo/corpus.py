@@ -1,99 +1,149 @@
-"""Make a small corpus of English from the documentation that Python carries.
+"""Make a small corpus of plain text, or else of the documentation that Python carries.
 
 Writes train.tokens, valid.tokens and test.tokens: lower-case words and punctuation separated by
-spaces, one sentence a line. The text depends on the version of Python and on nothing else.
+spaces, one sentence a line. What comes of the documentation depends on the version of Python and on
+nothing else.
 """
 
 import argparse
-import re
+import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
-from pydoc_data.topics import topics
 
-# Consecutive paragraphs stay together, so that a stream of text reads as one.
+import documentation  # beside this file
+import regex  # fairseq needs it, too; of the scripts of the world re knows little
+import texts
+
+from fairseq_fixedpoint.cli.run import run
+from fairseq_fixedpoint.errors import InputError
+from fairseq_fixedpoint.files import written_whole
+
+PROGRAM = "demo"
+# Consecutive paragraphs, or sentences, stay together, so that a stream of text reads as one.
 PARAGRAPHS_A_CHUNK = 8
+CHUNKS_OF_SENTENCES = 100
 CHUNKS_A_ROUND = 10  # of which one goes to validation and one to the test
+LONGEST_SENTENCE = 500  # tokens; a text without marks is cut into pieces of as many
+LEAST_TOKENS = CHUNKS_A_ROUND * LONGEST_SENTENCE  # so that no part is empty
 
+# Without spaces between words a character is one.
+UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
+# With the marks of vowels and the joiners that stand inside words.
+IN_WORD = rf"[[\w\p{{M}}\u200C\u200D]--[{UNSPACED}]]"
 # A word, a name with its dots and underscores, a number, or one mark.
-TOKEN = re.compile(r"\w+(?:[.'\u2019-]\w+)*|\S")
-SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[\"'(]?[A-Z])")
-# What only code, grammars and headings have.
-NOT_PROSE = re.compile(r">>>|::=|={3,}|\*{3,}|-{3,}|~{3,}|\^{3,}")
+TOKEN = regex.compile(
+    rf"<unk>|[{UNSPACED}]\p{{M}}*|{IN_WORD}+(?:[.'\u2019-]{IN_WORD}+)*|\S", regex.VERSION1
+)
+SENTENCE_END = regex.compile(
+    r"(?<=[.!?\u2026\u0964\u061F\u06D4][\"\u201D\u00BB]*)\s+(?=[^\w\s]?[\p{Lu}\p{Lt}\p{Lo}])"
+    r"|(?<=[\u3002\uFF01\uFF1F])(?=[^\u3002\uFF01\uFF1F\p{Pf}\p{Pe}])\s*"
+)
+
+Sentence = list[str]  # of tokens
 
 
-def paragraphs() -> Iterator[str]:
-    """The paragraphs of prose, each once: some sections stand in several topics."""
-    seen = set()
-    for name in sorted(topics):
-        for block in re.split(r"\n\s*\n", topics[name]):
-            paragraph = " ".join(block.split()).removeprefix("* ")
-            words = paragraph.split()
-            is_prose = (
-                len(words) > 5
-                and paragraph[-1] in ".:!?)"
-                and not NOT_PROSE.search(paragraph)
-                and sum(word.strip("\"'.,:;()*").isalpha() for word in words) > 0.7 * len(words)
-            )
-            if is_prose and paragraph not in seen:
-                seen.add(paragraph)
-                yield paragraph
-
-
-def sentences(paragraph: str) -> list[list[str]]:
+def sentences(paragraph: str) -> list[Sentence]:
     """The tokens of each sentence."""
-    # The documentation puts names between double quotes and stresses words with asterisks.
-    text = re.sub(r"[\"*“”]", "", paragraph)
-    return [TOKEN.findall(sentence.lower()) for sentence in SENTENCE_END.split(text)]
+    found = []
+    for sentence in SENTENCE_END.split(paragraph):
+        tokens = TOKEN.findall(sentence.lower())
+        for begin in range(0, len(tokens), LONGEST_SENTENCE):
+            found.append(tokens[begin : begin + LONGEST_SENTENCE])
+    return found
 
 
-def split() -> dict[str, list[list[str]]]:
-    """The sentences of the three parts."""
-    parts = {"train": [], "valid": [], "test": []}
-    for number, paragraph in enumerate(paragraphs()):
-        position = number // PARAGRAPHS_A_CHUNK % CHUNKS_A_ROUND
+def of_documentation() -> dict[str, list[Sentence]]:
+    """Python's, in three parts."""
+    return split(list(map(sentences, documentation.paragraphs())), PARAGRAPHS_A_CHUNK)
+
+
+def of_texts(paths: Sequence[Path]) -> dict[str, list[Sentence]]:
+    """That of files, in three parts.
+
+    Raises:
+        FormatError: for a file that is missing, binary or not UTF-8.
+        InputError: if there is too little text.
+    """
+    found = [each for paragraph in texts.paragraphs(paths) for each in sentences(paragraph)]
+    tokens = sum(map(len, found))
+    if tokens < LEAST_TOKENS:
+        raise InputError(
+            f"{' and '.join(map(str, paths))}: the text has {tokens:,} words and marks, and "
+            f"{LEAST_TOKENS:,} are needed (about 30 kB of English): give more."
+        )
+    return split([[each] for each in found], max(1, len(found) // CHUNKS_OF_SENTENCES))
+
+
+def split(groups: Sequence[list[Sentence]], a_chunk: int) -> dict[str, list[Sentence]]:
+    """The sentences of the three parts, of which each has whole chunks of so many groups."""
+    parts: dict[str, list[Sentence]] = {"train": [], "valid": [], "test": []}
+    for number, group in enumerate(groups):
+        position = number // a_chunk % CHUNKS_A_ROUND
         name = {CHUNKS_A_ROUND - 2: "valid", CHUNKS_A_ROUND - 1: "test"}.get(position, "train")
-        parts[name].extend(sentence for sentence in sentences(paragraph) if sentence)
+        parts[name] += group
     return parts
 
 
-def write_corpus(folder: Path, threshold: int) -> str:
+def write_corpus(
+    folder: Path, parts: dict[str, list[Sentence]], threshold: int, most_words: int
+) -> str:
     """Write the three files.
 
     Args:
         folder: where to, made if it is not there.
         threshold: words that the training part has fewer times become `<unk>`.
+        most_words: of the others all but the so many most frequent ones, too.
 
     Returns:
         A sentence with the sizes.
     """
-    parts = split()
     counts = Counter(token for sentence in parts["train"] for token in sentence)
+    known = {
+        token for token, count in counts.most_common(most_words) if count >= threshold
+    } - {"<unk>"}  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     for name, part in parts.items():
-        with (folder / f"{name}.tokens").open("w", encoding="utf-8") as file:
+        with (
+            written_whole(folder / f"{name}.tokens") as path,
+            path.open("w", encoding="utf-8", newline="\n") as file,
+        ):
             for sentence in part:
-                known = (token if counts[token] >= threshold else "<unk>" for token in sentence)
-                print(*known, file=file)
+                print(*(token if token in known else "<unk>" for token in sentence), file=file)
     sizes = ", ".join(
         f"{name} {sum(len(sentence) + 1 for sentence in part)}" for name, part in parts.items()
     )
-    types = sum(count >= threshold for count in counts.values())
-    return f"{folder}: {types} types; tokens with sentence ends: {sizes}."
+    unknown = 1 - sum(counts[token] for token in known) / counts.total()
+    return (
+        f"{folder}: {len(known)} types, and {unknown:.1%} of the training part are others, which "
+        f"become <unk>; tokens with sentence ends: {sizes}."
+    )
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path, help="where the three files go")
+    parser.add_argument("texts", type=Path, nargs="*", help="plain text in UTF-8, any language")
     parser.add_argument(
         "--threshold",
         type=int,
         default=3,
         help="words that the training part has fewer times become <unk> (default: 3)",
     )
+    parser.add_argument(
+        "--most-words",
+        type=int,
+        default=4000,
+        help="all but the most frequent ones become <unk>, too (default: 4000)",
+    )
     arguments = parser.parse_args()
-    print(write_corpus(arguments.folder, arguments.threshold))
+
+    def make() -> None:
+        parts = of_texts(arguments.texts) if arguments.texts else of_documentation()
+        print(write_corpus(arguments.folder, parts, arguments.threshold, arguments.most_words))
+
+    return run(PROGRAM, make)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
