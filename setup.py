@@ -58,7 +58,7 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["fairseq_fixedpoint", "fairseq_fixedpoint.*"]),
     package_data={"fairseq_fixedpoint": ["config/**/*.yaml"]},
-    install_requires=["numpy>=1.21.3", "torch>=2.0"],
+    install_requires=["numpy>=1.23.5", "torch>=2.7"],
     extras_require=EXTRAS,
     classifiers=[
         "Intended Audience :: Science/Research",

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 import fairseq_fixedpoint
@@ -75,9 +76,9 @@ def metadata(wheel) -> Message:
         return Parser().parsestr(opened.read(name).decode())
 
 
-def pins() -> dict[str, str]:
-    """The version of each distribution in constraints.txt."""
-    lines = (ROOT / "constraints.txt").read_text().splitlines()
+def pins(name: str) -> dict[str, str]:
+    """The version of each distribution in a file of constraints."""
+    lines = (ROOT / name).read_text().splitlines()
     pairs = (line.split("==") for line in lines if line and not line.startswith("#"))
     return {canonicalize_name(name): version for name, version in pairs}
 
@@ -118,8 +119,16 @@ def test_a_pin_is_in_the_range_of_every_requirement(metadata):
     requirements = [Requirement(line) for line in metadata.get_all("Requires-Dist")]
     assert requirements
     for requirement in requirements:
-        pin = pins()[canonicalize_name(requirement.name)]
+        pin = pins("constraints.txt")[canonicalize_name(requirement.name)]
         assert requirement.specifier.contains(pin), f"{requirement} and {pin}"
+
+
+def test_the_oldest_versions_are_the_lower_bounds(metadata):
+    requirements = [Requirement(line) for line in metadata.get_all("Requires-Dist")]
+    bounds = {canonicalize_name(each.name): str(each.specifier) for each in requirements}
+    for name, pin in pins("constraints-oldest.txt").items():
+        (bound,) = SpecifierSet(bounds[name])
+        assert bound.operator == ">=" and SpecifierSet(f"=={bound.version}").contains(pin)
 
 
 def test_the_pythons_that_are_declared_are_those_of_the_hosted_tests(metadata):
