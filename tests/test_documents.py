@@ -85,6 +85,7 @@ ELLIPSIS = [
     *("--encoder-embed-dim", "16", "--encoder-hidden-size", "16"),
     *("--decoder-embed-dim", "16", "--decoder-hidden-size", "16", "--decoder-out-embed-dim", "16"),
 ]  # fmt: skip
+OPTIONAL = ("pyctcdecode",)  # what examples of Python import, and no extra installs
 PLACEHOLDERS = {"R": "0", "fairseq_fixedpoint": str(PLUGIN)}
 # Options of other programs, by what has them.
 FURTHER_OPTIONS = {
@@ -383,5 +384,8 @@ def test_a_reason_is_for_a_command_and_names_tests_that_are_there():
     ids=lambda value: value.name if isinstance(value, Path) else value.splitlines()[-1],
 )
 def test_python_runs(document, code, prepared, monkeypatch):
+    for package in OPTIONAL:
+        if f"from {package} import" in code:
+            pytest.importorskip(package)
     monkeypatch.chdir(prepared)
     exec(compile(code, str(document), "exec"), {})

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import documentation  # beside this file
-import regex  # fairseq needs it, too; of the scripts of the world re knows little
+import regex  # sacrebleu needs it, too; re takes marks of vowels for ends of words
 import texts
 
 from fairseq_fixedpoint.cli.run import run

@@ -1,7 +1,7 @@
 """A language model of order K, with torch alone.
 
 :class:`LanguageModel` is what all else stands on: fairseq's decoder is one, and a folder that
-:func:`load_folder` reads holds one.
+:func:`.folder.read_folder` reads holds one.
 """
 
 from fairseq_fixedpoint.language_model.config import LanguageModelConfig
