@@ -99,10 +99,10 @@ def test_rare_words_are_unknown(tmp_path):
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        (b"", "text has 0 words and marks, and 5,000 are needed"),
-        (b"too little\n", "text has 2 words and marks, and 5,000 are needed"),
+        (b"", "text: 0 words and marks of text, and 5,000 are needed"),
+        (b"too little\n", "text: 2 words and marks of text, and 5,000 are needed"),
         (b"caf\xe9\n", "text, line 1: byte 0xe9 at position 4 is not UTF-8; convert the file."),
-        (b"a\n\x7fELF\0\0", "text, line 2: has a byte 0, as binary files and UTF-16 have"),
+        (b"\x7fELF\xf0\0\n", "text: has a byte 0, as binary files and UTF-16 have; give text"),
         (None, "text: cannot be read: No such file or directory."),
     ],
     ids=["empty", "little", "latin-1", "binary", "missing"],

@@ -15,7 +15,7 @@ import documentation  # beside this file
 import regex  # sacrebleu needs it, too; re takes marks of vowels for ends of words
 import texts
 
-from fairseq_fixedpoint.cli.run import run
+from fairseq_fixedpoint.cli.run import quantity, run
 from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.files import written_whole
 
@@ -68,9 +68,10 @@ def of_texts(paths: Sequence[Path]) -> dict[str, list[Sentence]]:
     found = [each for paragraph in texts.paragraphs(paths) for each in sentences(paragraph)]
     tokens = sum(map(len, found))
     if tokens < LEAST_TOKENS:
+        there = quantity(tokens, "word or mark", "words and marks")
         raise InputError(
-            f"{' and '.join(map(str, paths))}: the text has {tokens:,} words and marks, and "
-            f"{LEAST_TOKENS:,} are needed (about 30 kB of English): give more."
+            f"{' and '.join(map(str, paths))}: {there} of text, and {LEAST_TOKENS:,} are needed "
+            "(about 30 kB of English): give more."
         )
     return split([[each] for each in found], max(1, len(found) // CHUNKS_OF_SENTENCES))
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 
-from fairseq_fixedpoint.formats.nbest import read_lines
+from fairseq_fixedpoint.formats.nbest import FormatError, first_line, read_lines
 
 # More than the demo's updates come to.
 CHARACTERS = 5_000_000
@@ -29,9 +29,11 @@ def paragraphs(paths: Sequence[Path]) -> Iterator[str]:
 
 def _lines(path: Path, characters: int) -> Iterator[str]:
     """The lines at the beginning of a file, white space of any kind made single spaces."""
+    if "\0" in first_line(path):
+        raise FormatError(
+            path, None, "has a byte 0, as binary files and UTF-16 have; give text in UTF-8."
+        )
     for line in read_lines(path):
-        if "\0" in line.text:
-            raise line.error("has a byte 0, as binary files and UTF-16 have: give text in UTF-8.")
         yield " ".join(line.text[:characters].split())
         characters -= len(line.text)
         if characters <= 0:
