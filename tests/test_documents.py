@@ -92,6 +92,8 @@ FURTHER_OPTIONS = {
     "--from": "examples/prepare_corpus.py",
     "--minutes": "tests/fuzz_commands.py",
     "--no-deps": "pip",
+    "--oldest": "scripts/test",
+    "--python": "scripts/test",
     "--no-build-isolation": "pip",
     "--fix": "ruff",
     "--config-dir": "hydra",

@@ -345,5 +345,6 @@ def joined_resets(resets: Tensor | None, padding_mask: Tensor | None) -> Tensor 
     """Adds to `resets` the tokens that follow padding; both bool ``(T, B)`` or None."""
     if padding_mask is None:
         return resets
-    after_padding = F.pad(padding_mask[:-1], (0, 0, 1, 0)) & ~padding_mask
+    before = torch.cat([torch.zeros_like(padding_mask[:1]), padding_mask[:-1]])
+    after_padding = before & ~padding_mask
     return after_padding if resets is None else resets | after_padding
