@@ -11,6 +11,7 @@ import sys
 import pytest
 import torch
 
+from fairseq_fixedpoint.plugin.checkpoints import load_language_model
 from tests.commands import PLUGIN, TRAINING, evaluate, preprocess, train, validate
 
 GRU = ("--cell", "gru", "--iterations", 4, "--decoder-layers", 2)
@@ -261,3 +262,18 @@ def test_an_unknown_cell_is_refused_by_name(data, tmp_path, capsys):
     with pytest.raises(SystemExit):
         train(data, tmp_path, "--cell", "mgu")
     assert "--cell: invalid choice: 'mgu' (choose from" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_an_architecture_knows_no_options_that_came_later(data, tmp_path):
+    """fairseq fills in defaults for a model's name, and not for that of an architecture."""
+    train(data, tmp_path, "--arch", "fixedpoint_lm_ptb_small", "--max-update", 1,
+          "--disable-validation")  # fmt: skip
+    path = tmp_path / "checkpoint_last.pt"
+    state = torch.load(path, weights_only=False)
+    assert state["cfg"]["model"]["_name"] == "fixedpoint_lm_ptb_small"
+    for option in ("decoder_word_dropout", "start", "start_tokens", "summary_input", "stride"):
+        del state["cfg"]["model"][option]
+    torch.save(state, tmp_path / "older.pt")
+    older, newer = (load_language_model(each)[0] for each in (tmp_path / "older.pt", path))
+    tokens = torch.arange(4, 14).unsqueeze(0)
+    assert torch.equal(older(tokens)[0], newer(tokens)[0])

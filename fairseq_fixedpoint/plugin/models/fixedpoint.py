@@ -21,7 +21,7 @@ from fairseq_fixedpoint.language_model.model import dropped, embedding
 from fairseq_fixedpoint.language_model.order import Iterated
 from fairseq_fixedpoint.plugin.models.checks import check_dictionary, fingerprint
 from fairseq_fixedpoint.plugin.models.decoder import FixedPointDecoder, FixedPointDecoderConfig
-from fairseq_fixedpoint.plugin.models.options import check_at_least_one, or_default
+from fairseq_fixedpoint.plugin.models.options import check_at_least_one, or_default, with_defaults
 from fairseq_fixedpoint.plugin.models.recurrent import build_recurrence
 from fairseq_fixedpoint.recurrence import FixedPointRNN, check_probability
 
@@ -69,6 +69,7 @@ class FixedPointTranslationModel(FairseqEncoderDecoderModel):
         Raises:
             ValueError: naming the option that is out of range.
         """
+        cfg = with_defaults(cfg, FixedPointTranslationConfig)
         if cfg.share_all_embeddings:
             if task.source_dictionary != task.target_dictionary:
                 raise ValueError(

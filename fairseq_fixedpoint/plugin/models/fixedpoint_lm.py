@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from fairseq.models import FairseqLanguageModel
 
 from fairseq_fixedpoint.plugin.models.decoder import FixedPointDecoder, FixedPointDecoderConfig
+from fairseq_fixedpoint.plugin.models.options import with_defaults
 from fairseq_fixedpoint.plugin.models.start import StartConfig
 
 
@@ -26,6 +27,7 @@ class FixedPointLanguageModel(FairseqLanguageModel):
         Raises:
             ValueError: naming the option that is out of range.
         """
+        cfg = with_defaults(cfg, FixedPointLanguageModelConfig)
         size = len(task.target_dictionary)
         if size <= task.target_dictionary.unk():
             raise ValueError(
