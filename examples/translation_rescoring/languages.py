@@ -16,13 +16,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "demo"))
 
-from corpus import NOT_PROSE, paragraphs, sentences
+from documentation import MARKUP, NOT_PROSE, paragraphs
 
 MEANINGS = 3  # English words that one foreign word stands for
 BAND = 4  # foreign words that share out the English words of like frequency
 PARTICLES = 0.3  # of all English types: their translation stands behind the next word's
 CHUNK = 20  # sentences that stay together when the text is split
 
+# A word, a name with its dots and underscores, a number, or one mark.
+TOKEN = re.compile(r"\w+(?:[.'\u2019-]\w+)*|\S")
+SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[\"'(]?[A-Z])")
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 TESTS = {"test", "tests", "idle_test"}
 
@@ -38,6 +41,12 @@ def english() -> list[list[str]]:
             if not NOT_PROSE.search(paragraph):
                 text += sentences(" ".join(paragraph.split()))
     return [list(sentence) for sentence in dict.fromkeys(map(tuple, text)) if _is_prose(sentence)]
+
+
+def sentences(paragraph: str) -> list[list[str]]:
+    """The tokens of each sentence of English."""
+    text = MARKUP.sub("", paragraph)
+    return [TOKEN.findall(sentence.lower()) for sentence in SENTENCE_END.split(text)]
 
 
 def _docstrings() -> Iterator[str]:

@@ -1,6 +1,6 @@
 """Run-time mends that let fairseq run on current PyTorch and numpy.
 
-:func:`apply` makes them all and is called when the plugin is imported, which `--user-dir` does
+:func:`apply` makes them all and is called when the plugin is registered, which `--user-dir` does
 before fairseq reads a checkpoint or builds a data set. Each mend is skipped where it is not needed,
 and making it twice is the same as making it once.
 
