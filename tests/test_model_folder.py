@@ -9,11 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from fairseq.data import Dictionary
 
+from fairseq_fixedpoint.decoding import History, load_one_step
 from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.language_model import safetensors
+from fairseq_fixedpoint.language_model.dictionary import WordList
 from fairseq_fixedpoint.language_model.folder import read_folder, write_folder
 from fairseq_fixedpoint.rescoring import Scorer
+from tests.commands import train
 from tests.rescoring import fixedpoint_convert, fixedpoint_score, refused
 from tests.test_model import build, dictionary
 
@@ -109,6 +113,39 @@ sys.exit(main({["--model", str(folder), "--output", str(alone), str(text)]!r}))
     assert scored.read_bytes() == alone.read_bytes()
 
 
+def test_a_dictionary_keeps_what_overwrites_and_what_is_read_alone(tmp_path):
+    symbols = [*dictionary().symbols, "w3", "<unk>", "a b", "w3"]
+    WordList(symbols).write(tmp_path / "dict.txt")
+    found, theirs = WordList.read(tmp_path / "dict.txt", predicted=20), Dictionary()
+    theirs.add_from_file(str(tmp_path / "dict.txt"))
+    assert found.symbols == theirs.symbols == symbols
+    assert found.indices == theirs.indices
+    assert len(found) == 20 and found[30] == "<unk>"
+
+
+def test_a_model_of_fewer_predicted_words_scores_as_its_checkpoint(data, tmp_path):
+    """What it reads and does not predict is `<unk>`, in a folder and as n-grams, too."""
+    train(data, tmp_path, "--cell", "gru", "--output-dictionary-size", 12, "--max-update", 2,
+          "--disable-validation")  # fmt: skip
+    checkpoint, folder = tmp_path / "checkpoint_last.pt", tmp_path / "folder"
+    fixedpoint_convert(checkpoint, "--to", "folder", "--output", folder)
+    lines = ["w1 w2 w3", " ".join(f"w{number}" for number in range(30))]
+    scores = [Scorer.from_checkpoint(path).score(lines) for path in (checkpoint, folder)]
+    for one, other in zip(*scores, strict=True):
+        assert one.unknown == other.unknown
+        assert one.log_probabilities.tolist() == other.log_probabilities.tolist()
+    assert scores[0][1].unknown > 10
+    (tmp_path / "text").write_text("\n".join(lines) + "\n")
+    fixedpoint_convert(folder, "--to", "arpa", "--text", tmp_path / "text", "--order", 2,
+                       "--output", tmp_path / "arpa")  # fmt: skip
+    words = len(WordList.read(folder / "dict.txt", 12))
+    assert f"ngram 1={words - 4 + 3}\n" in (tmp_path / "arpa").read_text()  # <s>, </s>, <unk>
+    step = load_one_step(folder)
+    history = History.start(step)
+    beyond = step.dictionary.indices[step.dictionary.symbols[-1]]
+    assert history.log_probability(beyond) == history.log_probability(step.dictionary.unk())
+
+
 def test_safetensors_is_the_package_s_format(tmp_path):
     package = pytest.importorskip("safetensors.torch")
     tensors = {
@@ -145,6 +182,7 @@ def change(folder: Path, **values) -> None:
             lambda f: (f / "dict.txt").write_text("w0 1\nw1 1\n"),
             "is not the dictionary that the model was written with",
         ),
+        (lambda f: (f / "dict.txt").write_bytes(b"w\xff 1\n"), "dict.txt is not UTF-8"),
         (lambda f: (f / "dict.txt").write_text("w0\n"), "dict.txt:1: a dict.txt has a token and"),
         (
             lambda f: (f / "dict.txt").write_text("w0 1\nw0 1\n"),
@@ -183,3 +221,19 @@ def test_convert_writes_no_folder_of_another_model(models, capfd, tmp_path):
     )  # fmt: skip
     assert "holds no fixedpoint_lm" in said
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--to", "folder", "--report", "valid"), "--report is of an lstm_lm that is converted"),
+        (("--to", "folder", "--order", 3), "--order is for --to arpa"),
+        (("--text", "text"), "--text is for --to arpa"),
+        (("--to", "onnx", "--kenlm", "arpa"), "--kenlm is for --to arpa"),
+    ],
+)
+def test_options_of_another_conversion_are_refused(models, capfd, tmp_path, options, message):
+    out = tmp_path / "out"
+    said = refused(capfd, fixedpoint_convert, models["gru"], *options, "--output", out)
+    assert message in said
+    assert not out.exists()

@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from fairseq_fixedpoint.language_model.config import LARGEST_ORDER
 from fairseq_fixedpoint.rescoring import Scorer
+from fairseq_fixedpoint.rescoring.block_scorer import LanguageModelScorer
 from fairseq_fixedpoint.rescoring.errors import RescoringError
 from fairseq_fixedpoint.rescoring.text import TextEncoder
 from fairseq_fixedpoint.rescoring.window_scorer import GrowingHistories, WindowScorer
@@ -154,6 +155,9 @@ def test_all_that_needs_k_reads_it_where_it_is():
     ):
         assert found.log_probabilities.tolist() == right.log_probabilities.tolist()
     assert scorer.tokens.order == 2
+    moving = LanguageModelScorer(build(iterations=5, start="stream").decoder, dictionary())
+    moving.model.use_iterations(2)
+    assert moving.window == 2 and moving.order == 2 + moving.model.summary.tokens
     assert GrowingHistories(scorer.tokens, torch.arange(4, 9).numpy()).order == 2
     assert model.decoder.gradient_options["gradient_iterations"] == 2
     tokens = random_tokens()

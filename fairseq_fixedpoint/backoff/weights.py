@@ -14,7 +14,6 @@ with the second sums over the words listed after `h`. A history without words ha
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -22,8 +21,8 @@ import numpy as np
 
 from fairseq_fixedpoint.backoff.table import NgramTable
 from fairseq_fixedpoint.errors import InputError
+from fairseq_fixedpoint.rescoring.ngrams import LOG_10
 
-LOG_10 = math.log(10.0)
 DECIMALS = 7  # of every number as it is written, log10
 # What listed words leave to the others: less is the rounding of a float32 softmax.
 LEAST_LEFT = 1e-6

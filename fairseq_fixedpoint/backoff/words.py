@@ -21,7 +21,8 @@ class NgramWords:
     """The words of the n-gram model by their number: `<s>`, `</s>`, then the dictionary's.
 
     They are those that the model predicts, in the dictionary's order: what fills it up to a round
-    number is left out, and any other word is `<unk>`.
+    number is left out, and any other word is `<unk>`, as are those that the model reads alone
+    (`--output-dictionary-size`).
 
     Args:
         dictionary: of the model's output.
@@ -38,7 +39,7 @@ class NgramWords:
         special = {dictionary.bos(), dictionary.eos(), dictionary.pad()}
         entries = [
             entry
-            for entry, symbol in enumerate(dictionary.symbols)
+            for entry, symbol in enumerate(dictionary.symbols[: len(dictionary)])
             if entry not in special
             and dictionary.indices[symbol] == entry  # else a later entry has taken its place
             and not FILLED_UP.fullmatch(symbol)

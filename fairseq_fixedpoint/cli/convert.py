@@ -102,6 +102,7 @@ def _orders(text: str) -> list[int]:
 
 
 def _convert(args: argparse.Namespace) -> None:
+    _check_options(args)
     _check_outputs(args)
     if args.to is not None:
         tell(PROGRAM, *EXPORTS[args.to](args))
@@ -114,6 +115,18 @@ def _convert(args: argparse.Namespace) -> None:
             f"({error}): install this package's extra fairseq."
         ) from error
     tell(PROGRAM, *convert_checkpoint(args))
+
+
+def _check_options(args: argparse.Namespace) -> None:
+    """Refuses options of something else than what is made, which would be without effect."""
+    if args.to is not None and args.report is not None:
+        raise RescoringError(
+            f"--report is of an lstm_lm that is converted, and not for --to {args.to}: leave one "
+            "of them out."
+        )
+    for option in ngrams.OPTIONS:
+        if args.to != "arpa" and getattr(args, option) is not None:
+            raise RescoringError(f"--{option} is for --to arpa: add that, or leave it out.")
 
 
 def _check_outputs(args: argparse.Namespace) -> None:

@@ -22,6 +22,8 @@ from fairseq_fixedpoint.rescoring.scorer import Scorer
 from fairseq_fixedpoint.rescoring.token_scorer import LatticeTokenScorer
 from fairseq_fixedpoint.rescoring.words import WordRule
 
+OPTIONS = ("text", "ngrams", "order", "kenlm", "interpolate")
+
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Those of `--to arpa`."""

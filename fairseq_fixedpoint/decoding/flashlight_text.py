@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from flashlight.lib.text.decoder import LM, LMState
 
-from fairseq_fixedpoint.decoding.histories import History, StepModel, entry
+from fairseq_fixedpoint.decoding.histories import History, StepModel
+from fairseq_fixedpoint.rescoring.text import TextEncoder
 
 
 class FlashlightModel(LM):
@@ -24,7 +25,7 @@ class FlashlightModel(LM):
     def __init__(self, model: StepModel, words: Sequence[str]):
         super().__init__()
         self._model = model
-        self._tokens = [entry(model.dictionary, word) for word in words]
+        self._tokens = TextEncoder(model.dictionary).indices(list(words))
         # The decoder holds the C++ part of a state alone; what belongs to it is kept here.
         self._history_of: dict[LMState, History] = {}
         self._state_of: dict[History, LMState] = {}

@@ -77,9 +77,13 @@ class History:
         return found
 
     def log_probability(self, token: int) -> float:
-        """Natural logarithm, of a token after the history."""
+        """Natural logarithm, of a token after the history.
+
+        One that the model reads and does not predict (`--output-dictionary-size`) is `<unk>`.
+        """
         self._advance()
-        return float(self._log_probabilities[token])
+        predicted = token < len(self._log_probabilities)
+        return float(self._log_probabilities[token if predicted else self._model.dictionary.unk()])
 
     @torch.inference_mode()
     def _advance(self) -> None:
@@ -93,10 +97,3 @@ class History:
         log_probabilities, self._state = self._model(token, before)
         self._log_probabilities = log_probabilities[0].cpu()
         self._before = None
-
-
-def entry(dictionary: Dictionary, word: str) -> int:
-    """The model's entry for a word of a hypothesis; a literal `</s>` and the like is unknown."""
-    found = dictionary.indices.get(word, dictionary.unk())
-    special = (dictionary.bos(), dictionary.eos(), dictionary.pad())
-    return dictionary.unk() if found in special else found

@@ -42,6 +42,7 @@ class OneStep(nn.Module):
         self.model = model
         self.dictionary = dictionary
         self.order = model.order
+        self._softmax = model.softmax()
         self._layers = model.rnn.effective_layers()  # constrained matrices are made once
 
     def initial_state(self, batch_size: int = 1) -> Tensor:
@@ -64,7 +65,7 @@ class OneStep(nn.Module):
         embedded = self.model.embed_tokens(token)
         h, state = self.model.rnn.step(embedded, state, begins, self._layers)
         features = self.model.output_features(h)  # (B, C)
-        return self.model.softmax().all_log_probabilities(features), state
+        return self._softmax.all_log_probabilities(features), state
 
 
 def load_one_step(

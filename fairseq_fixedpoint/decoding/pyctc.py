@@ -6,7 +6,8 @@ import sys
 
 from pyctcdecode.language_model import AbstractLanguageModel
 
-from fairseq_fixedpoint.decoding.histories import History, StepModel, entry
+from fairseq_fixedpoint.decoding.histories import History, StepModel
+from fairseq_fixedpoint.rescoring.text import TextEncoder
 
 
 class PyctcdecodeModel(AbstractLanguageModel):
@@ -27,6 +28,7 @@ class PyctcdecodeModel(AbstractLanguageModel):
         self, model: StepModel, alpha: float = 0.5, beta: float = 1.5, unknown_offset: float = -10.0
     ):
         self._model = model
+        self._encoder = TextEncoder(model.dictionary)
         self.alpha = alpha
         self.beta = beta
         self.unknown_offset = unknown_offset
@@ -51,16 +53,16 @@ class PyctcdecodeModel(AbstractLanguageModel):
 
         An empty word, with which pyctcdecode ends a text after a space, is none.
         """
-        dictionary, found, state = self._model.dictionary, 0.0, prev_state
+        found, state = 0.0, prev_state
         if word:
-            token = entry(dictionary, word)
+            (token,) = self._encoder.indices([word])
             log_probability = prev_state.log_probability(token)
-            if token == dictionary.unk():
+            if self._encoder.is_unknown(token):
                 log_probability += self.unknown_offset
             found += self.alpha * log_probability + self.beta
             state = prev_state.then(token)
         if is_last_word:
-            found += self.alpha * state.log_probability(dictionary.eos())
+            found += self.alpha * state.log_probability(self._model.dictionary.eos())
         return found, state
 
     def reset_params(self, **params: float | None) -> None:

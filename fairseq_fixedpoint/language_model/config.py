@@ -148,7 +148,7 @@ class LanguageModelConfig:
             raise ValueError(f"{option('start')} is one of {', '.join(STARTS)}, not {self.start}.")
         if not self.start_decays or not all(0 < decay < 1 for decay in self.start_decays):
             raise ValueError(
-                f"{option('start_decays')} takes numbers between 0 and 1, not "
+                f"{option('start_decays')} takes comma-separated numbers between 0 and 1, not "
                 f"{','.join(map(str, self.start_decays))!r}."
             )
         if self.start == "sentence" and not self.reset_at_eos:

@@ -34,22 +34,34 @@ class WordList:
             InputError: for a line of another kind, or a token that stands there twice.
         """
         symbols, known = list(SPECIAL), set(SPECIAL)
-        with path.open(encoding="utf-8", newline="\n") as lines:
-            for number, line in enumerate(lines, start=1):
-                symbol, _, count = line.rstrip().rpartition(" ")
-                overwrites = count == OVERWRITE
-                if overwrites:
-                    symbol, _, count = symbol.rpartition(" ")
-                if not count.lstrip("-").isdigit():
-                    raise InputError(
-                        f"{path}:{number}: a dict.txt has a token and its count on each line, not "
-                        f"{line.rstrip()!r}."
-                    )
-                if symbol in known and not overwrites:
-                    raise InputError(f"{path}:{number}: the token {symbol!r} stands here again.")
-                symbols.append(symbol)
-                known.add(symbol)
+        try:
+            with path.open(encoding="utf-8", newline="\n") as file:
+                lines = file.readlines()
+        except UnicodeDecodeError as error:
+            raise InputError(f"{path} is not UTF-8 ({error}): take the file as it was.") from error
+        for number, line in enumerate(lines, start=1):
+            symbol, _, count = line.rstrip().rpartition(" ")
+            overwrites = count == OVERWRITE
+            if overwrites:
+                symbol, _, count = symbol.rpartition(" ")
+            if not count.lstrip("-").isdigit():
+                raise InputError(
+                    f"{path}:{number}: a dict.txt has a token and its count on each line, not "
+                    f"{line.rstrip()!r}."
+                )
+            if symbol in known and not overwrites:
+                raise InputError(f"{path}:{number}: the token {symbol!r} stands here again.")
+            symbols.append(symbol)
+            known.add(symbol)
         return cls(symbols, predicted)
+
+    def write(self, path: Path) -> None:
+        """Writes a dict.txt, which fairseq reads, too; it wants a count, here always 1."""
+        known = set(SPECIAL)
+        with path.open("w", encoding="utf-8", newline="\n") as file:
+            for symbol in self.symbols[len(SPECIAL) :]:
+                file.write(f"{symbol} 1{f' {OVERWRITE}' if symbol in known else ''}\n")
+                known.add(symbol)
 
     def __len__(self) -> int:
         return self._predicted

@@ -40,11 +40,6 @@ class ModelFolder:
     trained_with_penalty: bool = False
 
 
-def is_folder(path: Path) -> bool:
-    """Whether a path is that of a folder which :func:`read_folder` is for."""
-    return path.is_dir() and (path / CONFIG).exists()
-
-
 def write_folder(
     folder: Path,
     model: LanguageModel,
@@ -77,11 +72,7 @@ def write_folder(
         "trained_with_penalty": trained_with_penalty,
     }
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    with (folder / WORDS).open("w", encoding="utf-8", newline="\n") as file:
-        # fairseq reads this file, too; it wants a count, and a flag for a symbol that it has.
-        flag = " #fairseq:overwrite"
-        for symbol in symbols[len(SPECIAL) :]:
-            file.write(f"{symbol} 1{flag if symbol in SPECIAL else ''}\n")
+    WordList(symbols).write(folder / WORDS)
     own = LanguageModel(model.config).state_dict()
     state = model.state_dict()
     with (folder / WEIGHTS).open("wb") as file:

@@ -30,23 +30,23 @@ class BlockScorer(ABC):
 
     Args:
         dictionary: of the model's output.
-        window: tokens that a recurrence runs over to predict one; the model is to run over no more.
-            None for a model that has to be given all tokens.
 
     Attributes:
+        window: tokens that a recurrence runs over to predict one; the model is to run over no more.
+            None for a model that has to be given all tokens.
         device: where the model is.
         order, reach, longest: see :class:`~fairseq_fixedpoint.rescoring.token_scorer.TokenScorer`.
     """
 
+    window: int | None = None
     device: torch.device
     order: int | None
     reach: int | None
     longest: int | None
 
-    def __init__(self, dictionary: Dictionary, window: int | None = None):
+    def __init__(self, dictionary: Dictionary):
         self.dictionary = dictionary
         self.padding = dictionary.pad()
-        self.window = window
 
     @abstractmethod
     def evaluate(self, inputs: Tensor, targets: Tensor, lead: int) -> Tensor:
@@ -143,10 +143,15 @@ class LanguageModelScorer(BlockScorer):
     longest = None
 
     def __init__(self, model: LanguageModel, dictionary: Dictionary):
-        super().__init__(dictionary, model.iterations or None)
+        super().__init__(dictionary)
         self.model = model
         self.softmax = model.softmax()
         self.device = model.device
+
+    @property
+    def window(self) -> int | None:
+        """K; None for the exact recurrence."""
+        return self.model.iterations or None
 
     @property
     def order(self) -> int | None:

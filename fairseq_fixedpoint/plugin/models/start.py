@@ -49,14 +49,11 @@ def decays(text: str) -> tuple[float, ...]:
     """What `--start-decays` says.
 
     Raises:
-        ValueError: for anything but comma-separated numbers between 0 and 1.
+        ValueError: for anything but comma-separated numbers.
     """
     try:
-        numbers = tuple(float(item) for item in str(text).split(","))
+        return tuple(float(item) for item in str(text).split(","))
     except ValueError:
-        numbers = (0.0,)
-    if not all(0 < number < 1 for number in numbers):
         raise ValueError(
             f"--start-decays takes comma-separated numbers between 0 and 1, not {text!r}."
-        )
-    return numbers
+        ) from None
