@@ -18,7 +18,7 @@ no more than the gradient of `W`, which the optimizer asks for anyway.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -113,7 +113,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
     """Value and gradients in one pass over blocks of rows."""
 
     @staticmethod
-    def forward(ctx, features, weight, bias, target, log_z_penalty, dtype):
+    def forward(
+        ctx: Any,
+        features: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        target: Tensor,
+        log_z_penalty: float | Tensor,
+        dtype: torch.dtype,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         summed = torch.promote_types(dtype, torch.float32)
         nll, log_z = (features.new_empty(target.shape, dtype=summed) for _ in range(2))
         grad_features = torch.empty_like(features, dtype=summed)
@@ -123,8 +131,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         b = None if bias is None else bias.to(dtype)
         on_cpu = features.device.type == "cpu"
         at_once = ELEMENTS_AT_ONCE if on_cpu else ELEMENTS_AT_ONCE_ON_GPU
-        penalty = log_z_penalty if isinstance(log_z_penalty, Tensor) else None
-        if penalty is None and log_z_penalty:
+        penalty: Tensor | None = None
+        if isinstance(log_z_penalty, Tensor):
+            penalty = log_z_penalty
+        elif log_z_penalty:
             penalty = log_z.new_full(target.shape, log_z_penalty)
         for rows in blocks(features.size(0), max(1, at_once // weight.size(0))):
             logits = F.linear(x[rows], w, b)  # (n, V)
@@ -152,7 +162,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_loss, grad_nll, grad_log_z):
+    def backward(
+        ctx: Any, grad_loss: Tensor, grad_nll: Tensor, grad_log_z: Tensor
+    ) -> tuple[Tensor | None, ...]:
         # Cast after scaling: fp16 training scales the loss to keep small gradients.
         scaled = (
             None if grad is None else (grad * grad_loss).to(dtype)

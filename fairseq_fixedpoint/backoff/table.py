@@ -100,7 +100,7 @@ class NgramTable:
 class _Union:
     """Distinct integers of many arrays; a number takes part in few merges, as in a merge sort."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._runs: list[np.ndarray] = []
 
     def add(self, values: np.ndarray) -> None:

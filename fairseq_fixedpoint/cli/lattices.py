@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import IO, Any, NamedTuple
 
 from fairseq_fixedpoint.cli import options
 from fairseq_fixedpoint.cli.run import Skipped, passed_by, quantity, tell
@@ -31,7 +31,7 @@ from fairseq_fixedpoint.formats.nbest import FormatError, OnError, create
 from fairseq_fixedpoint.rescoring.combination import Combination
 from fairseq_fixedpoint.rescoring.confusion import confusion_network
 from fairseq_fixedpoint.rescoring.confusion import write as write_network
-from fairseq_fixedpoint.rescoring.diagnosis import run_warnings
+from fairseq_fixedpoint.rescoring.diagnosis import HasUnknown, run_warnings
 from fairseq_fixedpoint.rescoring.errors import RescoringError
 from fairseq_fixedpoint.rescoring.jobs import Journal, Processes, groups, results_of
 from fairseq_fixedpoint.rescoring.lattice_plot import SUFFIXES, plot
@@ -200,7 +200,7 @@ def _lattice(program: str, args: Namespace) -> None:
             return
         with ExitStack() as outputs:
 
-            def created(path: Path | None) -> TextIO | None:
+            def created(path: Path | None) -> IO[str] | None:
                 if path is None:
                     return None
                 return outputs.enter_context(create(outputs.enter_context(written_whole(path))))
@@ -214,7 +214,7 @@ def _lattice(program: str, args: Namespace) -> None:
             if args.one_best is not None:
                 best = outputs.enter_context(written_whole(args.one_best))
                 write_transcripts(best, summary.best, form.name)
-            if args.plot is not None:
+            if args.plot is not None and found.last is not None:
                 picture = outputs.enter_context(written_whole(args.plot))
                 _draw(picture, found.last, rescorer)
     tell(program, f"{summary.sentence()}{skipped.sentence('lattice')}", *summary.warnings())
@@ -247,7 +247,7 @@ class _Found:
         last: the last lattice.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.total = 0
         self.scores: dict[str, None] = {}
         self.last: Lattice | None = None
@@ -397,8 +397,8 @@ class Summary:
     def __init__(self, rescorer: LatticeRescorer):
         self.rescorer = rescorer
         self.best: dict[str, str] = {}
-        self.counts = Counter()
-        self.unknown = Counter()
+        self.counts: Counter[str | tuple[str, str]] = Counter()
+        self.unknown: Counter[str] = Counter()
 
     def add(self, lattice: Lattice, result: dict[str, Any]) -> None:
         self.best[lattice.utterance] = result["best"]
@@ -411,7 +411,7 @@ class Summary:
     def warnings(self) -> list[str]:
         """What is suspicious about the words that models do not know."""
         rescorer, total = self.rescorer, self.counts["words"]
-        models = {rescorer.name: rescorer.model, **rescorer.ngrams}
+        models: dict[str, HasUnknown] = {rescorer.name: rescorer.model, **rescorer.ngrams}
         return run_warnings(models, rescorer.rule, self.unknown, total, self.best.values())
 
     def sentence(self) -> str:
@@ -451,9 +451,9 @@ class _Written(LatticeFormat):
         self,
         form: LatticeFormat,
         summary: Summary,
-        lists: TextIO | None,
+        lists: IO[str] | None,
         scores: list[str],
-        networks: TextIO | None,
+        networks: IO[str] | None,
         skipped: OnError,
     ):
         self.name = form.name
@@ -468,7 +468,7 @@ class _Written(LatticeFormat):
     def read(self, path: Path, on_error: OnError = stop) -> Iterator[Lattice]:
         raise NotImplementedError
 
-    def write(self, lattice: Lattice, file: TextIO) -> None:
+    def write(self, lattice: Lattice, file: IO[str]) -> None:
         file.write(self._text)
 
     def lattices(self, results: Iterable[tuple[InContext, dict[str, Any]]]) -> Iterator[Lattice]:

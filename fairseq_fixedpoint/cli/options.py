@@ -14,7 +14,7 @@ from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fairseq_fixedpoint.files import require_replaceable
 from fairseq_fixedpoint.formats import FILLERS
@@ -23,6 +23,7 @@ from fairseq_fixedpoint.rescoring.errors import RescoringError
 from fairseq_fixedpoint.rescoring.nbest import LineScorer
 from fairseq_fixedpoint.rescoring.ngrams import BACKOFFS, InterpolatedScorer, NgramScorer
 from fairseq_fixedpoint.rescoring.scorer import Scorer
+from fairseq_fixedpoint.rescoring.text import Splitter
 from fairseq_fixedpoint.rescoring.words import CASES, WordRule
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class Parser(argparse.ArgumentParser):
     for an option that is not there. `-inf` and `-nan` pass, to be refused for what they are.
     """
 
-    def __init__(self, *arguments, **named):
+    def __init__(self, *arguments: Any, **named: Any):
         super().__init__(*arguments, **named)
         self._negative_number_matcher = NEGATIVE
 
@@ -296,7 +297,7 @@ def line_scorers(args: argparse.Namespace) -> dict[str, LineScorer]:
     if not math.isfinite(args.unknown_penalty):
         raise RescoringError(f"--unknown-penalty must be a number, not {args.unknown_penalty}.")
     scorers: dict[str, LineScorer] = {}
-    given = {_named(argument)[0] for argument in (*args.model, *args.kenlm)}
+    given = {name for name, _ in map(_named, (*args.model, *args.kenlm)) if name is not None}
     splitters = {name: _splitter(name, args) for name in SPLITTERS}
     folders = args.data if len(args.data) > 1 else (args.data or [None]) * len(args.model)
     for argument, folder in zip(args.model, folders, strict=True):
@@ -311,20 +312,22 @@ def line_scorers(args: argparse.Namespace) -> dict[str, LineScorer]:
             unknown_penalty=args.unknown_penalty,
             previous_context=args.previous_context,
             trust_checkpoint=args.trust_checkpoint,
-            **splitters,
+            tokenizer=splitters["tokenizer"],
+            bpe=splitters["bpe"],
         )
         _add(scorers, name or _free_name(scorer.kind, {*given, *scorers}), scorer)
     for argument in args.kenlm:
         name, path = _named(argument)
-        scorer = NgramScorer(path, unknown_penalty=args.unknown_penalty)
-        _add(scorers, name or _free_name("KenLM", {*given, *scorers}), scorer)
+        ngram = NgramScorer(path, unknown_penalty=args.unknown_penalty)
+        _add(scorers, name or _free_name("KenLM", {*given, *scorers}), ngram)
     _set_cases(scorers, args)
     _set_backoffs(scorers, args)
     if args.interpolate is None:
         return scorers
     if not len(args.model) == len(args.kenlm) == 1:
         raise RescoringError("--interpolate needs exactly one --model and one --kenlm.")
-    neural, ngram = scorers.values()
+    (neural,) = (each for each in scorers.values() if isinstance(each, Scorer))
+    (ngram,) = (each for each in scorers.values() if isinstance(each, NgramScorer))
     return {"Interpolated0": InterpolatedScorer(neural, ngram, args.interpolate)}
 
 
@@ -422,7 +425,7 @@ def _set_cases(scorers: Mapping[str, LineScorer], args: argparse.Namespace) -> N
         case = by_name.get(name, "lower" if args.lowercase else "keep")
         if isinstance(scorer, Scorer):
             scorer.encoder = replace(scorer.encoder, case=case)
-        else:
+        elif isinstance(scorer, NgramScorer):
             scorer.case = case
 
 
@@ -469,7 +472,7 @@ def _add(scorers: dict[str, LineScorer], name: str, scorer: LineScorer) -> None:
     scorers[name] = scorer
 
 
-def _splitter(name: str, args: argparse.Namespace):
+def _splitter(name: str, args: argparse.Namespace) -> Splitter | None:
     if getattr(args, name) is None:
         return None
     try:

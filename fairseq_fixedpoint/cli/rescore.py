@@ -155,7 +155,7 @@ def _nbest(args: argparse.Namespace) -> None:
     scorers, rule = _models(args)
     _check_outputs(args, listed, scorers)
 
-    hypotheses: Iterator[Scorable] = iter(())
+    hypotheses: Iterator[Scorable[Hypothesis]] = iter(())
     if processes.is_first:
         hypotheses = scorable(listed.read(args.input, on_error), scorers.values(), on_error)
     first = list(islice(hypotheses, 1))
@@ -266,13 +266,13 @@ def _models(args: argparse.Namespace) -> tuple[dict[str, LineScorer], WordRule]:
     return {name: ByRule(model, rule) for name, model in models.items()}, rule
 
 
-def _require_some(prepared: Collection[Scorable], args: argparse.Namespace) -> None:
+def _require_some(prepared: Collection[Scorable[Hypothesis]], args: argparse.Namespace) -> None:
     if not prepared:
         raise RescoringError(f"{args.input} holds no hypothesis to tune on.")
 
 
 def _can_be_subtracted(
-    each: Scorable,
+    each: Scorable[Hypothesis],
     scorers: Mapping[str, LineScorer],
     weights: Mapping[str, float],
     on_error: OnError,
@@ -285,11 +285,11 @@ def _can_be_subtracted(
 
 
 def _told_of(
-    hypotheses: Iterable[Scorable],
+    hypotheses: Iterable[Scorable[Hypothesis]],
     scorers: Mapping[str, LineScorer],
     weights: Mapping[str, float],
     on_error: OnError,
-) -> Iterator[Scorable]:
+) -> Iterator[Scorable[Hypothesis]]:
     """All of them, while `on_error` is told of those that :func:`combined` will leave out.
 
     They are scored all the same, as a run may be resumed with other weights.
@@ -323,11 +323,11 @@ def _format(args: argparse.Namespace) -> NBestFormat:
 
 
 def _checked(
-    hypotheses: Iterable[Scorable],
+    hypotheses: Iterable[Scorable[Hypothesis]],
     args: argparse.Namespace,
     scorers: Mapping[str, LineScorer],
     combination: Combination,
-) -> Iterator[Scorable]:
+) -> Iterator[Scorable[Hypothesis]]:
     """The hypotheses, once they are what the options take them for.
 
     Raises:
@@ -493,14 +493,18 @@ def _candidates(
 
 
 def _in_context(
-    hypotheses: Iterable[Scorable], first_pass: Combination, scorers: Mapping[str, LineScorer]
-) -> Iterable[Scorable]:
+    hypotheses: Iterable[Scorable[Hypothesis]],
+    first_pass: Combination,
+    scorers: Mapping[str, LineScorer],
+) -> Iterable[Scorable[Hypothesis]]:
     """With what comes before, if anybody looks at it."""
     context = context_of(scorers.values())
     return in_context(hypotheses, first_pass, context) if context else hypotheses
 
 
-def _grouped(hypotheses: Iterable[Scorable], combination: Combination) -> Iterator[list[Scorable]]:
+def _grouped(
+    hypotheses: Iterable[Scorable[Hypothesis]], combination: Combination
+) -> Iterator[list[Scorable[Hypothesis]]]:
     return groups(
         hypotheses,
         lambda each: combination.length(each.item),

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TextIO
+from typing import IO, Any
 
 from fairseq_fixedpoint.cli import options
 from fairseq_fixedpoint.cli.run import Skipped, passed_by, quantity, run, tell
@@ -79,7 +79,7 @@ def _score(args: argparse.Namespace) -> None:
     on_error = skipped if args.on_error == "skip" else stop
     path = STANDARD_INPUT if args.input == "-" else Path(args.input)
 
-    def read() -> Iterator[Scorable]:
+    def read() -> Iterator[Scorable[Line]]:
         lines = scorable(read_lines(path, on_error), scorers.values(), on_error)
         return _in_context(lines, rule, scorer.context) if scorer.context else lines
 
@@ -109,7 +109,9 @@ def _score(args: argparse.Namespace) -> None:
         tell(PROGRAM, f"{totals.sentence()}{skipped.sentence()}", *totals.warnings(name, scorer))
 
 
-def _in_context(lines: Iterable[Scorable], rule: WordRule, context: float) -> Iterator[Scorable]:
+def _in_context(
+    lines: Iterable[Scorable[Line]], rule: WordRule, context: float
+) -> Iterator[Scorable[Line]]:
     """With the lines before, as far as so many tokens reach."""
     before = Before(context)
     for each in lines:
@@ -117,7 +119,7 @@ def _in_context(lines: Iterable[Scorable], rule: WordRule, context: float) -> It
         before.add(each.item.text, len(rule.words(each.item.text)))
 
 
-def _grouped(lines: Iterable[Scorable]) -> Iterator[list[Scorable]]:
+def _grouped(lines: Iterable[Scorable[Line]]) -> Iterator[list[Scorable[Line]]]:
     return groups(
         lines,
         lambda each: len(text_words(each.item.text)) + 1,
@@ -126,7 +128,7 @@ def _grouped(lines: Iterable[Scorable]) -> Iterator[list[Scorable]]:
     )
 
 
-def _scored(lines: Sequence[Scorable], scorer: LineScorer, per_token: bool) -> list[list]:
+def _scored(lines: Sequence[Scorable[Line]], scorer: LineScorer, per_token: bool) -> list[list]:
     """For each line its log-probability, tokens and unknown ones, and what each token has."""
     found = []
     scores = scorer.score([each.prepared[0] for each in lines], [each.previous for each in lines])
@@ -136,7 +138,7 @@ def _scored(lines: Sequence[Scorable], scorer: LineScorer, per_token: bool) -> l
             raise line.error(
                 f"the model gives it the log-probability {log_probability}: the model is broken."
             )
-        result = [log_probability, len(score.tokens), score.unknown]
+        result: list[Any] = [log_probability, len(score.tokens), score.unknown]
         if per_token:
             result += [score.tokens, score.log_probabilities.tolist()]
         found.append(result)
@@ -144,7 +146,7 @@ def _scored(lines: Sequence[Scorable], scorer: LineScorer, per_token: bool) -> l
 
 
 @contextmanager
-def _opened(path: Path | None) -> Iterator[TextIO]:
+def _opened(path: Path | None) -> Iterator[IO[str]]:
     if path is None:
         yield sys.stdout
         sys.stdout.flush()  # a full disk shows here, before anything is said to be done
@@ -173,7 +175,10 @@ class Totals:
     unknown: int = 0
 
     def write(
-        self, results: Iterable[tuple[Scorable, list]], file: TextIO, args: argparse.Namespace
+        self,
+        results: Iterable[tuple[Scorable[Line], list]],
+        file: IO[str],
+        args: argparse.Namespace,
     ) -> None:
         """Writes each line's result, and adds it up."""
         rows = _json_rows if args.format == "json" else _tsv_rows

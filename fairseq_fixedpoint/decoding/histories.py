@@ -18,7 +18,9 @@ class StepModel(Protocol):
     """
 
     dictionary: Dictionary
-    order: int | None
+
+    @property
+    def order(self) -> int | None: ...
 
     def initial_state(self, batch_size: int = 1) -> Tensor: ...
 
@@ -46,11 +48,11 @@ class History:
         self._model = model
         self._shared = shared
         self._window = window  # the last tokens, K of them at most; None if all count
-        self._before: History | Tensor | None = before
+        self._before = before  # until the model has stepped
         self._token = token
         self._next: dict[int, History] = {}
-        self._state: Tensor | None = None
-        self._log_probabilities: Tensor | None = None  # (V,), on the CPU
+        # The state after the token, and the log-probabilities (V,) of what follows, on the CPU.
+        self._after: tuple[Tensor, Tensor] | None = None
 
     @classmethod
     def start(cls, model: StepModel) -> History:
@@ -67,7 +69,7 @@ class History:
         return found
 
     def _longer(self, token: int) -> History:
-        if self._window is None:
+        if self._window is None or self._model.order is None:
             return History(self._model, self._shared, None, self, token)
         window = (*self._window, token)[-self._model.order :]
         found = self._shared.get(window)
@@ -81,19 +83,17 @@ class History:
 
         One that the model reads and does not predict (`--output-dictionary-size`) is `<unk>`.
         """
-        self._advance()
-        predicted = token < len(self._log_probabilities)
-        return float(self._log_probabilities[token if predicted else self._model.dictionary.unk()])
+        _, log_probabilities = self._advanced()
+        predicted = token < len(log_probabilities)
+        return float(log_probabilities[token if predicted else self._model.dictionary.unk()])
 
     @torch.inference_mode()
-    def _advance(self) -> None:
-        if self._state is not None:
-            return
-        before = self._before
-        if isinstance(before, History):
-            before._advance()
-            before = before._state
-        token = torch.tensor([self._token], device=before.device)
-        log_probabilities, self._state = self._model(token, before)
-        self._log_probabilities = log_probabilities[0].cpu()
-        self._before = None
+    def _advanced(self) -> tuple[Tensor, Tensor]:
+        if self._after is None:
+            before = self._before
+            state = before._advanced()[0] if isinstance(before, History) else before
+            token = torch.tensor([self._token], device=state.device)
+            log_probabilities, state = self._model(token, state)
+            self._after = state, log_probabilities[0].cpu()
+            del self._before
+        return self._after

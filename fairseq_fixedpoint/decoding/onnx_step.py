@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import torch
 
@@ -28,7 +29,7 @@ def write_onnx(step: OneStep, path: Path) -> None:
     example = (torch.zeros(2, dtype=torch.int64), state, torch.zeros(2, dtype=torch.bool))
     batch = torch.export.Dim("batch")
     try:
-        program = torch.onnx.export(
+        exported = torch.onnx.export(
             step.eval(),
             example,
             input_names=INPUTS,
@@ -42,6 +43,7 @@ def write_onnx(step: OneStep, path: Path) -> None:
             f"ONNX files need the packages onnx and onnxscript ({error}): pip install onnx "
             "onnxscript."
         ) from error
+    program = cast("torch.onnx.ONNXProgram", exported)  # by `dynamo`; without it there is none
     program.model.metadata_props.update(
         order=str(step.order or 0),
         eos=str(step.dictionary.eos()),

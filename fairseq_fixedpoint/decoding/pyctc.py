@@ -70,5 +70,6 @@ class PyctcdecodeModel(AbstractLanguageModel):
         for name in ("alpha", "beta"):
             if params.get(name) is not None:
                 setattr(self, name, params[name])
-        if params.get("unk_score_offset") is not None:
-            self.unknown_offset = params["unk_score_offset"]
+        offset = params.get("unk_score_offset")
+        if offset is not None:
+            self.unknown_offset = offset

@@ -65,7 +65,8 @@ class CompactLattice(LatticeFormat):
     def recognises(self, path: Path) -> bool:
         lines = (words(line.text) for line in read_lines(path, lambda error: None))
         for is_blank, block in groupby(lines, key=operator.not_):
-            first, second = [*islice(block, 2), None][:2]
+            first, *more = islice(block, 2)
+            second = more[0] if more else None
             if is_blank or (second is None and len(first) == 1):
                 continue  # an id without arcs is an empty lattice, or no lattice
             return len(first) == 1 and second is not None and bool(COUNT.fullmatch(second[0]))
@@ -149,7 +150,7 @@ class CompactLattice(LatticeFormat):
     def _words(self, arcs: list[_Arc], are_ids: bool) -> list[str]:
         """The word of each arc; `are_ids` says that without a table all labels are ids."""
         if self._symbols is not None:
-            found = [self._symbol(arc) for arc in arcs]
+            found = [self._symbol(arc, self._symbols) for arc in arcs]
         elif are_ids:
             for arc in arcs:
                 if int(arc.label) != 0:
@@ -161,13 +162,14 @@ class CompactLattice(LatticeFormat):
             found = [arc.label for arc in arcs]
         return ["" if word in EMPTY_WORDS else word for word in found]
 
-    def _symbol(self, arc: _Arc) -> str:
+    @staticmethod
+    def _symbol(arc: _Arc, symbols: Mapping[int, str]) -> str:
         number = count(arc.line, arc.label, "a word's id")
         if number == 0:
             return ""  # by OpenFst's convention, whatever its symbol
-        if number not in self._symbols:
+        if number not in symbols:
             raise arc.line.error(f"the table of symbols has no word with the id {number}.")
-        return self._symbols[number]
+        return symbols[number]
 
     def _labels(self, lattice: Lattice) -> list[str]:
         if self._symbols is None:

@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import cast
 
 from fairseq_fixedpoint.formats.nbest import (
     FormatError,
@@ -90,11 +91,12 @@ class Kaldi(NBestFormat):
             except FormatError as error:
                 unreadable(error)
                 continue
-            found = {file.name: file.take(key) for file in costs}
-            errors = [score for score in found.values() if isinstance(score, FormatError)]
+            taken = {file.name: file.take(key) for file in costs}
+            errors = [score for score in taken.values() if isinstance(score, FormatError)]
             if errors:
                 on_error(errors[0])
                 continue
+            found = {name: s for name, s in taken.items() if not isinstance(s, FormatError)}
             yield Hypothesis(utterance, text, found, line.path, line.number, record=key)
         if every_key_seen:
             for file in costs:
@@ -207,7 +209,7 @@ class _Keys:
 
 def _numbered(key: str) -> tuple[str, int]:
     """The utterance of a key, and the bit of its number."""
-    match = KEY.fullmatch(key)
+    match = cast("re.Match[str]", KEY.fullmatch(key))  # as whoever has a key has seen
     return match[1], 1 << int(match[2])
 
 

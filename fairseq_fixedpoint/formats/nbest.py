@@ -268,7 +268,7 @@ def name_taken(hypothesis: Hypothesis, name: str) -> FormatError:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[IO[bytes]]:
+def opened(path: Path) -> Iterator[io.BufferedIOBase]:
     """A file to read, decompressed if it starts as gzip does; standard input by its descriptor."""
     with _bytes_of(path) as file:
         if file.peek(len(GZIP_MAGIC)).startswith(GZIP_MAGIC):

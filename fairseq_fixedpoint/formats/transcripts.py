@@ -59,10 +59,10 @@ def _split(line: Line, format_name: str) -> tuple[str, str]:
     if format_name == "moses":
         return str(line.number - 1), normalised(line.text)
     if format_name == "kaldi":
-        utterance, *text = words(line.text) or [""]
+        utterance, *fields = words(line.text) or [""]
         if not utterance:
             raise line.error("is blank; start it with the utterance's id.")
-        return utterance, " ".join(text)
+        return utterance, " ".join(fields)
     utterance, tab, text = line.text.partition("\t")
     if not (utterance and tab):
         raise line.error("must be the utterance's id, a tab and a text.")
@@ -74,7 +74,7 @@ def _lines(path: Path, texts: Mapping[str, str], format_name: str) -> Iterator[s
         if format_name == "kaldi":
             fits, line = words(utterance) == [utterance], normalised(f"{utterance} {text}")
         else:
-            fits = utterance and not {"\t", "\n"} & set(utterance)
+            fits = utterance != "" and not {"\t", "\n"} & set(utterance)
             line = f"{utterance}\t{normalised(text)}"
         if not fits:
             raise FormatError(

@@ -151,8 +151,9 @@ class LanguageModel(Iterated, nn.Module):
         """
         if not self.iterations:
             return None
-        moves = self.summary is not None and not self.summary.stands_still
-        return self.iterations + (self.summary.tokens if moves else 0)
+        if self.summary is None or self.summary.stands_still:
+            return self.iterations
+        return self.iterations + self.summary.tokens
 
     @property
     def reach(self) -> int | None:
@@ -293,7 +294,7 @@ class LanguageModel(Iterated, nn.Module):
 
     def _input(self, x: Tensor, summary: Tensor | None) -> Tensor:
         """What the first layer sees beside the embeddings, ``(T, B, ...)``."""
-        if not self.summary_input:
+        if not self.summary_input or summary is None:
             return x
         return torch.cat([x, summary[: x.size(0)].to(x.dtype)], dim=-1)
 
@@ -338,7 +339,9 @@ class LanguageModel(Iterated, nn.Module):
                 )
         recent = None
         if self.summary is not None:
-            recent = tokens.t() if cache is None else torch.cat([cache.recent, tokens[:, -1:].t()])
+            recent = tokens.t()
+            if cache is not None and cache.recent is not None:
+                recent = torch.cat([cache.recent, recent[-1:]])
             recent = recent[max(0, recent.size(0) - self.summary.tokens) :]  # (t, B)
         last = None if summary is None else summary[-1]  # (B, S)
         # A copy: fairseq divides by its temperature in place, and `output` may be the cache.
@@ -355,7 +358,7 @@ class LanguageModel(Iterated, nn.Module):
         """What precedes each of the `new` last tokens of ``(B, T)``, ``(new, B, S)``."""
         if self.summary is None:
             return None
-        if cache is None:
+        if cache is None or cache.recent is None or cache.summary is None:
             return self.summary(tokens.t(), tokens.size(1) - new)[:-1]
         return self.summary.next(cache.recent, tokens[:, -1], cache.summary).unsqueeze(0)
 
@@ -400,7 +403,7 @@ class LanguageModel(Iterated, nn.Module):
         Raises:
             ValueError: for `normalized=False` with an adaptive softmax, which has no one `Z`.
         """
-        adaptive = self.adaptive_softmax
+        adaptive: Any = self.adaptive_softmax  # fairseq's in its plugin, with the same names
         if adaptive is None:
             return Softmax(OutputWords(*self.output_words, dtype), normalized)
         if not normalized:

@@ -7,14 +7,14 @@ import logging
 from typing import ClassVar, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fairseq_fixedpoint.language_model.config import check_iterations
 
 logger = logging.getLogger(__name__)
 
 
-class Iterated:
+class Iterated(nn.Module):
     """Mixed into modules that iterate, the one place where each has its K.
 
     Whoever needs K reads it there when it is needed. :meth:`use_iterations` changes it,
@@ -27,6 +27,8 @@ class Iterated:
         stride: C, how far apart the windows of training begin.
     """
 
+    iterations: int
+    trained_iterations: Tensor
     stride = 1
 
     part: ClassVar[str]  # its name in the model

@@ -32,6 +32,7 @@ import types
 import typing
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import numpy
 import torch
@@ -78,7 +79,7 @@ def mend_numpy_long(module: types.ModuleType = numpy) -> bool:
         return False
     if compat is None:
         compat = types.SimpleNamespace()
-        module.compat = compat
+        vars(module)["compat"] = compat
     # What numpy had here on Python 3.
     compat.long = int
     return True
@@ -105,7 +106,7 @@ def mend_checkpoint_copies() -> bool:
         os.replace(f"{dst_path}.tmp", dst_path)
         return made
 
-    copy_whole.mended_by = __name__
+    vars(copy_whole)["mended_by"] = __name__
     file_io.PathManager.copy = staticmethod(copy_whole)
     return True
 
@@ -177,7 +178,7 @@ def mend_checkpoint_loading() -> bool:
         return False
 
     @functools.wraps(load)
-    def load_checkpoint_to_cpu(path, *args, **kwargs):
+    def load_checkpoint_to_cpu(path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         try:
             with _stored_classes_allowed():
                 return load(path, *args, **kwargs)
@@ -189,14 +190,14 @@ def mend_checkpoint_loading() -> bool:
                 raise
             raise CheckpointError(trouble) from error
 
-    load_checkpoint_to_cpu.mended_by = __name__
+    vars(load_checkpoint_to_cpu)["mended_by"] = __name__
     checkpoint_utils.load_checkpoint_to_cpu = load_checkpoint_to_cpu
 
     if _protection_is_default():
         broadcast = distributed_utils._broadcast_object_slow
 
         @functools.wraps(broadcast)
-        def broadcast_object_slow(*args, **kwargs):
+        def broadcast_object_slow(*args: Any, **kwargs: Any) -> Any:
             with _stored_classes_allowed():
                 return broadcast(*args, **kwargs)
 
@@ -291,7 +292,7 @@ def _trouble_with(path: str, error: Exception) -> str | None:
     return None
 
 
-def refused_class(error: Exception) -> str | None:
+def refused_class(error: BaseException | None) -> str | None:
     """The name of the class or function that `torch.load` refused, if that is what `error` says."""
     found = re.search(r"GLOBAL (\S+) was not an allowed|unsupported GLOBAL (\S+)", str(error))
     return next(filter(None, found.groups())) if found else None

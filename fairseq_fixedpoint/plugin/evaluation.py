@@ -71,11 +71,11 @@ class OrderReport:
             source = item["source"].unsqueeze(0).to(device)  # (1, C + T)
             target = item["target"][start:].to(device)  # (T,)
             iterated = at_orders.evaluate(source, orders=orders[:-1])
-            exact = exactly.evaluate(source[:, start:], carried_state=carried).features
+            exact_features = exactly.evaluate(source[:, start:], carried_state=carried).features
             features = [iterated.iterates[order][0, start:] for order in orders[:-1]]
             position = torch.arange(target.numel(), device=device)
             for row, each in enumerate(
-                [*features, iterated.features[0, start:], exact[0]]
+                [*features, iterated.features[0, start:], exact_features[0]]
             ):  # (T, C) each
                 total[row] += softmax.log_probabilities(each, position, target).sum()
             tokens += target.numel()

@@ -1,6 +1,7 @@
 """The names under which fairseq knows the plugin."""
 
 from functools import cache
+from typing import Any
 
 from fairseq import utils
 from fairseq.criterions import register_criterion
@@ -62,6 +63,6 @@ def _register_architecture(model: str, name: str, defaults: dict[str, object]) -
     """An architecture is defaults, which options given by the user override."""
 
     @register_model_architecture(model, name)
-    def set_defaults(args) -> None:
+    def set_defaults(args: Any) -> None:
         for option, value in defaults.items():
             setattr(args, option, utils.safe_getattr(args, option, value))

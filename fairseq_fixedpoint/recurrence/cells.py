@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,17 @@ from fairseq_fixedpoint.recurrence import pointwise
 
 CELLS = ("elman", "gru", "lstm")
 NONLINEARITIES = ("tanh", "relu")
+
+
+if TYPE_CHECKING:
+
+    class OneLayer(nn.RNNBase):
+        """PyTorch's module of one layer, whose parameters have names that it puts together."""
+
+        weight_ih_l0: Tensor  # (G*H, D)
+        weight_hh_l0: Tensor  # (G*H, H)
+        bias_ih_l0: Tensor  # (G*H,)
+        bias_hh_l0: Tensor  # (G*H,)
 
 
 def hidden(state: Tensor, cell: Cell) -> Tensor:
@@ -88,7 +99,7 @@ class Cell:
     kept: ClassVar[int] = 0
     """Width, in units of H, of what the forward pass leaves to the backward pass beside states."""
 
-    def recurrence(self, input_size: int, hidden_size: int) -> nn.RNNBase:
+    def recurrence(self, input_size: int, hidden_size: int) -> OneLayer:
         """PyTorch's own one-layer module of this cell: the parameters and the exact recurrence."""
         raise NotImplementedError
 
@@ -153,21 +164,38 @@ class Elman(Cell):
     gates: ClassVar[int] = 1
     nonlinearity: str = "tanh"
 
-    def recurrence(self, input_size: int, hidden_size: int) -> nn.RNNBase:
-        return nn.RNN(input_size, hidden_size, nonlinearity=self.nonlinearity)
+    def recurrence(self, input_size: int, hidden_size: int) -> OneLayer:
+        return cast("OneLayer", nn.RNN(input_size, hidden_size, nonlinearity=self.nonlinearity))
 
-    def forward(self, x, previous, weight, bias, gates, out):
+    def forward(
+        self,
+        x: Tensor,
+        previous: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        gates: Tensor,
+        out: Tensor,
+    ) -> None:
         pointwise.of(x.device).elman_forward(x, previous, weight, self.nonlinearity, out)
 
-    def backward(self, grad, later, previous, weight, gates, state, grad_x):
+    def backward(
+        self,
+        grad: Tensor | None,
+        later: Carry | None,
+        previous: Tensor,
+        weight: Tensor,
+        gates: Tensor,
+        state: Tensor,
+        grad_x: Tensor | None,
+    ) -> tuple[Tensor, Carry]:
         d = torch.empty_like(state)
         own, carried = _rows_of(grad), _rows_of(later and later.recurrent)
         # Rows with both gradients, then rows with one of them: no product with rows of zeros.
         for begin, end in pairwise(sorted({0, own, carried})):
             rows = slice(begin, end)
             pointwise.of(state.device).elman_backward(
-                grad[rows] if end <= own else None,
-                later.recurrent[rows] if end <= carried else None,
+                grad[rows] if grad is not None and end <= own else None,
+                later.recurrent[rows] if later is not None and end <= carried else None,
                 weight,
                 state[rows],
                 self.nonlinearity,
@@ -187,23 +215,41 @@ class GRU(Cell):
     gates: ClassVar[int] = 3
     kept: ClassVar[int] = 4
 
-    def recurrence(self, input_size: int, hidden_size: int) -> nn.RNNBase:
-        return nn.GRU(input_size, hidden_size)
+    def recurrence(self, input_size: int, hidden_size: int) -> OneLayer:
+        return cast("OneLayer", nn.GRU(input_size, hidden_size))
 
-    def split_bias(self, bias_ih, bias_hh):
+    def split_bias(self, bias_ih: Tensor, bias_hh: Tensor) -> tuple[Tensor, Tensor]:
         size = bias_ih.numel() // 3
         before_r = torch.cat([bias_hh[: 2 * size], bias_hh.new_zeros(size)])
         return bias_ih + before_r, bias_hh[2 * size :]
 
-    def forward(self, x, previous, weight, bias, gates, out):
+    def forward(
+        self,
+        x: Tensor,
+        previous: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        gates: Tensor,
+        out: Tensor,
+    ) -> None:
         recurrent = previous @ weight.t()  # (N, 3H), or (1, 3H) for a shared previous state
         pointwise.of(x.device).gru_forward(x, recurrent, bias, previous, gates, out)
 
-    def backward(self, grad, later, previous, weight, gates, state, grad_x):
+    def backward(
+        self,
+        grad: Tensor | None,
+        later: Carry | None,
+        previous: Tensor,
+        weight: Tensor,
+        gates: Tensor,
+        state: Tensor,
+        grad_x: Tensor | None,
+    ) -> tuple[Tensor, Carry]:
         if later is None:
             total = torch.zeros_like(state)  # (N, H)
         else:
-            total = later.direct.addmm_(later.recurrent, weight)
+            direct = cast("Tensor", later.direct)  # which a GRU's carry has
+            total = direct.addmm_(later.recurrent, weight)
             total = F.pad(total, (0, 0, 0, state.size(0) - total.size(0)))
         if grad is not None:
             total[: grad.size(0)] += grad
@@ -222,23 +268,40 @@ class LSTM(Cell):
     parts: ClassVar[int] = 2
     kept: ClassVar[int] = 4
 
-    def recurrence(self, input_size: int, hidden_size: int) -> nn.RNNBase:
-        return nn.LSTM(input_size, hidden_size)
+    def recurrence(self, input_size: int, hidden_size: int) -> OneLayer:
+        return cast("OneLayer", nn.LSTM(input_size, hidden_size))
 
-    def forward(self, x, previous, weight, bias, gates, out):
+    def forward(
+        self,
+        x: Tensor,
+        previous: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        gates: Tensor,
+        out: Tensor,
+    ) -> None:
         h, c = previous.chunk(2, dim=1)
         shared = h.size(0) != x.size(0)
         recurrent = torch.mm(h, weight.t(), out=None if shared else gates)  # (N | 1, 4H)
         pointwise.of(x.device).lstm_forward(x, recurrent, c, gates, out)
 
-    def backward(self, grad, later, previous, weight, gates, state, grad_x):
+    def backward(
+        self,
+        grad: Tensor | None,
+        later: Carry | None,
+        previous: Tensor,
+        weight: Tensor,
+        gates: Tensor,
+        state: Tensor,
+        grad_x: Tensor | None,
+    ) -> tuple[Tensor, Carry]:
         c = previous.chunk(2, dim=1)[1]
         total = torch.zeros_like(state)  # (N, 2H)
         grad_h, grad_c = total.chunk(2, dim=1)
         if later is not None:
             carried = later.recurrent.size(0)
             torch.mm(later.recurrent, weight, out=grad_h[:carried])
-            grad_c[:carried] = later.direct
+            grad_c[:carried] = cast("Tensor", later.direct)  # which an LSTM's carry has
         if grad is not None:
             grad_h[: grad.size(0)] += grad
         d = torch.empty_like(gates)  # (N, 4H)

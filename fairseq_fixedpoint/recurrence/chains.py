@@ -27,7 +27,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -183,7 +183,14 @@ def iterate(
 
 class _Iterate(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, block, dtype, keep, x, *weights):
+    def forward(
+        ctx: Any,
+        block: Block,
+        dtype: torch.dtype,
+        keep: bool,
+        x: Tensor,
+        *weights: Tensor | None,
+    ) -> tuple[Tensor | None, ...]:
         layers = _layers(weights, dtype)
         outputs = [
             x.new_empty(*x.shape[:3], layers[-1].weight_hh.size(1), dtype=dtype)
@@ -193,7 +200,7 @@ class _Iterate(torch.autograd.Function):
         if block.residuals:
             wide = torch.promote_types(dtype, torch.float32)
             changes = x.new_zeros(block.iterations, dtype=wide)
-        kept: list[Tensor | None] = []
+        kept: list[Tensor] = []
         with torch.autocast(x.device.type, enabled=False):
             for piece in block.pieces(x.device):
                 latest = deque([piece.start(layers)], maxlen=block.stride)  # of the last C
@@ -214,7 +221,7 @@ class _Iterate(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, *grads):
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         block, dtype = ctx.block, ctx.dtype
         kept, (x, *weights) = ctx.saved_tensors[: ctx.kept], ctx.saved_tensors[ctx.kept :]
         layers = _layers(weights, dtype)
@@ -222,7 +229,7 @@ class _Iterate(torch.autograd.Function):
         grad_x = None
         if ctx.needs_input_grad[3]:  # contiguous whatever `x` is: its rows are added to
             grad_x = torch.zeros_like(x, memory_format=torch.contiguous_format)
-        grads = [None if grad is None else grad.contiguous() for grad in grads]
+        grads = tuple(None if grad is None else grad.contiguous() for grad in grads)
         grad_changes = None if grads[-1] is None else 2 * grads[-1]
         kept = iter(kept)
         with torch.autocast(x.device.type, enabled=False):
@@ -237,30 +244,32 @@ class _Iterate(torch.autograd.Function):
                         traces.append(_Trace(states, gates))
                 piece.backward(x, layers, traces, grads[:-1], grad_changes, sums, grad_x)
             weight_grads = [
-                None if grad is None else grad.to(weight.dtype)
+                None if grad is None or weight is None else grad.to(weight.dtype)
                 for total, layer in zip(sums, layers, strict=True)
                 for grad, weight in zip(total.finished(block.cell, layer), layer, strict=True)
             ]
         return None, None, None, grad_x, *weight_grads
 
 
-def _layers(weights: Sequence[Tensor | None], dtype: torch.dtype | None = None):
+def _layers(
+    weights: Sequence[Tensor | None], dtype: torch.dtype | None = None
+) -> list[LayerWeights]:
     """The flat list as layers, in another type if given."""
     if dtype is not None:
         weights = [None if weight is None else weight.to(dtype) for weight in weights]
     size = len(LayerWeights._fields)
-    return [LayerWeights(*weights[i : i + size]) for i in range(0, len(weights), size)]
+    return [LayerWeights._make(weights[i : i + size]) for i in range(0, len(weights), size)]
 
 
 class _Trace(NamedTuple):
     """What iteration k of a piece leaves: each layer's `S^(k)` and gates, ``(rows, ...)``."""
 
-    states: list[Tensor | None]
-    gates: list[Tensor | None]
+    states: list[Tensor]
+    gates: list[Tensor]
 
     def needed(self, k: int, block: Block) -> _Trace:
-        """What the backward pass takes of it."""
-        nothing: list[Tensor | None] = [None] * len(self.states)
+        """What the backward pass takes of it; None stands for the rest, which it never reads."""
+        nothing = cast("list[Tensor]", [None] * len(self.states))
         # A change that gradients go through has the states of C iterations before it.
         first = block.constant - (block.stride - 1 if block.residuals else 0)
         return _Trace(
@@ -442,13 +451,13 @@ class _Piece:
         for k in range(len(traces) - 1, self.block.constant, -1):
             grad = self._output_gradient(k, grad_outputs)
             for number in reversed(range(len(layers))):
-                layer, total = layers[number], sums[number]
+                layer, total, carried = layers[number], sums[number], later[number]
                 if grad_changes is not None:
                     changed = self._change_gradient(k, states[number], grad_changes, total)
                     grad = _sum_of_rows(grad, changed)
                 rows = max(
                     0 if grad is None else grad.size(0),
-                    0 if later[number] is None else later[number].recurrent.size(0),
+                    0 if carried is None else carried.recurrent.size(0),
                 )
                 if rows == 0:
                     continue
@@ -456,7 +465,7 @@ class _Piece:
                 row, column = self.offset(k)
                 d_x, carry = cell.backward(
                     grad,
-                    later[number],
+                    carried,
                     before,
                     layer.weight_hh,
                     traces[k].gates[number][:rows],
@@ -481,8 +490,7 @@ class _Piece:
         """The adjoint of :meth:`write_outputs`: gradient of `h`, ``(rows, H)``, or None."""
         total = None
         for order, grad in zip(self.block.orders, grads, strict=True):
-            chains = 0 if grad is None else self.chains_of(k, order)
-            if chains:
+            if grad is not None and (chains := self.chains_of(k, order)):
                 total = _sum_of_rows(total, self.at(k, grad, chains * self.block.batch))
         return total
 
@@ -502,7 +510,7 @@ class _Piece:
             return change * grad_changes[k - stride].to(change.dtype)
 
         own, after = of(k), of(k + stride)
-        if k == stride and self.block.constant == 0:
+        if own is not None and k == stride and self.block.constant == 0:
             begun = hidden(total.initial, self.block.cell)
             if begun.dim() == 1:
                 begun.sub_(own.sum(0))
@@ -520,13 +528,15 @@ class _Piece:
             return None
         if self.block.resets is not None:
             resets = self.at(k, self.block.resets, carry.recurrent.size(0)).unsqueeze(1)
-            self._end(k, Carry(*(part if part is None else part * resets for part in carry)), total)
+            ended = Carry._make(part if part is None else part * resets for part in carry)
+            self._end(k, ended, total)
             for part in carry:
                 if part is not None:
                     part.masked_fill_(resets, 0)
         if self.begins_late(k):
             batch = self.block.batch
-            self._end(1, Carry(*(part if part is None else part[:batch] for part in carry)), total)
+            ended = Carry._make(part if part is None else part[:batch] for part in carry)
+            self._end(1, ended, total)
             for part in carry:
                 if part is not None:
                     part[:batch] = 0
@@ -579,10 +589,10 @@ class _Gradients:
     @classmethod
     def like(cls, layer: LayerWeights, dtype: torch.dtype) -> _Gradients:
         wide = torch.promote_types(dtype, torch.float32)
-        zeros = [
+        zeros = LayerWeights._make(
             None if w is None else torch.zeros(w.shape, dtype=wide, device=w.device) for w in layer
-        ]
-        into_initial = zeros[0].new_zeros(*layer.initial.shape[:-1], layer.weight_hh.size(0))
+        )
+        into_initial = zeros.weight_ih.new_zeros(*layer.initial.shape[:-1], layer.weight_hh.size(0))
         return cls(*zeros, into_initial)
 
     def add_step(self, cell: Cell, carry: Carry, before: Tensor) -> None:

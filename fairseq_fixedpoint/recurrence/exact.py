@@ -69,7 +69,9 @@ def exact(
     return Solution(output=output, final_state=final_state)
 
 
-def _run_block(recurrences, layers, x, initial_state):
+def _run_block(
+    recurrences: Sequence[nn.RNNBase], layers: Sequence[Layer], x: Tensor, initial_state: Tensor
+) -> tuple[Tensor, Tensor]:
     final_states = []
     for recurrence, layer, state in zip(recurrences, layers, initial_state, strict=True):
         if layer.input_mask is not None:
@@ -79,7 +81,14 @@ def _run_block(recurrences, layers, x, initial_state):
     return x, torch.stack(final_states)
 
 
-def _run_pieces(recurrences, layers, x, initial_state, resets, summary):
+def _run_pieces(
+    recurrences: Sequence[nn.RNNBase],
+    layers: Sequence[Layer],
+    x: Tensor,
+    initial_state: Tensor,
+    resets: Tensor,
+    summary: Tensor | None,
+) -> tuple[Tensor, Tensor]:
     length, batch, _ = x.shape
     pieces = _Pieces.cut(resets)
     started_inside = pieces.start_row.gt(0) | resets[0][pieces.column]
@@ -98,7 +107,9 @@ def _run_pieces(recurrences, layers, x, initial_state, resets, summary):
     return x, torch.stack(final_states)
 
 
-def _call(recurrence: nn.RNNBase, layer: Layer, x, state: Tensor):
+def _call(
+    recurrence: nn.RNNBase, layer: Layer, x: Tensor | PackedSequence, state: Tensor
+) -> tuple[Tensor, Tensor]:
     """Calls PyTorch's module with the layer's effective weights; state in and out ``(B, P*H)``."""
     parts = tuple(part.contiguous().unsqueeze(0) for part in state.chunk(layer.cell.parts, dim=-1))
     start = parts[0] if len(parts) == 1 else parts

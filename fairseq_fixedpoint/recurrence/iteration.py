@@ -116,10 +116,12 @@ class Layer:
     def weights(self, dtype: torch.dtype | None = None) -> LayerWeights:
         """The tensors that an iteration takes, in `dtype` if given."""
         input_bias, recurrent_bias = self.cell.split_bias(self.bias_ih, self.bias_hh)
-        found = (self.weight_ih, self.weight_hh, input_bias, recurrent_bias, self.initial)
-        if dtype is not None:
-            found = (None if tensor is None else tensor.to(dtype) for tensor in found)
-        return LayerWeights(*found)
+        weights = LayerWeights(
+            self.weight_ih, self.weight_hh, input_bias, recurrent_bias, self.initial
+        )
+        if dtype is None:
+            return weights
+        return LayerWeights._make(None if w is None else w.to(dtype) for w in weights)
 
 
 @dataclass(frozen=True)
@@ -215,8 +217,8 @@ def fixed_point(
             and resets start from; or None, and they start from `h_init`.
 
     Raises:
-        ValueError: for tensors of other shapes or types, and for iterations, orders or
-            gradient_iterations out of range.
+        ValueError: for tensors of other shapes or types, for iterations, orders or
+            gradient_iterations out of range, and for a summary that the layers do not know.
     """
     check_block(x, layers[0].weight_ih.size(1), resets, padding_mask)
     if iterations < 1:
@@ -234,7 +236,10 @@ def fixed_point(
     if not 0 <= phase < stride:
         raise ValueError(f"phase must lie in 0..{stride - 1}, below the stride, not {phase}.")
     if summary is not None:
-        check_shape("summary", summary, x.size(0) + 1, x.size(1), layers[0].start_weight.size(1))
+        start_weight = layers[0].start_weight
+        if start_weight is None:
+            raise ValueError("a summary is for layers that start from one: give a start_weight.")
+        check_shape("summary", summary, x.size(0) + 1, x.size(1), start_weight.size(1))
     length, lead = x.size(0), phase
     input_masks = [layer.input_mask for layer in layers]
     constant = iterations - (gradient_iterations or iterations)

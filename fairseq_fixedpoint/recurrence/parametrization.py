@@ -7,10 +7,15 @@ iterations the error is at most `norm^k` times the first. Both constraints are r
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
+
+if TYPE_CHECKING:
+    from fairseq_fixedpoint.recurrence.cells import OneLayer
 
 
 class SpectralBound(nn.Module):
@@ -20,6 +25,9 @@ class SpectralBound(nn.Module):
     must not enlarge a small one. The norm is estimated by power iteration, one step a training
     pass from the last estimate, as there.
     """
+
+    left: Tensor
+    right: Tensor
 
     def __init__(self, weight: Tensor, bound: float):
         super().__init__()
@@ -46,7 +54,7 @@ class SpectralBound(nn.Module):
 
 
 def constrain(
-    recurrence: nn.RNNBase, spectral_bound: float | None = None, orthogonal: bool = False
+    recurrence: OneLayer, spectral_bound: float | None = None, orthogonal: bool = False
 ) -> None:
     """Constrains the recurrent matrix of a one-layer PyTorch recurrence, in place.
 

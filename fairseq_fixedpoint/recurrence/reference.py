@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fairseq_fixedpoint.recurrence.cells import GRU, LSTM, hidden
+from fairseq_fixedpoint.recurrence.cells import GRU, LSTM, Elman, hidden
 from fairseq_fixedpoint.recurrence.iteration import Layer
 
 
@@ -31,7 +32,8 @@ def cell_step(layer: Layer, x: Tensor, state: Tensor) -> Tensor:
         h_r, h_z, h_n = recurrent_gates.chunk(3, dim=-1)
         r, z = (x_r + h_r).sigmoid(), (x_z + h_z).sigmoid()
         return (1 - z) * (x_n + r * h_n).tanh() + z * state
-    activation = torch.tanh if layer.cell.nonlinearity == "tanh" else torch.relu
+    nonlinearity = cast("Elman", layer.cell).nonlinearity
+    activation = torch.tanh if nonlinearity == "tanh" else torch.relu
     return activation(input_gates + recurrent_gates)
 
 
@@ -101,6 +103,6 @@ def _cut(layer: Layer, window: slice, length: int) -> Layer:
 
 def _start(layer: Layer, summary: Tensor | None, t: int) -> Tensor:
     """`h_init` or `g(s)` written out, ``(P*H,)`` or ``(B, P*H)``."""
-    if summary is None:
+    if summary is None or layer.start_weight is None:
         return layer.initial
     return layer.initial + summary[t] @ layer.start_weight.t()

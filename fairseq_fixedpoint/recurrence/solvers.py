@@ -29,6 +29,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -64,7 +65,9 @@ class Method(ABC):
 class Jacobi(Method):
     """`A_t = 0`: an iteration costs one product, and carries information one position on."""
 
-    def evaluate(self, layer, x, states, resets):
+    def evaluate(
+        self, layer: Layer, x: Tensor, states: Tensor, resets: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
         return layer.advance(x, states[:-1], resets), None
 
 
@@ -72,7 +75,9 @@ class Jacobi(Method):
 class QuasiNewton(Method):
     """The Jacobian's diagonal: time and memory of Jacobi's order, and a scan."""
 
-    def evaluate(self, layer, x, states, resets):
+    def evaluate(
+        self, layer: Layer, x: Tensor, states: Tensor, resets: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
         linearization = linearize(layer, x, _before(layer, states, resets))
         return linearization.states, _cut(linearization.diagonals(), resets)
 
@@ -81,7 +86,9 @@ class QuasiNewton(Method):
 class Newton(Method):
     """The Jacobian itself: fewest iterations; `T (P H)^2` memory and `T (P H)^3` operations."""
 
-    def evaluate(self, layer, x, states, resets):
+    def evaluate(
+        self, layer: Layer, x: Tensor, states: Tensor, resets: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
         linearization = linearize(layer, x, _before(layer, states, resets))
         return linearization.states, _cut(linearization.matrices(), resets)
 
@@ -402,7 +409,7 @@ def linearize(layer: Layer, x: Tensor, before: Tensor) -> Linearization:
         return Linearization(*_gru(x, products, bias, before), weight)
     if isinstance(layer.cell, LSTM):
         return Linearization(*_lstm(x, products, before), weight)
-    return Linearization(*_elman(layer.cell, x, products), weight)
+    return Linearization(*_elman(cast("Elman", layer.cell), x, products), weight)
 
 
 def _elman(cell: Elman, x: Tensor, products: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,9 @@ from fairseq_fixedpoint.recurrence.dropout import check_probability, dropout_mas
 from fairseq_fixedpoint.recurrence.exact import exact
 from fairseq_fixedpoint.recurrence.iteration import Layer, Solution, fixed_point, sweep
 from fairseq_fixedpoint.recurrence.parametrization import constrain
+
+if TYPE_CHECKING:
+    from fairseq_fixedpoint.recurrence.cells import OneLayer
 
 
 class FixedPointRNN(nn.Module):
@@ -43,6 +47,8 @@ class FixedPointRNN(nn.Module):
     Raises:
         ValueError: for an unknown cell or a value out of range.
     """
+
+    initial_state: Tensor  # (L, P*H)
 
     def __init__(
         self,
@@ -79,10 +85,10 @@ class FixedPointRNN(nn.Module):
             self.cell.recurrence(input_size if number == 0 else hidden_size, hidden_size)
             for number in range(num_layers)
         )
-        for recurrence in self.layers:
+        for recurrence in self._recurrences:
             constrain(recurrence, spectral_bound, orthogonal)
         initial = torch.zeros(num_layers, self.cell.parts * hidden_size)  # (L, P*H)
-        self.start_weight = None
+        self.start_weight: nn.Parameter | None = None
         if summary_size:
             self.start_weight = nn.Parameter(initial.new_zeros(*initial.shape, summary_size))
         if learned_initial_state or summary_size:
@@ -90,7 +96,11 @@ class FixedPointRNN(nn.Module):
         else:
             self.register_buffer("initial_state", initial, persistent=False)
 
-    def _apply(self, fn, recurse=True):
+    @property
+    def _recurrences(self) -> list[OneLayer]:
+        return cast("list[OneLayer]", list(self.layers))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # Module.half() and its like come here; PyTorch orthogonalises in full precision only.
         if self.orthogonal and fn(torch.zeros(1)).dtype in (torch.float16, torch.bfloat16):
             raise ValueError(
@@ -109,9 +119,9 @@ class FixedPointRNN(nn.Module):
             ValueError: for another shape of `x`.
         """
         if x is not None:
-            check_shape("x", x, "T", "B", self.layers[0].input_size)
+            check_shape("x", x, "T", "B", self._recurrences[0].input_size)
         layers = []
-        for number, recurrence in enumerate(self.layers):
+        for number, recurrence in enumerate(self._recurrences):
             with torch.autocast(self.initial_state.device.type, enabled=False):
                 weight_hh = recurrence.weight_hh_l0  # a parametrisation needs full precision
             if self.training and self.weight_dropout > 0:
@@ -188,7 +198,7 @@ class FixedPointRNN(nn.Module):
                     "gradient_iterations, checkpoint_iterations and stride need iterations >= 1."
                 )
             return exact(
-                self.layers,
+                self._recurrences,
                 layers,
                 x,
                 initial_state=initial_state,
@@ -258,7 +268,7 @@ class FixedPointRNN(nn.Module):
             ValueError: for tensors of other shapes or types.
         """
         num_layers, width = self.initial_state.shape
-        check_shape("x", x, "B", self.layers[0].input_size)
+        check_shape("x", x, "B", self._recurrences[0].input_size)
         check_shape("cache", cache, num_layers, "K + 1", x.size(0), width)
         check_mask("resets", resets, x.size(0))
         self._check_summary(summary)

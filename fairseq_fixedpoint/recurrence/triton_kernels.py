@@ -18,6 +18,7 @@ it writes one, so an output may take the place of an input.
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import torch
 import triton
@@ -207,6 +208,7 @@ def elman_backward(
 ) -> None:
     """See :func:`pointwise.elman_backward`."""
     n, h = out.shape
+    matrices: tuple[Tensor | None, ...]
 
     tiling = _tiling(d)
     if tiling is not None:
@@ -425,7 +427,14 @@ LARGE_SHARED_MEMORY = ((8, 0), (8, 7), (9, 0), (10, 0), (10, 3))
 """Compute capabilities whose blocks have at least 163 KiB of shared memory; others have 99."""
 
 
-def _launch(kernel, matrices: tuple[Tensor | None, ...], n: int, h: int, *constants, **tile):
+def _launch(
+    kernel: Any,
+    matrices: tuple[Tensor | None, ...],
+    n: int,
+    h: int,
+    *constants: str,
+    **tile: int,
+) -> None:
     """Runs `kernel(*matrices, n, h, *strides, *constants)` over the tiles of an (n, h) matrix.
 
     A matrix's stride is the distance from a row to the next; 0 where one row stands for all, or

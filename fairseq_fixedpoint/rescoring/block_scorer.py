@@ -40,13 +40,22 @@ class BlockScorer(ABC):
 
     window: int | None = None
     device: torch.device
-    order: int | None
-    reach: int | None
-    longest: int | None
 
     def __init__(self, dictionary: Dictionary):
         self.dictionary = dictionary
         self.padding = dictionary.pad()
+
+    @property
+    @abstractmethod
+    def order(self) -> int | None: ...
+
+    @property
+    @abstractmethod
+    def reach(self) -> int | None: ...
+
+    @property
+    @abstractmethod
+    def longest(self) -> int | None: ...
 
     @abstractmethod
     def evaluate(self, inputs: Tensor, targets: Tensor, lead: int) -> Tensor:
@@ -67,7 +76,7 @@ class BlockScorer(ABC):
         Raises:
             RescoringError: for a sequence longer than the model takes.
         """
-        distinct: dict[_Scored, np.ndarray | None] = dict.fromkeys(
+        distinct = dict.fromkeys(
             _Scored(tuple(sequence), position)
             for sequence, position in zip(sequences, first, strict=True)
         )
@@ -77,10 +86,11 @@ class BlockScorer(ABC):
                 f"a line has {longest} tokens, more than the {self.longest} that the model takes: "
                 "leave it out, or use a model without that limit."
             )
+        found: dict[_Scored, np.ndarray] = {}
         for batch in self._batches(distinct):
-            distinct |= zip(batch, self._batch(batch), strict=True)
+            found |= zip(batch, self._batch(batch), strict=True)
         return [
-            distinct[tuple(sequence), position]
+            found[_Scored(tuple(sequence), position)]
             for sequence, position in zip(sequences, first, strict=True)
         ]
 
@@ -124,8 +134,8 @@ class BlockScorer(ABC):
         # Words beyond the output's, which --output-dictionary-size makes fewer, are <unk> to it.
         unpredicted = targets >= len(self.dictionary)
         targets = targets.masked_fill(unpredicted, self.dictionary.unk()).contiguous()
-        found = self.evaluate(inputs, targets, lead)  # (B, T - lead, V)
-        found = found.gather(2, targets.unsqueeze(2)).squeeze(2).cpu().numpy()  # (B, T - lead)
+        given = self.evaluate(inputs, targets, lead)  # (B, T - lead, V)
+        found = given.gather(2, targets.unsqueeze(2)).squeeze(2).cpu().numpy()  # (B, T - lead)
         return [
             row[shift + sequence.first - lead - 1 :][: len(sequence.tokens) - sequence.first]
             for row, shift, sequence in zip(found, shifts, sequences, strict=True)

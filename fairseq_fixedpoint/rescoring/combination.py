@@ -35,7 +35,7 @@ class Combination:
     lenpen: float = 0.0
     rule: WordRule = field(default_factory=WordRule, compare=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, weight in (*self.weights.items(), ("lenpen", self.lenpen)):
             if not _is_finite(weight):
                 raise RescoringError(

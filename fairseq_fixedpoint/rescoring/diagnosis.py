@@ -20,7 +20,8 @@ PUNCTUATION = re.compile(r"([^\w\s])")
 
 
 class HasUnknown(Vocabulary, Protocol):
-    has_unknown: bool
+    @property
+    def has_unknown(self) -> bool: ...
 
 
 def unknown_warnings(
@@ -126,7 +127,7 @@ def mismatch(
     shared = share(str)
     ways = CAUSES | {f"several of {', '.join(CAUSES)}": all_undone}
     shares = {cause: share(undone) for cause, undone in ways.items()}
-    cause = max(shares, key=shares.get)
+    cause = max(shares, key=shares.__getitem__)
     explained = shares[cause] - shared >= MATTERS
     if not explained and shared >= HARDLY_ANY:
         return None

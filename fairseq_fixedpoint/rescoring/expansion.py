@@ -15,6 +15,7 @@ scores need an order, and go through the graph's layers from one end to the othe
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -235,7 +236,7 @@ def _grow(
     # An arc without a token leads on with the same history, to a state that may be new itself. All
     # that lead to a state are of lower layers, so the states of a layer are known in its turn.
     leaving = _Leaving(old)
-    waiting = defaultdict(list)
+    waiting: defaultdict[int, list[list[np.ndarray]]] = defaultdict(list)
     _put(waiting, empty_layer[old.node[image]], wanted, image, is_whole, grows)
     states, arcs = len(old.node), len(old.arc)
     made, copied, leading = [], [], []
@@ -301,7 +302,9 @@ def _on_best_paths(state: np.ndarray, through: np.ndarray, limit: int) -> np.nda
     return chosen[state]
 
 
-def _put(waiting: dict[int, list], layer: np.ndarray, *columns: np.ndarray) -> None:
+def _put(
+    waiting: dict[int, list[list[np.ndarray]]], layer: np.ndarray, *columns: np.ndarray
+) -> None:
     """Puts rows where their layer is."""
     if not len(layer):
         return
@@ -311,9 +314,9 @@ def _put(waiting: dict[int, list], layer: np.ndarray, *columns: np.ndarray) -> N
         waiting[int(layer[rows[0]])].append([column[rows] for column in columns])
 
 
-def _joined(parts: list[tuple[np.ndarray, ...]], *kinds: type) -> list[np.ndarray]:
+def _joined(parts: Sequence[tuple[np.ndarray, ...]], *kinds: type) -> list[np.ndarray]:
     """Each column as one array, also where there are no parts."""
-    empty = tuple(np.empty(0, dtype=kind) for kind in kinds)
+    empty: tuple[np.ndarray, ...] = tuple(np.empty(0, dtype=kind) for kind in kinds)
     return [np.concatenate(column) for column in zip(empty, *parts, strict=True)]
 
 

@@ -12,11 +12,16 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path as FilePath
 from textwrap import shorten
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fairseq_fixedpoint.rescoring.errors import RescoringError
 from fairseq_fixedpoint.rescoring.lattice_search import ScoredGraph, best_path, nbest
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 ARCS = 60  # no more can be read in one picture
 SUFFIXES = (".pdf", ".png", ".svg")
@@ -128,7 +133,7 @@ class _Layout:
             begin, end = self.states[graph.source[arc]], self.states[graph.target[arc]]
             between = [_Place(column) for column in range(begin.column + 1, end.column)]
             self.ways[arc] = [begin, *between, end]
-        columns = [[] for _ in range(2 * max(layer.values()) + 1)]
+        columns: list[list[_Place]] = [[] for _ in range(2 * max(layer.values()) + 1)]
         for place in [*self.states.values(), *(p for w in self.ways.values() for p in w[1:-1])]:
             columns[place.column].append(place)
         for arc in straight:
@@ -189,7 +194,8 @@ def _arrange(columns: list[list[_Place]], ways: list[list[_Place]]) -> None:
         rightwards = sweep % 2 == 0
         for column in columns if rightwards else reversed(columns):
             beside = left if rightwards else right
-            column.sort(key=lambda place, beside=beside: _mean(beside.get(place, [place])))
+            mean = {place: _mean(beside.get(place, [place])) for place in column}
+            column.sort(key=mean.__getitem__)
             _stack(column, [ROW * number for number in range(len(column))])
         crossings = _crossings(columns, right)
         if crossings < fewest:
@@ -244,7 +250,9 @@ def _stack(column: list[_Place], wanted: list[float]) -> None:
         place.y = mean + ROW * number
 
 
-def _draw_arcs(axes, graph: ScoredGraph, layout: _Layout, before: set[int], after: set[int]):
+def _draw_arcs(
+    axes: Axes, graph: ScoredGraph, layout: _Layout, before: set[int], after: set[int]
+) -> None:
     from matplotlib.patches import FancyArrowPatch
     from matplotlib.path import Path
 
@@ -285,7 +293,7 @@ def _draw_arcs(axes, graph: ScoredGraph, layout: _Layout, before: set[int], afte
             )
 
 
-def _draw_states(axes, graph: ScoredGraph, layout: _Layout) -> None:
+def _draw_states(axes: Axes, graph: ScoredGraph, layout: _Layout) -> None:
     from matplotlib.patches import Circle
 
     for state, place in layout.states.items():
@@ -302,7 +310,7 @@ def _radius(graph: ScoredGraph, state: int) -> float:
     return 1.6 * RADIUS if graph.end[state] > -np.inf else RADIUS
 
 
-def _draw_legend(figure, paths: dict[str, tuple[tuple[str, ...], str]]) -> None:
+def _draw_legend(figure: Figure, paths: dict[str, tuple[tuple[str, ...], str]]) -> None:
     from matplotlib.lines import Line2D
 
     letters = int(figure.get_figwidth() / LETTER) - 20

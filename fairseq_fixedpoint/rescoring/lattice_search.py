@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from heapq import heapify, heappop, heappush, nsmallest
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 
@@ -42,7 +42,7 @@ class ScoredGraph:
     weight: np.ndarray
     end: np.ndarray
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, kind in (
             ("source", np.intp),
             ("target", np.intp),
@@ -204,8 +204,12 @@ class _Words:
 
     __slots__ = ("before", "count", "last")
 
+    before: _Words
+    count: int
+
     def __init__(self, before: _Words | None = None, last: str = ""):
-        self.before = before
+        # That of no words has none, and is not asked for it.
+        self.before = cast("_Words", before)
         self.last = last
         self.count = 0 if before is None else before.count + 1
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import cast
 
 import numpy as np
 
@@ -132,7 +133,16 @@ class LatticeRescorer:
     scales_beam: bool = False
     fillers: re.Pattern[str] | None = FILLERS
 
-    def __post_init__(self):
+    @property
+    def _tokens(self) -> LatticeTokenScorer:
+        return cast("LatticeTokenScorer", self.model.tokens)  # as __post_init__ has checked
+
+    @property
+    def _order(self) -> int:
+        """K."""
+        return cast("int", self.model.tokens.order)  # as well
+
+    def __post_init__(self) -> None:
         tokens = self.model.tokens
         if not isinstance(tokens, LatticeTokenScorer) or tokens.order is None:
             raise RescoringError(
@@ -220,7 +230,7 @@ class LatticeRescorer:
             unit=unit,
             states=len(expansion.node),
             arcs=len(expansion.arc),
-            shortened=0 if self.merges else expansion.shortened(self.model.tokens.order),
+            shortened=0 if self.merges else expansion.shortened(self._order),
             words=int((token != EMPTY).sum()),
             passed_by=sum(bool(word) for word in lattice.words) - sum(map(bool, words)),
             unknown={
@@ -318,10 +328,9 @@ class LatticeRescorer:
         before: Sequence[int],
     ) -> list[tuple[HistoryScorer, np.ndarray, float]]:
         """Each model with what it subtracts for each word, ``(V,)``, and its weight."""
-        order = self.model.tokens.order
-        histories = {self.name: self.model.tokens.histories(entries, before)}
+        histories: dict[str, HistoryScorer] = {self.name: self._tokens.histories(entries, before)}
         for name, ngram in self.ngrams.items():
-            histories[name] = NgramHistories(ngram, vocabulary, order)
+            histories[name] = NgramHistories(ngram, vocabulary, self._order)
         return [(each, penalties[name], weights[name]) for name, each in histories.items()]
 
     def _penalties(
@@ -329,7 +338,7 @@ class LatticeRescorer:
     ) -> dict[str, np.ndarray]:
         """What each model subtracts for each word, ``(V,)``; one that is subtracted itself would
         give it back, so it has none."""
-        models = {self.name: self.model, **self.ngrams}
+        models: dict[str, Scorer | NgramScorer] = {self.name: self.model, **self.ngrams}
         return {
             name: models[name].unknown_penalty * is_unknown * (weights[name] >= 0)
             for name, is_unknown in unknown.items()
@@ -346,7 +355,7 @@ class LatticeRescorer:
         """The graph's own topology; its scores give the posteriors that states are averaged by."""
         known = np.where(graph.token == EMPTY, EMPTY, entries[graph.token])
         end = int(entries[SENTENCE_END])
-        merged = self.model.tokens.merged(replace(graph, token=known), end, before)
+        merged = self._tokens.merged(replace(graph, token=known), end, before)
         of_arcs = np.append(penalty[graph.token] * (graph.token != EMPTY), 0.0)
         merged.language[:] = weight * (merged.language - of_arcs[merged.arc])
         merged.final[:] = weight * merged.final

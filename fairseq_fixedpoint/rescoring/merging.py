@@ -38,6 +38,9 @@ def merge(
 
     Returns:
         The graph as it is, scored; state n + 1 is node n.
+
+    Raises:
+        RescoringError: for the exact recurrence.
     """
     scored = unexpanded(graph)
     share = torch.from_numpy(_shares(scored, graph))  # (E,)
@@ -54,8 +57,8 @@ def merge(
         empty = [arcs.to(device) for arcs in empty]
         x = projected.index_select(0, torch.from_numpy(word).to(device)).unsqueeze(1)  # (W, 1, G*H)
         states = [layer.initial.to(x.dtype).expand(len(scored.node), -1) for layer in stack]
-        for _ in range(scorer.order):
-            before = [state.index_select(0, source[spoken]).unsqueeze(1) for state in states]
+        for _ in range(scorer.lattice_order):
+            previous = [state.index_select(0, source[spoken]).unsqueeze(1) for state in states]
             states = [
                 _averaged(
                     after[:, 0],
@@ -67,7 +70,7 @@ def merge(
                     empty,
                     len(scored.node),
                 )
-                for after, layer in zip(sweep(stack, x, before), stack, strict=True)
+                for after, layer in zip(sweep(stack, x, previous), stack, strict=True)
             ]
     arcs = np.flatnonzero((token != EMPTY) & (scored.source > 0))
     ends = np.flatnonzero(np.append(graph.final_score, -np.inf)[scored.node] > -np.inf)

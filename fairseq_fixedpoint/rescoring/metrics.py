@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import zip_longest
 from types import ModuleType
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -55,7 +55,7 @@ class Metric:
     name: str
     higher_is_better: bool
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.warnings: dict[str, None] = {}
 
     def statistics(
@@ -111,11 +111,11 @@ class WordErrorRate(Metric):
     name = "WER"
     higher_is_better = False
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self._jiwer = _imported("jiwer", self.name)
 
-    def _count(self, pairs):
+    def _count(self, pairs: list[Pair]) -> list[list[float]]:
         rows = []
         for hypothesis, references in pairs:
             if len(references) > 1:
@@ -135,7 +135,7 @@ class WordErrorRate(Metric):
             )
         return rows
 
-    def score(self, summed):
+    def score(self, summed: np.ndarray) -> np.ndarray:
         summed = np.asarray(summed, dtype=np.float64)
         errors, words = summed[..., 0], summed[..., 1]
         return np.where(words > 0, 100 * errors / np.maximum(words, 1), 100.0 * (errors > 0))
@@ -147,7 +147,8 @@ class Sacrebleu(Metric):
     It offers both steps without promising to keep them, so they are tried on a few words first.
     """
 
-    SPECIFICATION: ClassVar = {  # name, sacrebleu's class, its arguments, higher is better
+    # Name, sacrebleu's class, its arguments, higher is better.
+    SPECIFICATION: ClassVar[dict[str, tuple[str, str, dict[str, Any], bool]]] = {
         "bleu": ("BLEU", "BLEU", {}, True),
         "chrf": ("chrF", "CHRF", {}, True),
         "ter": ("TER", "TER", {}, False),
@@ -175,13 +176,13 @@ class Sacrebleu(Metric):
             "pip install sacrebleu==2.6.0, or choose another metric."
         )
 
-    def _count(self, pairs):
+    def _count(self, pairs: list[Pair]) -> list[list[float]]:
         hypotheses, references = zip(*pairs, strict=True)
         streams = list(zip_longest(*references))  # sacrebleu's order, None where one has fewer
         with _logged(self.warnings):
             return self._metric._extract_corpus_statistics(hypotheses, streams)
 
-    def score(self, summed):
+    def score(self, summed: np.ndarray) -> np.ndarray:
         summed = np.asarray(summed, dtype=np.float64)
         rows = summed.reshape(-1, summed.shape[-1]).tolist()
         scores = [self._metric._compute_score_from_stats(row).score for row in rows]

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from fairseq_fixedpoint.formats import Hypothesis, Rescored
 from fairseq_fixedpoint.formats.nbest import FormatError, Line, OnError, shown
@@ -18,6 +18,7 @@ from fairseq_fixedpoint.rescoring.scorer import LineScore, Previous
 from fairseq_fixedpoint.rescoring.words import Vocabulary, WordRule
 
 Prepared = Any  # a line as its scorer takes it: text, or what had to be split to be checked
+Item = TypeVar("Item", bound=Line | Hypothesis)
 
 
 class LineScorer(Vocabulary, Protocol):
@@ -27,28 +28,33 @@ class LineScorer(Vocabulary, Protocol):
         has_unknown: whether the model has `<unk>`, or some other probability for unknown words.
     """
 
-    has_unknown: bool
+    @property
+    def has_unknown(self) -> bool: ...
 
     @property
     def context(self) -> float:
         """How many tokens before a line are looked at, its `</s>` among them; or infinite."""
+        ...
 
     def without_probability(self, line: str) -> str | None: ...
 
     def prepared(self, line: str) -> Prepared:
         """The line as the other methods take it, too: split into tokens, if :meth:`trouble_with`
         has to, so that nothing is split twice."""
+        ...
 
     def trouble_with(self, line: str | Prepared) -> str | None:
         """Why a line cannot be scored, as the end of a sentence; None if it can."""
+        ...
 
     def score(
         self, lines: Sequence[str | Prepared], previous: Sequence[Previous] | None = None
     ) -> list[LineScore]:
         """One score a line, in order; `previous` has the texts before each."""
+        ...
 
 
-class Scorable(NamedTuple):
+class Scorable(NamedTuple, Generic[Item]):
     """A line or hypothesis that all models can take.
 
     Attributes:
@@ -56,7 +62,7 @@ class Scorable(NamedTuple):
         previous: what was said before it, if that is wanted.
     """
 
-    item: Line | Hypothesis
+    item: Item
     prepared: tuple[Prepared, ...]
     previous: Previous = ()
 
@@ -131,8 +137,8 @@ class ByRule:
 
 
 def scorable(
-    items: Iterable[Line | Hypothesis], scorers: Collection[LineScorer], on_error: OnError
-) -> Iterator[Scorable]:
+    items: Iterable[Item], scorers: Collection[LineScorer], on_error: OnError
+) -> Iterator[Scorable[Item]]:
     """The lines or hypotheses that all models can take; each other one goes to `on_error`."""
     for item in items:
         prepared = tuple(scorer.prepared(item.text) for scorer in scorers)
@@ -169,8 +175,8 @@ def no_probability(name: str, word: str) -> str:
 
 
 def in_context(
-    hypotheses: Iterable[Scorable], first_pass: Combination, context: float
-) -> Iterator[Scorable]:
+    hypotheses: Iterable[Scorable[Hypothesis]], first_pass: Combination, context: float
+) -> Iterator[Scorable[Hypothesis]]:
     """Pairs each hypothesis with what the first pass found best for the utterances before it.
 
     The first pass and not the rescored list decides, so that no utterance waits for another.
@@ -186,10 +192,13 @@ def in_context(
             total = first_pass.total(each.item, {})
             if best is None or total > best_total:
                 best, best_total = each.item, total
-        before.add(best.text, len(first_pass.rule.words(best.text)))
+        if best is not None:
+            before.add(best.text, len(first_pass.rule.words(best.text)))
 
 
-def scored(hypotheses: Sequence[Scorable], scorers: Mapping[str, LineScorer]) -> list[list[float]]:
+def scored(
+    hypotheses: Sequence[Scorable[Hypothesis]], scorers: Mapping[str, LineScorer]
+) -> list[list[float]]:
     """For each hypothesis three numbers by each scorer: its log-probability, how many words it
     does not know, and the penalties for them in the log-probability.
 
@@ -258,7 +267,7 @@ class Summary:
 
 
 def combined(
-    results: Iterable[tuple[Scorable, Sequence[float]]],
+    results: Iterable[tuple[Scorable[Hypothesis], Sequence[float]]],
     scorers: Mapping[str, LineScorer],
     combination: Combination,
     first_pass: Combination,
@@ -283,7 +292,7 @@ def combined(
         summary.words += len(rule.words(hypothesis.text))
         summary.passed_by += rule.passed_by(hypothesis.text)
         for name, unknown in zip(names, result[1::3], strict=True):
-            summary.unknown[name] += unknown
+            summary.unknown[name] += int(unknown)
         _keep_best(summary.best, hypothesis, rescored.total)
         _keep_best(summary.first, hypothesis, first_pass.total(hypothesis, {}))
         yield rescored

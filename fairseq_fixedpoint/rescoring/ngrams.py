@@ -223,12 +223,12 @@ class InterpolatedScorer:
         self, lines: Sequence[str | _ByWord], previous: Sequence[Previous] | None = None
     ) -> list[LineScore]:
         """As :meth:`Scorer.score`, one token a word; what the neural model does not know counts."""
-        lines = list(map(self._by_word, lines))
-        neural = self.neural.score([line.tokens() for line in lines], previous)
-        ngram = self.ngram.score([line.text for line in lines])
+        by_word = list(map(self._by_word, lines))
+        neural = self.neural.score([line.tokens() for line in by_word], previous)
+        ngram = self.ngram.score([line.text for line in by_word])
         return [
             self._mixed(line.tokens_by_word, of_neural, of_ngram)
-            for line, of_neural, of_ngram in zip(lines, neural, ngram, strict=True)
+            for line, of_neural, of_ngram in zip(by_word, neural, ngram, strict=True)
         ]
 
     def _by_word(self, line: str | _ByWord) -> _ByWord:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -209,9 +209,12 @@ class Scorer:
             scores += map(self._line_score, symbols, sequences, first, found)
         return scores
 
-    def _batches(self, lines) -> Iterator[list[tuple[list[str], list[int], int]]]:
+    def _batches(
+        self, lines: Iterable[tuple[str | list[str], Previous]]
+    ) -> Iterator[list[tuple[list[str], list[int], int]]]:
         """Symbols, token sequence and first scored position of each line, so many at once."""
-        batch, size = [], 0
+        batch: list[tuple[list[str], list[int], int]] = []
+        size = 0
         for line, previous in lines:
             symbols = self._symbols(line)
             context = self._context(previous, len(symbols))
@@ -231,7 +234,7 @@ class Scorer:
     def _context(self, previous: Previous, tokens: int) -> list[int]:
         """What a line of so many tokens is preceded by: the start of a text at least."""
         *bos, eos = self.encoder.start
-        seen = min(self.context, sys.maxsize)
+        seen = sys.maxsize if math.isinf(self.context) else int(self.context)
         if self.tokens.longest is not None:
             seen = min(seen, self.tokens.longest - tokens - len(bos))
         if not previous or seen < 2:

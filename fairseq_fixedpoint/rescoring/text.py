@@ -22,8 +22,11 @@ class Dictionary(Protocol):
         symbols: the tokens in order.
     """
 
-    indices: Mapping[str, int]
-    symbols: Sequence[str]
+    @property
+    def indices(self) -> Mapping[str, int]: ...
+
+    @property
+    def symbols(self) -> Sequence[str]: ...
 
     def __len__(self) -> int: ...
 

@@ -23,9 +23,14 @@ class TokenScorer(Protocol):
         longest: how many tokens it can take before the last one of a sequence; None for no limit.
     """
 
-    order: int | None
-    reach: int | None
-    longest: int | None
+    @property
+    def order(self) -> int | None: ...
+
+    @property
+    def reach(self) -> int | None: ...
+
+    @property
+    def longest(self) -> int | None: ...
 
     def log_probabilities(
         self, sequences: Sequence[Sequence[int]], first: Sequence[int]
@@ -50,7 +55,8 @@ class LatticeTokenScorer(TokenScorer, Protocol):
         knows_sentences_before: whether what it starts a sentence from depends on those before it.
     """
 
-    knows_sentences_before: bool
+    @property
+    def knows_sentences_before(self) -> bool: ...
 
     def histories(self, vocabulary: np.ndarray, before: Sequence[int] = ()) -> HistoryScorer:
         """The model over histories that grow one token at a time.

@@ -17,7 +17,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar, cast
 
 import numpy as np
 
@@ -27,6 +27,8 @@ from fairseq_fixedpoint.rescoring.metrics import Metric
 GRID = (0.0, 0.1, 0.3, 1.0, 3.0)  # of a new weight, relative to the greatest old one
 GRID_WEIGHTS = 3  # with more new weights than these, all share one value in the grid
 RESTARTS = 3  # searches from random weights, after the one from the grid's best
+Score = TypeVar("Score", float, np.ndarray)
+
 LEAST_GAIN = 1e-9  # what less than this improves is rounding
 LEAST_ANGLE = 1e-9  # intervals of steps narrower than this are not entered
 
@@ -57,10 +59,11 @@ class Candidates:
     statistics: np.ndarray
     offsets: np.ndarray
     ids: Sequence[str]
-    subtracted: np.ndarray | None = None
+    # __post_init__ puts `features` in the place of None.
+    subtracted: np.ndarray = None  # type: ignore[assignment]
     not_subtracted: Collection[str] = ()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.subtracted is None:
             object.__setattr__(self, "subtracted", self.features)
         for name in ("features", "subtracted", "lengths", "statistics"):
@@ -413,7 +416,7 @@ def _combined(candidates: Candidates, weights: np.ndarray) -> np.ndarray:
     return (features * weights).sum(axis=1)
 
 
-def _gain(metric: Metric, score):
+def _gain(metric: Metric, score: Score) -> Score:
     """The score or minus it, so that greater is better."""
     return score if metric.higher_is_better else -score
 
@@ -552,12 +555,12 @@ def bootstrap(
     utterances = shapes[0][0]
     generator = np.random.default_rng(seed)
     at_once = max(1, 2**20 // utterances)  # samples; their counts take 8 MB
-    drawn = []
+    parts = []
     for begin in range(0, samples, at_once):
         size = min(at_once, samples - begin)
         counts = generator.multinomial(utterances, np.full(utterances, 1 / utterances), size)
-        drawn.append([metric.score(counts @ system) for system in systems])
-    drawn = np.concatenate(drawn, axis=1)  # (systems, samples)
+        parts.append([metric.score(counts @ system) for system in systems])
+    drawn = np.concatenate(parts, axis=1)  # (systems, samples)
     observed = [float(metric.score(system.sum(0))) for system in systems]
     score = _estimate(observed[0], drawn[0])
     if statistics_b is None:
@@ -618,8 +621,9 @@ class TuningReport:
             baseline=bootstrap(statistics[baseline], None, metric).score,
             tuned=compared.score,
             oracle=score_of(candidates, oracle(candidates, metric), metric),
-            difference=compared.difference,
-            share_better=compared.share_better,
+            # None of one system alone.
+            difference=cast("Estimate", compared.difference),
+            share_better=cast("float", compared.share_better),
         )
 
     def table(self) -> str:

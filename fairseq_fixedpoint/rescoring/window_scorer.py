@@ -57,6 +57,20 @@ class WindowScorer:
         """K; or the M tokens that a start knows, and `</s>`."""
         return self.model.reach
 
+    @property
+    def lattice_order(self) -> int:
+        """As :attr:`order`.
+
+        Raises:
+            RescoringError: for the exact recurrence, whose histories have no end.
+        """
+        if self.order is None:
+            raise RescoringError(
+                "the exact recurrence depends on all words before, which a lattice cannot hold: "
+                "give --iterations K."
+            )
+        return self.order
+
     @torch.inference_mode()
     def log_probabilities(
         self, sequences: Sequence[Sequence[int]], first: Sequence[int]
@@ -93,7 +107,7 @@ class WindowScorer:
     def _evaluate(
         self,
         used: Tensor,
-        before: list[Sequence[int]] | None,
+        before: Sequence[Sequence[int]] | None,
         windows: SharedWindows,
         context: Tensor,
         word: Tensor,
@@ -111,8 +125,14 @@ class WindowScorer:
         return self.wanted(states, context, word)
 
     def summary_of(self, before: Sequence[Sequence[int]]) -> Tensor:
-        """The summary of each text before a sentence, ``(U, S)``."""
+        """The summary of each text before a sentence, ``(U, S)``.
+
+        Raises:
+            ValueError: for a model whose start is a constant.
+        """
         summary = self.model.summary
+        if summary is None:
+            raise ValueError("the model starts from a constant, so it sums up no text.")
         size = max(1, *(min(len(tokens), summary.tokens) for tokens in before))
         padding = [self.model.padding_idx]
         rows = [[*padding * (size - len(tokens)), *tokens][-size:] for tokens in before]
@@ -174,21 +194,12 @@ class GrowingHistories:
     """
 
     def __init__(self, scorer: WindowScorer, vocabulary: np.ndarray, before: Sequence[int] = ()):
-        if scorer.order is None:
-            raise RescoringError(
-                "the exact recurrence depends on all words before, which a lattice cannot hold: "
-                "give --iterations K."
-            )
+        self.order = scorer.lattice_order
         self._scorer = scorer
         self._vocabulary = vocabulary
         self._states: list[Tensor] | None = None
         self._layers, self._projected = self._first(before)
         self._device = self._projected.device
-
-    @property
-    def order(self) -> int:
-        """K of the model."""
-        return self._scorer.order
 
     @torch.inference_mode()
     def _first(self, before: Sequence[int]) -> tuple[list[Layer], Tensor]:
@@ -205,6 +216,8 @@ class GrowingHistories:
     @torch.inference_mode()
     def log_probabilities(self, history: np.ndarray, token: np.ndarray) -> np.ndarray:
         """As :meth:`~fairseq_fixedpoint.rescoring.expansion.HistoryScorer.log_probabilities`."""
+        if self._states is None:
+            raise ValueError("there are no histories yet: call grow before log_probabilities.")
         word = self._vocabulary[token]
         base = int(word.max(initial=0)) + 1
         pairs, pair = np.unique(history * base + word, return_inverse=True)

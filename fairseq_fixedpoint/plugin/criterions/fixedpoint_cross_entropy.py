@@ -3,19 +3,21 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Optional
+from typing import Any, Optional
 
 import torch
 from fairseq import utils
 from fairseq.criterions import FairseqCriterion
 from fairseq.dataclass import FairseqDataclass
 from fairseq.logging import metrics
+from fairseq.models import BaseFairseqModel
 from fairseq.modules import AdaptiveSoftmax
 from fairseq.tasks import FairseqTask
 from omegaconf import II
 from torch import Tensor
 
 from fairseq_fixedpoint.cross_entropy import CrossEntropy, linear_cross_entropy
+from fairseq_fixedpoint.plugin.models.decoder import FixedPointDecoder
 
 
 @dataclass
@@ -84,7 +86,9 @@ class FixedPointCrossEntropy(FairseqCriterion):
         self.sentence_avg = sentence_avg
         self.ddp_backend = ddp_backend
 
-    def forward(self, model, sample, reduce=True):
+    def forward(
+        self, model: BaseFairseqModel, sample: dict[str, Any], reduce: bool = True
+    ) -> tuple[Tensor, int, dict[str, Any]]:
         """The summed loss, the sample size that gradients are divided by, and what is logged.
 
         Raises:
@@ -129,7 +133,7 @@ class FixedPointCrossEntropy(FairseqCriterion):
         self._check_finite(loss, model)
         return loss, sample_size, logging_output
 
-    def check_training(self, decoder) -> None:
+    def check_training(self, decoder: Any) -> None:
         """Raises ValueError for options that a model in training cannot honour."""
         if not hasattr(decoder, "iterations"):
             raise ValueError(
@@ -167,7 +171,7 @@ class FixedPointCrossEntropy(FairseqCriterion):
                     f"above {without}, or more gradient iterations."
                 )
 
-    def _orders_of(self, decoder) -> list[int]:
+    def _orders_of(self, decoder: FixedPointDecoder) -> list[int]:
         """Which iterates this pass is scored at, K last."""
         if decoder.training:
             self.check_training(decoder)  # other tasks than ours have not asked
@@ -176,7 +180,7 @@ class FixedPointCrossEntropy(FairseqCriterion):
         lower = [k for k in self.orders if k < decoder.iterations]
         return [*lower, decoder.iterations]  # K may differ from training's when evaluating
 
-    def _check_finite(self, loss: Tensor, model) -> None:
+    def _check_finite(self, loss: Tensor, model: BaseFairseqModel) -> None:
         # In training on a GPU fairseq itself checks the gradients before each update (and lowers
         # the loss scale under fp16); asking here would wait for the device at every step.
         if (loss.is_cuda and model.training) or torch.isfinite(loss):
@@ -189,7 +193,7 @@ class FixedPointCrossEntropy(FairseqCriterion):
         )
 
     @classmethod
-    def reduce_metrics(cls, logging_outputs) -> None:
+    def reduce_metrics(cls, logging_outputs: Sequence[dict[str, Any]]) -> None:
         """Averages over workers: losses in bits a token, residuals, `log Z` in nats."""
         total = {
             key: sum(log.get(key, 0) for log in logging_outputs)
@@ -213,7 +217,7 @@ class FixedPointCrossEntropy(FairseqCriterion):
 
 
 def _mean_cross_entropy(
-    decoder, features: Sequence[Tensor], target: Tensor, log_z_penalty: float
+    decoder: FixedPointDecoder, features: list[Tensor], target: Tensor, log_z_penalty: float
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Of the decoder's output layer, averaged over orders, the first of which is penalised.
 
@@ -229,14 +233,17 @@ def _mean_cross_entropy(
         at the first order. All are ``()``.
     """
     orders, rows = len(features), target.numel()
-    every, targets, penalty = features[0], target, log_z_penalty
+    every, targets = features[0], target
+    penalty: float | Tensor = log_z_penalty
     if orders > 1:
         every, targets = torch.cat(features), target.repeat(orders)
-    if orders > 1 and penalty > 0:
-        penalty = torch.zeros_like(targets, dtype=torch.promote_types(every.dtype, torch.float32))
+    if orders > 1 and log_z_penalty > 0:
+        wide = torch.promote_types(every.dtype, torch.float32)
+        penalty = torch.zeros_like(targets, dtype=wide)
         penalty[:rows] = orders * log_z_penalty  # the mean divides it again
     if decoder.adaptive_softmax is None:
-        found = linear_cross_entropy(every, *decoder.output_words, targets, penalty)
+        weight, bias = decoder.output_words
+        found = linear_cross_entropy(every, weight, bias, targets, penalty)
     else:
         found = adaptive_cross_entropy(decoder.adaptive_softmax, every, targets)
     log_z = None if found.log_z is None else found.log_z[:rows].sum()

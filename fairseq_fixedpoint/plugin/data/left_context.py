@@ -61,6 +61,8 @@ class LeftContextDataset(FairseqDataset):
         self._begins = np.maximum(windows - summarised, 0)
         self._earlier = np.zeros((len(dataset), 2), dtype=np.int64)
         if standing:
+            if sentence_starts is None:
+                raise ValueError("contexts that stand still in a sentence need sentence_starts.")
             self._reach_sentences(windows, standing, sentence_starts)
         # What a block brings to a batch, where it is as long as the longest.
         lead = windows - self._begins + self._earlier[:, 1] - self._earlier[:, 0]
@@ -89,9 +91,10 @@ class LeftContextDataset(FairseqDataset):
 
     def __getitem__(self, index: int) -> dict:
         item = self.dataset[index]
+        begin, end = self._earlier[index]
         context = torch.cat(
             [
-                self._stream(*self._earlier[index], item["source"]),
+                self._stream(begin, end, item["source"]),
                 self._stream(self._begins[index], self._offsets[index], item["source"]),
             ]
         )

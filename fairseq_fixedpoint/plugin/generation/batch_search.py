@@ -156,6 +156,7 @@ class BatchSearch:
         """
         beam, prefixes, rules = self.beam, self.prefixes, self.rules
         by_sentence = (len(beam), beam.size, -1)
+        given: Tensor | None
         if step < self.known:
             given = self.known_scores[beam.sentences, step, None].expand(-1, beam.size)
             nothing = given.new_full((*given.shape, prefixes.vocabulary), -torch.inf)

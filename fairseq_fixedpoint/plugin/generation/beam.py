@@ -75,6 +75,8 @@ class Beam:
         order: for each row the one that it continues, ``(R * N,)``; None if each continues itself.
     """
 
+    scores: Tensor
+
     def __init__(
         self, contexts: Tensor, scores: Tensor, history: History, size: int, window: int | None
     ):

@@ -8,12 +8,14 @@ hypotheses off at the end. The strategies of search are fairseq's.
 
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from fairseq import search, utils
 from fairseq.data import Dictionary
+from fairseq.models import BaseFairseqModel
 from fairseq.sequence_generator import SequenceGenerator
-from torch import Tensor, nn
+from torch import Tensor
 
 from fairseq_fixedpoint.plugin.generation.batch_search import BatchSearch
 from fairseq_fixedpoint.plugin.generation.hypotheses import read_off
@@ -60,15 +62,17 @@ class FixedPointSequenceGenerator(SequenceGenerator):
         ValueError: for options that the models cannot honour.
     """
 
+    beam_size: int
+
     def __init__(
         self,
-        models: Sequence[nn.Module],
+        models: Sequence[BaseFairseqModel],
         tgt_dict: Dictionary,
         beam_size: int = 1,
         *,
         recombination: bool = True,
         print_alignment: str | None = None,
-        **options,
+        **options: Any,
     ):
         if beam_size < 1:
             raise ValueError(f"--beam must be at least 1, not {beam_size}.")
@@ -322,7 +326,7 @@ def _source(net_input: dict, pad: int, eos: int) -> tuple[Tensor, Tensor]:
     return source, (source.ne(eos) & source.ne(pad)).sum(1)
 
 
-def _check_dictionary(language_model: nn.Module, dictionary: Dictionary) -> None:
+def _check_dictionary(language_model: BaseFairseqModel, dictionary: Dictionary) -> None:
     theirs = language_model.decoder.dictionary
     if theirs.symbols != dictionary.symbols:
         raise ValueError(

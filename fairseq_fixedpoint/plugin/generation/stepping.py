@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import reduce
+from typing import Any
 
 import torch
-from fairseq.models import FairseqIncrementalDecoder
-from torch import Tensor, nn
+from fairseq.models import BaseFairseqModel, FairseqIncrementalDecoder
+from torch import Tensor
 
 from fairseq_fixedpoint.plugin.models.decoder import FixedPointDecoder
 
@@ -15,10 +17,11 @@ from fairseq_fixedpoint.plugin.models.decoder import FixedPointDecoder
 LOG_PROBABILITIES_AT_ONCE = 2**23
 
 
-def memory_of(models: Sequence[nn.Module]) -> int | None:
+def memory_of(models: Sequence[BaseFairseqModel]) -> int | None:
     """The number of last tokens that decide what all `models` do next; None if it has no bound."""
     orders = [getattr(getattr(model, "decoder", None), "order", None) for model in models]
-    return None if None in orders else max(orders)
+    bounded = [order for order in orders if order is not None]
+    return max(bounded) if len(bounded) == len(orders) else None
 
 
 class StepModel:
@@ -30,11 +33,11 @@ class StepModel:
         temperature: what logits are divided by.
     """
 
-    def __init__(self, model: nn.Module, encoder_out=None, temperature: float = 1.0):
+    def __init__(self, model: BaseFairseqModel, encoder_out: Any = None, temperature: float = 1.0):
         self.model = model
         self.encoder_out = encoder_out
         self.temperature = temperature
-        self.decoder = getattr(model, "decoder", None)
+        self.decoder: Any = getattr(model, "decoder", None)  # fairseq's, which has no types
         self.state: dict | None = (
             {} if isinstance(self.decoder, FairseqIncrementalDecoder) else None
         )
@@ -59,7 +62,9 @@ class StepModel:
         if self.decoder is None:
             output = self.model(contexts)
         else:
-            options = {} if self.state is None else {"incremental_state": self.state}
+            options: dict[str, Any] = (
+                {} if self.state is None else {"incremental_state": self.state}
+            )
             if self.encoder_out is not None:
                 options["encoder_out"] = self.encoder_out
             output = self.decoder(contexts, **options)
@@ -88,7 +93,7 @@ class StepModel:
         if self.encoder_out is not None:
             self.encoder_out = self.model.encoder.reorder_encoder_out(self.encoder_out, order)
 
-    def _log_probabilities(self, logits: Tensor, extra) -> Tensor:
+    def _log_probabilities(self, logits: Tensor, extra: Any) -> Tensor:
         log_probs = self.model.get_normalized_probs((logits, extra), log_probs=True, sample=None)
         if self.temperature != 1.0:
             # The same as dividing the logits, which an adaptive softmax does not give away.
@@ -143,7 +148,9 @@ class StepEnsemble:
         if self.language_model is not None:
             log_probs = log_probs + self.weight * _step(self.language_model, contexts)[0]
         attentions = [attention for _, attention in found if attention is not None]
-        return log_probs, sum(attentions) / len(attentions) if attentions else None
+        if not attentions:
+            return log_probs, None
+        return log_probs, reduce(torch.add, attentions) / len(attentions)
 
     def prefix_log_probabilities(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """As :meth:`StepModel.prefix_log_probabilities`."""
@@ -167,14 +174,14 @@ def _step(model: StepModel, contexts: Tensor) -> tuple[Tensor, Tensor | None]:
     return model.step(contexts[:, -1:] if model.needs_last_token_only and model.state else contexts)
 
 
-def _mean(log_probs: Sequence[Tensor]) -> Tensor:
+def _mean(log_probs: list[Tensor]) -> Tensor:
     """Logarithm of the mean probability."""
     if len(log_probs) == 1:
         return log_probs[0]
     return torch.stack(log_probs).logsumexp(0) - math.log(len(log_probs))
 
 
-def _attention(extra) -> Tensor | None:
+def _attention(extra: Any) -> Tensor | None:
     """The last position's attention ``(R, S)``, in each of the forms that decoders return it."""
     attention = extra["attn"] if isinstance(extra, dict) else extra
     if isinstance(attention, (list, tuple)):

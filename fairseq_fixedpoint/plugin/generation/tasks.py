@@ -1,10 +1,13 @@
 """What the tasks that generate share: their option, and the choice of the generator."""
 
 import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from fairseq.dataclass import FairseqDataclass
-from fairseq.models import ARCH_MODEL_REGISTRY, MODEL_REGISTRY
+from fairseq.models import ARCH_MODEL_REGISTRY, MODEL_REGISTRY, BaseFairseqModel
+from fairseq.tasks import FairseqTask
 
 from fairseq_fixedpoint.plugin.generation.sequence_generator import FixedPointSequenceGenerator
 
@@ -24,28 +27,28 @@ class GenerationTaskConfig(FairseqDataclass):
     )
 
 
-def model_class(args) -> type | None:
+def model_class(args: object) -> type | None:
     """The class that the options of a model name; None if fairseq knows it under another name."""
     name = model_name(args)
     return MODEL_REGISTRY.get(name) or ARCH_MODEL_REGISTRY.get(name)
 
 
-def model_name(args) -> str | None:
+def model_name(args: object) -> str | None:
     """What --arch was, in the options of a model."""
     return getattr(args, "_name", None) or getattr(args, "arch", None)
 
 
-class GenerationTask:
+class GenerationTask(FairseqTask):
     """Mixed into a task of fairseq whose options are a :class:`GenerationTaskConfig`."""
 
     def build_generator(
         self,
-        models,
-        args,
-        seq_gen_cls=None,
-        extra_gen_cls_kwargs=None,
-        prefix_allowed_tokens_fn=None,
-    ):
+        models: Sequence[BaseFairseqModel],
+        args: object,
+        seq_gen_cls: type | None = None,
+        extra_gen_cls_kwargs: dict[str, Any] | None = None,
+        prefix_allowed_tokens_fn: Callable | None = None,
+    ) -> Any:
         """A :class:`FixedPointSequenceGenerator`, or fairseq's scorer with `score_reference`.
 
         Args:

@@ -1,9 +1,9 @@
 """The decoder: a language model by itself, and the part of a translation model that writes."""
 
 import logging
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from typing import Optional
+from typing import Any, Optional
 
 import torch
 import torch.nn.functional as F
@@ -114,6 +114,11 @@ class FixedPointDecoder(LanguageModel, FairseqIncrementalDecoder):
     part = "decoder"
     iterations_option = "--iterations"
     stride_option = "--stride"
+
+    resets_at_eos: Tensor
+    # Of FairseqIncrementalDecoder, which has no types.
+    get_incremental_state: Callable[..., Any]
+    set_incremental_state: Callable[..., Any]
 
     def __init__(
         self,
@@ -234,7 +239,9 @@ class FixedPointDecoder(LanguageModel, FairseqIncrementalDecoder):
             return features
         return F.linear(features, *self.output_words)
 
-    def get_normalized_probs(self, net_output, log_probs: bool, sample: dict | None = None):
+    def get_normalized_probs(
+        self, net_output: tuple[Tensor, dict], log_probs: bool, sample: dict | None = None
+    ) -> Tensor:
         """As fairseq's, but float64 logits keep their precision.
 
         Raises:

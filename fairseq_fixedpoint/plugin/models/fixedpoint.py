@@ -9,11 +9,12 @@ Names are those of fairseq's `lstm` wherever the meaning is the same.
 """
 
 from dataclasses import dataclass, field
-from typing import Optional
+from typing import Any, Optional
 
 import torch
 from fairseq.data import Dictionary
 from fairseq.models import FairseqEncoder, FairseqEncoderDecoderModel
+from fairseq.tasks import FairseqTask
 from torch import Tensor, nn
 
 from fairseq_fixedpoint.language_model.config import check_iterations
@@ -63,7 +64,9 @@ class FixedPointTranslationModel(FairseqEncoderDecoderModel):
     """:class:`FixedPointEncoder` and :class:`FixedPointTranslationDecoder`; see there."""
 
     @classmethod
-    def build_model(cls, cfg: FixedPointTranslationConfig, task) -> "FixedPointTranslationModel":
+    def build_model(
+        cls, cfg: FixedPointTranslationConfig, task: FairseqTask
+    ) -> "FixedPointTranslationModel":
         """Builds the model.
 
         Raises:
@@ -89,7 +92,11 @@ class FixedPointTranslationModel(FairseqEncoderDecoderModel):
         return cls(encoder, decoder)
 
     def forward(
-        self, src_tokens: Tensor, src_lengths: Tensor, prev_output_tokens: Tensor, **decoder_options
+        self,
+        src_tokens: Tensor,
+        src_lengths: Tensor,
+        prev_output_tokens: Tensor,
+        **decoder_options: Any,
     ) -> tuple[Tensor, dict]:
         """Logits ``(B, T, V)`` for the token after each position, and a dictionary.
 
@@ -102,7 +109,13 @@ class FixedPointTranslationModel(FairseqEncoderDecoderModel):
         encoder_out = self.encoder(src_tokens, src_lengths)
         return self.decoder(prev_output_tokens, encoder_out=encoder_out, **decoder_options)
 
-    def load_state_dict(self, state_dict, strict=True, model_cfg=None, args=None):
+    def load_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        strict: bool = True,
+        model_cfg: Any = None,
+        args: Any = None,
+    ) -> Any:
         """Loads a checkpoint, refusing one that was trained with other dictionaries."""
         self.encoder.check_checkpoint(state_dict)
         self.decoder.check_checkpoint(state_dict)
@@ -298,12 +311,13 @@ class FixedPointTranslationDecoder(FixedPointDecoder):
             self.config.out_embed_dim, encoder_size, cfg.decoder_attention_heads, self.dropout_out
         )
 
-    def extract_features(
+    # A translation has a source, and a language model none: neither stands in for the other.
+    def extract_features(  # type: ignore[override]
         self,
         prev_output_tokens: Tensor,
         encoder_out: dict,
         incremental_state: dict | None = None,
-        **options,
+        **options: Any,
     ) -> tuple[Tensor, dict]:
         """As the language model's; `encoder_out` is :meth:`FixedPointEncoder.forward`'s.
 
@@ -356,7 +370,7 @@ class FixedPointTranslationDecoder(FixedPointDecoder):
         return last
 
 
-ARCHITECTURES = {
+ARCHITECTURES: dict[str, dict[str, object]] = {
     # About the size of fairseq's lstm_wiseman_iwslt_de_en.
     "fixedpoint_iwslt_de_en": {
         "cell": "gru",

@@ -4,8 +4,10 @@ Names are those of fairseq's `lstm_lm` wherever the meaning is the same.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 from fairseq.models import FairseqLanguageModel
+from fairseq.tasks import FairseqTask
 
 from fairseq_fixedpoint.plugin.models.decoder import FixedPointDecoder, FixedPointDecoderConfig
 from fairseq_fixedpoint.plugin.models.options import with_defaults
@@ -21,7 +23,9 @@ class FixedPointLanguageModel(FairseqLanguageModel):
     """A language model on :class:`FixedPointDecoder`; see there."""
 
     @classmethod
-    def build_model(cls, cfg: FixedPointLanguageModelConfig, task) -> "FixedPointLanguageModel":
+    def build_model(
+        cls, cfg: FixedPointLanguageModelConfig, task: FairseqTask
+    ) -> "FixedPointLanguageModel":
         """Builds the model.
 
         Raises:
@@ -47,13 +51,19 @@ class FixedPointLanguageModel(FairseqLanguageModel):
             )
         )
 
-    def load_state_dict(self, state_dict, strict=True, model_cfg=None, args=None):
+    def load_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        strict: bool = True,
+        model_cfg: Any = None,
+        args: Any = None,
+    ) -> Any:
         """Loads a checkpoint, refusing one that was trained with another dictionary."""
         self.decoder.check_checkpoint(state_dict)
         return super().load_state_dict(state_dict, strict, model_cfg, args)
 
 
-ARCHITECTURES = {
+ARCHITECTURES: dict[str, dict[str, object]] = {
     # "Medium" size of Zaremba, Sutskever and Vinyals (2014): 650 units.
     "fixedpoint_lm_ptb": {
         "decoder_embed_dim": 650,

@@ -1,13 +1,15 @@
 """How the models read their options."""
 
-from typing import Any
+from typing import Any, TypeVar
 
 from fairseq.dataclass import FairseqDataclass
 from fairseq.dataclass.utils import merge_with_parent
 from omegaconf import OmegaConf
 
+T = TypeVar("T")
 
-def or_default(value, default):
+
+def or_default(value: T | None, default: T) -> T:
     """`value`, or `default` for an option that was not given."""
     return default if value is None else value
 

@@ -19,8 +19,11 @@ class RecurrenceConfig(FairseqDataclass):
             "0 runs the exact recurrence with the same parameters"
         },
     )
-    cell: ChoiceEnum(CELLS) = field(default="elman", metadata={"help": "recurrent cell"})
-    nonlinearity: ChoiceEnum(NONLINEARITIES) = field(
+    # fairseq reads the choices from the annotation.
+    cell: ChoiceEnum(CELLS) = field(  # type: ignore[valid-type]
+        default="elman", metadata={"help": "recurrent cell"}
+    )
+    nonlinearity: ChoiceEnum(NONLINEARITIES) = field(  # type: ignore[valid-type]
         default="tanh", metadata={"help": "of the Elman cell"}
     )
     dropout: float = field(

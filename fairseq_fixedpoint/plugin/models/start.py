@@ -11,7 +11,8 @@ from fairseq_fixedpoint.language_model.config import STARTS
 class StartConfig(FairseqDataclass):
     """Options of the start, and of the windows that training starts from it."""
 
-    start: ChoiceEnum(STARTS) = field(
+    # fairseq reads the choices from the annotation.
+    start: ChoiceEnum(STARTS) = field(  # type: ignore[valid-type]
         default="constant",
         metadata={
             "help": "what the iteration starts from: the same for all tokens (constant), a "

@@ -13,16 +13,21 @@ none at all, with sentence ends inside, or of another length than the others of 
 import logging
 import os
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 from fairseq import utils
-from fairseq.data import FairseqDataset
-from fairseq.models import FairseqLanguageModel
+from fairseq.criterions import FairseqCriterion
+from fairseq.data import Dictionary, FairseqDataset
+from fairseq.data.iterators import EpochBatchIterating
+from fairseq.models import BaseFairseqModel, FairseqLanguageModel
+from fairseq.optim import FairseqOptimizer
 from fairseq.optim.amp_optimizer import AMPOptimizer
 from fairseq.tasks.language_modeling import LanguageModelingConfig, LanguageModelingTask
+from torch import Tensor, nn
 
 from fairseq_fixedpoint.language_model.order import Iterated
 from fairseq_fixedpoint.language_model.summary import TextSummary
@@ -70,15 +75,24 @@ class FixedPointLanguageModelingConfig(LanguageModelingConfig, GenerationTaskCon
 class FixedPointLanguageModelingTask(GenerationTask, TrainingTask, LanguageModelingTask):
     """Language modelling whose blocks see what the model's window needs."""
 
-    def __init__(self, args, dictionary, output_dictionary=None, targets=None):
+    def __init__(
+        self,
+        args: FixedPointLanguageModelingConfig,
+        dictionary: Dictionary,
+        output_dictionary: Dictionary | None = None,
+        targets: list[str] | None = None,
+    ):
         super().__init__(args, dictionary, output_dictionary, targets)
         self.reset_at_eos = args.reset_at_eos
-        self._decoders = weakref.WeakSet()  # of the models built or loaded, while there are any
-        self._carried = {"train": {}, "valid": {}}
+        # Of the models built or loaded, while there are any.
+        self._decoders: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+        self._carried: dict[str, dict[str, Tensor]] = {"train": {}, "valid": {}}
         self._told_of_breaks = False
 
     @classmethod
-    def setup_task(cls, args, **kwargs):
+    def setup_task(
+        cls, args: FixedPointLanguageModelingConfig, **kwargs: Any
+    ) -> "FixedPointLanguageModelingTask":
         """Loads the dictionary.
 
         Raises:
@@ -100,7 +114,7 @@ class FixedPointLanguageModelingTask(GenerationTask, TrainingTask, LanguageModel
                 )
         return super().setup_task(args, **kwargs)
 
-    def build_model(self, args, from_checkpoint=False):
+    def build_model(self, args: object, from_checkpoint: bool = False) -> FairseqLanguageModel:
         """Builds the model, whose order says how much left context blocks need.
 
         Raises:
@@ -124,7 +138,9 @@ class FixedPointLanguageModelingTask(GenerationTask, TrainingTask, LanguageModel
         """K of each model there is; 0 for an exact recurrence, none for other models."""
         return {decoder.iterations for decoder in self._decoders if isinstance(decoder, Iterated)}
 
-    def load_dataset(self, split: str, epoch: int = 1, combine: bool = False, **kwargs) -> None:
+    def load_dataset(
+        self, split: str, epoch: int = 1, combine: bool = False, **kwargs: Any
+    ) -> None:
         """Loads a split as consecutive blocks.
 
         Raises:
@@ -155,8 +171,8 @@ class FixedPointLanguageModelingTask(GenerationTask, TrainingTask, LanguageModel
         max_sentences: int | None = None,
         num_shards: int = 1,
         shard_id: int = 0,
-        **kwargs,
-    ):
+        **kwargs: Any,
+    ) -> EpochBatchIterating:
         """Batches of blocks with left context, or of contiguous streams for `--iterations 0`.
 
         Raises:
@@ -301,11 +317,20 @@ class FixedPointLanguageModelingTask(GenerationTask, TrainingTask, LanguageModel
             )
         return iterator.next_epoch_itr(shuffle=False)
 
-    def build_dataset_for_inference(self, src_tokens, src_lengths, constraints=None):
+    def build_dataset_for_inference(
+        self, src_tokens: list[Tensor], src_lengths: list[int], constraints: Tensor | None = None
+    ) -> FairseqDataset:
         """Texts to go on from or to score; with no token, a text starts at the sentence start."""
         return texts_dataset(src_tokens, self.source_dictionary, constraints)
 
-    def inference_step(self, generator, models, sample, prefix_tokens=None, constraints=None):
+    def inference_step(
+        self,
+        generator: Any,
+        models: Sequence[BaseFairseqModel],
+        sample: dict[str, Any],
+        prefix_tokens: Tensor | None = None,
+        constraints: Tensor | None = None,
+    ) -> list[list[dict[str, Tensor]]]:
         """The hypotheses of each text, which begin with it.
 
         Args:
@@ -319,7 +344,7 @@ class FixedPointLanguageModelingTask(GenerationTask, TrainingTask, LanguageModel
         numbers = sample.get("id")
         if numbers is None:
             numbers = torch.arange(len(prefixes), device=prefixes.device)
-        found = [None] * len(prefixes)
+        found: list[list[dict[str, Tensor]]] = [[] for _ in prefixes]
         for length in lengths.unique():  # the strategy has to begin where all texts end
             rows = lengths.eq(length).nonzero().squeeze(1)
             part = {
@@ -333,7 +358,15 @@ class FixedPointLanguageModelingTask(GenerationTask, TrainingTask, LanguageModel
                 found[row] = text
         return found
 
-    def train_step(self, sample, model, criterion, optimizer, update_num, ignore_grad=False):
+    def train_step(
+        self,
+        sample: dict[str, Any],
+        model: nn.Module,
+        criterion: Callable,
+        optimizer: FairseqOptimizer,
+        update_num: int,
+        ignore_grad: bool = False,
+    ) -> tuple[Tensor, int, dict[str, Any]]:
         """One training step, the state of a stream carried from the step before.
 
         Raises:
@@ -346,7 +379,9 @@ class FixedPointLanguageModelingTask(GenerationTask, TrainingTask, LanguageModel
             criterion = partial(_in_bfloat16, criterion)
         return super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)
 
-    def valid_step(self, sample, model, criterion):
+    def valid_step(
+        self, sample: dict[str, Any], model: nn.Module, criterion: FairseqCriterion
+    ) -> tuple[Tensor, int, dict[str, Any]]:
         """One validation step; its streams are not those of training."""
         return super().valid_step(self._carrying(sample, self._carried["valid"]), model, criterion)
 
@@ -363,13 +398,15 @@ def _most_tokens(summaries: Iterable[TextSummary]) -> int:
     return max((summary.tokens for summary in summaries), default=0)
 
 
-def _in_bfloat16(criterion, model, sample):
+def _in_bfloat16(
+    criterion: Callable, model: nn.Module, sample: dict[str, Any]
+) -> tuple[Tensor, int, dict[str, Any]]:
     """What the criterion gives, matrix products in bfloat16."""
     with torch.autocast(sample["target"].device.type, torch.bfloat16):
         return criterion(model, sample)
 
 
-def _check_no_float16(model, optimizer) -> None:
+def _check_no_float16(model: nn.Module, optimizer: FairseqOptimizer) -> None:
     amp = isinstance(optimizer, AMPOptimizer)
     if amp or next(model.parameters()).dtype == torch.float16:
         raise ValueError(

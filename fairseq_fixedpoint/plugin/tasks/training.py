@@ -1,10 +1,15 @@
 """What both tasks do for training."""
 
+from typing import Any
+
 import torch
 from fairseq import utils
+from fairseq.criterions import FairseqCriterion
 from fairseq.distributed import utils as distributed_utils
+from fairseq.models import BaseFairseqModel
 from fairseq.modules import LayerDropModuleList
-from torch import nn
+from fairseq.tasks import FairseqTask
+from torch import Tensor, nn
 
 from fairseq_fixedpoint.plugin.allocation import keep_freed_memory
 from fairseq_fixedpoint.plugin.criterions.fixedpoint_cross_entropy import FixedPointCrossEntropy
@@ -14,20 +19,21 @@ from fairseq_fixedpoint.plugin.criterions.fixedpoint_cross_entropy import FixedP
 BETWEEN_SEEDS = 0x9E3779B97F4A7C15
 
 
-class TrainingTask:
+class TrainingTask(FairseqTask):
     """Mixed into a task of fairseq."""
 
-    _own_seed = None  # of this process in the update before
+    _own_seed: int | None = None  # of this process in the update before
 
-    _in_training = None  # the model, if it was built to be trained, not loaded
+    # The model, if it was built to be trained, not loaded.
+    _in_training: BaseFairseqModel | None = None
 
-    def build_model(self, args, from_checkpoint=False):
+    def build_model(self, args: object, from_checkpoint: bool = False) -> BaseFairseqModel:
         """Builds the model."""
         model = super().build_model(args, from_checkpoint)
         self._in_training = None if from_checkpoint else model
         return model
 
-    def build_criterion(self, cfg, *args, **kwargs):
+    def build_criterion(self, cfg: object, *args: Any, **kwargs: Any) -> FairseqCriterion:
         """Builds the criterion.
 
         Raises:
@@ -38,12 +44,14 @@ class TrainingTask:
             criterion.check_training(getattr(self._in_training, "decoder", None))
         return criterion
 
-    def begin_epoch(self, epoch, model):
+    def begin_epoch(self, epoch: int, model: nn.Module) -> None:
         """Before an epoch of training."""
         super().begin_epoch(epoch, model)
         keep_freed_memory(next(model.parameters()).device)
 
-    def train_step(self, sample, model, *args, **kwargs):
+    def train_step(
+        self, sample: dict[str, Any], model: nn.Module, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, int, dict[str, Any]]:
         """One training step, whose dropout masks are not those of the other processes."""
         self._draw_apart(model)
         return super().train_step(sample, model, *args, **kwargs)
