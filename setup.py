@@ -38,6 +38,7 @@ EXTRAS = {
     "test": [
         "hypothesis>=6",
         "kaldifst>=1.8",  # OpenFst, which searches of lattices are compared with
+        "mypy>=1.13",
         "pytest>=7.4",
         "pytest-xdist>=3",
         "ruff>=0.6",
@@ -57,7 +58,7 @@ setup(
     license="MIT",
     python_requires=">=3.11",
     packages=find_packages(include=["fairseq_fixedpoint", "fairseq_fixedpoint.*"]),
-    package_data={"fairseq_fixedpoint": ["config/**/*.yaml"]},
+    package_data={"fairseq_fixedpoint": ["config/**/*.yaml", "py.typed"]},
     install_requires=["numpy>=1.23.5", "torch>=2.7"],
     extras_require=EXTRAS,
     classifiers=[

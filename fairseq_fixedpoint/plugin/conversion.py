@@ -12,7 +12,7 @@ from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from fairseq import tasks, utils
 from fairseq.models.lstm_lm import base_architecture
@@ -137,10 +137,12 @@ def convert(
         task_options = _task_options(cfg.task, folder)
         model_options, weights = from_lstm_lm(cfg.model, state.get("model") or {}, iterations)
         # Resolved, so that nothing but what is put in here refers to another part.
-        trained_with = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
+        resolved = cast(
+            "dict[str, Any]", OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
+        )
         trained_with = {  # options of optimizers that fairseq has no dataclass for
             part: vars(options) if isinstance(options, Namespace) else options
-            for part, options in trained_with.items()
+            for part, options in resolved.items()
         }
         cfg = OmegaConf.create(
             {

@@ -59,22 +59,21 @@ class Candidates:
     statistics: np.ndarray
     offsets: np.ndarray
     ids: Sequence[str]
-    # __post_init__ puts `features` in the place of None.
-    subtracted: np.ndarray = None  # type: ignore[assignment]
+    subtracted: np.ndarray | None = None
     not_subtracted: Collection[str] = ()
 
     def __post_init__(self) -> None:
-        if self.subtracted is None:
-            object.__setattr__(self, "subtracted", self.features)
         for name in ("features", "subtracted", "lengths", "statistics"):
-            object.__setattr__(self, name, np.asarray(getattr(self, name), dtype=np.float64))
+            values = getattr(self, name)
+            if values is not None:
+                object.__setattr__(self, name, np.asarray(values, dtype=np.float64))
         object.__setattr__(self, "offsets", np.asarray(self.offsets, dtype=np.intp))
         self._check_shapes()
         self._check_numbers()
 
     def _check_shapes(self) -> None:
         total = len(self.features)
-        for values in (self.features, self.subtracted):
+        for values in (self.features, self.when_subtracted):
             if values.shape != (total, len(self.names)) or not self.names:
                 raise RescoringError(
                     f"features of shape {values.shape} do not fit the {len(self.names)} names "
@@ -109,7 +108,7 @@ class Candidates:
     def _check_numbers(self) -> None:
         for values, what in (
             (self.features, "score"),
-            (self.subtracted, "score"),
+            (self.when_subtracted, "score"),
             (self.statistics, "statistic"),
             (self.lengths[:, None], "length"),
         ):
@@ -131,6 +130,11 @@ class Candidates:
                 )
 
     @property
+    def when_subtracted(self) -> np.ndarray:
+        """The scores that a weight below 0 is for, ``(N, F)``."""
+        return self.features if self.subtracted is None else self.subtracted
+
+    @property
     def sizes(self) -> np.ndarray:
         """The number of hypotheses of each utterance, ``(U,)``."""
         return np.diff(self.offsets)
@@ -138,7 +142,8 @@ class Candidates:
     def normalised(self, lenpen: float) -> Candidates:
         """The same hypotheses with all scores divided by their ``length ** lenpen``."""
         power = self.lengths[:, None] ** lenpen
-        return replace(self, features=self.features / power, subtracted=self.subtracted / power)
+        subtracted = None if self.subtracted is None else self.subtracted / power
+        return replace(self, features=self.features / power, subtracted=subtracted)
 
 
 def selected(candidates: Candidates, weights: np.ndarray) -> np.ndarray:
@@ -190,7 +195,7 @@ def line_search(
     """
     positive = _along(candidates, metric, weights, _combined(candidates, direction))
     negative = positive
-    if not np.array_equal(candidates.features, candidates.subtracted):
+    if not np.array_equal(candidates.features, candidates.when_subtracted):
         negative = _along(candidates, metric, weights, -_combined(candidates, -direction))
     steps = np.append(negative.steps[negative.steps <= 0], positive.steps[positive.steps > 0])
     left, right = np.searchsorted(negative.edges, 0.0), np.searchsorted(positive.edges, 0.0)
@@ -412,7 +417,7 @@ def _around(
 def _combined(candidates: Candidates, weights: np.ndarray) -> np.ndarray:
     """Weighted sums ``(N,)``; unlike a matrix product's, those of equal rows are equal exactly."""
     weights = np.asarray(weights, dtype=np.float64)
-    features = np.where(weights < 0, candidates.subtracted, candidates.features)
+    features = np.where(weights < 0, candidates.when_subtracted, candidates.features)
     return (features * weights).sum(axis=1)
 
 
