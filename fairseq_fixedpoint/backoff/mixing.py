@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -55,7 +56,7 @@ class MixedWith:
             log_weights = np.log([self.weight, 1 - self.weight])
         return np.logaddexp(log_weights[0] + neural, log_weights[1] + ngram)
 
-    def _state(self, history: list[str]):
+    def _state(self, history: list[str]) -> Any:
         """kenlm's state after some words, which may begin with `<s>`."""
         state = _new_state()
         if history[:1] == [BEGIN]:
@@ -69,7 +70,7 @@ class MixedWith:
         return state
 
 
-def _new_state():
+def _new_state() -> Any:
     import kenlm
 
     return kenlm.State()
