@@ -33,7 +33,7 @@ def test_a_criterion_is_built_as_fairseq_asks_for_it(kind, options):
 MODEL = torch.nn.Linear(1, 1)
 
 
-class Step:
+class Step(FairseqTask):
     """What a task of fairseq does in a training step: the numbers that it draws."""
 
     def train_step(self, *args, **kwargs):
@@ -48,7 +48,7 @@ def drawn(monkeypatch, rank: int, processes: int, model=MODEL, batches: int = 2)
     """What each of an update's batches draws, for two updates as fairseq seeds them."""
     monkeypatch.setattr(distributed_utils, "get_data_parallel_world_size", lambda: processes)
     monkeypatch.setattr(distributed_utils, "get_data_parallel_rank", lambda: rank)
-    task, found = Task(), []
+    task, found = Task(cfg=None), []
     for update in range(2):
         utils.set_torch_seed(7 + update)
         found += [task.train_step({}, model).tolist() for _ in range(batches)]
@@ -69,7 +69,7 @@ def test_each_process_draws_its_own(monkeypatch):
 def test_an_update_that_is_tried_again_draws_apart_too(monkeypatch):
     """fairseq repeats an update whose gradients overflow, with the same seed."""
     once = drawn(monkeypatch, 1, 2, batches=1)[:1]
-    task = Task()
+    task = Task(cfg=None)
     for _ in range(2):
         utils.set_torch_seed(7)
         assert [task.train_step({}, MODEL).tolist()] == once

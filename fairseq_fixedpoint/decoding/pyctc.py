@@ -57,7 +57,7 @@ class PyctcdecodeModel(AbstractLanguageModel):
         if word:
             (token,) = self._encoder.indices([word])
             log_probability = prev_state.log_probability(token)
-            if self._encoder.is_unknown(token):
+            if self._encoder.is_unknown([token]).item():
                 log_probability += self.unknown_offset
             found += self.alpha * log_probability + self.beta
             state = prev_state.then(token)

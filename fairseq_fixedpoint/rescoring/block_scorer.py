@@ -38,12 +38,15 @@ class BlockScorer(ABC):
         order, reach, longest: see :class:`~fairseq_fixedpoint.rescoring.token_scorer.TokenScorer`.
     """
 
-    window: int | None = None
     device: torch.device
 
     def __init__(self, dictionary: Dictionary):
         self.dictionary = dictionary
         self.padding = dictionary.pad()
+
+    @property
+    def window(self) -> int | None:
+        return None
 
     @property
     @abstractmethod
@@ -134,11 +137,11 @@ class BlockScorer(ABC):
         # Words beyond the output's, which --output-dictionary-size makes fewer, are <unk> to it.
         unpredicted = targets >= len(self.dictionary)
         targets = targets.masked_fill(unpredicted, self.dictionary.unk()).contiguous()
-        given = self.evaluate(inputs, targets, lead)  # (B, T - lead, V)
-        found = given.gather(2, targets.unsqueeze(2)).squeeze(2).cpu().numpy()  # (B, T - lead)
+        log_probs = self.evaluate(inputs, targets, lead)  # (B, T - lead, V)
+        scores = log_probs.gather(2, targets.unsqueeze(2)).squeeze(2).cpu().numpy()
         return [
             row[shift + sequence.first - lead - 1 :][: len(sequence.tokens) - sequence.first]
-            for row, shift, sequence in zip(found, shifts, sequences, strict=True)
+            for row, shift, sequence in zip(scores, shifts, sequences, strict=True)
         ]
 
 
