@@ -531,6 +531,25 @@ def test_aims_are_held_against_the_cells_that_they_name():
     assert aims.summary({}).count("not measured") == len(aims.AIMS)
 
 
+def test_aims_of_a_stride_are_held_against_the_slowest_shape():
+    def record(cell: str, width: int, iterations: int, every: int, ms: float | None) -> dict:
+        shape = {"cell": cell, "width": width, "length": 256, "precision": "fp32"}
+        return {**shape, "start": "constant", "iterations": iterations, "stride": every, "ms": ms}
+
+    records = [
+        record("elman", 256, 0, 1, 30), record("elman", 256, 8, 1, 80),
+        record("elman", 256, 8, 8, 20),
+        record("elman", 650, 0, 1, 40), record("elman", 650, 8, 1, None),  # left out
+        record("elman", 650, 8, 8, 40),
+        record("gru", 650, 0, 1, 1), record("gru", 650, 8, 8, 10),
+    ]  # fmt: skip
+    runs = {"stride": {"records": records}}
+    assert aims.windows(("elman",), 8, 1)(runs) == 4
+    assert aims.windows(("elman",), 8, 0)(runs) == 1
+    assert aims.windows(("elman", "gru"), 8, 0)(runs) == 0.1
+    assert aims.windows(("lstm",), 8, 0)(runs) is None
+
+
 def test_what_ran_in_a_graph_has_a_table_of_its_own(saved):
     run = json.loads(saved.read_text())["parts"]["layer"]
     assert layer.tables(run)["layer-graphs"] is None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from scripts.benchmarks import end_to_end, layer, memory
+from scripts.benchmarks import end_to_end, layer, memory, stride
 from scripts.benchmarks.floors import share
 from scripts.benchmarks.markdown import percent, table, times
 
@@ -99,6 +99,30 @@ def against_lstm_lm(
     return lambda runs: end_to_end.times_baseline(runs, model, softmax, baseline)
 
 
+def windows(cells: tuple[str, ...], every: int, baseline: int) -> Callable[[Runs], float | None]:
+    """The least times as fast as another way, over the fp32 training steps of some cells.
+
+    Args:
+        every: C, from a constant start.
+        baseline: C of the other way; :data:`~scripts.benchmarks.layer.EXACT` for PyTorch's module.
+    """
+
+    def reached(runs: Runs) -> float | None:
+        shapes = stride.by_shape(runs["stride"]["records"]) if "stride" in runs else {}
+        pairs = [
+            (ways["constant", baseline]["ms"], ways["constant", every]["ms"])
+            for (cell, _, _, precision), ways in shapes.items()
+            if cell in cells and precision == "fp32"
+        ]
+        return min((theirs / ours for theirs, ours in pairs if theirs and ours), default=None)
+
+    return reached
+
+
+def against_exact(model: str, exact: str, softmax: str) -> Callable[[Runs], float | None]:
+    return lambda runs: end_to_end.times_baseline(runs, model, softmax, exact)
+
+
 def recomputed(runs: Runs) -> float | None:
     return memory.recomputed_over_exact(runs, "elman", 8)
 
@@ -120,6 +144,24 @@ AIMS = (
         against_lstm_lm("elman-5+bf16", "adaptive")),
     Aim("... against `lstm_lm` that keeps freed memory, too", "cpu", 2.0,
         against_lstm_lm("elman-5+bf16", "adaptive", end_to_end.KEEPING)),
+    Aim("training step at K = 8, `--stride 8` against 1, slowest Elman", "cpu", 2.0,
+        windows(("elman",), 8, 1)),
+    Aim("the same, slowest GRU or LSTM", "cpu", 2.5, windows(("gru", "lstm"), 8, 1)),
+    Aim("`--stride 16` against `nn.RNN` and `nn.GRU`, slowest", "cpu", 1.1,
+        windows(("elman", "gru"), 16, layer.EXACT)),
+    Aim("`--stride 16` against `nn.LSTM`, slowest", "cpu", 0.75,
+        windows(("lstm",), 16, layer.EXACT)),
+    Aim("`--stride 32` against `nn.RNN` and `nn.GRU`, slowest", "cpu", 1.3,
+        windows(("elman", "gru"), 32, layer.EXACT)),
+    Aim("`--stride 32` against `nn.LSTM`, slowest", "cpu", 0.9,
+        windows(("lstm",), 32, layer.EXACT)),
+    *(
+        Aim(f"`fairseq-train`, {cell}, K = 8, `--stride 16 --start stream`, {softmax} softmax, "
+            "against exact", "cpu", 1.0,
+            against_exact(f"{name}-8x16+stream", f"{name}-0", softmax))
+        for cell, name in (("Elman", "elman"), ("LSTM", "lstm"))
+        for softmax in ("full", "adaptive")
+    ),
     Aim("peak memory with recomputation, Elman, K = 8, longest measured, over `nn.RNN`'s", "cpu",
         1.3, recomputed, at_least=False),
     Aim("training step, batch 32, length 512, width 1024, K = 8, bf16, against cuDNN's RNN", "cuda",
