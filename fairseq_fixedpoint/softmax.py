@@ -42,11 +42,11 @@ class OutputWords:
     def logits(self, features: Tensor, context: Tensor, word: Tensor) -> Tensor:
         """Logit of each pair, ``(Q,)``, from features ``(N, C)`` and indices ``(Q,)``."""
         summed = torch.promote_types(features.dtype, torch.float32)
-        found = []
+        chunks = []
         for rows in blocks(context.numel(), PAIRS_AT_ONCE):
             x, w = features.index_select(0, context[rows]), self.weight.index_select(0, word[rows])
-            found.append(torch.linalg.vecdot(x.to(summed), w.to(summed)))
-        logits = torch.cat(found) if found else features.new_empty(0, dtype=summed)
+            chunks.append(torch.linalg.vecdot(x.to(summed), w.to(summed)))
+        logits = torch.cat(chunks) if chunks else features.new_empty(0, dtype=summed)
         return logits if self.bias is None else logits + self.bias.index_select(0, word)
 
     def log_normalizer(self, features: Tensor) -> Tensor:
@@ -55,7 +55,7 @@ class OutputWords:
         summed = torch.promote_types(features.dtype, torch.float32)
         weight = self.weight.to(dtype)
         bias = None if self.bias is None else self.bias.to(dtype)
-        found = []
+        chunks = []
         for rows in blocks(features.size(0), CONTEXTS_AT_ONCE):
             x = features[rows].to(dtype)
             # Finite, since blocks may have masked words alone: -inf - (-inf) is no number.
@@ -67,8 +67,8 @@ class OutputWords:
                 before, largest = largest, torch.maximum(largest, logits.amax(1))
                 block_total = logits.sub_(largest.unsqueeze(1)).exp_().sum(1)
                 total = total * (before - largest).exp_() + block_total
-            found.append(largest + total.log_())
-        return torch.cat(found) if found else features.new_empty(0, dtype=summed)
+            chunks.append(largest + total.log_())
+        return torch.cat(chunks) if chunks else features.new_empty(0, dtype=summed)
 
 
 @dataclass(frozen=True)
@@ -127,25 +127,27 @@ class AdaptiveSoftmax:
         firsts = torch.tensor([tail.first for tail in self.tails], device=word.device)
         cluster = torch.bucketize(word, firsts, right=True)  # (Q,), 0 is the head
         in_head = torch.where(cluster == 0, word, shortlist + cluster - 1)
-        found = Softmax(self.head).log_probabilities(features, context, in_head)
+        log_probabilities = Softmax(self.head).log_probabilities(features, context, in_head)
         for number, tail in enumerate(self.tails, start=1):
             pairs = (cluster == number).nonzero().squeeze(1)
             contexts, which = torch.unique(context[pairs], return_inverse=True)
             projected = F.linear(features.index_select(0, contexts), tail.projection)
             softmax = Softmax(tail.words)
-            found[pairs] += softmax.log_probabilities(projected, which, word[pairs] - tail.first)
-        return found
+            log_probabilities[pairs] += softmax.log_probabilities(
+                projected, which, word[pairs] - tail.first
+            )
+        return log_probabilities
 
     def all_log_probabilities(self, features: Tensor) -> Tensor:
         """As :meth:`Softmax.all_log_probabilities`."""
         head = Softmax(self.head).all_log_probabilities(features)
         shortlist = head.size(1) - len(self.tails)
-        found = [head[:, :shortlist]]
+        parts = [head[:, :shortlist]]
         for number, tail in enumerate(self.tails):
             projected = F.linear(features, tail.projection)
             of_cluster = Softmax(tail.words).all_log_probabilities(projected)
-            found.append(head[:, shortlist + number, None] + of_cluster)
-        return torch.cat(found, dim=1)
+            parts.append(head[:, shortlist + number, None] + of_cluster)
+        return torch.cat(parts, dim=1)
 
 
 def blocks(size: int, step: int) -> Iterator[slice]:

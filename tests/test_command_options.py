@@ -46,7 +46,7 @@ def test_negative_numbers_are_values(command):
                 assert repr(value) == repr(float(number))
     if command:
         args = options.parse(PARSERS[command](), [*command, "--weight", "A=-1e-5"])
-        assert options.given_weights(args) == {"A": -1e-5}
+        assert options.parsed_weights(args) == {"A": -1e-5}
 
 
 def test_what_is_no_number_is_still_an_option(capsys):

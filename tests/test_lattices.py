@@ -292,7 +292,7 @@ def test_a_lattice_that_was_rescored_is_rescored_to_the_same_scores(data):
 
 
 @pytest.mark.parametrize(
-    ("scores", "scales", "language", "scale", "kept"),
+    ("scores", "scales", "language", "scale", "unreplaced"),
     [
         ({"ngram"}, {"lm": 0.0, "ngram": 8.0}, "ngram", 8.0, None),
         ({"ngram"}, {"lm": 9.0, "ngram": 8.0}, "ngram", 8.0, None),
@@ -307,7 +307,9 @@ def test_a_lattice_that_was_rescored_is_rescored_to_the_same_scores(data):
         (set(), {}, "lm", 1.0, None),
     ],
 )
-def test_the_model_replaces_the_language_score_that_counts(scores, scales, language, scale, kept):
+def test_the_model_replaces_the_language_score_that_counts(
+    scores, scales, language, scale, unreplaced
+):
     lattice = one_path(["w1", "w2"], acoustic=-1.0, lm=0.0)
     own = {name: np.array([-1.0, -2.0]) for name in scores}
     lattice = replace(
@@ -316,12 +318,12 @@ def test_the_model_replaces_the_language_score_that_counts(scores, scales, langu
         weights={"acoustic": 0.5, **scales},
     )
     (line,) = scorer().score(["w1 w2"])
-    kept_part = -3.0 * scales[kept] if kept else 0.0
+    kept_part = -3.0 * scales[unreplaced] if unreplaced else 0.0
     if language == "lm" and scores == {"ngram"}:
         kept_part = -3.0 * scales["ngram"]
     expected = -1.0 + scale * line.log_probability + kept_part
     first = rescored_by(lattice)
-    assert first.kept == kept
+    assert first.unreplaced == unreplaced
     for found in first, rescored_by(first.lattice):
         assert found.language == language
         assert best_path(found.graph).weight == pytest.approx(expected, abs=1e-10)

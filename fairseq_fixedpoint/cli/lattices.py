@@ -67,35 +67,35 @@ def add_parser(commands: Any, program: str) -> None:
     parser.add_argument(
         "--output", type=Path, required=True, help="the rescored lattices: a file, or a folder"
     )
-    wanted = parser.add_argument_group("what is wanted beside the lattices")
-    wanted.add_argument(
+    outputs = parser.add_argument_group("what is wanted beside the lattices")
+    outputs.add_argument(
         "--one-best", type=Path, metavar="FILE", help="`id<TAB>text`; for kaldi `id text`"
     )
-    wanted.add_argument(
+    outputs.add_argument(
         "--nbest",
         type=Path,
         metavar="FILE",
         help="distinct word sequences as an n-best list (tsv), with the lattice's own scores as "
         "columns, for `tune` and `nbest`",
     )
-    wanted.add_argument("--nbest-size", type=int, default=100, metavar="N", help="default: 100")
-    wanted.add_argument(
+    outputs.add_argument("--nbest-size", type=int, default=100, metavar="N", help="default: 100")
+    outputs.add_argument(
         "--posteriors", action="store_true", help="of each arc, in the lattice (p=; SLF only)"
     )
-    wanted.add_argument(
+    outputs.add_argument(
         "--confusion",
         type=Path,
         metavar="FILE",
         help="confusion networks: `id<TAB>slot<TAB>word<TAB>posterior`",
     )
-    wanted.add_argument(
+    outputs.add_argument(
         "--posterior-scale",
         type=float,
         metavar="S",
         help="of the combined scores, for posteriors (default: 1, divided by the weight of the "
         "--model where that is above 1)",
     )
-    wanted.add_argument(
+    outputs.add_argument(
         "--plot",
         type=Path,
         metavar="FILE",
@@ -170,7 +170,7 @@ def _lattice(program: str, args: Namespace) -> None:
     _check_options(args, form, None if single else [file.name for file in files])
     rescorer = _rescorer(args, form)
     skipped = Skipped(program, shown=math.inf)  # each is a whole utterance
-    found = _Found()
+    contents = _Contents()
     on_error = skipped if args.on_error == "skip" else stop
     read = read_lattices(args.input, form, on_error)
 
@@ -187,7 +187,7 @@ def _lattice(program: str, args: Namespace) -> None:
     )
     with results_of(
         groups(
-            _in_context(found.checked(read, args, rescorer, on_error), rescorer),
+            _in_context(contents.checked(read, args, rescorer, on_error), rescorer),
             lambda each: len(each.lattice.words),
             ARCS_A_GROUP,
             lambda each: each.lattice.path,
@@ -206,7 +206,7 @@ def _lattice(program: str, args: Namespace) -> None:
                 return outputs.enter_context(create(outputs.enter_context(written_whole(path))))
 
             lists, networks = created(args.nbest), created(args.confusion)
-            writer = _Written(form, summary, lists, list(found.scores), networks, skipped)
+            writer = _ResultWriter(form, summary, lists, list(contents.scores), networks, skipped)
             made = outputs.enter_context(written_whole(args.output))
             write_lattices(writer.lattices(results), writer, args.input, made)
             if not summary.best:
@@ -214,9 +214,9 @@ def _lattice(program: str, args: Namespace) -> None:
             if args.one_best is not None:
                 best = outputs.enter_context(written_whole(args.one_best))
                 write_transcripts(best, summary.best, form.name)
-            if args.plot is not None and found.last is not None:
+            if args.plot is not None and contents.last is not None:
                 picture = outputs.enter_context(written_whole(args.plot))
-                _draw(picture, found.last, rescorer)
+                _draw(picture, contents.last, rescorer)
     tell(program, f"{summary.sentence()}{skipped.sentence('lattice')}", *summary.warnings())
 
 
@@ -238,7 +238,7 @@ def _in_context(lattices: Iterable[Lattice], rescorer: LatticeRescorer) -> Itera
             before.add(" ".join(best), len(best))
 
 
-class _Found:
+class _Contents:
     """What the files have been found to hold.
 
     Attributes:
@@ -319,7 +319,7 @@ def _rescorer(args: Namespace, form: LatticeFormat) -> LatticeRescorer:
         weights = dict(loaded.weights)
         if weights.get("score") == 0:
             del weights["score"]  # the total of a list that came from lattices
-    weights |= options.given_weights(args)
+    weights |= options.parsed_weights(args)
     for score, weight in ("acoustic", args.acoustic_scale), (name, args.lm_scale):
         if weight is not None:
             weights[score] = weight
@@ -347,15 +347,15 @@ def _rescored(
     args: Namespace,
 ) -> list[dict[str, Any]]:
     """What is written of each lattice, or why it cannot be rescored if it may be skipped."""
-    found = []
+    results = []
     for lattice, previous in lattices:
         try:
-            found.append(_result(lattice, rescorer(lattice, previous), form, args))
+            results.append(_result(lattice, rescorer(lattice, previous), form, args))
         except RescoringError as error:
             if args.on_error != "skip":
                 raise FormatError(lattice.path, lattice.line, str(error)) from error
-            found.append({"trouble": str(error)})
-    return found
+            results.append({"trouble": str(error)})
+    return results
 
 
 def _result(
@@ -367,7 +367,7 @@ def _result(
         "best": " ".join(best.words),
         "states": rescored.states,
         "shortened": rescored.shortened,
-        "kept": rescored.kept,
+        "kept": rescored.unreplaced,
         "words": rescored.words,
         "passed by": rescored.passed_by,
         "unknown": rescored.unknown,
@@ -440,7 +440,7 @@ class Summary:
         return f"{sentence}."
 
 
-class _Written(LatticeFormat):
+class _ResultWriter(LatticeFormat):
     """Writes lattices as they were when they were rescored, and what else is wanted of them.
 
     Args:
@@ -483,8 +483,8 @@ class _Written(LatticeFormat):
             self._summary.add(lattice, result)
             self._text = result["lattice"]
             if self._lists is not None:
-                for weight, words, own in result["nbest"]:
-                    numbers = "".join(f"\t{own.get(name, 0.0):.10g}" for name in self._scores)
+                for weight, words, scores in result["nbest"]:
+                    numbers = "".join(f"\t{scores.get(name, 0.0):.10g}" for name in self._scores)
                     self._lists.write(f"{lattice.utterance}\t{weight:.10g}\t{words}{numbers}\n")
             if self._networks is not None:
                 write_network(lattice.utterance, result["network"], self._networks)

@@ -297,7 +297,7 @@ def line_scorers(args: argparse.Namespace) -> dict[str, LineScorer]:
     if not math.isfinite(args.unknown_penalty):
         raise RescoringError(f"--unknown-penalty must be a number, not {args.unknown_penalty}.")
     scorers: dict[str, LineScorer] = {}
-    given = {name for name, _ in map(_named, (*args.model, *args.kenlm)) if name is not None}
+    names = {name for name, _ in map(_named, (*args.model, *args.kenlm)) if name is not None}
     splitters = {name: _splitter(name, args) for name in SPLITTERS}
     folders = args.data if len(args.data) > 1 else (args.data or [None]) * len(args.model)
     for argument, folder in zip(args.model, folders, strict=True):
@@ -315,11 +315,11 @@ def line_scorers(args: argparse.Namespace) -> dict[str, LineScorer]:
             tokenizer=splitters["tokenizer"],
             bpe=splitters["bpe"],
         )
-        _add(scorers, name or _free_name(scorer.kind, {*given, *scorers}), scorer)
+        _add(scorers, name or _free_name(scorer.kind, {*names, *scorers}), scorer)
     for argument in args.kenlm:
         name, path = _named(argument)
         ngram = NgramScorer(path, unknown_penalty=args.unknown_penalty)
-        _add(scorers, name or _free_name("KenLM", {*given, *scorers}), ngram)
+        _add(scorers, name or _free_name("KenLM", {*names, *scorers}), ngram)
     _set_cases(scorers, args)
     _set_backoffs(scorers, args)
     if args.interpolate is None:
@@ -343,20 +343,20 @@ def fillers(args: argparse.Namespace) -> re.Pattern[str] | None:
     return None if args.fillers == "none" else re.compile(args.fillers)
 
 
-def given_weights(args: argparse.Namespace) -> dict[str, float]:
+def parsed_weights(args: argparse.Namespace) -> dict[str, float]:
     """What `--weight NAME=W` and `--word-penalty` say, by the name of the score."""
-    given = {}
+    weights = {}
     for argument in args.weight:
         name, _, value = argument.rpartition("=")
         try:
-            given[name] = float(value)
+            weights[name] = float(value)
         except ValueError:
             name = ""
         if not name:
             raise RescoringError(f"--weight takes NAME=NUMBER, not {argument!r}.")
     if args.word_penalty is not None:
-        given[WORDS] = args.word_penalty
-    return given
+        weights[WORDS] = args.word_penalty
+    return weights
 
 
 def device(name: str | None) -> torch.device:
@@ -383,13 +383,13 @@ def settings(args: argparse.Namespace, leave_out: set[str]) -> dict[str, str]:
     Args:
         leave_out: options that say what becomes of the results.
     """
-    found = {}
+    described = {}
     for name, value in sorted(vars(args).items()):
         if name not in {*leave_out, "resume", "no_progress_bar", "command"}:
-            found[name] = repr(value) + "".join(
+            described[name] = repr(value) + "".join(
                 f" {_state(item)}" for item in (value if isinstance(value, list) else [value])
             )
-    return found
+    return described
 
 
 def _state(value: object) -> str:
@@ -407,15 +407,15 @@ def _state(value: object) -> str:
 
 def _named(argument: str | Path) -> tuple[str | None, str]:
     """`NAME=PATH` or a path."""
-    found = NAMED_PATH.fullmatch(str(argument))
-    if found is None or Path(argument).exists():
+    match = NAMED_PATH.fullmatch(str(argument))
+    if match is None or Path(argument).exists():
         return None, str(argument)
-    return found[1], found[2]
+    return match[1], match[2]
 
 
-def _free_name(kind: str, taken: Collection[str]) -> str:
+def _free_name(kind: str, used: Collection[str]) -> str:
     """The first of `KIND0`, `KIND1`, ... that no model has, nor one that comes later."""
-    return next(name for name in map(f"{kind}{{}}".format, count()) if name not in taken)
+    return next(name for name in map(f"{kind}{{}}".format, count()) if name not in used)
 
 
 def _set_cases(scorers: Mapping[str, LineScorer], args: argparse.Namespace) -> None:
@@ -445,7 +445,7 @@ def _by_name(
     option: str, arguments: Sequence[str], choices: Collection[str], models: Collection[str]
 ) -> dict[str, str]:
     """What an option `NAME=CHOICE` says, by the name of the model."""
-    found = {}
+    choice_of = {}
     for argument in arguments:
         name, _, choice = argument.rpartition("=")
         if choice not in choices or not name:
@@ -458,8 +458,8 @@ def _by_name(
                 f"{option} {argument}: no model that it is for has the name {name}, but "
                 f"{', '.join(models) or 'there is none'}."
             )
-        found[name] = choice
-    return found
+        choice_of[name] = choice
+    return choice_of
 
 
 def _add(scorers: dict[str, LineScorer], name: str, scorer: LineScorer) -> None:

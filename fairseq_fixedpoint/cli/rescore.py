@@ -162,7 +162,7 @@ def _nbest(args: argparse.Namespace) -> None:
     names = first[0].item.scores if first else ()
     first_pass, combination = _combinations(args, listed, names, scorers, rule)
     checked = _checked(chain(first, hypotheses), args, scorers, combination)
-    checked = _told_of(checked, scorers, combination.weights, on_error)
+    checked = _reported(checked, scorers, combination.weights, on_error)
 
     summary = Summary()
     journal = Journal(
@@ -206,7 +206,7 @@ def _tune(args: argparse.Namespace) -> None:
     names = _names_to_tune(listed, hypotheses)
     first_pass, start = _combinations(args, listed, names, scorers, rule)
     _tell_of_sparse(names.keys() - start.weights.keys())
-    fixed = options.given_weights(args)
+    fixed = options.parsed_weights(args)
     prepared = [
         each
         for each in _checked(prepared, args, scorers, start)
@@ -223,7 +223,7 @@ def _tune(args: argparse.Namespace) -> None:
             results += scored(group, scorers)
             bar.update(len(group))
     candidates = _candidates(metric, hypotheses, results, texts, start, scorers)
-    tell(PROGRAM, *(f"warning: {said}" for said in metric.warnings))
+    tell(PROGRAM, *(f"warning: {warning}" for warning in metric.warnings))
     before = np.array([first_pass.weights.get(name, 0.0) for name in candidates.names])
     baseline = selected(candidates, before)
 
@@ -240,9 +240,9 @@ def _tune(args: argparse.Namespace) -> None:
         ]
     )
     normalised = candidates.normalised(start.lenpen)
-    found = tune(normalised, metric, weights, fixed, partial(tell, PROGRAM), args.seed)
+    tuned = tune(normalised, metric, weights, fixed, partial(tell, PROGRAM), args.seed)
     report = TuningReport.of(
-        candidates, metric, baseline, selected(normalised, found.weights), found.weights
+        candidates, metric, baseline, selected(normalised, tuned.weights), tuned.weights
     )
     for name in scorers:
         if report.weights[name] < 0 and name not in fixed:
@@ -284,7 +284,7 @@ def _can_be_subtracted(
     return trouble is None
 
 
-def _told_of(
+def _reported(
     hypotheses: Iterable[Scorable[Hypothesis]],
     scorers: Mapping[str, LineScorer],
     weights: Mapping[str, float],
@@ -340,9 +340,9 @@ def _checked(
     ended: set[str] = set()
     for each in hypotheses:
         hypothesis = each.item
-        taken = sorted(scorers.keys() & hypothesis.scores.keys())
-        if taken:
-            raise name_taken(hypothesis, taken[0])
+        clashes = sorted(scorers.keys() & hypothesis.scores.keys())
+        if clashes:
+            raise name_taken(hypothesis, clashes[0])
         unseen, any_seen = unseen - hypothesis.scores.keys(), True
         if args.previous_context != 0 and hypothesis.utterance != last:
             if hypothesis.utterance in ended:
@@ -378,7 +378,7 @@ def _combinations(
                 f"{args.weights} has no weight for {', '.join(unused)}: tune with this model, or "
                 "give the model the name that it had (--model NAME=CHECKPOINT)."
             )
-    weights |= options.given_weights(args)
+    weights |= options.parsed_weights(args)
     return first_pass, Combination(weights, lenpen if args.lenpen is None else args.lenpen, rule)
 
 
@@ -436,14 +436,14 @@ def _references(
         raise RescoringError("tune needs --references.")
     if len(files) > 1 and metric.name == "WER":
         raise RescoringError("the word error rate takes one --references.")
-    wanted = dict.fromkeys(hypothesis.utterance for hypothesis in hypotheses)
-    for utterance in wanted:
+    utterances = dict.fromkeys(hypothesis.utterance for hypothesis in hypotheses)
+    for utterance in utterances:
         if not all(utterance in texts for texts in files):
             raise RescoringError(f"utterance {utterance} of {args.input} is not in {origin}.")
-    unused = len(files[0].keys() - wanted.keys())
+    unused = len(files[0].keys() - utterances.keys())
     if unused:
         tell(PROGRAM, f"{quantity(unused, 'reference')} without hypotheses left out.")
-    return {utterance: [texts[utterance] for texts in files] for utterance in wanted}
+    return {utterance: [texts[utterance] for texts in files] for utterance in utterances}
 
 
 def _candidates(

@@ -130,7 +130,7 @@ def _grouped(lines: Iterable[Scorable[Line]]) -> Iterator[list[Scorable[Line]]]:
 
 def _scored(lines: Sequence[Scorable[Line]], scorer: LineScorer, per_token: bool) -> list[list]:
     """For each line its log-probability, tokens and unknown ones, and what each token has."""
-    found = []
+    results = []
     scores = scorer.score([each.prepared[0] for each in lines], [each.previous for each in lines])
     for (line, _, _), score in zip(lines, scores, strict=True):
         log_probability = score.log_probability
@@ -141,8 +141,8 @@ def _scored(lines: Sequence[Scorable[Line]], scorer: LineScorer, per_token: bool
         result: list[Any] = [log_probability, len(score.tokens), score.unknown]
         if per_token:
             result += [score.tokens, score.log_probabilities.tolist()]
-        found.append(result)
-    return found
+        results.append(result)
+    return results
 
 
 @contextmanager

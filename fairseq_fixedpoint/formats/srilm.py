@@ -116,9 +116,9 @@ def _listed(path: Path) -> list[Path]:
 def _files(path: Path) -> list[Path]:
     """The files of a list, each of another utterance."""
     files = _listed(path)
-    found: dict[str, Path] = {}
+    by_utterance: dict[str, Path] = {}
     for file in files:
-        other = found.setdefault(utterance_of(file), file)
+        other = by_utterance.setdefault(utterance_of(file), file)
         if other is not file:
             raise FormatError(
                 path,

@@ -294,5 +294,5 @@ def _trouble_with(path: str, error: Exception) -> str | None:
 
 def refused_class(error: BaseException | None) -> str | None:
     """The name of the class or function that `torch.load` refused, if that is what `error` says."""
-    found = re.search(r"GLOBAL (\S+) was not an allowed|unsupported GLOBAL (\S+)", str(error))
-    return next(filter(None, found.groups())) if found else None
+    match = re.search(r"GLOBAL (\S+) was not an allowed|unsupported GLOBAL (\S+)", str(error))
+    return next(filter(None, match.groups())) if match else None

@@ -89,11 +89,11 @@ class BlockScorer(ABC):
                 f"a line has {longest} tokens, more than the {self.longest} that the model takes: "
                 "leave it out, or use a model without that limit."
             )
-        found: dict[_Scored, np.ndarray] = {}
+        scores: dict[_Scored, np.ndarray] = {}
         for batch in self._batches(distinct):
-            found |= zip(batch, self._batch(batch), strict=True)
+            scores |= zip(batch, self._batch(batch), strict=True)
         return [
-            found[_Scored(tuple(sequence), position)]
+            scores[_Scored(tuple(sequence), position)]
             for sequence, position in zip(sequences, first, strict=True)
         ]
 
@@ -179,5 +179,5 @@ class LanguageModelScorer(BlockScorer):
     def evaluate(self, inputs: Tensor, targets: Tensor, lead: int) -> Tensor:
         """As :meth:`BlockScorer.evaluate`."""
         features = self.model.evaluate(inputs, lead=lead).features  # (B, T - lead, C)
-        found = self.softmax.all_log_probabilities(features.flatten(0, 1))
-        return found.view(*features.shape[:2], -1)
+        log_probabilities = self.softmax.all_log_probabilities(features.flatten(0, 1))
+        return log_probabilities.view(*features.shape[:2], -1)

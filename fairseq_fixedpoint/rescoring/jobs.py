@@ -52,8 +52,8 @@ class Processes:
         Raises:
             RescoringError: if they cannot be joined.
         """
-        said = os.environ.get("WORLD_SIZE", "1")
-        if said in {"", "0", "1"}:
+        world_size = os.environ.get("WORLD_SIZE", "1")
+        if world_size in {"", "0", "1"}:
             return cls()
         import torch.distributed
 
@@ -62,8 +62,8 @@ class Processes:
                 torch.distributed.init_process_group("gloo", timeout=TO_JOIN)
         except (ValueError, RuntimeError) as error:
             raise RescoringError(
-                f"WORLD_SIZE={said} says that there are other processes, which cannot be joined "
-                f"({error}): start them with torchrun, or unset WORLD_SIZE."
+                f"WORLD_SIZE={world_size} says that there are other processes, which cannot be "
+                f"joined ({error}): start them with torchrun, or unset WORLD_SIZE."
             ) from error
         group = torch.distributed.new_group(timeout=TO_FINISH, backend="gloo")
         return cls(torch.distributed.get_rank(), torch.distributed.get_world_size(), group)
@@ -172,7 +172,7 @@ class Journal:
         self.places = self._read_places()
 
     def groups(
-        self, wanted: Callable[[int], bool] = lambda number: True
+        self, selects: Callable[[int], bool] = lambda number: True
     ) -> Iterator[tuple[int, int, list]]:
         """Number and size of each stored group, and its items if it is wanted, else none."""
         with (self.folder / ITEMS).open("rb") as file:
@@ -181,7 +181,7 @@ class Journal:
                 if not head:
                     return
                 size, length = HEAD.unpack(head)
-                if wanted(number):
+                if selects(number):
                     # This run wrote it, so that it can hold nothing but what the run knows.
                     yield number, size, pickle.loads(file.read(length))
                 else:
@@ -344,14 +344,14 @@ def _require_notes(folder: Path) -> None:
     """
     if not folder.exists():
         return
-    strange = [
+    foreign = [
         path
         for path in ([folder] if not folder.is_dir() else sorted(folder.iterdir()))
         if not re.fullmatch(r"items|settings\.(json|new)|results\.\d+\.jsonl", path.name)
     ]
-    if strange:
+    if foreign:
         raise RescoringError(
-            f"{strange[0]} is in the way of this run's notes: move it, or choose another --output."
+            f"{foreign[0]} is in the way of this run's notes: move it, or choose another --output."
         )
 
 

@@ -232,13 +232,13 @@ def _crossings(columns: list[list[_Place]], right: dict[_Place, list[_Place]]) -
     return total
 
 
-def _stack(column: list[_Place], wanted: list[float]) -> None:
+def _stack(column: list[_Place], heights: list[float]) -> None:
     """Sets heights as near to those wanted as the order and a row's distance let them be.
 
     The least squares that keep an order, by pooling neighbours that violate it.
     """
     pools: list[tuple[float, float, int]] = []  # mean height without the rows, weight, places
-    for number, (place, height) in enumerate(zip(column, wanted, strict=True)):
+    for number, (place, height) in enumerate(zip(column, heights, strict=True)):
         pool = (height - ROW * number, place.weight, 1)
         while pools and pools[-1][0] > pool[0]:
             mean, weight, count = pools.pop()

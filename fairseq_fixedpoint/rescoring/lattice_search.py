@@ -140,12 +140,12 @@ def nbest(graph: ScoredGraph, size: int) -> list[Path]:
     if size < 1:
         raise RescoringError(f"{size} word sequences were asked for: ask for one at least.")
     search = _Beginnings(graph)
-    found: list[Path] = []
+    paths: list[Path] = []
     queue = [_Waiting(0.0, _Words(), {0: START})]
-    while queue and len(found) < size:
+    while queue and len(paths) < size:
         _, words, ways = heappop(queue)
         if isinstance(ways, _Reached):
-            found.append(_path(graph, ways.weight, _arcs(ways)))
+            paths.append(_path(graph, ways.weight, _arcs(ways)))
             continue
         ways = search.through_empty(ways)
         whole = search.ended(ways)
@@ -156,9 +156,9 @@ def nbest(graph: ScoredGraph, size: int) -> list[Path]:
             heappush(queue, _Waiting(rank, _Words(words, word), following))
         if len(queue) > 4 * size:
             # Each becomes one sequence at least, so no more are needed.
-            queue = nsmallest(size - len(found), queue)
+            queue = nsmallest(size - len(paths), queue)
     # Ranks are rounded.
-    return sorted(found, key=lambda path: (-path.weight, path.words))
+    return sorted(paths, key=lambda path: (-path.weight, path.words))
 
 
 def posteriors(graph: ScoredGraph, scale: float = 1.0) -> np.ndarray:
@@ -215,16 +215,16 @@ class _Words:
 
     def __lt__(self, other: _Words) -> bool:
         """In the order of their words, as tuples have it; of the two, one may begin the other."""
-        mine, its = self, other
-        while mine.count > its.count:
-            mine = mine.before
-        while its.count > mine.count:
-            its = its.before
+        left, right = self, other
+        while left.count > right.count:
+            left = left.before
+        while right.count > left.count:
+            right = right.before
         is_less = self.count < other.count
-        while mine is not its:  # they part after the last beginning that they share
-            if mine.last != its.last:
-                is_less = mine.last < its.last
-            mine, its = mine.before, its.before
+        while left is not right:  # they part after the last beginning that they share
+            if left.last != right.last:
+                is_less = left.last < right.last
+            left, right = left.before, right.before
         return is_less
 
 

@@ -69,7 +69,7 @@ class RescoredLattice:
     unknown: dict[str, int]
 
     @property
-    def kept(self) -> str | None:
+    def unreplaced(self) -> str | None:
         """The language score that the model did not replace, where there are two."""
         (other,) = set(LANGUAGE) - {self.language} if self.language in LANGUAGE else [None]
         return other if {self.language, other} <= self.read.scores.keys() else None
@@ -203,9 +203,9 @@ class LatticeRescorer:
         before = self.model.before(tuple(map(self.rule.text, previous)))
         graph = _word_graph(lattice, token, weights)
         if self.merges:
-            own = weights | {language: lattice.weights.get(language, 1.0)}
+            file_weights = weights | {language: lattice.weights.get(language, 1.0)}
             expansion = self._merged(
-                _word_graph(lattice, token, own),
+                _word_graph(lattice, token, file_weights),
                 entries,
                 weights[self.name],
                 penalties[self.name],
@@ -253,8 +253,8 @@ class LatticeRescorer:
         """The lattice with the scores and weights of its file."""
         words = list(map(self.rule.word, lattice.words))
         token = np.array([0 if word else EMPTY for word in words])
-        own = {name: lattice.weights.get(name, 1.0) for name in lattice.scores}
-        graph = _word_graph(lattice, token, own | {WORDS: lattice.word_penalty})
+        file_weights = {name: lattice.weights.get(name, 1.0) for name in lattice.scores}
+        graph = _word_graph(lattice, token, file_weights | {WORDS: lattice.word_penalty})
         return ScoredGraph(lattice.source, lattice.target, words, graph.score, graph.final_score)
 
     @cached_property
@@ -270,31 +270,32 @@ class LatticeRescorer:
 
     def _unknown(self, vocabulary: Sequence[str], entries: np.ndarray) -> dict[str, np.ndarray]:
         """Which words a model does not know, ``(V,)``, by the model's name."""
-        found = {self.name: self.model.encoder.is_unknown(entries)}
+        is_unknown = {self.name: self.model.encoder.is_unknown(entries)}
         for name, ngram in self.ngrams.items():
             known = [True, *map(ngram.holds, vocabulary[1:])]  # the sentence's end is in them all
-            found[name] = ~np.array(known)
-        return found
+            is_unknown[name] = ~np.array(known)
+        return is_unknown
 
     def _weights_of(self, lattice: Lattice, language: str) -> dict[str, float]:
         """The weight of each score, of the lattice and of the models."""
-        own = {name: lattice.weights.get(name, 1.0) for name in lattice.scores}
+        file_weights = {name: lattice.weights.get(name, 1.0) for name in lattice.scores}
         new = dict.fromkeys([self.name, *self.ngrams], 1.0)
         if language in LANGUAGE:
             scale = lattice.weights.get(language, 1.0)
             if scale > 0:  # else the file gives no scale to take over
                 new[self.name] = scale
-            own = {"lm": 0.0} | own | {language: 0.0}  # `lm` may be weighed where it is missing
-        taken = sorted(own.keys() & new.keys())
-        if taken:
+            # `lm` may be weighed where it is missing.
+            file_weights = {"lm": 0.0} | file_weights | {language: 0.0}
+        clashes = sorted(file_weights.keys() & new.keys())
+        if clashes:
             raise RescoringError(
-                f"the lattice has a score {taken[0]} of its own: give the model another NAME=."
+                f"the lattice has a score {clashes[0]} of its own: give the model another NAME=."
             )
-        known = {WORDS: lattice.word_penalty} | own | new
-        strange = sorted(self.weights.keys() - known.keys())
-        if strange and any(lattice.words):  # one of an empty text alone can have no scores at all
+        known = {WORDS: lattice.word_penalty} | file_weights | new
+        unknown = sorted(self.weights.keys() - known.keys())
+        if unknown and any(lattice.words):  # one of an empty text alone can have no scores at all
             raise RescoringError(
-                f"the lattice has no score {strange[0]}, which the weights name, but "
+                f"the lattice has no score {unknown[0]}, which the weights name, but "
                 f"{', '.join(known)}."
             )
         old = {} if self.old_weight is None else {language: self.old_weight}
@@ -460,18 +461,24 @@ class _Unrolled:
         """
         made = self.read.rewired(self.node, self.arc, self.source, self.target)
         others = {name: values for name, values in made.scores.items() if name != language}
-        own = {name: weights[name] for name in others}
-        rest = self.weight - _weighted(others, own, len(self.arc)) - weights[WORDS] * self.is_word
+        other_weights = {name: weights[name] for name in others}
+        rest = (
+            self.weight
+            - _weighted(others, other_weights, len(self.arc))
+            - weights[WORDS] * self.is_word
+        )
         made = replace(
             made,
             scores={**others, language: rest / scale},
-            weights={**own, language: scale},
+            weights={**other_weights, language: scale},
             word_penalty=weights[WORDS],
         )
         if not self.read.final_scores:
             return self._with_one_end(made, language, self.end / scale)
         ends = {name: values for name, values in made.final_scores.items() if name != language}
-        of_ends = np.where(made.final, self.end, 0.0) - _weighted(ends, own, len(self.node))
+        of_ends = np.where(made.final, self.end, 0.0) - _weighted(
+            ends, other_weights, len(self.node)
+        )
         # A format with no place for word penalties has them in the language score.
         return replace(
             made,

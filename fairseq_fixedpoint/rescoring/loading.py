@@ -153,21 +153,21 @@ def _from_folder(
             f"--data is for checkpoints: the folder {path} has a dictionary of its own."
         )
     try:
-        held = read_folder(path)
+        folder = read_folder(path)
         if iterations is not None:
-            held.model.use_iterations(iterations)
+            folder.model.use_iterations(iterations)
     except ValueError as error:
         raise RescoringError(str(error)) from error
-    model = held.model
-    if not normalized and not held.trained_with_penalty:
+    model = folder.model
+    if not normalized and not folder.trained_with_penalty:
         logger.warning(NOT_TRAINED_UNNORMALIZED.format(path))
     model = model.to(device)
     return LoadedModel.of(
         model,
-        held.words,
+        folder.words,
         path,
         bf16,
         normalized,
-        held.add_bos_token,
-        held.trained_with_penalty,
+        folder.add_bos_token,
+        folder.trained_with_penalty,
     )

@@ -123,11 +123,11 @@ class WordErrorRate(Metric):
                     f"WER takes one reference, but {hypothesis!r} has {len(references)}: "
                     "give one, or choose another metric."
                 )
-            found = self._jiwer.process_words(
+            alignment = self._jiwer.process_words(
                 *(" ".join(text_words(text)) for text in (references[0], hypothesis))
             )
-            wrong = found.substitutions + found.deletions
-            rows.append([wrong + found.insertions, found.hits + wrong])
+            wrong = alignment.substitutions + alignment.deletions
+            rows.append([wrong + alignment.insertions, alignment.hits + wrong])
         if not any(words for _, words in rows):
             raise RescoringError(
                 "WER needs words to be right or wrong about, but all references are empty: "

@@ -319,6 +319,6 @@ def features_of(
 
 def _keep_best(best: dict[str, tuple[float, str]], hypothesis: Hypothesis, total: float) -> None:
     """Keeps the first of the best; a later part of the same utterance's list may have it."""
-    kept = best.get(hypothesis.utterance)
-    if kept is None or total > kept[0]:
+    previous = best.get(hypothesis.utterance)
+    if previous is None or total > previous[0]:
         best[hypothesis.utterance] = total, hypothesis.text

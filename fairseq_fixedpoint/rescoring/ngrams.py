@@ -104,16 +104,16 @@ class NgramScorer:
 
     def _score(self, line: str) -> LineScore:
         tokens = text_words(CASES[self.case](line))
-        asked = list(map(self.folded, tokens))
-        answers = list(self.model.full_scores(" ".join(asked)))  # (log10 p, length, unknown)
-        is_unknown = np.array([unknown for _, _, unknown in answers])
+        words = list(map(self.folded, tokens))
+        full_scores = list(self.model.full_scores(" ".join(words)))  # (log10 p, length, unknown)
+        is_unknown = np.array([unknown for _, _, unknown in full_scores])
         if self.backoff == "epsilon":
-            found = np.array(cheapest(self.model, asked)) * LOG_10
+            log_probabilities = np.array(cheapest(self.model, words)) * LOG_10
         else:
-            found = np.array([log10_p for log10_p, _, _ in answers]) * LOG_10
+            log_probabilities = np.array([log10_p for log10_p, _, _ in full_scores]) * LOG_10
         penalties = self.unknown_penalty * is_unknown
-        found -= penalties
-        return LineScore([*tokens, "</s>"], found, int(is_unknown.sum()), penalties)
+        log_probabilities -= penalties
+        return LineScore([*tokens, "</s>"], log_probabilities, int(is_unknown.sum()), penalties)
 
 
 class NgramHistories:
@@ -155,11 +155,11 @@ class NgramHistories:
         base = len(words)
         pairs, pair = np.unique(history * base + token, return_inverse=True)
         after = self._state()
-        found = [
+        log10_p = [
             self._model.BaseScore(self._states[state], words[word], after)
             for state, word in zip((pairs // base).tolist(), (pairs % base).tolist(), strict=True)
         ]
-        return (LOG_10 * np.array(found))[pair]
+        return (LOG_10 * np.array(log10_p))[pair]
 
 
 class _ByWord(NamedTuple):
@@ -243,8 +243,10 @@ class InterpolatedScorer:
 
         with np.errstate(divide="ignore"):
             log_weights = np.log([self.weight, 1 - self.weight])
-        found = mixed(neural.log_probabilities, ngram.log_probabilities)
+        log_probabilities = mixed(neural.log_probabilities, ngram.log_probabilities)
         unpunished = mixed(
             neural.log_probabilities + neural.penalties, ngram.log_probabilities + ngram.penalties
         )
-        return LineScore(ngram.tokens, found, neural.unknown, unpunished - found)
+        return LineScore(
+            ngram.tokens, log_probabilities, neural.unknown, unpunished - log_probabilities
+        )

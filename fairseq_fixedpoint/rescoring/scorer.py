@@ -205,8 +205,8 @@ class Scorer:
         previous = previous if previous is not None else [()] * len(lines)
         for batch in self._batches(zip(lines, previous, strict=True)):
             symbols, sequences, first = zip(*batch, strict=True)
-            found = self.tokens.log_probabilities(sequences, first)
-            scores += map(self._line_score, symbols, sequences, first, found)
+            log_probabilities = self.tokens.log_probabilities(sequences, first)
+            scores += map(self._line_score, symbols, sequences, first, log_probabilities)
         return scores
 
     def _batches(
@@ -255,13 +255,13 @@ class Scorer:
         return self._context(previous, 0)[:-1]
 
     def _line_score(
-        self, symbols: list[str], sequence: list[int], first: int, found: np.ndarray
+        self, symbols: list[str], sequence: list[int], first: int, log_probabilities: np.ndarray
     ) -> LineScore:
         dictionary = self.encoder.dictionary
         scored = sequence[first:]
         is_unknown = self.encoder.is_unknown(scored)
         tokens, unknown = [*symbols, dictionary[dictionary.eos()]], int(is_unknown.sum())
         if not (unknown and self.unknown_penalty):
-            return LineScore(tokens, found, unknown)
+            return LineScore(tokens, log_probabilities, unknown)
         penalties = self.unknown_penalty * is_unknown
-        return LineScore(tokens, found - penalties, unknown, penalties)
+        return LineScore(tokens, log_probabilities - penalties, unknown, penalties)

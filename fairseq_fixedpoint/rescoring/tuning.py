@@ -305,9 +305,9 @@ def tune(
     for number, weights in enumerate(starts, start=1):
         if number > 1:
             log(f"start {number} of {len(starts)}, {search.describe(weights)}:")
-        found = search.descend(weights, free)
-        if search.better(found.score, best.score):
-            best = found
+        optimum = search.descend(weights, free)
+        if search.better(optimum.score, best.score):
+            best = optimum
     log(f"best, {search.describe(best.weights)}: {metric.name} {best.score:.2f}")
     return best
 
@@ -359,13 +359,14 @@ class _Search:
                 trial[index] = line_search(
                     self.candidates, self.metric, trial, direction, forward
                 ).step
-                found = self.score(trial)  # once more, as rounding may choose otherwise in ties
-                if self.better(found, score):
+                # Scored once more, as rounding may choose otherwise in ties.
+                trial_score = self.score(trial)
+                if self.better(trial_score, score):
                     self.log(
                         f"{self.candidates.names[index]} {weights[index]:.4g} -> "
-                        f"{trial[index]:.4g}: {self.metric.name} {score:.2f} -> {found:.2f}"
+                        f"{trial[index]:.4g}: {self.metric.name} {score:.2f} -> {trial_score:.2f}"
                     )
-                    weights, score, improved = trial, found, True
+                    weights, score, improved = trial, trial_score, True
         return Tuned(weights, score)
 
 

@@ -101,8 +101,10 @@ class WindowScorer:
         context = torch.div(pairs, words, rounding_mode="floor")
 
         contexts = None if starts is None else list(number)
-        found = self._evaluate(used, contexts, windows, context, pairs % words)[pair]  # (Q,)
-        return np.split(found.numpy(), np.cumsum(scored)[:-1])
+        log_probabilities = self._evaluate(used, contexts, windows, context, pairs % words)[
+            pair
+        ]  # (Q,)
+        return np.split(log_probabilities.numpy(), np.cumsum(scored)[:-1])
 
     def _evaluate(
         self,
@@ -122,7 +124,7 @@ class WindowScorer:
             states = context_states(
                 layers, projected, windows.to(self.model.device), starts
             )  # (N, H)
-        return self.wanted(states, context, word)
+        return self.pair_log_probabilities(states, context, word)
 
     def summary_of(self, before: Sequence[Sequence[int]]) -> Tensor:
         """The summary of each text before a sentence, ``(U, S)``.
@@ -151,7 +153,7 @@ class WindowScorer:
             layers = [replace(layer, initial=layer.start(summary)) for layer in layers]
         return layers, layers[0].project(self.model.embed_tokens(used.to(self.model.device)))
 
-    def wanted(self, states: Tensor, context: Tensor, word: Tensor) -> Tensor:
+    def pair_log_probabilities(self, states: Tensor, context: Tensor, word: Tensor) -> Tensor:
         """Log-probability of each pair, ``(Q',)``, after the contexts' `h` ``(N, H)``."""
         with self.precision():
             features = self.model.output_features(states)  # (N, C)
@@ -224,10 +226,10 @@ class GrowingHistories:
         contexts, context = np.unique(pairs // base, return_inverse=True)
         top = hidden(self._states[-1], self._layers[-1].cell)
         states = top.index_select(0, torch.from_numpy(contexts).to(self._device))
-        found = self._scorer.wanted(
+        log_probabilities = self._scorer.pair_log_probabilities(
             states, torch.from_numpy(context), torch.from_numpy(pairs % base)
         )
-        return found.numpy()[pair]
+        return log_probabilities.numpy()[pair]
 
 
 def _flat(sequences: Iterable[Sequence[int]]) -> Tensor:
