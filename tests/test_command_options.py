@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fairseq_fixedpoint.cli import convert, lattices, options, rescore, score
+from fairseq_fixedpoint.cli import convert, options, rescore, rescore_lattices, score
 from fairseq_fixedpoint.formats import FORMATS
 from fairseq_fixedpoint.formats.kaldi import TOTAL
 from fairseq_fixedpoint.rescoring.combination import Combination
@@ -275,7 +275,7 @@ def test_a_folder_of_lattices_with_something_else_is_refused_before_any_work(
 
     arguments = (tmp_path / "in", "--model", models["gru"], "--output", tmp_path / "out")
     with monkeypatch.context() as patch:
-        patch.setattr(lattices, "read_lattices", never)
+        patch.setattr(rescore_lattices, "read_lattices", never)
         assert "holds thesis, which would be lost" in refused(capfd, lattice, *arguments)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
     (tmp_path / "out" / "thesis").unlink()

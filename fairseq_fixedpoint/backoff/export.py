@@ -20,10 +20,10 @@ from typing import Protocol
 
 import numpy as np
 
+from fairseq_fixedpoint.backoff.corpus import NgramWords
 from fairseq_fixedpoint.backoff.mixing import MixedWith
 from fairseq_fixedpoint.backoff.table import NgramTable
 from fairseq_fixedpoint.backoff.weights import Order, back_off
-from fairseq_fixedpoint.backoff.words import NgramWords
 from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.formats.arpa import Ngrams, write_arpa
 

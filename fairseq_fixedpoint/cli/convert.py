@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from pkgutil import resolve_name
 
-from fairseq_fixedpoint.cli import model_folder, ngrams, one_step, options
+from fairseq_fixedpoint.cli import export_arpa, export_folder, export_onnx, options
 from fairseq_fixedpoint.cli.run import run, tell
 from fairseq_fixedpoint.rescoring.errors import RescoringError
 
@@ -17,7 +17,7 @@ PROGRAM = "fixedpoint-convert"
 ORDERS = "1,2,3,4,5,8,12,16,20"
 # By its name, as what needs fairseq stands above.
 OF_LSTM_LM = "fairseq_fixedpoint.plugin.conversion_command:convert_checkpoint"
-EXPORTS = {"folder": model_folder.export, "arpa": ngrams.export, "onnx": one_step.export}
+EXPORTS = {"folder": export_folder.export, "arpa": export_arpa.export, "onnx": export_onnx.export}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -85,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
         help="where the model runs (default: a GPU if there is one, else the CPU)",
     )
     report.add_argument("--no-progress-bar", action="store_true")
-    ngrams.add_options(parser)
+    export_arpa.add_options(parser)
     return parser
 
 
@@ -124,7 +124,7 @@ def _check_options(args: argparse.Namespace) -> None:
             f"--report is of an lstm_lm that is converted, and not for --to {args.to}: leave one "
             "of them out."
         )
-    for option in ngrams.OPTIONS:
+    for option in export_arpa.OPTIONS:
         if args.to != "arpa" and getattr(args, option) is not None:
             raise RescoringError(f"--{option} is for --to arpa: add that, or leave it out.")
 

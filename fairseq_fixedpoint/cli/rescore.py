@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fairseq_fixedpoint.cli import lattices, options
+from fairseq_fixedpoint.cli import options, rescore_lattices
 from fairseq_fixedpoint.cli.run import Skipped, quantity, run, tell
 from fairseq_fixedpoint.files import written_whole
 from fairseq_fixedpoint.formats import (
@@ -38,7 +38,7 @@ from fairseq_fixedpoint.rescoring.diagnosis import mismatch
 from fairseq_fixedpoint.rescoring.errors import RescoringError
 from fairseq_fixedpoint.rescoring.jobs import Journal, Processes, groups, results_of
 from fairseq_fixedpoint.rescoring.metrics import METRICS, Metric, make_metric
-from fairseq_fixedpoint.rescoring.nbest import (
+from fairseq_fixedpoint.rescoring.nbest_rescoring import (
     ByRule,
     LineScorer,
     Scorable,
@@ -117,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     options.add_error_option(tuner)
     tuner.add_argument("--no-progress-bar", action="store_true")
 
-    lattices.add_parser(commands, PROGRAM)
+    rescore_lattices.add_parser(commands, PROGRAM)
     return parser
 
 

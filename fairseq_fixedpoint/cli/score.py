@@ -23,7 +23,13 @@ from fairseq_fixedpoint.progress import counted
 from fairseq_fixedpoint.rescoring.diagnosis import unknown_warnings
 from fairseq_fixedpoint.rescoring.errors import RescoringError
 from fairseq_fixedpoint.rescoring.jobs import Journal, Processes, groups, results_of
-from fairseq_fixedpoint.rescoring.nbest import Before, ByRule, LineScorer, Scorable, scorable
+from fairseq_fixedpoint.rescoring.nbest_rescoring import (
+    Before,
+    ByRule,
+    LineScorer,
+    Scorable,
+    scorable,
+)
 from fairseq_fixedpoint.rescoring.words import WordRule
 
 PROGRAM = "fixedpoint-score"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fairseq_fixedpoint.language_model.adaptive_softmax import AdaptiveSoftmaxParameters
 from fairseq_fixedpoint.language_model.config import LanguageModelConfig
 from fairseq_fixedpoint.language_model.order import Iterated
-from fairseq_fixedpoint.language_model.summary import TextSummary
+from fairseq_fixedpoint.language_model.text_summary import TextSummary
 from fairseq_fixedpoint.recurrence import FixedPointRNN, dropout_mask
 from fairseq_fixedpoint.recurrence.iteration import Layer, Solution
 from fairseq_fixedpoint.softmax import AdaptiveSoftmax, OutputWords, Softmax, Tail

@@ -22,8 +22,8 @@ from torch import nn
 
 from fairseq_fixedpoint.formats import Lattice, lattice_format, read_lattices
 from fairseq_fixedpoint.plugin.checkpoints import load_language_model
+from fairseq_fixedpoint.rescoring.lattice_rescorer import LatticeRescorer
 from fairseq_fixedpoint.rescoring.lattice_search import best_path, nbest
-from fairseq_fixedpoint.rescoring.lattices import LatticeRescorer
 from fairseq_fixedpoint.rescoring.scorer import Scorer
 from fairseq_fixedpoint.rescoring.text import TextEncoder
 from fairseq_fixedpoint.rescoring.window_scorer import WindowScorer

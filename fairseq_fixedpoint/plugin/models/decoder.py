@@ -18,7 +18,7 @@ from fairseq_fixedpoint.plugin.models.checks import (
     check_summary,
     fingerprint,
 )
-from fairseq_fixedpoint.plugin.models.options import or_default
+from fairseq_fixedpoint.plugin.models.config_values import or_default
 from fairseq_fixedpoint.plugin.models.recurrent import RecurrenceConfig
 from fairseq_fixedpoint.plugin.models.start import StartConfig, decays
 

@@ -30,7 +30,7 @@ from fairseq.tasks.language_modeling import LanguageModelingConfig, LanguageMode
 from torch import Tensor, nn
 
 from fairseq_fixedpoint.language_model.order import Iterated
-from fairseq_fixedpoint.language_model.summary import TextSummary
+from fairseq_fixedpoint.language_model.text_summary import TextSummary
 from fairseq_fixedpoint.plugin.data import (
     ContiguousStreamsDataset,
     LeftContextDataset,

@@ -22,7 +22,7 @@ from fairseq_fixedpoint.rescoring.expansion import (
     expand,
 )
 from fairseq_fixedpoint.rescoring.lattice_search import Path, ScoredGraph
-from fairseq_fixedpoint.rescoring.nbest import no_probability
+from fairseq_fixedpoint.rescoring.nbest_rescoring import no_probability
 from fairseq_fixedpoint.rescoring.ngrams import NgramHistories, NgramScorer
 from fairseq_fixedpoint.rescoring.scorer import Previous, Scorer
 from fairseq_fixedpoint.rescoring.token_scorer import LatticeTokenScorer

@@ -26,7 +26,7 @@ from fairseq_fixedpoint.formats import (
     write_lattices,
     write_transcripts,
 )
-from fairseq_fixedpoint.formats.lattices import LATTICE_FORMATS
+from fairseq_fixedpoint.formats.lattice_files import LATTICE_FORMATS
 from fairseq_fixedpoint.formats.nbest import FormatError, OnError, create
 from fairseq_fixedpoint.rescoring.combination import Combination
 from fairseq_fixedpoint.rescoring.confusion import confusion_network
@@ -35,9 +35,9 @@ from fairseq_fixedpoint.rescoring.diagnosis import HasUnknown, run_warnings
 from fairseq_fixedpoint.rescoring.errors import RescoringError
 from fairseq_fixedpoint.rescoring.jobs import Journal, Processes, groups, results_of
 from fairseq_fixedpoint.rescoring.lattice_plot import SUFFIXES, plot
+from fairseq_fixedpoint.rescoring.lattice_rescorer import LANGUAGE, LatticeRescorer, RescoredLattice
 from fairseq_fixedpoint.rescoring.lattice_search import best_path, nbest, posteriors
-from fairseq_fixedpoint.rescoring.lattices import LANGUAGE, LatticeRescorer, RescoredLattice
-from fairseq_fixedpoint.rescoring.nbest import Before
+from fairseq_fixedpoint.rescoring.nbest_rescoring import Before
 from fairseq_fixedpoint.rescoring.ngrams import NgramScorer
 from fairseq_fixedpoint.rescoring.scorer import Previous, Scorer
 
