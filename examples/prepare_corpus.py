@@ -459,10 +459,10 @@ def scratch_folder(out: Path) -> Iterator[Path]:
 def move_into_place(made: Path, out: Path) -> None:
     """Give the finished folder its name; what had the name is removed, or back after an error."""
     # Not with the others: importing the package imports fairseq and torch where they are.
-    from fairseq_fixedpoint.files import written_whole
+    from fairseq_fixedpoint.files import atomic_write
 
     try:
-        with written_whole(out) as place:
+        with atomic_write(out) as place:
             os.rename(made, place)
     except OSError as error:
         raise CorpusError(

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fairseq_fixedpoint.softmax import OutputWords, blocks
+from fairseq_fixedpoint.softmax import OutputProjection, blocks
 
 # Elements of a block of logits. The softmax's passes find 16 MB in a CPU's last-level cache, and
 # fewer rows would add to the whole gradient of the weight too often; a GPU is busy with 64 MB.
@@ -83,10 +83,10 @@ def linear_cross_entropy(
             return CrossEntropy(
                 *_LinearCrossEntropy.apply(features, weight, bias, target, log_z_penalty, dtype)
             )
-        words = OutputWords(weight, bias, dtype)
-        log_z = words.log_normalizer(features)
+        output = OutputProjection(weight, bias, dtype)
+        log_z = output.log_normalizer(features)
         position = torch.arange(target.numel(), device=target.device)
-        nll = log_z - words.logits(features, position, target)
+        nll = log_z - output.logits(features, position, target)
         return CrossEntropy(_loss(nll, log_z, log_z_penalty), nll, log_z)
 
 

@@ -25,7 +25,7 @@ PAIRS_AT_ONCE = 16384
 
 
 @dataclass(frozen=True)
-class OutputWords:
+class OutputProjection:
     """An output layer's rows: logits are ``features @ weight.T + bias``.
 
     Attributes:
@@ -75,7 +75,7 @@ class OutputWords:
 class Softmax:
     """The softmax over all words; `normalized=False` takes `log Z` to be 0."""
 
-    words: OutputWords
+    output: OutputProjection
     normalized: bool = True
 
     def log_probabilities(self, features: Tensor, context: Tensor, word: Tensor) -> Tensor:
@@ -88,14 +88,14 @@ class Softmax:
         Returns:
             ``(Q,)``.
         """
-        logits = self.words.logits(features, context, word)
+        logits = self.output.logits(features, context, word)
         if not self.normalized:
             return logits
-        return logits - self.words.log_normalizer(features).index_select(0, context)
+        return logits - self.output.log_normalizer(features).index_select(0, context)
 
     def all_log_probabilities(self, features: Tensor) -> Tensor:
         """Natural-log probability of every word: ``(N, C)`` to ``(N, V)``, all at once."""
-        logits = F.linear(features, self.words.weight, self.words.bias)
+        logits = F.linear(features, self.output.weight, self.output.bias)
         return logits.log_softmax(-1) if self.normalized else logits
 
 
@@ -106,19 +106,19 @@ class Tail:
     Attributes:
         first: its first word.
         projection: of the features to the cluster's own width, ``(C', C)``.
-        words: its words, on that width.
+        output: its words, on that width.
     """
 
     first: int
     projection: Tensor
-    words: OutputWords
+    output: OutputProjection
 
 
 @dataclass(frozen=True)
 class AdaptiveSoftmax:
     """A softmax in clusters; the rows of `head` are the first words, then one for each tail."""
 
-    head: OutputWords
+    head: OutputProjection
     tails: Sequence[Tail]
 
     def log_probabilities(self, features: Tensor, context: Tensor, word: Tensor) -> Tensor:
@@ -132,7 +132,7 @@ class AdaptiveSoftmax:
             pairs = (cluster == number).nonzero().squeeze(1)
             contexts, which = torch.unique(context[pairs], return_inverse=True)
             projected = F.linear(features.index_select(0, contexts), tail.projection)
-            softmax = Softmax(tail.words)
+            softmax = Softmax(tail.output)
             log_probabilities[pairs] += softmax.log_probabilities(
                 projected, which, word[pairs] - tail.first
             )
@@ -145,7 +145,7 @@ class AdaptiveSoftmax:
         parts = [head[:, :shortlist]]
         for number, tail in enumerate(self.tails):
             projected = F.linear(features, tail.projection)
-            of_cluster = Softmax(tail.words).all_log_probabilities(projected)
+            of_cluster = Softmax(tail.output).all_log_probabilities(projected)
             parts.append(head[:, shortlist + number, None] + of_cluster)
         return torch.cat(parts, dim=1)
 

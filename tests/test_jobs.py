@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fairseq_fixedpoint.files import require_replaceable, written_whole
+from fairseq_fixedpoint.files import atomic_write, require_replaceable
 from fairseq_fixedpoint.rescoring.errors import RescoringError
 from fairseq_fixedpoint.rescoring.jobs import SETTINGS, Journal, Processes, groups, results_of
 
@@ -318,11 +318,11 @@ def test_output_appears_whole_or_not_at_all(tmp_path, kind):
         return (tmp_path / "out" / "part" if kind == "folder" else tmp_path / "out").read_text()
 
     for text in ("first", "second"):
-        with written_whole(tmp_path / "out") as made:
+        with atomic_write(tmp_path / "out") as made:
             write(made, text)
             assert text == "first" or content() == "first"
         assert content() == text
-    with pytest.raises(Killed), written_whole(tmp_path / "out") as made:
+    with pytest.raises(Killed), atomic_write(tmp_path / "out") as made:
         write(made, "third")
         raise Killed
     assert content() == "second"
@@ -332,7 +332,7 @@ def test_output_appears_whole_or_not_at_all(tmp_path, kind):
 def test_output_through_a_link_goes_where_it_points(tmp_path):
     (tmp_path / "far").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "far" / "file")
-    with written_whole(tmp_path / "link") as made:
+    with atomic_write(tmp_path / "link") as made:
         made.write_text("x")
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "far" / "file").read_text() == "x"
@@ -343,7 +343,7 @@ def test_a_folder_with_something_else_in_it_is_not_replaced(tmp_path):
     (tmp_path / "out" / "thesis").write_text("x")
     with (
         pytest.raises(OSError, match="holds thesis, which would be lost"),
-        written_whole(tmp_path / "out") as made,
+        atomic_write(tmp_path / "out") as made,
     ):
         made.mkdir()
         (made / "part").write_text("y")

@@ -16,7 +16,7 @@ from fairseq_fixedpoint.rescoring import metrics
 from fairseq_fixedpoint.rescoring.errors import RescoringError
 from fairseq_fixedpoint.rescoring.metrics import METRICS, Metric, make_metric
 from fairseq_fixedpoint.rescoring.tuning import (
-    Candidates,
+    CandidatePool,
     TuningReport,
     bootstrap,
     line_search,
@@ -55,7 +55,7 @@ both_metrics = st.sampled_from([ERRORS, OVERLAP])
 
 def make(
     seed: int, metric: Metric, utterances=5, most=6, names=("a", "b"), whole=False
-) -> Candidates:
+) -> CandidatePool:
     """A random problem; `whole` makes scores small integers, which often tie exactly."""
     generator = np.random.default_rng(seed)
     sizes = generator.integers(1, most + 1, utterances)
@@ -67,7 +67,7 @@ def make(
         lengths = np.repeat(generator.integers(1, 8, utterances), sizes)
     else:
         lengths = 2 * counts + generator.integers(1, 8, total)
-    return Candidates(
+    return CandidatePool(
         features=features,
         names=names,
         lengths=np.arange(total) % 7 + 1,
@@ -77,10 +77,10 @@ def make(
     )
 
 
-def problem(rows: dict[str, list[tuple[list[float], int]]], names=("a", "b")) -> Candidates:
-    """Candidates of the metric `ERRORS` from (scores, errors) a hypothesis, ten words each."""
+def problem(rows: dict[str, list[tuple[list[float], int]]], names=("a", "b")) -> CandidatePool:
+    """CandidatePool of the metric `ERRORS` from (scores, errors) a hypothesis, ten words each."""
     hypotheses = [hypothesis for listed in rows.values() for hypothesis in listed]
-    return Candidates(
+    return CandidatePool(
         features=np.array([scores for scores, _ in hypotheses]),
         names=names,
         lengths=np.ones(len(hypotheses)),
@@ -97,7 +97,7 @@ def quiet(line: str) -> None:
 # References: as the definitions read, slow.
 
 
-def selected_one_by_one(candidates: Candidates, weights) -> list[int]:
+def selected_one_by_one(candidates: CandidatePool, weights) -> list[int]:
     chosen = []
     for begin, end in itertools.pairwise(candidates.offsets):
         totals = [float((row * weights).sum()) for row in candidates.features[begin:end]]
@@ -105,7 +105,7 @@ def selected_one_by_one(candidates: Candidates, weights) -> list[int]:
     return chosen
 
 
-def lines_of(candidates: Candidates, weights, direction) -> list[list[tuple[float, float]]]:
+def lines_of(candidates: CandidatePool, weights, direction) -> list[list[tuple[float, float]]]:
     """The sum at step 0 and its slope, of the hypotheses of each utterance."""
     return [
         [(float(row @ weights), float(row @ direction)) for row in candidates.features[begin:end]]
@@ -113,7 +113,7 @@ def lines_of(candidates: Candidates, weights, direction) -> list[list[tuple[floa
     ]
 
 
-def crossings(candidates: Candidates, weights, direction) -> list[float]:
+def crossings(candidates: CandidatePool, weights, direction) -> list[float]:
     """All steps at which any two hypotheses of an utterance have the same sum."""
     found = set()
     for lines in lines_of(candidates, weights, direction):
@@ -123,7 +123,7 @@ def crossings(candidates: Candidates, weights, direction) -> list[float]:
     return sorted(found)
 
 
-def score_on_line(candidates: Candidates, metric: Metric, weights, direction, step) -> float:
+def score_on_line(candidates: CandidatePool, metric: Metric, weights, direction, step) -> float:
     chosen = []
     lines_of_all = lines_of(candidates, weights, direction)
     for begin, lines in zip(candidates.offsets[:-1], lines_of_all, strict=True):
@@ -132,7 +132,7 @@ def score_on_line(candidates: Candidates, metric: Metric, weights, direction, st
     return score_of(candidates, chosen, metric)
 
 
-def best_by_dense_scan(candidates: Candidates, metric: Metric, weights, direction) -> float:
+def best_by_dense_scan(candidates: CandidatePool, metric: Metric, weights, direction) -> float:
     """The best metric on a line, tried between all crossings."""
     edges = crossings(candidates, weights, direction) or [0.0]
     steps = [edges[0] - 1, *map(np.mean, itertools.pairwise(edges)), edges[-1] + 1]
@@ -140,11 +140,11 @@ def best_by_dense_scan(candidates: Candidates, metric: Metric, weights, directio
     return max(scores) if metric.higher_is_better else min(scores)
 
 
-def score_at(candidates: Candidates, metric: Metric, weights) -> float:
+def score_at(candidates: CandidatePool, metric: Metric, weights) -> float:
     return score_of(candidates, selected_one_by_one(candidates, weights), metric)
 
 
-def every_selection(candidates: Candidates):
+def every_selection(candidates: CandidatePool):
     return itertools.product(*itertools.starmap(range, itertools.pairwise(candidates.offsets)))
 
 
@@ -289,7 +289,7 @@ def test_a_sacrebleu_that_counts_differently_is_refused(change, monkeypatch):
         make_metric("bleu")
 
 
-# Candidates and selection.
+# CandidatePool and selection.
 
 
 @pytest.mark.parametrize(
@@ -321,9 +321,9 @@ def test_candidates_that_do_not_fit_together(changed, message):
         "offsets": [0, 2, 3],
         "ids": ["u0", "u1"],
     }
-    Candidates(**fields)
+    CandidatePool(**fields)
     with pytest.raises(RescoringError, match=message):
-        Candidates(**{**fields, **changed})
+        CandidatePool(**{**fields, **changed})
 
 
 @given(seed=seeds, whole=st.booleans())
@@ -608,7 +608,7 @@ def test_bootstrap_needs_two_systems_of_one_shape():
 # The report and the file of weights.
 
 
-def report_of(candidates: Candidates, start, weights) -> TuningReport:
+def report_of(candidates: CandidatePool, start, weights) -> TuningReport:
     before, after = selected(candidates, start), selected(candidates, weights)
     return TuningReport.of(candidates, ERRORS, before, after, weights)
 

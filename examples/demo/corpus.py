@@ -17,7 +17,7 @@ import texts
 
 from fairseq_fixedpoint.cli.run import quantity, run
 from fairseq_fixedpoint.errors import InputError
-from fairseq_fixedpoint.files import written_whole
+from fairseq_fixedpoint.files import atomic_write
 
 PROGRAM = "demo"
 # Consecutive paragraphs, or sentences, stay together, so that a stream of text reads as one.
@@ -106,7 +106,7 @@ def write_corpus(
     folder.mkdir(parents=True, exist_ok=True)
     for name, part in parts.items():
         with (
-            written_whole(folder / f"{name}.tokens") as path,
+            atomic_write(folder / f"{name}.tokens") as path,
             path.open("w", encoding="utf-8", newline="\n") as file,
         ):
             for sentence in part:

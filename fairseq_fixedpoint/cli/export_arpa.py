@@ -16,7 +16,7 @@ from fairseq_fixedpoint.backoff import (
 from fairseq_fixedpoint.backoff.export import check_order
 from fairseq_fixedpoint.cli import options
 from fairseq_fixedpoint.cli.run import quantity
-from fairseq_fixedpoint.files import written_whole
+from fairseq_fixedpoint.files import atomic_write
 from fairseq_fixedpoint.rescoring.errors import RescoringError
 from fairseq_fixedpoint.rescoring.scorer import Scorer
 from fairseq_fixedpoint.rescoring.token_scorer import LatticeTokenScorer
@@ -93,7 +93,7 @@ def export(args: argparse.Namespace) -> list[str]:
         raise RescoringError(
             f"{source.path} has no n-gram of {args.order} words: lower --order, or give more."
         )
-    with written_whole(args.output) as made:
+    with atomic_write(args.output) as made:
         NgramModel(scorer.tokens, words, table, mixed_with).write(made)
     listed = " + ".join(f"{count:,}" for count in table.counts)
     return [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from fairseq_fixedpoint.files import written_whole
+from fairseq_fixedpoint.files import atomic_write
 from fairseq_fixedpoint.rescoring.errors import RescoringError
 from fairseq_fixedpoint.rescoring.loading import load
 
@@ -30,7 +30,7 @@ def export(args: argparse.Namespace) -> list[str]:
             f"{args.checkpoint} holds no fixedpoint_lm, which a folder is for: convert an lstm_lm "
             "to one first, without --to."
         )
-    with written_whole(args.output) as made:
+    with atomic_write(args.output) as made:
         made.mkdir()
         write_folder(
             made,

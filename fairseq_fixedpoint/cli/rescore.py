@@ -16,7 +16,7 @@ import numpy as np
 
 from fairseq_fixedpoint.cli import options, rescore_lattices
 from fairseq_fixedpoint.cli.run import Skipped, quantity, run, tell
-from fairseq_fixedpoint.files import written_whole
+from fairseq_fixedpoint.files import atomic_write
 from fairseq_fixedpoint.formats import (
     FORMATS,
     Hypothesis,
@@ -39,10 +39,10 @@ from fairseq_fixedpoint.rescoring.errors import RescoringError
 from fairseq_fixedpoint.rescoring.jobs import Journal, Processes, groups, results_of
 from fairseq_fixedpoint.rescoring.metrics import METRICS, Metric, make_metric
 from fairseq_fixedpoint.rescoring.nbest_rescoring import (
-    ByRule,
     LineScorer,
+    RescoringSummary,
     Scorable,
-    Summary,
+    WordRuleScorer,
     combined,
     context_of,
     features_of,
@@ -51,7 +51,7 @@ from fairseq_fixedpoint.rescoring.nbest_rescoring import (
     scored,
     subtracted_without_probability,
 )
-from fairseq_fixedpoint.rescoring.tuning import Candidates, TuningReport, selected, tune
+from fairseq_fixedpoint.rescoring.tuning import CandidatePool, TuningReport, selected, tune
 from fairseq_fixedpoint.rescoring.words import WordRule
 
 PROGRAM = "fixedpoint-rescore"
@@ -164,7 +164,7 @@ def _nbest(args: argparse.Namespace) -> None:
     checked = _checked(chain(first, hypotheses), args, scorers, combination)
     checked = _reported(checked, scorers, combination.weights, on_error)
 
-    summary = Summary()
+    summary = RescoringSummary()
     journal = Journal(
         args.output,
         options.settings(args, OF_THE_COMBINATION),
@@ -182,10 +182,10 @@ def _nbest(args: argparse.Namespace) -> None:
             return
         rescored = combined(results, scorers, combination, first_pass, summary)
         with ExitStack() as outputs:
-            destination = outputs.enter_context(written_whole(args.output))
+            destination = outputs.enter_context(atomic_write(args.output))
             listed.write(rescored, args.input, destination)
             if args.one_best is not None:
-                one_best = outputs.enter_context(written_whole(args.one_best))
+                one_best = outputs.enter_context(atomic_write(args.one_best))
                 write_transcripts(one_best, summary.texts(), listed.name)
     tell(PROGRAM, f"{summary.sentence()}{skipped.sentence()}", *summary.warnings(scorers, rule))
 
@@ -252,7 +252,7 @@ def _tune(args: argparse.Namespace) -> None:
                 "likely: unless its score is to be subtracted, that is chance. Tune on more "
                 "utterances, or leave the model out.",
             )
-    with written_whole(args.output) as made:
+    with atomic_write(args.output) as made:
         Combination(report.weights, start.lenpen).save(made, report=asdict(report))
     if skipped.count:
         tell(PROGRAM, skipped.sentence().strip())
@@ -263,7 +263,7 @@ def _models(args: argparse.Namespace) -> tuple[dict[str, LineScorer], WordRule]:
     """The models by the name of their score, and the rule that they are asked by."""
     models = options.line_scorers(args)
     rule = options.word_rule(args, models)
-    return {name: ByRule(model, rule) for name, model in models.items()}, rule
+    return {name: WordRuleScorer(model, rule) for name, model in models.items()}, rule
 
 
 def _require_some(prepared: Collection[Scorable[Hypothesis]], args: argparse.Namespace) -> None:
@@ -453,7 +453,7 @@ def _candidates(
     texts: dict[str, list[str]],
     combination: Combination,
     scorers: Mapping[str, LineScorer],
-) -> Candidates:
+) -> CandidatePool:
     """The list as arrays, the hypotheses of an utterance next to each other."""
     place = {utterance: number for number, utterance in enumerate(texts)}
     order = sorted(range(len(hypotheses)), key=lambda row: place[hypotheses[row].utterance])
@@ -473,7 +473,7 @@ def _candidates(
             ]
         )
 
-    return Candidates(
+    return CandidatePool(
         features=features(1.0),
         names=list(names),
         lengths=np.array([values.length(hypothesis) for hypothesis in hypotheses]),

@@ -14,7 +14,7 @@ from typing import IO, Any, NamedTuple
 
 from fairseq_fixedpoint.cli import options
 from fairseq_fixedpoint.cli.run import Skipped, passed_by, quantity, tell
-from fairseq_fixedpoint.files import written_whole
+from fairseq_fixedpoint.files import atomic_write
 from fairseq_fixedpoint.formats import (
     Lattice,
     LatticeFormat,
@@ -37,7 +37,7 @@ from fairseq_fixedpoint.rescoring.jobs import Journal, Processes, groups, result
 from fairseq_fixedpoint.rescoring.lattice_plot import SUFFIXES, plot
 from fairseq_fixedpoint.rescoring.lattice_rescorer import LANGUAGE, LatticeRescorer, RescoredLattice
 from fairseq_fixedpoint.rescoring.lattice_search import best_path, nbest, posteriors
-from fairseq_fixedpoint.rescoring.nbest_rescoring import Before
+from fairseq_fixedpoint.rescoring.nbest_rescoring import PreviousTexts
 from fairseq_fixedpoint.rescoring.ngrams import NgramScorer
 from fairseq_fixedpoint.rescoring.scorer import Previous, Scorer
 
@@ -174,7 +174,7 @@ def _lattice(program: str, args: Namespace) -> None:
     on_error = skipped if args.on_error == "skip" else stop
     read = read_lattices(args.input, form, on_error)
 
-    summary = Summary(rescorer)
+    summary = LatticeSummary(rescorer)
     settings = options.settings(Namespace(**vars(args), files=files), OF_THE_OUTPUT)
     journal = Journal(
         args.output,
@@ -203,19 +203,19 @@ def _lattice(program: str, args: Namespace) -> None:
             def created(path: Path | None) -> IO[str] | None:
                 if path is None:
                     return None
-                return outputs.enter_context(create(outputs.enter_context(written_whole(path))))
+                return outputs.enter_context(create(outputs.enter_context(atomic_write(path))))
 
             lists, networks = created(args.nbest), created(args.confusion)
             writer = _ResultWriter(form, summary, lists, list(contents.scores), networks, skipped)
-            made = outputs.enter_context(written_whole(args.output))
+            made = outputs.enter_context(atomic_write(args.output))
             write_lattices(writer.lattices(results), writer, args.input, made)
             if not summary.best:
                 raise RescoringError(f"{args.input} has no lattice that can be rescored.")
             if args.one_best is not None:
-                best = outputs.enter_context(written_whole(args.one_best))
+                best = outputs.enter_context(atomic_write(args.one_best))
                 write_transcripts(best, summary.best, form.name)
             if args.plot is not None and contents.last is not None:
-                picture = outputs.enter_context(written_whole(args.plot))
+                picture = outputs.enter_context(atomic_write(args.plot))
                 _draw(picture, contents.last, rescorer)
     tell(program, f"{summary.sentence()}{skipped.sentence('lattice')}", *summary.warnings())
 
@@ -230,7 +230,7 @@ class InContext(NamedTuple):
 def _in_context(lattices: Iterable[Lattice], rescorer: LatticeRescorer) -> Iterator[InContext]:
     """With the utterances before, in the order of the files, as far as the model looks back."""
     context = rescorer.model.context
-    before = Before(context)
+    before = PreviousTexts(context)
     for lattice in lattices:
         yield InContext(lattice, before.texts)
         if context:
@@ -391,7 +391,7 @@ def _result(
     return result
 
 
-class Summary:
+class LatticeSummary:
     """What a run went through."""
 
     def __init__(self, rescorer: LatticeRescorer):
@@ -450,7 +450,7 @@ class _ResultWriter(LatticeFormat):
     def __init__(
         self,
         form: LatticeFormat,
-        summary: Summary,
+        summary: LatticeSummary,
         lists: IO[str] | None,
         scores: list[str],
         networks: IO[str] | None,

@@ -15,7 +15,7 @@ from typing import IO, Any
 
 from fairseq_fixedpoint.cli import options
 from fairseq_fixedpoint.cli.run import Skipped, passed_by, quantity, run, tell
-from fairseq_fixedpoint.files import written_whole
+from fairseq_fixedpoint.files import atomic_write
 from fairseq_fixedpoint.formats import stop, text_words
 from fairseq_fixedpoint.formats.nbest import STANDARD_INPUT, Line, create, read_lines
 from fairseq_fixedpoint.perplexity import perplexity
@@ -24,10 +24,10 @@ from fairseq_fixedpoint.rescoring.diagnosis import unknown_warnings
 from fairseq_fixedpoint.rescoring.errors import RescoringError
 from fairseq_fixedpoint.rescoring.jobs import Journal, Processes, groups, results_of
 from fairseq_fixedpoint.rescoring.nbest_rescoring import (
-    Before,
-    ByRule,
     LineScorer,
+    PreviousTexts,
     Scorable,
+    WordRuleScorer,
     scorable,
 )
 from fairseq_fixedpoint.rescoring.words import WordRule
@@ -78,7 +78,7 @@ def _score(args: argparse.Namespace) -> None:
             "--interpolate."
         )
     rule = options.word_rule(args, scorers)
-    scorers = {name: ByRule(scorer, rule) for name, scorer in scorers.items()}
+    scorers = {name: WordRuleScorer(scorer, rule) for name, scorer in scorers.items()}
     ((name, scorer),) = scorers.items()
     score = partial(_scored, scorer=scorer, per_token=args.per_token)
     skipped = Skipped(PROGRAM)
@@ -119,7 +119,7 @@ def _in_context(
     lines: Iterable[Scorable[Line]], rule: WordRule, context: float
 ) -> Iterator[Scorable[Line]]:
     """With the lines before, as far as so many tokens reach."""
-    before = Before(context)
+    before = PreviousTexts(context)
     for each in lines:
         yield each._replace(previous=before.texts)
         before.add(each.item.text, len(rule.words(each.item.text)))
@@ -157,7 +157,7 @@ def _opened(path: Path | None) -> Iterator[IO[str]]:
         yield sys.stdout
         sys.stdout.flush()  # a full disk shows here, before anything is said to be done
         return
-    with written_whole(path) as made, create(made) as file:
+    with atomic_write(path) as made, create(made) as file:
         yield file
 
 

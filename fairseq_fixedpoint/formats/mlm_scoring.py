@@ -90,7 +90,7 @@ def references(path: Path) -> dict[str, str]:
     return texts
 
 
-class _Record(NamedTuple):
+class _EntryKey(NamedTuple):
     entry: dict[str, Any]  # the utterance's
     key: str
 
@@ -164,7 +164,7 @@ def _hypothesis(path: Path, utterance: str, entry: dict[str, Any], key: str) -> 
         {"score": _finite(path, place, score)} | _further(path, place, hypothesis),
         path,
         None,
-        _Record(entry, key),
+        _EntryKey(entry, key),
     )
 
 

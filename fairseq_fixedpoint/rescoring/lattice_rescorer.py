@@ -212,7 +212,9 @@ class LatticeRescorer:
                 before,
             )
         else:
-            histories = _Together(self._histories(vocabulary, entries, weights, penalties, before))
+            histories = _LogLinearHistories(
+                self._histories(vocabulary, entries, weights, penalties, before)
+            )
             beam = self.beam
             if beam is not None and self.scales_beam:
                 beam *= unit
@@ -363,7 +365,7 @@ class LatticeRescorer:
         return merged
 
 
-class _Together:
+class _LogLinearHistories:
     """Several models as one, log-linearly."""
 
     def __init__(self, models: Sequence[tuple[HistoryScorer, np.ndarray, float]]):

@@ -67,7 +67,7 @@ class Scorable(NamedTuple, Generic[Item]):
     previous: Previous = ()
 
 
-class Before:
+class PreviousTexts:
     """What was said before, as far back as it is of use.
 
     Args:
@@ -98,7 +98,7 @@ def context_of(scorers: Iterable[LineScorer]) -> float:
 
 
 @dataclass(frozen=True)
-class ByRule:
+class WordRuleScorer:
     """A model that is asked for the words of a text alone, as the rule of its run has them.
 
     Lines are what :meth:`prepared` made of the text.
@@ -184,7 +184,7 @@ def in_context(
     Args:
         context: how many tokens are wanted.
     """
-    before = Before(context)
+    before = PreviousTexts(context)
     for _, utterance in groupby(hypotheses, key=lambda each: each.item.utterance):
         best, best_total, previous = None, -math.inf, before.texts
         for each in utterance:
@@ -224,7 +224,7 @@ def scored(
 
 
 @dataclass
-class Summary:
+class RescoringSummary:
     """What a run went through.
 
     Attributes:
@@ -271,7 +271,7 @@ def combined(
     scorers: Mapping[str, LineScorer],
     combination: Combination,
     first_pass: Combination,
-    summary: Summary,
+    summary: RescoringSummary,
 ) -> Iterator[Rescored]:
     """Joins hypotheses with what :func:`scored` found for them, and counts in `summary`.
 

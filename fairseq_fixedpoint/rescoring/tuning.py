@@ -34,7 +34,7 @@ LEAST_ANGLE = 1e-9  # intervals of steps narrower than this are not entered
 
 
 @dataclass(frozen=True, eq=False)
-class Candidates:
+class CandidatePool:
     """N hypotheses of U utterances, those of one utterance next to each other.
 
     Attributes:
@@ -139,14 +139,14 @@ class Candidates:
         """The number of hypotheses of each utterance, ``(U,)``."""
         return np.diff(self.offsets)
 
-    def normalised(self, lenpen: float) -> Candidates:
+    def normalised(self, lenpen: float) -> CandidatePool:
         """The same hypotheses with all scores divided by their ``length ** lenpen``."""
         power = self.lengths[:, None] ** lenpen
         subtracted = None if self.subtracted is None else self.subtracted / power
         return replace(self, features=self.features / power, subtracted=subtracted)
 
 
-def selected(candidates: Candidates, weights: np.ndarray) -> np.ndarray:
+def selected(candidates: CandidatePool, weights: np.ndarray) -> np.ndarray:
     """The hypothesis with the greatest weighted sum of each utterance, the first of equal ones.
 
     Args:
@@ -158,7 +158,7 @@ def selected(candidates: Candidates, weights: np.ndarray) -> np.ndarray:
     return _first_greatest(_combined(candidates, weights), candidates.offsets)
 
 
-def score_of(candidates: Candidates, selection: np.ndarray, metric: Metric) -> float:
+def score_of(candidates: CandidatePool, selection: np.ndarray, metric: Metric) -> float:
     """The metric of a selection ``(U,)``."""
     return float(metric.score(candidates.statistics[selection].sum(0)))
 
@@ -171,7 +171,7 @@ class Step(NamedTuple):
 
 
 def line_search(
-    candidates: Candidates,
+    candidates: CandidatePool,
     metric: Metric,
     weights: np.ndarray,
     direction: np.ndarray,
@@ -236,7 +236,7 @@ class _Along(NamedTuple):
 
 
 def _along(
-    candidates: Candidates, metric: Metric, weights: np.ndarray, slopes: np.ndarray
+    candidates: CandidatePool, metric: Metric, weights: np.ndarray, slopes: np.ndarray
 ) -> _Along:
     changes = _changes(_combined(candidates, weights), slopes, candidates.offsets)
     difference = candidates.statistics[changes.after] - candidates.statistics[changes.before]
@@ -252,7 +252,7 @@ def _along(
     return _Along(steps, edges, metric.score(running[passed]))
 
 
-class Tuned(NamedTuple):
+class TunedWeights(NamedTuple):
     """Weights ``(F,)`` and the metric of what they choose."""
 
     weights: np.ndarray
@@ -260,13 +260,13 @@ class Tuned(NamedTuple):
 
 
 def tune(
-    candidates: Candidates,
+    candidates: CandidatePool,
     metric: Metric,
     start: np.ndarray,
     fixed: Collection[str] = (),
     log: Callable[[str], None] = print,
     seed: int = 1,
-) -> Tuned:
+) -> TunedWeights:
     """The best weights that are found, never worse than `start`; the same on every call.
 
     First, new weights (those that are 0 in `start` and not fixed) go through all combinations of
@@ -290,7 +290,7 @@ def tune(
     """
     search = _Search(candidates, metric, log)
     weights, free = _anchored(candidates.names, _checked_weights(candidates, start), fixed)
-    best = Tuned(weights, search.score(weights))
+    best = TunedWeights(weights, search.score(weights))
     log(f"start, {search.describe(weights)}: {metric.name} {best.score:.2f}")
     if not free:
         return best
@@ -316,7 +316,7 @@ def tune(
 class _Search:
     """The steps of :func:`tune`."""
 
-    candidates: Candidates
+    candidates: CandidatePool
     metric: Metric
     log: Callable[[str], None]
 
@@ -330,7 +330,7 @@ class _Search:
         named = zip(self.candidates.names, weights, strict=True)
         return ", ".join(f"{name} {weight:.4g}" for name, weight in named)
 
-    def grid(self, best: Tuned, new: Sequence[int], scale: float) -> Tuned:
+    def grid(self, best: TunedWeights, new: Sequence[int], scale: float) -> TunedWeights:
         """Tries the grid's values for the weights at the indices `new`."""
         for values in _grid_values(len(new)):
             weights = best.weights.copy()
@@ -341,10 +341,10 @@ class _Search:
                     f"grid, {self.describe(weights)}: "
                     f"{self.metric.name} {best.score:.2f} -> {score:.2f}"
                 )
-                best = Tuned(weights, score)
+                best = TunedWeights(weights, score)
         return best
 
-    def descend(self, weights: np.ndarray, free: Sequence[int]) -> Tuned:
+    def descend(self, weights: np.ndarray, free: Sequence[int]) -> TunedWeights:
         """Sets one weight after the other to its best value until that improves nothing."""
         weights, score = weights.copy(), self.score(weights)
         improved = True
@@ -367,10 +367,10 @@ class _Search:
                         f"{trial[index]:.4g}: {self.metric.name} {score:.2f} -> {trial_score:.2f}"
                     )
                     weights, score, improved = trial, trial_score, True
-        return Tuned(weights, score)
+        return TunedWeights(weights, score)
 
 
-def _checked_weights(candidates: Candidates, start: np.ndarray) -> np.ndarray:
+def _checked_weights(candidates: CandidatePool, start: np.ndarray) -> np.ndarray:
     weights = np.array(start, dtype=np.float64)
     if weights.shape != (len(candidates.names),) or not np.isfinite(weights).all():
         raise RescoringError(
@@ -415,7 +415,7 @@ def _around(
     return weights
 
 
-def _combined(candidates: Candidates, weights: np.ndarray) -> np.ndarray:
+def _combined(candidates: CandidatePool, weights: np.ndarray) -> np.ndarray:
     """Weighted sums ``(N,)``; unlike a matrix product's, those of equal rows are equal exactly."""
     weights = np.asarray(weights, dtype=np.float64)
     features = np.where(weights < 0, candidates.when_subtracted, candidates.features)
@@ -481,7 +481,7 @@ def _changes(intercepts: np.ndarray, slopes: np.ndarray, offsets: np.ndarray) ->
     return _Changes(first, *(np.concatenate(parts) for parts in (steps, before, after)))
 
 
-def oracle(candidates: Candidates, metric: Metric) -> np.ndarray:
+def oracle(candidates: CandidatePool, metric: Metric) -> np.ndarray:
     """The selection ``(U,)`` with the best metric, or nearly.
 
     It begins with each utterance's best hypothesis by itself and replaces one at a time by what
@@ -610,7 +610,7 @@ class TuningReport:
     @classmethod
     def of(
         cls,
-        candidates: Candidates,
+        candidates: CandidatePool,
         metric: Metric,
         baseline: np.ndarray,
         tuned: np.ndarray,

@@ -29,7 +29,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from examples.training_log import LOG, ResultError, Training, has_ended, text_of
-from fairseq_fixedpoint.files import written_whole
+from fairseq_fixedpoint.files import atomic_write
 from scripts.benchmarks.figures import COLOURS, new_figure
 from scripts.benchmarks.layer import EXACT
 from scripts.benchmarks.machine import Machine
@@ -243,7 +243,7 @@ def trained(model: Model, settings: Settings, device: torch.device) -> dict:
         if order not in evaluated:
             perplexities = evaluate(model.corpus, order, environment)
             record["evaluations"].append({"order": order, **perplexities})
-            with written_whole(done) as file:
+            with atomic_write(done) as file:
                 file.write_text(json.dumps(record), encoding="utf-8")
     return record
 

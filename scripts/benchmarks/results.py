@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from fairseq_fixedpoint.files import require_replaceable, written_whole
+from fairseq_fixedpoint.files import atomic_write, require_replaceable
 
 FOLDER = Path(__file__).parent / "results"
 
@@ -76,7 +76,7 @@ def of_machine(path: Path, hardware: str, device: str) -> dict:
 
 
 def save(results: dict, path: Path) -> None:
-    with written_whole(path) as file:
+    with atomic_write(path) as file:
         file.write_text("\n".join(_lines(results)) + "\n", encoding="utf-8")
 
 

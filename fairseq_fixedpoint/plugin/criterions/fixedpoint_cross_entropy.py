@@ -242,7 +242,7 @@ def _mean_cross_entropy(
         penalty = torch.zeros_like(targets, dtype=wide)
         penalty[:rows] = orders * log_z_penalty  # the mean divides it again
     if decoder.adaptive_softmax is None:
-        weight, bias = decoder.output_words
+        weight, bias = decoder.output_projection
         losses = linear_cross_entropy(every, weight, bias, targets, penalty)
     else:
         losses = adaptive_cross_entropy(decoder.adaptive_softmax, every, targets)

@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fairseq_fixedpoint.plugin.generation import waiting
+from fairseq_fixedpoint.plugin.generation.backpointers import Backpointers
 from fairseq_fixedpoint.plugin.generation.beam import Beam, Candidates, Ended
-from fairseq_fixedpoint.plugin.generation.history import History
 from fairseq_fixedpoint.plugin.generation.prefixes import ForcedPrefixes
 from fairseq_fixedpoint.plugin.generation.recombination import recombine_
-from fairseq_fixedpoint.plugin.generation.stepping import StepEnsemble
+from fairseq_fixedpoint.plugin.generation.stepping import IncrementalEnsemble
 from fairseq_fixedpoint.plugin.generation.strategy import Strategy
 from fairseq_fixedpoint.plugin.generation.token_rules import TokenRules
 
@@ -33,7 +33,7 @@ class SearchResult(NamedTuple):
         saw_nan: whether a model's log-probabilities were not numbers, bool ``()``.
     """
 
-    history: History
+    history: Backpointers
     ended: list[Ended]
     saw_nan: Tensor
 
@@ -55,7 +55,7 @@ class BatchSearch:
 
     def __init__(
         self,
-        models: StepEnsemble,
+        models: IncrementalEnsemble,
         strategy: Strategy,
         rules: TokenRules,
         prefixes: ForcedPrefixes,
@@ -129,7 +129,7 @@ class BatchSearch:
 
     def _beam(self, size: int) -> Beam:
         """The beam before the search."""
-        history = History(len(self.beginnings), self.beginnings.device)
+        history = Backpointers(len(self.beginnings), self.beginnings.device)
         rows = torch.arange(len(self.beginnings), device=self.beginnings.device)
         for position in range(self.first):
             tokens = self.beginnings[:, position + 1]
@@ -181,7 +181,7 @@ class BatchSearch:
         return log_probs, forced_log_probs
 
     def _step_models(self, step: int) -> tuple[Tensor, Tensor | None]:
-        """As :meth:`StepEnsemble.step`, from where the beam stands."""
+        """As :meth:`IncrementalEnsemble.step`, from where the beam stands."""
         if step == self.known:
             return self.models.first_step(self.beginnings[self.beam.sentences], self.beam.size)
         if self.beam.order is not None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fairseq_fixedpoint.plugin.generation.history import History
+from fairseq_fixedpoint.plugin.generation.backpointers import Backpointers
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Beam:
     scores: Tensor
 
     def __init__(
-        self, contexts: Tensor, scores: Tensor, history: History, size: int, window: int | None
+        self, contexts: Tensor, scores: Tensor, history: Backpointers, size: int, window: int | None
     ):
         self.size = size
         self.history = history

@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fairseq_fixedpoint.plugin.generation.backpointers import Backpointers
 from fairseq_fixedpoint.plugin.generation.beam import Ended
-from fairseq_fixedpoint.plugin.generation.history import History
 
 
 def read_off(
-    history: History,
+    history: Backpointers,
     ended: Sequence[Ended],
     sentences: int,
     beam_size: int,

@@ -20,7 +20,11 @@ from torch import Tensor
 from fairseq_fixedpoint.plugin.generation.batch_search import BatchSearch
 from fairseq_fixedpoint.plugin.generation.hypotheses import read_off
 from fairseq_fixedpoint.plugin.generation.prefixes import ForcedPrefixes
-from fairseq_fixedpoint.plugin.generation.stepping import StepEnsemble, StepModel, memory_of
+from fairseq_fixedpoint.plugin.generation.stepping import (
+    IncrementalEnsemble,
+    IncrementalModel,
+    memory_of,
+)
 from fairseq_fixedpoint.plugin.generation.strategy import Strategy
 from fairseq_fixedpoint.plugin.generation.token_rules import TokenRules
 
@@ -247,16 +251,16 @@ class FixedPointSequenceGenerator(SequenceGenerator):
             )
         return prefixes
 
-    def _step_models(self, net_input: dict) -> StepEnsemble:
+    def _step_models(self, net_input: dict) -> IncrementalEnsemble:
         encoder_outs = self.model.forward_encoder(net_input)
         if encoder_outs is None:
             encoder_outs = [None] * self.model.models_size
-        return StepEnsemble(
+        return IncrementalEnsemble(
             [
-                StepModel(model, encoder_out, self.temperature)
+                IncrementalModel(model, encoder_out, self.temperature)
                 for model, encoder_out in zip(self.model.models, encoder_outs, strict=True)
             ],
-            None if self.lm_model is None else StepModel(self.lm_model),
+            None if self.lm_model is None else IncrementalModel(self.lm_model),
             self.lm_weight,
         )
 

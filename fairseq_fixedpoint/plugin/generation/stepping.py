@@ -24,7 +24,7 @@ def memory_of(models: Sequence[BaseFairseqModel]) -> int | None:
     return max(bounded) if len(bounded) == len(orders) else None
 
 
-class StepModel:
+class IncrementalModel:
     """One model of fairseq, stepped through the hypotheses of a batch.
 
     Args:
@@ -101,7 +101,7 @@ class StepModel:
         return log_probs
 
 
-class StepEnsemble:
+class IncrementalEnsemble:
     """Models whose probabilities are averaged, and a language model beside them.
 
     Args:
@@ -110,7 +110,10 @@ class StepEnsemble:
     """
 
     def __init__(
-        self, models: Sequence[StepModel], language_model: StepModel | None, weight: float
+        self,
+        models: Sequence[IncrementalModel],
+        language_model: IncrementalModel | None,
+        weight: float,
     ):
         self.models = models
         self.language_model = language_model
@@ -142,7 +145,7 @@ class StepEnsemble:
         return log_probs[rows], attention
 
     def step(self, contexts: Tensor) -> tuple[Tensor, Tensor | None]:
-        """As :meth:`StepModel.step`; the attention is the models' average."""
+        """As :meth:`IncrementalModel.step`; the attention is the models' average."""
         outputs = [_step(model, contexts) for model in self.models]
         log_probs = _mean([log_probs for log_probs, _ in outputs])
         if self.language_model is not None:
@@ -153,7 +156,7 @@ class StepEnsemble:
         return log_probs, reduce(torch.add, attentions) / len(attentions)
 
     def prefix_log_probabilities(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """As :meth:`StepModel.prefix_log_probabilities`."""
+        """As :meth:`IncrementalModel.prefix_log_probabilities`."""
         log_probs = _mean(
             [model.prefix_log_probabilities(inputs, targets) for model in self.models]
         )
@@ -171,7 +174,7 @@ class StepEnsemble:
             model.reorder_encoder_out(order)
 
 
-def _step(model: StepModel, contexts: Tensor) -> tuple[Tensor, Tensor | None]:
+def _step(model: IncrementalModel, contexts: Tensor) -> tuple[Tensor, Tensor | None]:
     """Gives a model no more of the contexts than it needs."""
     return model.step(contexts[:, -1:] if model.needs_last_token_only and model.state else contexts)
 
