@@ -16,11 +16,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.formats import Lattice, LatticeFormat, spoken
 from fairseq_fixedpoint.formats.compact_lattice import CompactLattice
 from fairseq_fixedpoint.formats.slf import Slf
 from fairseq_fixedpoint.rescoring.combination import WORDS
-from fairseq_fixedpoint.rescoring.errors import RescoringError
 from fairseq_fixedpoint.rescoring.lattice_rescorer import LatticeRescorer, RescoredLattice
 from fairseq_fixedpoint.rescoring.lattice_search import best_path, nbest, posteriors
 from fairseq_fixedpoint.rescoring.ngrams import NgramScorer
@@ -567,7 +567,7 @@ def test_the_first_pass_has_the_scores_of_the_file():
 def test_scores_that_are_not_finite_are_refused():
     for value in (math.nan, -math.inf):
         lattice = one_path(["w1"], acoustic=value)
-        with pytest.raises(RescoringError, match="finite score"):
+        with pytest.raises(InputError, match="finite score"):
             rescored_by(lattice)
 
 
@@ -580,17 +580,17 @@ def test_scores_that_are_not_finite_are_refused():
     ],
 )
 def test_names_that_do_not_go_with_the_lattice(options, message):
-    with pytest.raises(RescoringError, match=message):
+    with pytest.raises(InputError, match=message):
         rescored_by(one_path(["w1"]), **options)
 
 
 def test_a_score_of_the_other_format_is_no_score_of_this():
-    with pytest.raises(RescoringError, match="has no score lm"):
+    with pytest.raises(InputError, match="has no score lm"):
         rescored_by(one_path(["w1"], "kaldi"), weights={"lm": 1.0})
 
 
 def test_a_word_must_be_one_token():
-    with pytest.raises(RescoringError, match="the word 'w1 w2' has white space inside"):
+    with pytest.raises(InputError, match="the word 'w1 w2' has white space inside"):
         rescored_by(one_path(["w1 w2"]))
 
     class Halves:
@@ -599,17 +599,17 @@ def test_a_word_must_be_one_token():
 
     model = scorer()
     model.encoder = replace(model.encoder, tokenizer=Halves())
-    with pytest.raises(RescoringError, match=r"'w1' is 2 tokens to the model.* no --tokenizer"):
+    with pytest.raises(InputError, match=r"'w1' is 2 tokens to the model.* no --tokenizer"):
         rescored_by(one_path(["w1"]), model=model)
 
 
 def test_models_that_lattices_cannot_take(models, arpa):
     lattice = one_path(["w1"])
     for model in (scorer(iterations=0), Scorer.from_checkpoint(models["lstm"])):
-        with pytest.raises(RescoringError, match="of some order K"):
+        with pytest.raises(InputError, match="of some order K"):
             rescored_by(lattice, model=model)
     ngrams = {"N": NgramScorer(arpa)}
-    with pytest.raises(RescoringError, match="takes no n-gram model, as N is"):
+    with pytest.raises(InputError, match="takes no n-gram model, as N is"):
         rescored_by(lattice, ngrams=ngrams, merges=True)
     assert rescored_by(lattice, model=scorer(iterations=1), ngrams=ngrams).states
 
@@ -618,7 +618,7 @@ def test_an_ngram_model_of_too_high_an_order(tmp_path):
     path = tmp_path / "trigrams.arpa"
     path.write_text(TRIGRAMS)
     ngrams = {"N": NgramScorer(path)}
-    with pytest.raises(RescoringError, match=r"N looks back 2 words.*order 2 at most"):
+    with pytest.raises(InputError, match=r"N looks back 2 words.*order 2 at most"):
         rescored_by(one_path(["w1"]), model=scorer(iterations=1), ngrams=ngrams)
     assert rescored_by(one_path(["w1"]), model=scorer(iterations=2), ngrams=ngrams).states
 

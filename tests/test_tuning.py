@@ -12,8 +12,8 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
+from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.rescoring import metrics
-from fairseq_fixedpoint.rescoring.errors import RescoringError
 from fairseq_fixedpoint.rescoring.metrics import METRICS, Metric, make_metric
 from fairseq_fixedpoint.rescoring.tuning import (
     CandidatePool,
@@ -250,20 +250,20 @@ def test_empty_texts(name, hypothesis, reference, score):
 def test_word_error_rate_says_what_it_cannot_take():
     pytest.importorskip("jiwer")
     wer = make_metric("wer")
-    with pytest.raises(RescoringError, match="all references are empty"):
+    with pytest.raises(InputError, match="all references are empty"):
         wer.statistics(["a", ""], [[""], [""]])
-    with pytest.raises(RescoringError, match="WER takes one reference, but 'a' has 2"):
+    with pytest.raises(InputError, match="WER takes one reference, but 'a' has 2"):
         wer.statistics(["a"], [["a", "b"]])
-    with pytest.raises(RescoringError, match="2 hypotheses but references for 1"):
+    with pytest.raises(InputError, match="2 hypotheses but references for 1"):
         wer.statistics(["a", "b"], [["a"]])
-    with pytest.raises(RescoringError, match="no reference for 'a'"):
+    with pytest.raises(InputError, match="no reference for 'a'"):
         wer.statistics(["a"], [[]])
-    with pytest.raises(RescoringError, match="no hypotheses"):
+    with pytest.raises(InputError, match="no hypotheses"):
         wer.statistics([], [])
 
 
 def test_unknown_metric():
-    with pytest.raises(RescoringError, match="unknown metric 'meteor': choose one of bleu, chrf"):
+    with pytest.raises(InputError, match="unknown metric 'meteor': choose one of bleu, chrf"):
         make_metric("meteor")
 
 
@@ -273,7 +273,7 @@ def test_a_missing_package_is_named(name, package, monkeypatch):
         raise ImportError(f"No module named {name!r}")
 
     monkeypatch.setattr(importlib, "import_module", refuse)
-    with pytest.raises(RescoringError, match=f"needs the package {package}.*pip install {package}"):
+    with pytest.raises(InputError, match=f"needs the package {package}.*pip install {package}"):
         make_metric(name)
 
 
@@ -285,7 +285,7 @@ def test_a_sacrebleu_that_counts_differently_is_refused(change, monkeypatch):
         monkeypatch.delattr(sacrebleu.metrics.base.Metric, method)
     else:
         monkeypatch.setattr(metrics.Sacrebleu, "score", lambda self, summed: summed[..., 0])
-    with pytest.raises(RescoringError, match=f"sacrebleu {sacrebleu.__version__}"):
+    with pytest.raises(InputError, match=f"sacrebleu {sacrebleu.__version__}"):
         make_metric("bleu")
 
 
@@ -322,7 +322,7 @@ def test_candidates_that_do_not_fit_together(changed, message):
         "ids": ["u0", "u1"],
     }
     CandidatePool(**fields)
-    with pytest.raises(RescoringError, match=message):
+    with pytest.raises(InputError, match=message):
         CandidatePool(**{**fields, **changed})
 
 
@@ -541,11 +541,11 @@ def test_problems_with_nothing_to_decide(rows, names, start):
 
 def test_tuning_says_what_it_cannot_take():
     candidates = make(0, ERRORS)
-    with pytest.raises(RescoringError, match="'c' cannot be fixed: the scores are a, b"):
+    with pytest.raises(InputError, match="'c' cannot be fixed: the scores are a, b"):
         tune(candidates, ERRORS, np.zeros(2), fixed=["c"])
-    with pytest.raises(RescoringError, match="a number for each of a, b"):
+    with pytest.raises(InputError, match="a number for each of a, b"):
         tune(candidates, ERRORS, np.zeros(3))
-    with pytest.raises(RescoringError, match="a number for each of a, b"):
+    with pytest.raises(InputError, match="a number for each of a, b"):
         tune(candidates, ERRORS, np.array([1, np.nan]))
 
 
@@ -599,9 +599,9 @@ def test_bootstrap_knows_which_way_is_better(metric, share):
 
 
 def test_bootstrap_needs_two_systems_of_one_shape():
-    with pytest.raises(RescoringError, match=r"\(2, 2\) and \(3, 2\)"):
+    with pytest.raises(InputError, match=r"\(2, 2\) and \(3, 2\)"):
         bootstrap(np.ones((2, 2)), np.ones((3, 2)), ERRORS)
-    with pytest.raises(RescoringError, match="at least one utterance"):
+    with pytest.raises(InputError, match="at least one utterance"):
         bootstrap(np.ones((0, 2)), None, ERRORS)
 
 

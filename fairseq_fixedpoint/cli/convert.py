@@ -11,7 +11,7 @@ from pkgutil import resolve_name
 
 from fairseq_fixedpoint.cli import export_arpa, export_folder, export_onnx, options
 from fairseq_fixedpoint.cli.run import run, tell
-from fairseq_fixedpoint.rescoring.errors import RescoringError
+from fairseq_fixedpoint.errors import InputError
 
 PROGRAM = "fixedpoint-convert"
 ORDERS = "1,2,3,4,5,8,12,16,20"
@@ -110,7 +110,7 @@ def _convert(args: argparse.Namespace) -> None:
     try:
         convert_checkpoint = resolve_name(OF_LSTM_LM)
     except ImportError as error:
-        raise RescoringError(
+        raise InputError(
             f"a checkpoint of fairseq is converted with fairseq, which cannot be imported here "
             f"({error}): install this package's extra fairseq."
         ) from error
@@ -120,13 +120,13 @@ def _convert(args: argparse.Namespace) -> None:
 def _check_options(args: argparse.Namespace) -> None:
     """Refuses options of something else than what is made, which would be without effect."""
     if args.to is not None and args.report is not None:
-        raise RescoringError(
+        raise InputError(
             f"--report is of an lstm_lm that is converted, and not for --to {args.to}: leave one "
             "of them out."
         )
     for option in export_arpa.OPTIONS:
         if args.to != "arpa" and getattr(args, option) is not None:
-            raise RescoringError(f"--{option} is for --to arpa: add that, or leave it out.")
+            raise InputError(f"--{option} is for --to arpa: add that, or leave it out.")
 
 
 def _check_outputs(args: argparse.Namespace) -> None:
@@ -134,11 +134,9 @@ def _check_outputs(args: argparse.Namespace) -> None:
     options.check_outputs(args, "output", "report_json")
     for path in filter(None, (args.output, args.report_json)):
         if path.exists() and args.checkpoint.exists() and path.samefile(args.checkpoint):
-            raise RescoringError(
-                f"{path} is the checkpoint to convert, which is kept: name another."
-            )
+            raise InputError(f"{path} is the checkpoint to convert, which is kept: name another.")
     if args.report_json is not None and args.report is None:
-        raise RescoringError("--report-json needs --report and the name of a split.")
+        raise InputError("--report-json needs --report and the name of a split.")
 
 
 if __name__ == "__main__":

@@ -16,10 +16,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.files import require_replaceable
 from fairseq_fixedpoint.formats import FILLERS
 from fairseq_fixedpoint.rescoring.combination import WORDS
-from fairseq_fixedpoint.rescoring.errors import RescoringError
 from fairseq_fixedpoint.rescoring.nbest_rescoring import LineScorer
 from fairseq_fixedpoint.rescoring.ngrams import BACKOFFS, InterpolatedScorer, NgramScorer
 from fairseq_fixedpoint.rescoring.scorer import Scorer
@@ -267,7 +267,7 @@ def check_outputs(
     Raises:
         OSError: if something of another kind is there, or would be lost, or the place's folder is
             not there.
-        RescoringError: if two of them are one.
+        InputError: if two of them are one.
     """
     option_of: dict[Path, str] = {}
     for name in names:
@@ -278,24 +278,24 @@ def check_outputs(
         option = f"--{name.replace('_', '-')}"
         other = option_of.setdefault(path.resolve(), option)
         if other != option:
-            raise RescoringError(f"{other} and {option} name one file: they need two.")
+            raise InputError(f"{other} and {option} name one file: they need two.")
 
 
 def line_scorers(args: argparse.Namespace) -> dict[str, LineScorer]:
     """The models by the name of their score; there may be none.
 
     Raises:
-        RescoringError: for options that do not go together, or models that cannot be had.
+        InputError: for options that do not go together, or models that cannot be had.
     """
     if len(args.data) not in {0, 1, len(args.model)}:
-        raise RescoringError(
+        raise InputError(
             f"--data is given {len(args.data)} times for {len(args.model)} models: give it once "
             "for all, or once for each in their order."
         )
     if not args.model and args.previous_context != 0:
-        raise RescoringError("--previous-context is for a --model: kenlm's have no use for it.")
+        raise InputError("--previous-context is for a --model: kenlm's have no use for it.")
     if not math.isfinite(args.unknown_penalty):
-        raise RescoringError(f"--unknown-penalty must be a number, not {args.unknown_penalty}.")
+        raise InputError(f"--unknown-penalty must be a number, not {args.unknown_penalty}.")
     scorers: dict[str, LineScorer] = {}
     names = {name for name, _ in map(_named, (*args.model, *args.kenlm)) if name is not None}
     splitters = {name: _splitter(name, args) for name in SPLITTERS}
@@ -325,7 +325,7 @@ def line_scorers(args: argparse.Namespace) -> dict[str, LineScorer]:
     if args.interpolate is None:
         return scorers
     if not len(args.model) == len(args.kenlm) == 1:
-        raise RescoringError("--interpolate needs exactly one --model and one --kenlm.")
+        raise InputError("--interpolate needs exactly one --model and one --kenlm.")
     (neural,) = (each for each in scorers.values() if isinstance(each, Scorer))
     (ngram,) = (each for each in scorers.values() if isinstance(each, NgramScorer))
     return {"Interpolated0": InterpolatedScorer(neural, ngram, args.interpolate)}
@@ -353,7 +353,7 @@ def parsed_weights(args: argparse.Namespace) -> dict[str, float]:
         except ValueError:
             name = ""
         if not name:
-            raise RescoringError(f"--weight takes NAME=NUMBER, not {argument!r}.")
+            raise InputError(f"--weight takes NAME=NUMBER, not {argument!r}.")
     if args.word_penalty is not None:
         weights[WORDS] = args.word_penalty
     return weights
@@ -363,7 +363,7 @@ def device(name: str | None) -> torch.device:
     """The device an option names, or the best there is; torchrun's processes take one GPU each.
 
     Raises:
-        RescoringError: for a device that is not there.
+        InputError: for a device that is not there.
     """
     import torch  # which takes a second: nothing but a model needs it
 
@@ -374,7 +374,7 @@ def device(name: str | None) -> torch.device:
     try:
         return torch.zeros((), device=name).device
     except (RuntimeError, AssertionError) as error:
-        raise RescoringError(f"--device {name} cannot be used: {error}") from error
+        raise InputError(f"--device {name} cannot be used: {error}") from error
 
 
 def settings(args: argparse.Namespace, leave_out: set[str]) -> dict[str, str]:
@@ -434,7 +434,7 @@ def _set_backoffs(scorers: Mapping[str, LineScorer], args: argparse.Namespace) -
     ngrams = {name: each for name, each in scorers.items() if isinstance(each, NgramScorer)}
     chosen = _by_name("--backoff", args.backoff, BACKOFFS, ngrams)
     if args.interpolate is not None and "epsilon" in chosen.values():
-        raise RescoringError(
+        raise InputError(
             "--interpolate mixes probabilities, which the scores of --backoff NAME=epsilon are not."
         )
     for name, kind in chosen.items():
@@ -449,12 +449,12 @@ def _by_name(
     for argument in arguments:
         name, _, choice = argument.rpartition("=")
         if choice not in choices or not name:
-            raise RescoringError(
+            raise InputError(
                 f"{option} takes NAME and one of {', '.join(choices)}, as in {option} "
                 f"NAME={next(iter(choices))}, not {argument!r}."
             )
         if name not in models:
-            raise RescoringError(
+            raise InputError(
                 f"{option} {argument}: no model that it is for has the name {name}, but "
                 f"{', '.join(models) or 'there is none'}."
             )
@@ -464,11 +464,11 @@ def _by_name(
 
 def _add(scorers: dict[str, LineScorer], name: str, scorer: LineScorer) -> None:
     if name in RESERVED:
-        raise RescoringError(
+        raise InputError(
             f"a model cannot have the name {name}, which lists have for something else."
         )
     if name in scorers:
-        raise RescoringError(f"two models have the name {name}: give one of them another NAME=.")
+        raise InputError(f"two models have the name {name}: give one of them another NAME=.")
     scorers[name] = scorer
 
 
@@ -478,4 +478,4 @@ def _splitter(name: str, args: argparse.Namespace) -> Splitter | None:
     try:
         return importlib.import_module(SPLITTERS_OF_FAIRSEQ).build(name, args)
     except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
-        raise RescoringError(f"--{name} {getattr(args, name)} cannot be used: {error}") from error
+        raise InputError(f"--{name} {getattr(args, name)} cannot be used: {error}") from error

@@ -16,6 +16,7 @@ import numpy as np
 
 from fairseq_fixedpoint.cli import options, rescore_lattices
 from fairseq_fixedpoint.cli.run import Skipped, quantity, run, tell
+from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.files import atomic_write
 from fairseq_fixedpoint.formats import (
     FORMATS,
@@ -35,7 +36,6 @@ from fairseq_fixedpoint.rescoring.combination import (
     place,
 )
 from fairseq_fixedpoint.rescoring.diagnosis import mismatch
-from fairseq_fixedpoint.rescoring.errors import RescoringError
 from fairseq_fixedpoint.rescoring.jobs import Journal, Processes, groups, results_of
 from fairseq_fixedpoint.rescoring.metrics import METRICS, Metric, make_metric
 from fairseq_fixedpoint.rescoring.nbest_rescoring import (
@@ -192,7 +192,7 @@ def _nbest(args: argparse.Namespace) -> None:
 
 def _tune(args: argparse.Namespace) -> None:
     if Processes.joined().count > 1:
-        raise RescoringError("tune runs in one process: start it without torchrun.")
+        raise InputError("tune runs in one process: start it without torchrun.")
     listed = _format(args)
     options.check_outputs(args, "output")
     metric = make_metric(args.metric)
@@ -268,7 +268,7 @@ def _models(args: argparse.Namespace) -> tuple[dict[str, LineScorer], WordRule]:
 
 def _require_some(prepared: Collection[Scorable[Hypothesis]], args: argparse.Namespace) -> None:
     if not prepared:
-        raise RescoringError(f"{args.input} holds no hypothesis to tune on.")
+        raise InputError(f"{args.input} holds no hypothesis to tune on.")
 
 
 def _can_be_subtracted(
@@ -305,7 +305,7 @@ def _check_outputs(args: argparse.Namespace, listed: NBestFormat, names: Collect
     if args.input.is_dir():
         folders["output"] = listed.names_in_folder(args.input, names)
         if args.input.resolve() in args.output.resolve().parents:
-            raise RescoringError(
+            raise InputError(
                 f"--output {args.output} would be a part of the list {args.input}: choose a place "
                 "outside of it."
             )
@@ -315,7 +315,7 @@ def _check_outputs(args: argparse.Namespace, listed: NBestFormat, names: Collect
 def _format(args: argparse.Namespace) -> NBestFormat:
     """The format of the list, which is read more than once."""
     if args.input.exists() and not (args.input.is_file() or args.input.is_dir()):
-        raise RescoringError(
+        raise InputError(
             f"{args.input} is neither a file nor a folder, and a list is read more than once: "
             "store it in a file first."
         )
@@ -332,7 +332,7 @@ def _checked(
 
     Raises:
         FormatError: if the list has a score of a model's name.
-        RescoringError: if it has nowhere a score that is weighed, or a hypothesis lacks one; with
+        InputError: if it has nowhere a score that is weighed, or a hypothesis lacks one; with
             --previous-context, if the hypotheses of an utterance are not next to each other.
     """
     unseen = combination.weights.keys() - {WORDS, *scorers}
@@ -346,7 +346,7 @@ def _checked(
         unseen, any_seen = unseen - hypothesis.scores.keys(), True
         if args.previous_context != 0 and hypothesis.utterance != last:
             if hypothesis.utterance in ended:
-                raise RescoringError(
+                raise InputError(
                     f"{place(hypothesis)}: utterance {hypothesis.utterance} is in two places of "
                     "the list, so there is no telling what comes before it: put its hypotheses "
                     "together for --previous-context."
@@ -356,7 +356,7 @@ def _checked(
         combination.total(hypothesis, dict.fromkeys(scorers, 0.0))
         yield each
     if unseen and any_seen:
-        raise RescoringError(f"no hypothesis of {args.input} has a score {min(unseen)}.")
+        raise InputError(f"no hypothesis of {args.input} has a score {min(unseen)}.")
 
 
 def _combinations(
@@ -374,7 +374,7 @@ def _combinations(
         weights, lenpen = dict(loaded.weights), loaded.lenpen
         unused = sorted(scorers.keys() - weights.keys())
         if unused:
-            raise RescoringError(
+            raise InputError(
                 f"{args.weights} has no weight for {', '.join(unused)}: tune with this model, or "
                 "give the model the name that it had (--model NAME=CHECKPOINT)."
             )
@@ -433,13 +433,13 @@ def _references(
     elif listed.name == "mlm":
         files, origin = [references(args.input)], str(args.input)
     else:
-        raise RescoringError("tune needs --references.")
+        raise InputError("tune needs --references.")
     if len(files) > 1 and metric.name == "WER":
-        raise RescoringError("the word error rate takes one --references.")
+        raise InputError("the word error rate takes one --references.")
     utterances = dict.fromkeys(hypothesis.utterance for hypothesis in hypotheses)
     for utterance in utterances:
         if not all(utterance in texts for texts in files):
-            raise RescoringError(f"utterance {utterance} of {args.input} is not in {origin}.")
+            raise InputError(f"utterance {utterance} of {args.input} is not in {origin}.")
     unused = len(files[0].keys() - utterances.keys())
     if unused:
         tell(PROGRAM, f"{quantity(unused, 'reference')} without hypotheses left out.")

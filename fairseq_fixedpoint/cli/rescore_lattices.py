@@ -14,6 +14,7 @@ from typing import IO, Any, NamedTuple
 
 from fairseq_fixedpoint.cli import options
 from fairseq_fixedpoint.cli.run import Skipped, passed_by, quantity, tell
+from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.files import atomic_write
 from fairseq_fixedpoint.formats import (
     Lattice,
@@ -32,7 +33,6 @@ from fairseq_fixedpoint.rescoring.combination import Combination
 from fairseq_fixedpoint.rescoring.confusion import confusion_network
 from fairseq_fixedpoint.rescoring.confusion import write as write_network
 from fairseq_fixedpoint.rescoring.diagnosis import HasUnknown, run_warnings
-from fairseq_fixedpoint.rescoring.errors import RescoringError
 from fairseq_fixedpoint.rescoring.jobs import Journal, Processes, groups, results_of
 from fairseq_fixedpoint.rescoring.lattice_plot import SUFFIXES, plot
 from fairseq_fixedpoint.rescoring.lattice_rescorer import LANGUAGE, LatticeRescorer, RescoredLattice
@@ -210,7 +210,7 @@ def _lattice(program: str, args: Namespace) -> None:
             made = outputs.enter_context(atomic_write(args.output))
             write_lattices(writer.lattices(results), writer, args.input, made)
             if not summary.best:
-                raise RescoringError(f"{args.input} has no lattice that can be rescored.")
+                raise InputError(f"{args.input} has no lattice that can be rescored.")
             if args.one_best is not None:
                 best = outputs.enter_context(atomic_write(args.one_best))
                 write_transcripts(best, summary.best, form.name)
@@ -262,23 +262,23 @@ class _Contents:
         """The lattices that can be rescored, while they are counted; `on_error` is told of others.
 
         Raises:
-            RescoringError: if there is none, or more than --plot can draw.
+            InputError: if there is none, or more than --plot can draw.
         """
         done = "read"
         for lattice in lattices:
             done = "rescored"
             try:
                 rescorer.check(lattice)
-            except RescoringError as error:
+            except InputError as error:
                 on_error(FormatError(lattice.path, lattice.line, str(error)))
                 continue
             self.total, self.last = self.total + 1, lattice
             self.scores |= dict.fromkeys(lattice.scores)
             yield lattice
         if self.total == 0:
-            raise RescoringError(f"{args.input} has no lattice that can be {done}.")
+            raise InputError(f"{args.input} has no lattice that can be {done}.")
         if args.plot is not None and self.total != 1:
-            raise RescoringError(f"--plot draws one lattice, and {args.input} has {self.total}.")
+            raise InputError(f"--plot draws one lattice, and {args.input} has {self.total}.")
 
 
 def _check_options(args: Namespace, form: LatticeFormat, names: list[str] | None) -> None:
@@ -293,26 +293,26 @@ def _check_options(args: Namespace, form: LatticeFormat, names: list[str] | None
         folders={} if names is None else {"output": names},
     )
     if args.plot is not None and args.plot.suffix.lower() not in SUFFIXES:
-        raise RescoringError(f"--plot: a picture's name ends in {', '.join(SUFFIXES)}.")
+        raise InputError(f"--plot: a picture's name ends in {', '.join(SUFFIXES)}.")
     if args.posteriors and form.name != "slf":
-        raise RescoringError("--posteriors are for SLF: Kaldi's lattices have no place for them.")
+        raise InputError("--posteriors are for SLF: Kaldi's lattices have no place for them.")
     if args.nbest_size < 1 or args.max_states < 1:
-        raise RescoringError("--nbest-size and --max-states must be at least 1.")
+        raise InputError("--nbest-size and --max-states must be at least 1.")
     if args.posterior_scale is not None and not 0 < args.posterior_scale < math.inf:
-        raise RescoringError("--posterior-scale must be a positive number.")
+        raise InputError("--posterior-scale must be a positive number.")
 
 
 def _rescorer(args: Namespace, form: LatticeFormat) -> LatticeRescorer:
     scorers = options.line_scorers(args)
     neural = {name: each for name, each in scorers.items() if isinstance(each, Scorer)}
     if len(neural) != 1:
-        raise RescoringError(f"lattices take one --model, not {len(neural)}.")
+        raise InputError(f"lattices take one --model, not {len(neural)}.")
     ((name, model),) = neural.items()
     weights: dict[str, float] = {}
     if args.weights is not None:
         loaded = Combination.load(args.weights)
         if loaded.lenpen:
-            raise RescoringError(
+            raise InputError(
                 f"{args.weights} normalises by length, which the arcs of a lattice cannot: tune "
                 "without --lenpen."
             )
@@ -351,7 +351,7 @@ def _rescored(
     for lattice, previous in lattices:
         try:
             results.append(_result(lattice, rescorer(lattice, previous), form, args))
-        except RescoringError as error:
+        except InputError as error:
             if args.on_error != "skip":
                 raise FormatError(lattice.path, lattice.line, str(error)) from error
             results.append({"trouble": str(error)})

@@ -15,13 +15,13 @@ from typing import IO, Any
 
 from fairseq_fixedpoint.cli import options
 from fairseq_fixedpoint.cli.run import Skipped, passed_by, quantity, run, tell
+from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.files import atomic_write
 from fairseq_fixedpoint.formats import stop, text_words
 from fairseq_fixedpoint.formats.nbest import STANDARD_INPUT, Line, create, read_lines
 from fairseq_fixedpoint.perplexity import perplexity
 from fairseq_fixedpoint.progress import counted
 from fairseq_fixedpoint.rescoring.diagnosis import unknown_warnings
-from fairseq_fixedpoint.rescoring.errors import RescoringError
 from fairseq_fixedpoint.rescoring.jobs import Journal, Processes, groups, results_of
 from fairseq_fixedpoint.rescoring.nbest_rescoring import (
     LineScorer,
@@ -69,11 +69,11 @@ def _score(args: argparse.Namespace) -> None:
     processes = Processes.joined()
     can_resume = args.output is not None and Path(args.input).is_file()  # read more than once
     if not can_resume and (args.resume or processes.count > 1):
-        raise RescoringError("--resume and several processes need a file to read and --output.")
+        raise InputError("--resume and several processes need a file to read and --output.")
     options.check_outputs(args, "output")
     scorers = options.line_scorers(args)
     if len(scorers) != 1:
-        raise RescoringError(
+        raise InputError(
             f"there are {len(scorers)} models: give one with --model or --kenlm, or mix two with "
             "--interpolate."
         )

@@ -11,10 +11,10 @@ from contextlib import ExitStack
 import torch
 
 from fairseq_fixedpoint.cli.options import device
+from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.files import atomic_write
 from fairseq_fixedpoint.plugin.conversion import Converted, convert
 from fairseq_fixedpoint.plugin.evaluation import OrderReport
-from fairseq_fixedpoint.rescoring.errors import RescoringError
 
 TOKENS_AT_ONCE = 1024  # of the report's passes
 
@@ -56,7 +56,7 @@ def _report(converted: Converted, args: argparse.Namespace) -> OrderReport:
     try:
         task.load_dataset(args.report)
     except (FileNotFoundError, ValueError) as error:
-        raise RescoringError(
+        raise InputError(
             f"--report {args.report}: {error}; give --data the folder that fairseq-preprocess "
             "wrote, and --report one of its splits."
         ) from error

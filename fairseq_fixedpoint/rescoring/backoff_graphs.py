@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from fairseq_fixedpoint.rescoring.errors import RescoringError
+from fairseq_fixedpoint.errors import InputError
 
 END = "</s>"
 # Words that no n-gram ends in, as a rule: what they cost more from a longer context is back-off.
@@ -94,14 +94,14 @@ def back_off_weight(model: Any, contexts: list, longer: int, word: str) -> float
         word: what is tried first.
 
     Raises:
-        RescoringError: for a model with n-grams that end in `<s>`.
+        InputError: for a model with n-grams that end in `<s>`.
     """
     after, ignored = _states(2)
     for probe in (word, *PROBES):
         full_score = model.BaseFullScore(contexts[longer], probe, after)
         if full_score.ngram_length <= longer:  # the model backs off itself
             return full_score.log_prob - model.BaseScore(contexts[longer - 1], probe, ignored)
-    raise RescoringError(
+    raise InputError(
         f"{model.path} has n-grams that end in <s>, so what backing off costs cannot be told: take "
         "them out, or leave --backoff out."
     )

@@ -21,7 +21,7 @@ from typing import Protocol
 
 import numpy as np
 
-from fairseq_fixedpoint.rescoring.errors import RescoringError
+from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.rescoring.path_sums import PathSums, layers
 
 EMPTY = -1  # the word of an arc without one
@@ -135,7 +135,7 @@ def expand(
         The expansion, arcs and states of no complete path left out.
 
     Raises:
-        RescoringError: if no path of the graph is complete, or its scores are not finite.
+        InputError: if no path of the graph is complete, or its scores are not finite.
     """
     layer = layers(graph.source, graph.target, len(graph.final_score))
     is_empty = graph.token == EMPTY
@@ -152,7 +152,7 @@ def expand(
         through = best_through(expansion, graph, layer, language_weight)
         best = through.max(initial=-np.inf)
         if not np.isfinite(best):
-            raise RescoringError("no path leads from the start to an end with a finite score.")
+            raise InputError("no path leads from the start to an end with a finite score.")
         keep = through > -np.inf
         if beam is not None:  # along one path the sums differ by their rounding
             keep &= through >= best - beam - ROUNDING * max(1.0, abs(best))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fairseq_fixedpoint.rescoring.errors import RescoringError
+from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.rescoring.lattice_search import ScoredGraph, best_path, nbest
 
 if TYPE_CHECKING:
@@ -51,15 +51,15 @@ def plot(before: ScoredGraph, after: Sequence[int], path: FilePath, title: str =
         path: where the picture goes; .png, .svg or .pdf.
 
     Raises:
-        RescoringError: for another suffix, without matplotlib, if no path is complete, or the two
+        InputError: for another suffix, without matplotlib, if no path is complete, or the two
             paths alone are too long to be read.
     """
     if path.suffix.lower() not in SUFFIXES:
-        raise RescoringError(f"{path}: a picture's name ends in {', '.join(SUFFIXES)}.")
+        raise InputError(f"{path}: a picture's name ends in {', '.join(SUFFIXES)}.")
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise RescoringError(
+        raise InputError(
             "a picture needs matplotlib, which is not installed: install this package's extra demo."
         ) from None
     first = best_path(before)
@@ -92,7 +92,7 @@ def _chosen(graph: ScoredGraph, paths: Sequence[list[int]]) -> tuple[list[int], 
         return list(range(total)), ""
     arcs = set().union(*paths)
     if len(arcs) > ARCS:
-        raise RescoringError(
+        raise InputError(
             f"the best paths have {len(arcs)} arcs, and more than {ARCS} cannot be read in one "
             "picture: draw a shorter utterance."
         )

@@ -10,10 +10,10 @@ from typing import cast
 
 import numpy as np
 
+from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.formats import FILLERS, Lattice, text_words
 from fairseq_fixedpoint.formats.slf import EMPTY_WORD
 from fairseq_fixedpoint.rescoring.combination import WORDS
-from fairseq_fixedpoint.rescoring.errors import RescoringError
 from fairseq_fixedpoint.rescoring.expansion import (
     EMPTY,
     Expansion,
@@ -119,7 +119,7 @@ class LatticeRescorer:
         fillers: see :class:`~fairseq_fixedpoint.rescoring.words.WordRule`.
 
     Raises:
-        RescoringError: if a model does not go with lattices.
+        InputError: if a model does not go with lattices.
     """
 
     model: Scorer
@@ -145,35 +145,35 @@ class LatticeRescorer:
     def __post_init__(self) -> None:
         tokens = self.model.tokens
         if not isinstance(tokens, LatticeTokenScorer) or tokens.order is None:
-            raise RescoringError(
+            raise InputError(
                 "lattices need a fixedpoint_lm of some order K (--iterations K for the exact "
                 "recurrence), trained with --start constant or --start sentence and without "
                 "--summary-input: other models depend on more of the words before, or on more than "
                 "their own. Rescore n-best lists with them."
             )
         if self.model.context and not tokens.knows_sentences_before:
-            raise RescoringError(
+            raise InputError(
                 "--previous-context in lattices is for a model that was trained with --start "
                 "sentence: rescore n-best lists with others, or leave it out."
             )
         if self.model.encoder.bpe is not None:
-            raise RescoringError("lattices need a model of words, so --bpe cannot be used.")
+            raise InputError("lattices need a model of words, so --bpe cannot be used.")
         if self.model.encoder.add_bos_token:
-            raise RescoringError(
+            raise InputError(
                 "the model was trained with --add-bos-token, so its sentences start after <s> "
                 "</s>, and a lattice's after </s>: rescore n-best lists with it, or train without."
             )
         for name, ngram in self.ngrams.items():
             if self.merges:
-                raise RescoringError(f"--histories merge takes no n-gram model, as {name} is.")
+                raise InputError(f"--histories merge takes no n-gram model, as {name} is.")
             if ngram.backoff == "epsilon":
-                raise RescoringError(
+                raise InputError(
                     f"--backoff {name}=epsilon is for texts and lists: the score of a word depends "
                     "on the whole path before it, which a lattice does not hold. Make a list with "
                     "--nbest and rescore that."
                 )
             if ngram.model.order - 1 > tokens.order:
-                raise RescoringError(
+                raise InputError(
                     f"{name} looks back {ngram.model.order - 1} words, and the lattice is expanded "
                     f"to the K = {tokens.order} of the model: use an n-gram model of order "
                     f"{tokens.order + 1} at most."
@@ -186,7 +186,7 @@ class LatticeRescorer:
             previous: the texts before it, as far as the model makes use of them.
 
         Raises:
-            RescoringError: if a word is no single token of the model, a weight has no score, or a
+            InputError: if a word is no single token of the model, a weight has no score, or a
                 model that is subtracted has no probability for a word.
         """
         words = list(map(self.rule.word, lattice.words))
@@ -245,7 +245,7 @@ class LatticeRescorer:
         """Refuses what its words and scores alone tell that cannot be rescored.
 
         Raises:
-            RescoringError: as when it is called.
+            InputError: as when it is called.
         """
         vocabulary = _vocabulary(map(self.rule.word, lattice.words))
         self._check_subtracted(vocabulary[1:], self._weights_of(lattice, _language(lattice)))
@@ -268,7 +268,7 @@ class LatticeRescorer:
         for name, ngram in self.ngrams.items():
             word = ngram.without_probability(" ".join(words)) if weights[name] < 0 else None
             if word is not None:
-                raise RescoringError(f"the lattice {no_probability(name, word)}")
+                raise InputError(f"the lattice {no_probability(name, word)}")
 
     def _unknown(self, vocabulary: Sequence[str], entries: np.ndarray) -> dict[str, np.ndarray]:
         """Which words a model does not know, ``(V,)``, by the model's name."""
@@ -290,13 +290,13 @@ class LatticeRescorer:
             file_weights = {"lm": 0.0} | file_weights | {language: 0.0}
         clashes = sorted(file_weights.keys() & new.keys())
         if clashes:
-            raise RescoringError(
+            raise InputError(
                 f"the lattice has a score {clashes[0]} of its own: give the model another NAME=."
             )
         known = {WORDS: lattice.word_penalty} | file_weights | new
         unknown = sorted(self.weights.keys() - known.keys())
         if unknown and any(lattice.words):  # one of an empty text alone can have no scores at all
-            raise RescoringError(
+            raise InputError(
                 f"the lattice has no score {unknown[0]}, which the weights name, but "
                 f"{', '.join(known)}."
             )
@@ -309,13 +309,13 @@ class LatticeRescorer:
         entries = [encoder.dictionary.eos()]
         for word in vocabulary[1:]:
             if len(text_words(word)) > 1:
-                raise RescoringError(
+                raise InputError(
                     f"the word {word!r} has white space inside, a no-break space, too, which parts "
                     "words: give each of them an arc, or write another character."
                 )
             symbols = encoder.symbols(word)
             if len(symbols) != 1:
-                raise RescoringError(
+                raise InputError(
                     f"the word {word!r} is {len(symbols)} tokens to the model: lattices need a "
                     "model of words, and no --tokenizer that splits them."
                 )

@@ -40,7 +40,7 @@ def merge(
         The graph as it is, scored; state n + 1 is node n.
 
     Raises:
-        RescoringError: for the exact recurrence.
+        InputError: for the exact recurrence.
     """
     scored = unexpanded(graph)
     share = torch.from_numpy(_shares(scored, graph))  # (E,)

@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.formats import text_words
 from fairseq_fixedpoint.rescoring.backoff_graphs import cheapest
-from fairseq_fixedpoint.rescoring.errors import RescoringError
 from fairseq_fixedpoint.rescoring.scorer import LineScore, Previous, Scorer
 from fairseq_fixedpoint.rescoring.words import CASES
 
@@ -39,7 +39,7 @@ class NgramScorer:
             that has not.
 
     Raises:
-        RescoringError: if kenlm is not installed or cannot read the file.
+        InputError: if kenlm is not installed or cannot read the file.
     """
 
     def __init__(
@@ -52,19 +52,19 @@ class NgramScorer:
         try:
             import kenlm
         except ImportError as error:
-            raise RescoringError(
+            raise InputError(
                 "--kenlm needs the module kenlm, which is not installed: install this package's "
                 "extra kenlm."
             ) from error
         if not Path(path).is_file():
-            raise RescoringError(f"{path} is no file: --kenlm takes an ARPA or a kenlm binary.")
+            raise InputError(f"{path} is no file: --kenlm takes an ARPA or a kenlm binary.")
         try:
             config = kenlm.Config()
             config.show_progress = False
             config.arpa_complain = kenlm.ARPALoadComplain.NONE
             self.model = kenlm.Model(str(path), config)
         except Exception as error:  # kenlm's own class says RuntimeError or OSError, by version
-            raise RescoringError(f"kenlm cannot read {path}: {error}") from error
+            raise InputError(f"kenlm cannot read {path}: {error}") from error
         self.case = case
         self.unknown_penalty = unknown_penalty
         self.backoff = backoff
@@ -182,12 +182,12 @@ class InterpolatedScorer:
         weight: of the neural one, between 0 and 1.
 
     Raises:
-        RescoringError: for a weight out of range.
+        InputError: for a weight out of range.
     """
 
     def __init__(self, neural: Scorer, ngram: NgramScorer, weight: float):
         if not 0 <= weight <= 1:
-            raise RescoringError(f"--interpolate takes a weight between 0 and 1, not {weight}.")
+            raise InputError(f"--interpolate takes a weight between 0 and 1, not {weight}.")
         self.neural = neural
         self.ngram = ngram
         self.weight = weight
@@ -211,7 +211,7 @@ class InterpolatedScorer:
         """As :meth:`Scorer.prepared`.
 
         Raises:
-            RescoringError: if the words one by one have other tokens than the line.
+            InputError: if the words one by one have other tokens than the line.
         """
         return _ByWord(line, self.neural.encoder.symbols_by_word(line))
 

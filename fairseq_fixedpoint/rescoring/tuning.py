@@ -21,7 +21,7 @@ from typing import NamedTuple, TypeVar, cast
 
 import numpy as np
 
-from fairseq_fixedpoint.rescoring.errors import RescoringError
+from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.rescoring.metrics import Metric
 
 GRID = (0.0, 0.1, 0.3, 1.0, 3.0)  # of a new weight, relative to the greatest old one
@@ -49,7 +49,7 @@ class CandidatePool:
         not_subtracted: names of the scores whose weight must not be below 0.
 
     Raises:
-        RescoringError: if they do not fit together, an utterance has no hypothesis, or a number
+        InputError: if they do not fit together, an utterance has no hypothesis, or a number
             is not finite.
     """
 
@@ -75,33 +75,33 @@ class CandidatePool:
         total = len(self.features)
         for values in (self.features, self.when_subtracted):
             if values.shape != (total, len(self.names)) or not self.names:
-                raise RescoringError(
+                raise InputError(
                     f"features of shape {values.shape} do not fit the {len(self.names)} names "
                     f"({', '.join(self.names)}): one column for each name, at least one."
                 )
         if len(set(self.names)) < len(self.names):
-            raise RescoringError(
+            raise InputError(
                 f"two scores have the same name ({', '.join(self.names)}): rename one."
             )
         shapes = (self.statistics.shape[:1], self.lengths.shape)
         if self.statistics.ndim != 2 or shapes != ((total,), (total,)):
-            raise RescoringError(
+            raise InputError(
                 f"{total} hypotheses have statistics of shape {self.statistics.shape} and lengths "
                 f"of shape {self.lengths.shape}: both need one row for each hypothesis."
             )
         if self.offsets.shape != (len(self.ids) + 1,) or not len(self.ids):
-            raise RescoringError(
+            raise InputError(
                 f"{len(self.ids)} utterances need one offset more than that, but there are "
                 f"{self.offsets.size}: where each begins, and the number of hypotheses."
             )
         if self.offsets[0] != 0 or self.offsets[-1] != total:
-            raise RescoringError(
+            raise InputError(
                 f"offsets go from {self.offsets[0]} to {self.offsets[-1]} instead of from 0 to "
                 f"{total}, the number of hypotheses."
             )
         if (self.sizes < 1).any():
             without = self.ids[int(np.argmax(self.sizes < 1))]
-            raise RescoringError(
+            raise InputError(
                 f"utterance {without!r} has no hypothesis: leave it out of the references too."
             )
 
@@ -119,7 +119,7 @@ class CandidatePool:
                 row, column = np.argwhere(bad)[0]
                 which = f" {self.names[column]}" if what == "score" else ""
                 utterance = int(np.searchsorted(self.offsets, row, side="right")) - 1
-                raise RescoringError(
+                raise InputError(
                     f"hypothesis {row - self.offsets[utterance] + 1} of utterance "
                     f"{self.ids[utterance]!r} has the {what}{which} {values[row, column]}: "
                     + (
@@ -286,7 +286,7 @@ def tune(
         seed: of the random weights.
 
     Raises:
-        RescoringError: for an unknown name in `fixed`, or weights that are not F numbers.
+        InputError: for an unknown name in `fixed`, or weights that are not F numbers.
     """
     search = _Search(candidates, metric, log)
     weights, free = _anchored(candidates.names, _checked_weights(candidates, start), fixed)
@@ -373,7 +373,7 @@ class _Search:
 def _checked_weights(candidates: CandidatePool, start: np.ndarray) -> np.ndarray:
     weights = np.array(start, dtype=np.float64)
     if weights.shape != (len(candidates.names),) or not np.isfinite(weights).all():
-        raise RescoringError(
+        raise InputError(
             f"the weights to begin with are {weights.tolist()}: "
             f"give a number for each of {', '.join(candidates.names)}."
         )
@@ -386,7 +386,7 @@ def _anchored(
     """The weights to begin with, and the indices of those that may change."""
     unknown = sorted(set(fixed) - set(names))
     if unknown:
-        raise RescoringError(
+        raise InputError(
             f"the weight of {unknown[0]!r} cannot be fixed: the scores are {', '.join(names)}."
         )
     free = [index for index, name in enumerate(names) if name not in fixed]
@@ -548,13 +548,13 @@ def bootstrap(
             be None.
 
     Raises:
-        RescoringError: if a and b differ in shape, or there are no utterances.
+        InputError: if a and b differ in shape, or there are no utterances.
     """
     systems = [statistics_a] if statistics_b is None else [statistics_a, statistics_b]
     systems = [np.asarray(system, dtype=np.float64) for system in systems]
     shapes = [system.shape for system in systems]
     if shapes[0] != shapes[-1] or len(shapes[0]) != 2 or not shapes[0][0]:
-        raise RescoringError(
+        raise InputError(
             f"resampling needs the statistics of at least one utterance, and as many of both "
             f"systems, but got the shapes {' and '.join(map(str, shapes))}."
         )

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.language_model import LanguageModel
 from fairseq_fixedpoint.recurrence.cells import hidden
 from fairseq_fixedpoint.recurrence.iteration import Layer
-from fairseq_fixedpoint.rescoring.errors import RescoringError
 from fairseq_fixedpoint.rescoring.expansion import Expansion, WordGraph
 from fairseq_fixedpoint.rescoring.merging import merge
 from fairseq_fixedpoint.windows import (
@@ -34,7 +34,7 @@ class WindowScorer:
         normalized: whether to compute `log Z`; without it, it is taken to be 0.
 
     Raises:
-        RescoringError: for `normalized=False` with an adaptive softmax, which has no one `Z`.
+        InputError: for `normalized=False` with an adaptive softmax, which has no one `Z`.
     """
 
     longest = None
@@ -45,7 +45,7 @@ class WindowScorer:
         try:
             self.softmax = model.softmax(torch.bfloat16 if bf16 else None, normalized)
         except ValueError as error:
-            raise RescoringError(str(error)) from error
+            raise InputError(str(error)) from error
 
     @property
     def order(self) -> int | None:
@@ -62,10 +62,10 @@ class WindowScorer:
         """As :attr:`order`.
 
         Raises:
-            RescoringError: for the exact recurrence, whose histories have no end.
+            InputError: for the exact recurrence, whose histories have no end.
         """
         if self.order is None:
-            raise RescoringError(
+            raise InputError(
                 "the exact recurrence depends on all words before, which a lattice cannot hold: "
                 "give --iterations K."
             )
@@ -192,7 +192,7 @@ class GrowingHistories:
         before: the tokens before the sentence's `</s>`, for a start that knows them.
 
     Raises:
-        RescoringError: for an exact recurrence, whose histories have no end.
+        InputError: for an exact recurrence, whose histories have no end.
     """
 
     def __init__(self, scorer: WindowScorer, vocabulary: np.ndarray, before: Sequence[int] = ()):
