@@ -254,11 +254,11 @@ def verify(corpus: Corpus, texts: dict[str, bytes], source: str) -> None:
     """
     for split, text in texts.items():
         expected = corpus.splits[split].sha256
-        found = hashlib.sha256(text).hexdigest()
-        if found != expected:
+        digest = hashlib.sha256(text).hexdigest()
+        if digest != expected:
             raise CorpusError(
                 f"The {split} text from {source} is not that of {corpus.title}: its sha256 "
-                f"(uncompressed) is {found}, expected {expected}. It may be cut short, of another "
+                f"(uncompressed) is {digest}, expected {expected}. It may be cut short, of another "
                 "release, or with other line ends; get the original file. Nothing was written."
             )
 

@@ -236,5 +236,5 @@ def tables(run: dict) -> dict[str, str]:
     }
 
 
-def _ratio(baseline: float | None, taken: float | None) -> float | None:
-    return None if baseline is None or taken is None else baseline / taken
+def _ratio(baseline: float | None, ms: float | None) -> float | None:
+    return None if baseline is None or ms is None else baseline / ms

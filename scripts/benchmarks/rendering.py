@@ -113,8 +113,8 @@ def plot_path(run: dict, name: str) -> Path:
 
 def draw(path: Path) -> None:
     """The plots of a file of results, beside it."""
-    found = results.read(path)
-    for name, run in found["parts"].items():
+    results_file = results.read(path)
+    for name, run in results_file["parts"].items():
         plots = getattr(part(name), "plots", None)
         for plot, figure in (plots(run) if plots else {}).items():
             with atomic_write(path.parent / plot_path(run, plot).name) as file:
