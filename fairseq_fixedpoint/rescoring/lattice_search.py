@@ -9,87 +9,15 @@ beginning that is looked at is one of a sequence that belongs in the list.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
 from heapq import heapify, heappop, heappush, nsmallest
 from typing import NamedTuple, cast
 
 import numpy as np
 
 from fairseq_fixedpoint.errors import InputError
-from fairseq_fixedpoint.rescoring.path_sums import PathSums, layers
+from fairseq_fixedpoint.rescoring.word_graph import WordGraph
 
 RANK_DIGITS = 9  # after the point: finer than what weights mean, coarser than rounding
-
-
-@dataclass(frozen=True, eq=False)
-class ScoredGraph:
-    """A directed acyclic graph of S states and A arcs; paths begin at state 0.
-
-    Attributes:
-        source, target: states of each arc, ``(A,)``, source < target.
-        words: of the A arcs, "" for none.
-        weight: of each arc, ``(A,)``, natural logarithm; -inf closes the arc.
-        end: weight of ending in each state, ``(S,)``; -inf where no path may end.
-
-    Raises:
-        InputError: if they do not fit together, or a weight is NaN or infinitely good.
-    """
-
-    source: np.ndarray
-    target: np.ndarray
-    words: list[str]
-    weight: np.ndarray
-    end: np.ndarray
-
-    def __post_init__(self) -> None:
-        for name, kind in (
-            ("source", np.intp),
-            ("target", np.intp),
-            ("weight", np.float64),
-            ("end", np.float64),
-        ):
-            object.__setattr__(self, name, np.asarray(getattr(self, name), dtype=kind))
-        arcs, states = len(self.words), len(self.end)
-        shapes = {self.source.shape, self.target.shape, self.weight.shape}
-        if shapes != {(arcs,)}:
-            raise InputError(
-                f"a graph of {arcs} words has sources of shape {self.source.shape}, targets of "
-                f"shape {self.target.shape} and weights of shape {self.weight.shape}: each arc "
-                "needs one of each."
-            )
-        if states == 0:
-            raise InputError("a graph has no state: it needs one at least, its start.")
-        wrong = (self.source < 0) | (self.source >= self.target) | (self.target >= states)
-        if wrong.any():
-            arc = int(np.argmax(wrong))
-            raise InputError(
-                f"arc {arc} leads from state {self.source[arc]} to state {self.target[arc]}: arcs "
-                f"lead from one of the {states} states to a later one."
-            )
-        for values, what in ((self.weight, "arc"), (self.end, "the end in state")):
-            bad = np.isnan(values) | (values == np.inf)
-            if bad.any():
-                place = int(np.argmax(bad))
-                raise InputError(
-                    f"the weight of {what} {place} is {values[place]}: it must be a number or -inf."
-                )
-
-    @cached_property
-    def leaving(self) -> list[np.ndarray]:
-        """The arcs out of each state, by number."""
-        order = np.argsort(self.source, kind="stable")
-        return np.split(order, np.searchsorted(self.source[order], np.arange(1, len(self.end))))
-
-    @cached_property
-    def layer(self) -> np.ndarray:
-        """The longest way to each state, in arcs, ``(S,)``."""
-        return layers(self.source, self.target, len(self.end))
-
-    @cached_property
-    def sums(self) -> PathSums:
-        """Sums over paths; called with weights and ends as the graph's."""
-        return PathSums(self.source, self.target, self.layer)
 
 
 class Path(NamedTuple):
@@ -106,7 +34,7 @@ class Path(NamedTuple):
     arcs: list[int]
 
 
-def best_path(graph: ScoredGraph) -> Path:
+def best_path(graph: WordGraph) -> Path:
     """The path of the greatest weight.
 
     Of equal ones it is that which ends first or, where they part, takes the arc of lower number.
@@ -125,7 +53,7 @@ def best_path(graph: ScoredGraph) -> Path:
     return _path(graph, weight + float(graph.end[state]), arcs)
 
 
-def nbest(graph: ScoredGraph, size: int) -> list[Path]:
+def nbest(graph: WordGraph, size: int) -> list[Path]:
     """The `size` best distinct word sequences, or all there are: best first.
 
     Each comes with the best of all paths that have these words. Sequences of equal weight are in
@@ -161,7 +89,7 @@ def nbest(graph: ScoredGraph, size: int) -> list[Path]:
     return sorted(paths, key=lambda path: (-path.weight, path.words))
 
 
-def posteriors(graph: ScoredGraph, scale: float = 1.0) -> np.ndarray:
+def posteriors(graph: WordGraph, scale: float = 1.0) -> np.ndarray:
     """The share of each arc's paths in all paths, by weight, ``(A,)``.
 
     Args:
@@ -255,7 +183,7 @@ def _rank(weight: float) -> float:
 class _Beginnings:
     """Beginnings of word sequences: each is the best ways to the states it can lead to."""
 
-    def __init__(self, graph: ScoredGraph):
+    def __init__(self, graph: WordGraph):
         self.backward = _backward(graph).tolist()
         self._end = graph.end.tolist()
         self._weight = graph.weight.tolist()
@@ -318,11 +246,11 @@ def _arcs(reached: _Reached) -> list[int]:
     return arcs[::-1]
 
 
-def _path(graph: ScoredGraph, weight: float, arcs: list[int]) -> Path:
+def _path(graph: WordGraph, weight: float, arcs: list[int]) -> Path:
     return Path(tuple(graph.words[arc] for arc in arcs if graph.words[arc]), weight, arcs)
 
 
-def _backward(graph: ScoredGraph) -> np.ndarray:
+def _backward(graph: WordGraph) -> np.ndarray:
     """The weight of the best way from each state to an end, ``(S,)``."""
     _, backward = graph.sums(graph.weight, graph.end, np.maximum)
     _require_path(backward)
