@@ -117,7 +117,9 @@ if {registers}:
     fairseq_fixedpoint.register()
 parser = options.get_training_parser()
 options.parse_args_and_arch(
-    parser, ["data", "--user-dir", {str(PACKAGE)!r}, "--task", "fixedpoint_language_modeling"]
+    parser,
+    ["data", "--user-dir", {str(PACKAGE)!r}, "--task", "fixedpoint_language_modeling"]
+    + ["--arch", "fixedpoint_lm"],
 )
 """)
     assert (done.returncode == 0) == registers
