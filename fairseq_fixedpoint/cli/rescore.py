@@ -30,6 +30,7 @@ from fairseq_fixedpoint.formats import (
 )
 from fairseq_fixedpoint.formats.nbest import OnError, name_taken
 from fairseq_fixedpoint.progress import Bar
+from fairseq_fixedpoint.rescoring.candidate_pool import CandidatePool, selected
 from fairseq_fixedpoint.rescoring.combination import (
     WORDS,
     Combination,
@@ -51,7 +52,8 @@ from fairseq_fixedpoint.rescoring.nbest_rescoring import (
     scored,
     subtracted_without_probability,
 )
-from fairseq_fixedpoint.rescoring.tuning import CandidatePool, TuningReport, selected, tune
+from fairseq_fixedpoint.rescoring.tuning import tune
+from fairseq_fixedpoint.rescoring.tuning_report import TuningReport
 from fairseq_fixedpoint.rescoring.words import WordRule
 
 PROGRAM = "fixedpoint-rescore"
