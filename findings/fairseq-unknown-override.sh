@@ -24,8 +24,10 @@ if [ -z "$python" ]; then
     "${pip[@]}" torch==2.13.0 torchaudio==2.11.0 numpy==2.4.6 Cython==3.3.1 setuptools==84.2.1 \
         wheel==0.48.0 bitarray==3.12.3 cffi==2.1.1 packaging==26.3 regex==2026.11.15 \
         sacrebleu==2.6.0 scikit-learn==1.9.1 tqdm==4.70.1
-    # It compiles extensions against the torch that is there.
-    "${pip[@]}" --no-build-isolation fairseq-fixed==0.12.3.1 hydra-core==1.3.2 omegaconf==2.3.0
+    # The same code, of which one has wheels for 3.11 and the other for 3.12. On 3.13 it is compiled,
+    # against the torch that is there.
+    "${pip[@]}" --no-build-isolation "ve-fairseq==0.12.3; python_version < '3.12'" \
+        "fairseq-fixed==0.12.3.1; python_version >= '3.12'" hydra-core==1.3.2 omegaconf==2.3.0
 fi
 # The script reads the checkpoint that it has just written, which holds more than tensors.
 export TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1
@@ -58,7 +60,8 @@ def fairseq(command, *options):
     return "\n".join(Keep.messages)
 
 
-for package, pinned in (("torch", "2.13.0"), ("fairseq-fixed", "0.12.3.1")):
+wheel = ("ve-fairseq", "0.12.3") if sys.version_info < (3, 12) else ("fairseq-fixed", "0.12.3.1")
+for package, pinned in (("torch", "2.13.0"), wheel):
     if version(package).split("+")[0] != pinned:
         sys.exit(f"This finding is about {package} {pinned}, but {version(package)} is installed.")
     print(package, pinned)

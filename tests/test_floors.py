@@ -97,7 +97,9 @@ def test_all_but_the_plugin_is_imported_without_fairseq(error):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("part", ["formats", "rescoring", "cli.rescore", "cli.score"])
+@pytest.mark.parametrize(
+    "part", ["formats", "rescoring", "cli.rescore", "cli.score", "cli.convert"]
+)
 def test_formats_and_commands_are_imported_without_torch(part):
     program = WITHOUT.format(
         packages=["torch", "fairseq"], error="ImportError", modules=[f"fairseq_fixedpoint.{part}"]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 
-from fairseq_fixedpoint.decoding import load_one_step
-from fairseq_fixedpoint.decoding.onnx_step import INPUTS, OUTPUTS, write_onnx
 from fairseq_fixedpoint.files import atomic_write
 
 
@@ -15,6 +13,10 @@ def export(args: argparse.Namespace) -> list[str]:
     Raises:
         InputError: for a model that cannot be stepped, or a package that is missing.
     """
+    # They import torch, which takes a second that --help does without.
+    from fairseq_fixedpoint.decoding import load_one_step
+    from fairseq_fixedpoint.decoding.onnx_step import INPUTS, OUTPUTS, write_onnx
+
     step = load_one_step(
         args.checkpoint,
         args.data,

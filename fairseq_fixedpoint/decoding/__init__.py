@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 
 __all__ = ["FlashlightModel", "History", "OneStep", "PyctcdecodeModel", "load_one_step"]
 
-ADAPTERS = {  # module, and the package that it needs
-    "FlashlightModel": ("flashlight_text", "flashlight-text"),
-    "PyctcdecodeModel": ("pyctc", "pyctcdecode"),
+ADAPTERS = {  # module, the package that it needs, and what pip is to install
+    "FlashlightModel": ("flashlight_text", "flashlight-text", "flashlight-text"),
+    # With what it asks for, numpy below 2, pip would go back to an old numpy.
+    "PyctcdecodeModel": ("pyctc", "pyctcdecode", "--no-deps pyctcdecode pygtrie"),
 }
 
 
@@ -32,11 +33,11 @@ def __getattr__(name: str) -> type:
     """
     if name not in ADAPTERS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module, package = ADAPTERS[name]
+    module, package, installed = ADAPTERS[name]
     try:
         return getattr(import_module(f"{__name__}.{module}"), name)
     except ImportError as error:
         raise InputError(
             f"{name} needs the package {package}, which cannot be imported ({error}): "
-            f"pip install {package}."
+            f"pip install {installed}."
         ) from error

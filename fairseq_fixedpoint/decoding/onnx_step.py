@@ -40,8 +40,8 @@ def write_onnx(step: OneStep, path: Path) -> None:
         )
     except ImportError as error:  # PyTorch's own is one, too
         raise InputError(
-            f"ONNX files need the packages onnx and onnxscript ({error}): pip install onnx "
-            "onnxscript."
+            f"ONNX files need the packages onnx and onnxscript ({error}): install this package's "
+            "extra onnx."
         ) from error
     program = cast("torch.onnx.ONNXProgram", exported)  # by `dynamo`; without it there is none
     program.model.metadata_props.update(
