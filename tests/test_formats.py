@@ -23,7 +23,6 @@ from fairseq_fixedpoint.formats import (
     Rescored,
     detect,
     read_transcripts,
-    references,
     write_transcripts,
 )
 
@@ -525,7 +524,7 @@ def test_mlm_closes_the_gap_of_skipped_hypotheses(tmp_path):
         ("hyp_2", {"text": "c", "score": -4.0, "F": -1.5}),
         ("ref", "r"),
     ]
-    assert references(path) == {"u": "r"}
+    assert FORMATS["mlm"].references(path) == {"u": "r"}
 
 
 def test_mlm_hypotheses_keep_their_numbers_beyond_nine(tmp_path):

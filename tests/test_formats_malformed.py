@@ -19,7 +19,6 @@ from fairseq_fixedpoint.formats import (
     Rescored,
     detect,
     read_transcripts,
-    references,
     write_transcripts,
 )
 
@@ -354,7 +353,7 @@ def check_only_format_errors(kind: str, content: bytes) -> None:
             lambda: detect(path),
             lambda: list(nbest.read(path)),
             lambda: read_transcripts(path, nbest.name),
-            lambda: references(path),
+            lambda: nbest.references(path),
         ):
             try:
                 attempt()

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.files import require_replaceable
 from fairseq_fixedpoint.formats import FILLERS
-from fairseq_fixedpoint.rescoring.combination import WORDS
+from fairseq_fixedpoint.rescoring.combination import CHARACTERS, COUNTS, WORDS
 from fairseq_fixedpoint.rescoring.nbest_rescoring import LineScorer
 from fairseq_fixedpoint.rescoring.ngrams import BACKOFFS, InterpolatedScorer, NgramScorer
 from fairseq_fixedpoint.rescoring.scorer import Scorer
@@ -29,7 +29,7 @@ from fairseq_fixedpoint.rescoring.words import CASES, WordRule
 if TYPE_CHECKING:
     import torch
 
-RESERVED = {WORDS, "id", "score", "hypothesis", "text", "total"}
+RESERVED = {*COUNTS, "id", "score", "hypothesis", "text", "total"}
 NAMED_PATH = re.compile(r"([A-Za-z][A-Za-z0-9.-]*)=(.+)")
 SPLITTERS = ("tokenizer", "bpe")
 # By its name, as what needs fairseq stands above: it is imported where an option asks for it.
@@ -344,7 +344,7 @@ def fillers(args: argparse.Namespace) -> re.Pattern[str] | None:
 
 
 def parsed_weights(args: argparse.Namespace) -> dict[str, float]:
-    """What `--weight NAME=W` and `--word-penalty` say, by the name of the score."""
+    """What `--weight NAME=W` and the penalties say, by the name of the score."""
     weights = {}
     for argument in args.weight:
         name, _, value = argument.rpartition("=")
@@ -356,6 +356,8 @@ def parsed_weights(args: argparse.Namespace) -> dict[str, float]:
             raise InputError(f"--weight takes NAME=NUMBER, not {argument!r}.")
     if args.word_penalty is not None:
         weights[WORDS] = args.word_penalty
+    if getattr(args, "character_penalty", None) is not None:  # lattices have none
+        weights[CHARACTERS] = args.character_penalty
     return weights
 
 

@@ -7,7 +7,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -20,17 +20,18 @@ from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.files import atomic_write
 from fairseq_fixedpoint.formats import (
     FORMATS,
+    Beams,
     Hypothesis,
     NBestFormat,
     detect,
     read_transcripts,
-    references,
     stop,
     write_transcripts,
 )
 from fairseq_fixedpoint.formats.nbest import OnError, name_taken
 from fairseq_fixedpoint.progress import Bar
 from fairseq_fixedpoint.rescoring.combination import (
+    COUNTS,
     WORDS,
     Combination,
     place,
@@ -58,7 +59,10 @@ PROGRAM = "fixedpoint-rescore"
 TOKENS_A_GROUP = 32768
 COMPARED = 500  # utterances whose references are compared with their hypotheses, word by word
 # What becomes of the scores; a resumed run may change it.
-OF_THE_COMBINATION = {"output", "one_best", "weight", "weights", "word_penalty", "lenpen"}
+OF_THE_COMBINATION = {
+    *("output", "one_best"),
+    *("weight", "weights", "word_penalty", "character_penalty", "lenpen"),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -84,8 +88,8 @@ def _parser() -> argparse.ArgumentParser:
         "--one-best",
         type=Path,
         metavar="FILE",
-        help="the best text of each utterance: `id<TAB>text`; for kaldi `id text`; for moses plain "
-        "text, line N being id N from 0",
+        help="the best text of each utterance: `id<TAB>text`; for kaldi and espnet `id text`; for "
+        "moses and fairseq plain text, line N being id N from 0",
     )
     nbest.add_argument(
         "--weights", type=Path, metavar="FILE", help="what `tune` wrote: weights and lenpen"
@@ -108,8 +112,8 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="FILE",
-        help="as `nbest --one-best` writes it; may be repeated, but not for wer (default for mlm: "
-        "those in the list)",
+        help="as `nbest --one-best` writes it; may be repeated, but not for wer (default: those in "
+        "the list, where its format has them)",
     )
     tuner.add_argument("--metric", choices=METRICS, required=True)
     tuner.add_argument("--seed", type=int, default=1, help="of the search's restarts (default: 1)")
@@ -126,6 +130,21 @@ def _add_list_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--format", choices=sorted(FORMATS), help="of the list (default: what it looks like)"
     )
+    beams = parser.add_argument_group("lists without ids (format beams)")
+    beams.add_argument(
+        "--manifest",
+        type=Path,
+        metavar="FILE",
+        help="JSON, an object an utterance as NeMo has it: ids (audio_filepath) and references "
+        "(text). Default: ids are numbers from 0",
+    )
+    beams.add_argument(
+        "--beam-size",
+        type=_positive,
+        metavar="N",
+        help="hypotheses of each utterance (default: up to where a score is better than the one "
+        "before)",
+    )
     combination = parser.add_argument_group("combination of the scores")
     combination.add_argument(
         "--weight",
@@ -139,12 +158,24 @@ def _add_list_options(parser: argparse.ArgumentParser) -> None:
         "--word-penalty", type=float, metavar="W", help="added for each word (default: 0)"
     )
     combination.add_argument(
+        "--character-penalty",
+        type=float,
+        metavar="W",
+        help="added for each character, spaces between words counted (default: 0)",
+    )
+    combination.add_argument(
         "--lenpen",
         type=float,
         metavar="P",
         help="divide by the number of words, </s> counted, to this power (default: 0)",
     )
     options.add_context_option(parser, "the utterances before, as the first pass has them")
+
+
+def _positive(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"takes a whole number above 0, not {text!r}")
+    return int(text)
 
 
 def _nbest(args: argparse.Namespace) -> None:
@@ -186,7 +217,7 @@ def _nbest(args: argparse.Namespace) -> None:
             listed.write(rescored, args.input, destination)
             if args.one_best is not None:
                 one_best = outputs.enter_context(atomic_write(args.one_best))
-                write_transcripts(one_best, summary.texts(), listed.name)
+                write_transcripts(one_best, summary.texts(), listed.transcripts)
     tell(PROGRAM, f"{summary.sentence()}{skipped.sentence()}", *summary.warnings(scorers, rule))
 
 
@@ -319,7 +350,15 @@ def _format(args: argparse.Namespace) -> NBestFormat:
             f"{args.input} is neither a file nor a folder, and a list is read more than once: "
             "store it in a file first."
         )
-    return FORMATS[args.format] if args.format else detect(args.input)
+    listed = FORMATS[args.format] if args.format else detect(args.input)
+    if isinstance(listed, Beams):
+        return replace(listed, manifest=args.manifest, beam_size=args.beam_size)
+    if args.manifest is not None or args.beam_size is not None:
+        raise InputError(
+            f"--manifest and --beam-size are for lists without ids: {args.input} is in the format "
+            f"{listed.name}, which has them."
+        )
+    return listed
 
 
 def _checked(
@@ -335,7 +374,7 @@ def _checked(
         InputError: if it has nowhere a score that is weighed, or a hypothesis lacks one; with
             --previous-context, if the hypotheses of an utterance are not next to each other.
     """
-    unseen = combination.weights.keys() - {WORDS, *scorers}
+    unseen = combination.weights.keys() - {*COUNTS, *scorers}
     any_seen, last = False, None
     ended: set[str] = set()
     for each in hypotheses:
@@ -368,7 +407,7 @@ def _combinations(
 ) -> tuple[Combination, Combination]:
     """That of the first pass, whose scores have `names`, and the one that the options ask for."""
     first_pass = Combination(listed.default_weights(names), rule=rule)
-    weights, lenpen = {**first_pass.weights, **dict.fromkeys(scorers, 1.0)}, 0.0
+    weights, lenpen = {**listed.initial_weights(names), **dict.fromkeys(scorers, 1.0)}, 0.0
     if getattr(args, "weights", None) is not None:
         loaded = Combination.load(args.weights)
         weights, lenpen = dict(loaded.weights), loaded.lenpen
@@ -401,7 +440,7 @@ def _tell_of_texts(
 def _names_to_tune(listed: NBestFormat, hypotheses: Sequence[Hypothesis]) -> dict[str, None]:
     """Of the scores in the list, in their order; keys of JSON only if every hypothesis has them."""
     names = dict.fromkeys(name for hypothesis in hypotheses for name in hypothesis.scores)
-    if listed.name != "mlm":
+    if not listed.scores_vary:
         return names
     lacking = {name for each in hypotheses for name in names.keys() - each.scores.keys()}
     if lacking:
@@ -428,12 +467,12 @@ def _references(
 ) -> dict[str, list[str]]:
     """The references of each utterance of the list."""
     if args.references:
-        files = [read_transcripts(path, listed.name) for path in args.references]
+        files = [read_transcripts(path, listed.transcripts) for path in args.references]
         origin = ", ".join(map(str, args.references))
-    elif listed.name == "mlm":
-        files, origin = [references(args.input)], str(args.input)
     else:
-        raise InputError("tune needs --references.")
+        files, origin = [listed.references(args.input)], str(args.input)
+        if not files[0]:
+            raise InputError("tune needs --references: the list has none.")
     if len(files) > 1 and metric.name == "WER":
         raise InputError("the word error rate takes one --references.")
     utterances = dict.fromkeys(hypothesis.utterance for hypothesis in hypotheses)
