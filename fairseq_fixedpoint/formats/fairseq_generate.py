@@ -171,10 +171,12 @@ def _hypothesis(block: _Block) -> Hypothesis:
     if not tab:
         raise line.error("must be H- or D-, a number, a tab, a score, a tab and a text.")
     if "P" not in block.rows:
-        raise first.error("the P- line of this hypothesis is missing; was the run stopped?")
+        raise first.error(
+            "the P- line of this hypothesis is missing, as where a run was stopped; run it again."
+        )
     scores = {
-        RANKED_BY: LN2 * line.value(score, "the score"),
         MODEL: LN2 * _sum(*block.rows["P"]),
+        RANKED_BY: LN2 * line.value(score, "the score"),
     }
     if "R" in block.rows:
         line, content = block.rows["R"]
