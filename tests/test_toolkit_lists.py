@@ -6,11 +6,21 @@ import json
 import math
 from pathlib import Path
 
+import kenlm
 import pytest
+import sacrebleu
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fairseq_fixedpoint.formats import FORMATS, Beams, FormatError, Rescored, detect
+from fairseq_fixedpoint.formats import (
+    FORMATS,
+    Beams,
+    FormatError,
+    Rescored,
+    detect,
+    read_transcripts,
+)
+from tests.rescoring import nbest, refused, tune
 
 LN2 = math.log(2)
 
@@ -395,3 +405,84 @@ def test_skipped_lines_change_no_id_of_a_fixed_size(tmp_path_factory, groups):
     path = stored(tmp_path_factory.mktemp("beams"), "".join(lines))
     read = Beams(beam_size=4).read(path, lambda error: None)
     assert [h.utterance for h in read] == [str(n) for n, s in rows if s % 3]
+
+
+# The commands
+
+
+def test_references_in_a_list_are_those_to_tune_on(arpa, tmp_path, capsys):
+    beams = stored(tmp_path, "w2 w1\t-1\nw1 w2\t-2\nw2\t-1\nw1\t-3\n")
+    audio = manifest(
+        tmp_path,
+        {"audio_filepath": "a", "text": "w1 w2"},
+        {"audio_filepath": "b", "text": "w1"},
+    )
+    generated = tmp_path / "generated"
+    generated.write_text(
+        "S-0\tx\nT-0\tw1 w2\nH-0\t-1\tw2 w1\nP-0\t-1 -1\nH-0\t-2\tw1 w2\nP-0\t-2 -2\n"
+    )
+    objects = tmp_path / "objects"
+    objects.write_text('{"ref": "w1 w2", "hyps": [{"text": "w2 w1"}, {"text": "w1 w2"}]}\n')
+    array = tmp_path / "array"
+    array.write_text('[{"input": ["w2 w1", "w1 w2"], "output": "w1 w2"}]')
+    for path, *options in (
+        (beams, "--manifest", audio),
+        (beams, "--manifest", audio, "--beam-size", 2),
+        (generated,),
+        (objects,),
+        (array,),
+    ):
+        weights, one_best = tmp_path / "weights", tmp_path / "best"
+        arguments = (path, "--kenlm", arpa, *options)
+        assert tune(*arguments, "--metric", "wer", "--output", weights) == 0
+        outputs = ("--output", tmp_path / "out", "--one-best", one_best)
+        assert nbest(*arguments, "--weights", weights, *outputs) == 0
+        layout = detect(path).transcripts
+        texts = read_transcripts(one_best, layout)
+        references = Beams(audio).references(path) if options else detect(path).references(path)
+        assert texts == references
+
+
+def test_a_list_without_scores_is_ranked_by_the_models_alone(arpa, tmp_path):
+    path = stored(tmp_path, '[{"input": ["w2 w1", "w1 w2", "w1 w2"]}]')
+    arguments = ("--kenlm", arpa, "--output", tmp_path / "out", "--one-best", tmp_path / "best")
+    assert nbest(path, *arguments) == 0
+    model = kenlm.Model(str(arpa))
+    expected = [math.log(10) * model.score(text) for text in ("w2 w1", "w1 w2", "w1 w2")]
+    [entry] = json.loads((tmp_path / "out").read_text())
+    assert entry["scores"] == entry["KenLM0"] == pytest.approx(expected, rel=1e-6)
+    assert (tmp_path / "best").read_text() == "0\tw1 w2\n"
+
+
+def test_a_penalty_by_characters_counts_the_spaces_between_words(tmp_path, capfd):
+    path = stored(tmp_path, "a  bé\t-1\n\t-2\n")
+    output = ("--output", tmp_path / "out")
+    for option in (("--character-penalty", 0.5), ("--weight", "characters=0.5")):
+        assert nbest(path, *output, *option) == 0
+        assert [h.scores["score"] for h in Beams().read(tmp_path / "out")] == [-1 + 0.5 * 4, -2]
+    penalties = ("--character-penalty", 0.5, "--word-penalty", -3)
+    assert nbest(path, *output, *penalties) == 0
+    assert [h.scores["score"] for h in Beams().read(tmp_path / "out")] == [1 - 2 * 3, -2]
+    path.write_text("id\tscore\thypothesis\tcharacters\nu\t-1\ta\t1\n")
+    assert "a score cannot be named characters" in refused(capfd, nbest, path, *output)
+
+
+def test_options_of_beams_are_refused_for_lists_with_ids(tmp_path, capfd):
+    path = stored(tmp_path, "u\t-1\ta\n")
+    trouble = refused(capfd, nbest, path, "--output", tmp_path / "out", "--beam-size", 2)
+    assert "are for lists without ids" in trouble and "the format tsv" in trouble
+    with pytest.raises(SystemExit):
+        nbest(path, "--output", tmp_path / "out", "--beam-size", 0)
+    assert "takes a whole number above 0" in capfd.readouterr().err
+
+
+def test_sacrebleu_measures_the_one_best_of_fairseq_s_lists(arpa, tmp_path):
+    """Line N is sentence N, whatever the order that fairseq printed them in."""
+    path = stored(tmp_path, GENERATED)
+    arguments = ("--output", tmp_path / "out", "--one-best", tmp_path / "best")
+    assert nbest(path, *arguments) == 0
+    hypotheses = (tmp_path / "best").read_text().splitlines()
+    assert hypotheses == ["yes", "", "a house ."]
+    references = FORMATS["fairseq"].references(path)
+    in_order = [references.get(str(number), "") for number in range(len(hypotheses))]
+    assert sacrebleu.corpus_chrf(hypotheses, [in_order]).score == pytest.approx(100)
