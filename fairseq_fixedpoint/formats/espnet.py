@@ -14,9 +14,9 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import chain, groupby
 from pathlib import Path
+from typing import NamedTuple
 
 from fairseq_fixedpoint.formats.nbest import (
-    SPACE,
     FormatError,
     Hypothesis,
     Line,
@@ -28,6 +28,7 @@ from fairseq_fixedpoint.formats.nbest import (
     folder_content,
     formatted,
     name_taken,
+    normalised,
     raw_lines,
     read_lines,
     shown,
@@ -78,22 +79,22 @@ class Espnet(NBestFormat):
     def write(self, rescored: Iterable[Rescored], source: Path, destination: Path) -> None:
         kept: defaultdict[Path, set[str]] = defaultdict(set)
         for _, items in groupby(rescored, key=lambda item: item.hypothesis.record.parent):
-            lines: defaultdict[Path, list[str]] = defaultdict(list)
+            lines: defaultdict[tuple[Path, str], list[str]] = defaultdict(list)
             for item in items:
                 hypothesis = item.hypothesis
                 folder = hypothesis.record
                 kept[folder].add(hypothesis.utterance)
-                target = destination / folder.relative_to(source)
                 total = formatted(item.total, SCORE, hypothesis)
-                lines[target / SCORE].append(f"{hypothesis.utterance} {total}\n")
+                lines[folder, SCORE].append(f"{hypothesis.utterance} {total}\n")
                 for name, score in item.features.items():
                     if name in hypothesis.scores:
                         raise name_taken(hypothesis, name)
                     value = formatted(score, name, hypothesis)
-                    lines[target / f"{NEW_SCORE}{name}"].append(f"{hypothesis.utterance} {value}\n")
-            for path, content in lines.items():
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with create(path) as file:
+                    lines[folder, f"{NEW_SCORE}{name}"].append(f"{hypothesis.utterance} {value}\n")
+            for (folder, name), content in lines.items():
+                target = destination / folder.relative_to(source)
+                target.mkdir(parents=True, exist_ok=True)
+                with create(target / name) as file:
                     file.writelines(content)
         by_utterance = {folder for folders in _jobs(source) for folder in folders}
         for folder in by_utterance - kept.keys():
@@ -108,7 +109,7 @@ class _Rank:
     """What a folder `Nbest_recog` has for each utterance.
 
     Attributes:
-        texts: lines of `text` by utterance.
+        texts: what `text` has, by utterance.
     """
 
     def __init__(self, folder: Path, on_error: OnError):
@@ -122,22 +123,21 @@ class _Rank:
 
     def hypotheses(self, utterance: str, on_error: OnError) -> Iterator[Hypothesis]:
         """The hypothesis of this rank, if there is one."""
-        line = self.texts.get(utterance)
-        if line is None:
+        if utterance not in self.texts:
             return
-        scores = {name: lines.pop(utterance, None) for name, lines in self._scores.items()}
+        line, text = self.texts[utterance]
+        values = {name: of_name.pop(utterance, None) for name, of_name in self._scores.items()}
         try:
-            values = {name: _score(line, name, each) for name, each in scores.items()}
+            scores = {name: _score(line, name, value) for name, value in values.items()}
         except FormatError as error:
             on_error(error)
             return
-        text = " ".join(words(line.text)[1:])
-        yield Hypothesis(utterance, text, values, line.path, line.number, record=self._folder)
+        yield Hypothesis(utterance, text, scores, line.path, line.number, record=self._folder)
 
     def check_nothing_left(self, on_error: OnError) -> None:
         """Reports scores that no hypothesis asked for."""
-        for lines in self._scores.values():
-            for utterance, line in lines.items():
+        for of_name in self._scores.values():
+            for utterance, (line, _) in of_name.items():
                 on_error(
                     line.error(f"utterance {shown(utterance)} is not in {TEXT}; remove the line.")
                 )
@@ -169,25 +169,29 @@ def _file(folder: Path, name: str) -> Path:
     return path
 
 
-def _by_utterance(path: Path, on_error: OnError) -> dict[str, Line]:
-    lines: dict[str, Line] = {}
+class _Value(NamedTuple):
+    line: Line
+    content: str  # behind the utterance
+
+
+def _by_utterance(path: Path, on_error: OnError) -> dict[str, _Value]:
+    values: dict[str, _Value] = {}
     for line in read_lines(path, on_error):
-        utterance = next(iter(words(line.text)), "")
+        utterance, _, content = normalised(line.text).partition(" ")
         if not utterance:
             on_error(line.error("is blank; start it with the utterance's id."))
-        elif utterance in lines:
+        elif utterance in values:
             on_error(line.error(f"utterance {shown(utterance)} is here twice; remove one."))
         else:
-            lines[utterance] = line
-    return lines
+            values[utterance] = _Value(line, content)
+    return values
 
 
-def _score(text: Line, name: str, line: Line | None) -> float:
-    if line is None:
+def _score(text: Line, name: str, value: _Value | None) -> float:
+    if value is None:
         raise text.error(f"the utterance has no {name} beside its text.")
-    value = line.text.strip(SPACE).partition(" ")[2].strip(SPACE)
-    tensor = TENSOR.fullmatch(value)
-    return line.value(value if tensor is None else tensor[1], f"the {name}")
+    tensor = TENSOR.fullmatch(value.content)
+    return value.line.value(value.content if tensor is None else tensor[1], f"the {name}")
 
 
 def _copy(

@@ -40,7 +40,7 @@ from fairseq_fixedpoint.formats.nbest import (
 TAB = "\t"
 LN2 = math.log(2)
 RANKED_BY, MODEL, TOTAL = "score", "model", "total"
-ROW = re.compile(r"([A-Z])-([0-9]+)(?:_[0-9]+)?\t(.*)", re.DOTALL)
+ROW = re.compile(r"([A-Z])-([0-9]+)\t(.*)", re.DOTALL)
 FIRST_ROW = re.compile(r"^[STHD]-[0-9]+\t", re.MULTILINE)
 
 
@@ -147,13 +147,15 @@ def _blocks(path: Path, on_error: OnError) -> Iterator[_Block]:
         if another or begins:
             yield block
             block = _Block(sentence)
-        block.lines.append(line)
-        if begins or (letter in "DPR" and block.rows and sentence == block.sentence):
+        if letter in "HDPR":
+            if not begins and (not block.rows or sentence != block.sentence):
+                on_error(line.error("belongs to no hypothesis: the H- or D- line is missing."))
+                continue
             if letter in block.rows:
                 on_error(line.error(f"is a second {letter}- line of one hypothesis; remove one."))
+                continue
             block.rows[letter] = _Row(line, content)
-        elif letter in "PR":
-            on_error(line.error("belongs to no hypothesis: the H- or D- line before is missing."))
+        block.lines.append(line)
     yield block
     if not sentences:
         raise FormatError(
@@ -166,10 +168,12 @@ def _blocks(path: Path, on_error: OnError) -> Iterator[_Block]:
 
 def _hypothesis(block: _Block) -> Hypothesis:
     first = block.lines[0]
-    line, content = block.rows.get("D") or block.rows["H"]
-    score, tab, text = content.partition(TAB)
-    if not tab:
-        raise line.error("must be H- or D-, a number, a tab, a score, a tab and a text.")
+    for letter in "HD":  # the text is that of the last
+        if letter in block.rows:
+            line, content = block.rows[letter]
+            score, tab, text = content.partition(TAB)
+            if not tab:
+                raise line.error("must be H- or D-, a number, a tab, a score, a tab and a text.")
     if "P" not in block.rows:
         raise first.error(
             "the P- line of this hypothesis is missing, as where a run was stopped; run it again."
@@ -185,7 +189,7 @@ def _hypothesis(block: _Block) -> Hypothesis:
             name, _, value = token.partition("=")
             if name in scores:
                 raise line.error(f"two scores are named {shown(name)}; remove one.")
-            scores[name] = line.value(value, f"the score {shown(name)}")
+            scores[name] = line.value(value, "the score", name)
     return Hypothesis(
         block.sentence, normalised(text), scores, first.path, first.number, record=None
     )

@@ -287,6 +287,6 @@ def _score(line: Line, tokens: list[str]) -> float | FormatError:
     try:
         if len(tokens) != 2:
             raise line.error(f"key {shown(tokens[0])} needs one cost.")
-        return -line.value(tokens[1], f"the cost of {shown(tokens[0])}")
+        return -line.value(tokens[1], "the cost of", tokens[0])
     except FormatError as error:
         return error

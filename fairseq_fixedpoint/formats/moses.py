@@ -117,14 +117,14 @@ def _features(line: Line, field: str) -> dict[str, float]:
             name, _, value = token.rpartition("=")
             if name in values:
                 raise line.error(f"feature {shown(name)} occurs twice; keep one.")
-            values[name] = [line.value(value, f"a value of feature {shown(name)}")]
+            values[name] = [line.value(value, "a value of feature", name)]
         elif name is None:
             raise line.error(
                 f"the features start with {shown(token)} instead of a name such as LM0=; "
                 "let the decoder label them."
             )
         else:
-            values[name].append(line.value(token, f"a value of feature {shown(name)}"))
+            values[name].append(line.value(token, "a value of feature", name))
     return _named(line, values)
 
 
