@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 import kenlm
+import numpy as np
 import pytest
 import sacrebleu
 from hypothesis import given, settings
@@ -318,6 +319,18 @@ def test_json_of_mlm_scoring_is_told_from_other_json(tmp_path):
         assert detect(stored(tmp_path, content)).name == "jsonl"
     with pytest.raises(FormatError, match="none of the formats"):
         detect(stored(tmp_path, "{nothing}"))
+
+
+def test_beams_of_pyctcdecode(tmp_path):
+    """The text is the first of a beam, and its total the last."""
+    pyctcdecode = pytest.importorskip("pyctcdecode")
+    decoder = pyctcdecode.build_ctcdecoder(["a", "b", " ", ""])
+    logits = np.log(np.random.default_rng(1).dirichlet(np.ones(4), size=8))
+    beams = decoder.decode_beams(logits)
+    hypotheses = [{"text": text, "score": total} for text, *_, total in beams]
+    path = stored(tmp_path, json.dumps({"id": "u", "hyps": hypotheses}) + "\n")
+    best, *_ = read(path)
+    assert best == ("u", decoder.decode(logits), {"score": pytest.approx(beams[0][-1])})
 
 
 # Beams without ids
