@@ -308,6 +308,13 @@ def test_hyporadise_is_an_array_without_scores(tmp_path):
     assert written == [entry | new for entry, new in zip(entries, scores, strict=True)]
 
 
+def test_a_malformed_line_of_json_changes_no_number(tmp_path):
+    path = stored(tmp_path, '{"hyps": ["a"], "ref": "a"}\n{"hyps":\n{"hyps": ["b"], "ref": "b"}\n')
+    hypotheses = FORMATS["jsonl"].read(path, lambda error: None)
+    assert [(h.utterance, h.text, h.line) for h in hypotheses] == [("0", "a", 1), ("2", "b", 3)]
+    assert FORMATS["jsonl"].references(path) == {"0": "a", "2": "b"}
+
+
 def test_an_empty_array_stays_one(tmp_path):
     assert json.loads(rewritten(stored(tmp_path, "[]"), 0.0)) == []
 

@@ -395,12 +395,12 @@ def settings(args: argparse.Namespace, leave_out: set[str]) -> dict[str, str]:
 
 
 def _state(value: object) -> str:
-    """Size and time of the file that an option names, or of those in a folder, or nothing."""
+    """Size and time of the file that an option names, or of all in a folder, or nothing."""
     path = Path(_named(value)[1]) if isinstance(value, (str, Path)) else None
     if path is None or not path.exists():
         return ""
     digest = hashlib.sha256()
-    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
         if file.is_file():
             state = file.stat()
             digest.update(os.fsencode(f"{file.name}/{state.st_size}/{state.st_mtime_ns}/"))

@@ -92,9 +92,8 @@ class Beams(NBestFormat):
                     f"has {lines} lines, which is no multiple of --beam-size {self.beam_size}; "
                     "give the number of lines that each utterance has.",
                 )
-        count = number + 1 if lines else 0
-        if utterances is not None and count != len(utterances):
-            raise self._miscounted(path, str(count), len(utterances))
+        if utterances is not None and len(utterances) != (number + 1 if lines else 0):
+            raise self._miscounted(path, str(number + 1), len(utterances))
 
     def references(self, path: Path) -> dict[str, str]:
         if self.manifest is None:

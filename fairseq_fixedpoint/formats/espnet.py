@@ -61,11 +61,12 @@ class Espnet(NBestFormat):
         return {name: float(name == SCORE) for name in names}
 
     def read(self, path: Path, on_error: OnError = stop) -> Iterator[Hypothesis]:
-        for folders in _jobs(path) or [[]]:
-            if not folders or folders[0].name != "1best_recog":
-                raise FormatError(
-                    path, None, "has no 1best_recog; name a folder that ESPnet decoded into."
-                )
+        jobs = _jobs(path)
+        if not jobs:
+            raise FormatError(
+                path, None, "has no 1best_recog; name a folder that ESPnet decoded into."
+            )
+        for folders in jobs:
             ranks = [_Rank(folder, on_error) for folder in folders]
             for utterance in dict.fromkeys(chain(*(rank.texts for rank in ranks))):
                 for rank in ranks:

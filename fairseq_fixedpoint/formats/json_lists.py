@@ -118,7 +118,7 @@ class JsonLists(NBestFormat):
 
     def references(self, path: Path) -> dict[str, str]:
         texts = {}
-        for utterance in self._utterances(path, stop):
+        for utterance in self._utterances(path, lambda error: None):  # of which reading has told
             reference = utterance.entry.get(utterance.layout.reference)
             if reference is not None and not isinstance(reference, str):
                 raise utterance.error(f"has a {utterance.layout.reference} that is no text.")
@@ -142,7 +142,7 @@ class JsonLists(NBestFormat):
     def _utterances(self, path: Path, on_error: OnError) -> Iterator[_Utterance]:
         layouts = ALL if self.name == "jsonl" else [LAYOUTS[self.name]]
         seen: set[str] = set()
-        for number, (line, entry) in enumerate(_entries(path, on_error)):
+        for number, line, entry in _entries(path, on_error):
             try:
                 utterance = _utterance(path, line, entry, str(number), layouts)
                 if utterance.id in seen:
@@ -220,18 +220,20 @@ def _is_array(path: Path) -> bool:
     return beginning(path).lstrip()[:1] == "["
 
 
-def _entries(path: Path, on_error: OnError) -> Iterator[tuple[int | None, Any]]:
-    """The values of a file, and the line that each begins in, or None in an array.
+def _entries(path: Path, on_error: OnError) -> Iterator[tuple[int, int | None, Any]]:
+    """The values of a file, each behind its number, those that are malformed counted, and the line
+    that it begins in, or None in an array.
 
     Raises:
         FormatError: for an array that is malformed.
     """
     if _is_array(path):
-        yield from ((None, entry) for entry in parse_json(path, _text(read_lines(path))))
+        for number, entry in enumerate(parse_json(path, _text(read_lines(path)))):
+            yield number, None, entry
         return
-    for lines in _documents(read_lines(path, on_error)):
+    for number, lines in enumerate(_documents(read_lines(path, on_error))):
         try:
-            yield lines[0].number, parse_json(path, _text(lines), lines[0].number)
+            yield number, lines[0].number, parse_json(path, _text(lines), lines[0].number)
         except FormatError as error:
             on_error(error)
 
@@ -321,15 +323,19 @@ def _rewritten(items: list[Rescored]) -> dict[str, Any]:
     entry, layout = utterance.entry, utterance.layout
     if utterance.is_alone:
         return _rescored(entry, items[0], layout)
-    places = [item.hypothesis.record.number for item in items]
-    if isinstance(utterance.hypotheses[0], dict):
-        hypotheses = [
-            _rescored(utterance.hypotheses[index], item, layout)
-            for index, item in zip(places, items, strict=True)
-        ]
-        return entry | {layout.hypotheses: hypotheses}
+    if isinstance(utterance.hypotheses[0], str):
+        return _rewritten_texts(utterance, items)
+    hypotheses = [
+        _rescored(utterance.hypotheses[item.hypothesis.record.number], item, layout)
+        for item in items
+    ]
+    return entry | {layout.hypotheses: hypotheses}
 
-    count = len(utterance.hypotheses)
+
+def _rewritten_texts(utterance: _Utterance, items: list[Rescored]) -> dict[str, Any]:
+    """The object of an utterance whose hypotheses are texts, with lists beside them."""
+    entry, sign, count = utterance.entry, utterance.layout.sign, len(utterance.hypotheses)
+    places = [item.hypothesis.record.number for item in items]
     result = {
         key: [value[index] for index in places]
         if isinstance(value, list) and len(value) == count
@@ -340,7 +346,7 @@ def _rewritten(items: list[Rescored]) -> dict[str, Any]:
         if name in entry:
             raise name_taken(items[0].hypothesis, name)
         result[name] = [_number(item.features[name], name, item) for item in items]
-    scores = [_number(layout.sign * item.total, SCORE, item) for item in items]
+    scores = [_number(sign * item.total, SCORE, item) for item in items]
     old = result.get(SCORES, scores)
     result[SCORES] = [
         [new, *each[1:]] if isinstance(each, list) else new
