@@ -99,6 +99,11 @@ def test_what_fairseq_generate_printed_comes_back_in_its_lines(tmp_path):
     assert "R-2\tF=-1.5 G=2\n" in rewritten(path, 0.0, G=2.0)
 
 
+def test_a_list_in_tabs_may_have_ids_that_look_like_fairseq_s(tmp_path):
+    path = stored(tmp_path, "H-0\t-1\ta\nH-0\t-2\tb\nS-1\t-1\tc\nT-1\t-1\td\n")
+    assert detect(path).name == "tsv"
+
+
 def test_what_fairseq_interactive_prints_has_no_references(tmp_path):
     path = stored(
         tmp_path, "S-0\tja\nW-0\t0.123\tseconds\nH-0\t-1.0\tyes\nD-0\t-1.0\tyes\nP-0\t-0.5 -1.5\n"

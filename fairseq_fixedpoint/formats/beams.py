@@ -39,7 +39,8 @@ class Beams(NBestFormat):
     Attributes:
         manifest: a file of JSON, an object an utterance, as NeMo reads it: `audio_filepath` is the
             id, with `@offset` where there is an `offset`, and `text` the reference.
-        beam_size: lines of each utterance.
+        beam_size: lines of each utterance. A list that holds no whole number of beams, or another
+            number than the manifest has utterances, is refused when it has been read.
     """
 
     manifest: Path | None = None

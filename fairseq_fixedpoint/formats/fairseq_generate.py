@@ -41,7 +41,8 @@ TAB = "\t"
 LN2 = math.log(2)
 RANKED_BY, MODEL, TOTAL = "score", "model", "total"
 ROW = re.compile(r"([A-Z])-([0-9]+)\t(.*)", re.DOTALL)
-FIRST_ROW = re.compile(r"^[STHD]-[0-9]+\t", re.MULTILINE)
+# Enough of one to be no list in tabs, whose ids may be H-0, H-1, ... too.
+HYPOTHESIS = re.compile(r"^[HD]-([0-9]+)\t.*\n(?:D-\1\t.*\n)?P-\1\t", re.MULTILINE)
 
 
 class FairseqGenerate(NBestFormat):
@@ -61,7 +62,7 @@ class FairseqGenerate(NBestFormat):
     transcripts = "moses"
 
     def recognises(self, path: Path) -> bool:
-        return path.is_file() and FIRST_ROW.search(beginning(path)) is not None
+        return path.is_file() and HYPOTHESIS.search(beginning(path)) is not None
 
     def default_weights(self, names: Collection[str]) -> dict[str, float]:
         return {name: float(name == RANKED_BY) for name in names}
