@@ -6,6 +6,8 @@ import json
 
 import pytest
 
+from fairseq_fixedpoint.formats import FORMATS
+from fairseq_fixedpoint.formats.json_lists import LAYOUTS
 from scripts.benchmarks import __main__ as command
 from scripts.benchmarks import rescoring
 
@@ -70,3 +72,10 @@ def test_lattices_are_measured_at_every_order_and_beam(models, tmp_path, capsys)
     assert lists["hypotheses"] == 4
     assert lists["lattices"] == 3 and lists["links"] == {"median": 5, "most": 5}
     assert "3 of 3" in capsys.readouterr().out
+
+
+def test_lists_are_read_and_written_in_every_format_that_is_detected(tmp_path, capsys):
+    records = results(tmp_path / "results.json", "lists")
+    assert {record["format"] for record in records} == {*FORMATS} - {*LAYOUTS}
+    assert {record["tokens"] for record in records} == {12}
+    assert "| `fairseq` |" in capsys.readouterr().out

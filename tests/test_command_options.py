@@ -165,7 +165,7 @@ def scores_of(path: Path, name: str) -> list[dict[str, float]]:
 def totals_of(path: Path, name: str) -> list[float]:
     form = FORMATS[name]
     return [
-        sum(weight * scores.get(key, 0.0) for key, weight in form.default_weights(scores).items())
+        sum(weight * scores.get(key, 0.0) for key, weight in form.initial_weights(scores).items())
         for scores in scores_of(path, name)
     ]
 
@@ -201,7 +201,7 @@ def test_a_second_pass_keeps_and_weighs_the_first_one_s_scores(kind, arpa, tmp_p
     assert kept == [scores["A"] for scores in scores_of(first, name)]
     if name != "kaldi":
         assert all(value < 0 for value in kept)
-    total = {"moses": "total", "kaldi": TOTAL}.get(name, "score")
+    total = {"moses": "total", "fairseq": "total", "kaldi": TOTAL}.get(name, "score")
     weighed = tmp_path / "weighed"
     assert nbest(second, "--weight", f"{total}=0", "--weight", "A=2", "--output", weighed) == 0
     assert totals_of(weighed, name) == pytest.approx([2 * value for value in kept], rel=1e-9)

@@ -8,7 +8,7 @@ import math
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
@@ -23,12 +23,11 @@ from fairseq_fixedpoint.formats import (
     Rescored,
     detect,
     read_transcripts,
-    references,
     write_transcripts,
 )
 
 BYTELOG = 1024 / 10000.5  # natural logarithm of one bytelog
-LN10 = math.log(10)
+LN2, LN10 = math.log(2), math.log(10)
 
 # Letters that str.split or str.splitlines would break a word at, and ordinary ones.
 LETTERS = "abcé語\u00a0\u2028\u0085\x1c-:=(#"
@@ -143,6 +142,81 @@ def srilm_timed(folder: Path, entries: list[Entry]) -> list[Entry]:
     return srilm(folder, entries, "NBestList2.0\n", line)
 
 
+def fairseq(folder: Path, entries: list[Entry]) -> list[Entry]:
+    """As fairseq-generate prints them: to base 2, a log line in between, numbers for ids."""
+    grouped = by_utterance(entries)
+    numbers = {name: name if name.isdecimal() else str(100 + n) for n, name in enumerate(grouped)}
+    lines, ordered = [], []
+    for name, group in grouped.items():
+        number = numbers[name]
+        lines += [f"S-{number}\tsource", f"T-{number}\t{name}  ref"]
+        for e in group:
+            score, split = e.first / LN2, f"{e.second / LN2 / 2!r} {e.second / LN2 / 2!r}"
+            lines += [f"H-{number}\t{score!r}\tnot@@ this", f"D-{number}\t{score!r}\t{e.text}"]
+            lines += [f"P-{number}\t{split}", f"A-{number}\t0-0"]
+            ordered.append(replace(e, utterance=number))
+        lines.append("2026-01-01 | INFO | D-0 is no hypothesis")
+    (folder / "list").write_text("".join(f"{line}\n" for line in lines), newline="\n")
+    return ordered
+
+
+def espnet(folder: Path, entries: list[Entry]) -> list[Entry]:
+    """In two jobs; an utterance with fewer hypotheses is not in the later files."""
+    grouped = by_utterance(entries)
+    for number, (utterance, group) in enumerate(grouped.items()):
+        job = folder / "list" / f"output.{1 + (2 * number >= len(grouped))}"
+        for rank, e in enumerate(group, 1):
+            (job / f"{rank}best_recog").mkdir(parents=True, exist_ok=True)
+            device = ", device='cuda:0'" * (rank % 2)
+            for name, value in {
+                "text": e.text,
+                "token": "to ken",
+                "score": f"tensor({e.first}{device})",
+                "score.old": e.second,
+            }.items():
+                with (job / f"{rank}best_recog" / name).open("a", newline="\n") as file:
+                    file.write(f"{utterance} {value}\n")
+    return list(chain(*grouped.values()))
+
+
+def json_objects(folder: Path, entries: list[Entry], made) -> list[Entry]:
+    """An object an utterance and line, which `made` makes of its hypotheses."""
+    grouped = by_utterance(entries)
+    lines = [
+        json.dumps({"id": utterance, "more": [1, {"a": None}], **made(group)}) + "\n"
+        for utterance, group in grouped.items()
+    ]
+    (folder / "list").write_text("".join(lines))
+    return list(chain(*grouped.values()))
+
+
+def jsonl(folder: Path, entries: list[Entry]) -> list[Entry]:
+    def made(group: list[Entry]) -> dict:
+        return {"hyps": [{"text": e.text, "score": e.first, "old": e.second} for e in group]}
+
+    return json_objects(folder, entries, made)
+
+
+def vosk(folder: Path, entries: list[Entry]) -> list[Entry]:
+    def made(group: list[Entry]) -> dict:
+        return {"alternatives": [{"text": e.text, "confidence": e.first} for e in group]}
+
+    return json_objects(folder, entries, made)
+
+
+def sockeye(folder: Path, entries: list[Entry]) -> list[Entry]:
+    """Costs, each with that of a factor behind it; a list of one is written as none."""
+
+    def made(group: list[Entry]) -> dict:
+        best = {"translation": group[0].text, "score": -group[0].first}
+        if len(group) == 1:
+            return best
+        costs = [[-e.first, 0.5] for e in group]
+        return best | {"translations": [e.text for e in group], "scores": costs}
+
+    return json_objects(folder, entries, made)
+
+
 def timed_scores(entry: Entry) -> dict[str, float]:
     spoken = BYTELOG if entry.text else 0
     return {
@@ -162,6 +236,11 @@ KINDS = {
     "tsv": (tsv, "tsv", lambda e: {"score": e.first}),
     "tsv with header": (tsv_with_header, "tsv", lambda e: {"score": e.first, "old": e.second}),
     "mlm": (mlm, "mlm", lambda e: {"score": e.first}),
+    "fairseq": (fairseq, "fairseq", lambda e: {"score": e.first, "model": e.second}),
+    "espnet": (espnet, "espnet", lambda e: {"score": e.first, "old": e.second}),
+    "jsonl": (jsonl, "jsonl", lambda e: {"score": e.first, "old": e.second}),
+    "vosk": (vosk, "jsonl", lambda e: {"score": e.first}),
+    "sockeye": (sockeye, "jsonl", lambda e: {"score": e.first}),
     "kaldi": (kaldi, "kaldi", lambda e: {"acoustic": e.first, "nolm": e.second}),
     "srilm": (srilm_plain, "srilm", lambda e: {"acoustic": e.first * LN10, "lm": e.second * LN10}),
     "srilm 1.0": (srilm_total, "srilm", lambda e: {"total": e.first * BYTELOG}),
@@ -178,7 +257,9 @@ def stored(kind: str, entries: list[Entry]) -> Iterator[tuple[Path, list[Entry]]
 
 
 def files_of(path: Path) -> list[Path]:
-    return sorted(path.iterdir()) if path.is_dir() else [path]
+    if not path.is_dir():
+        return [path]
+    return sorted(file for file in path.rglob("*") if file.is_file())
 
 
 def content(hypotheses: list[Hypothesis]) -> list[tuple]:
@@ -525,7 +606,7 @@ def test_mlm_closes_the_gap_of_skipped_hypotheses(tmp_path):
         ("hyp_2", {"text": "c", "score": -4.0, "F": -1.5}),
         ("ref", "r"),
     ]
-    assert references(path) == {"u": "r"}
+    assert FORMATS["mlm"].references(path) == {"u": "r"}
 
 
 def test_mlm_hypotheses_keep_their_numbers_beyond_nine(tmp_path):
@@ -564,6 +645,11 @@ def test_default_weights_rank_by_what_the_list_already_says(name):
     elif name == "srilm":
         assert weights("acoustic", "lm") == {"acoustic": 1, "lm": 1}
         assert weights("total", "acoustic", "lm") == {"total": 1, "acoustic": 0, "lm": 0}
+    elif name == "fairseq":
+        assert weights("score", "model") == {"score": 1, "model": 0}
+        initial = FORMATS[name].initial_weights
+        assert initial(["score", "model"]) == {"score": 0, "model": 1}
+        assert initial(["score", "model", "total"]) == {"score": 0, "model": 0, "total": 1}
     else:
         main = "total" if name == "moses" else "score"
         assert weights(main, "LM0") == {main: 1, "LM0": 0}

@@ -19,7 +19,6 @@ from fairseq_fixedpoint.formats import (
     Rescored,
     detect,
     read_transcripts,
-    references,
     write_transcripts,
 )
 
@@ -31,6 +30,18 @@ GOOD = {
     "srilm": b"-1.5 -2 2 a b\n-3 -4 0\n",
     "srilm 1.0": b"NBestList1.0\n(-15) a b\n(-20) <s> c </s>\n",
     "srilm 2.0": b"NBestList2.0\n(-15) a ( st: 0 et: 1 g: -3 a: -4 ) b ( st: 2 et: 3 g: 1 a: 2 )\n",
+    "moses marian": b"0 ||| a b ||| WordScores= -1 -2 ||| 0-0 ||| F0= -3 ||| -1.5\n",
+    "moses joshua": b"0 ||| a b ||| tm_pt_0=-1 lm_0=-2 ||| -1.5\n",
+    "fairseq": b"S-3\tx\nT-3\ta\nH-3\t-1\ta@@ b\nD-3\t-1\tab\nP-3\t-1 -2\nA-3\t0-0\n"
+    b"log\nH-3\t-2\tc\nD-3\t-2\tc\nP-3\t-4\nR-3\tF=1\n",
+    "espnet": b"u a b\nv\n",
+    "espnet score": b"u tensor(-1.5)\n",
+    "jsonl": b'{"id": "u", "ref": "a", "hyps": [{"text": "a b", "score": -1, "x": 2}]}\n',
+    "jsonl vosk": b'{\n  "alternatives" : [{\n    "confidence" : 1, "text" : "a"\n  }]\n}\n',
+    "jsonl sockeye": b'{"scores": [[1], [2]], "sentence_id": 7, "translations": ["a", "b"]}\n',
+    "jsonl array": b'[{"input": ["a", "b"], "output": "a"},\n{"input": ["c"], "output": "d"}]\n',
+    "wenet": b'{"nbest": [{"sentence": "a", "word_pieces": []}], "type": "final_result"}\n',
+    "beams": b"a b\t-1.5\n\t-2\nc\t3\n",
     "kaldi": b"u-1 a b\nu-2 c\n",
     "kaldi costs": b"u-1 1.5\nu-2 -2\n",
 }
@@ -72,6 +83,72 @@ BAD_LINES = [
     ("srilm", b"NBestList2.0\n(1) a b\n", 2, "the word 'a' must be followed by ( st:"),
     ("srilm", b"NBestList2.0\n(1) a ( st: 0 et: 1 g: x a: 2 )\n", 2, "g: of 'a' must be a finite"),
     ("srilm", b"NBestList2.0\n(1) a ( st: 0 et: 1 a: 2 g: 2 )\n", 2, "the word 'a' must be"),
+    ("moses", b"0 ||| a ||| F=1 F= 2 ||| 1\n", 1, "feature 'F' occurs twice"),
+    ("moses", b"0 ||| a ||| F=1 G=x ||| 1\n", 1, "a value of feature 'G' must be a finite number"),
+    ("moses", b"0 ||| a ||| WordScores= 1 ||| F= x ||| 1\n", 1, "a value of feature 'F' must be"),
+    ("moses", b"0 ||| a ||| WordScores= 1 ||| 0-0 ||| F= 1 ||| x\n", 1, "the total score must be"),
+    ("fairseq", b"H-0\t-1\ta\n", 1, "the P- line of this hypothesis is missing"),
+    ("fairseq", b"H-0\t-1\ta\nH-0\t-1\ta\nP-0\t1\n", 1, "the P- line of this hypothesis is"),
+    ("fairseq", b"H-0\t-1\ta\nP-1\t1\n", 2, "belongs to no hypothesis"),
+    ("fairseq", b"S-0\ta\nP-0\t1\n", 2, "belongs to no hypothesis"),
+    ("fairseq", b"H-0\t-1\ta\nP-0\t1\nP-0\t1\n", 3, "is a second P- line of one hypothesis"),
+    ("fairseq", b"H-0\t-1\nP-0\t1\n", 1, "must be H- or D-, a number, a tab, a score, a tab"),
+    ("fairseq", b"\nD-0\tx\ta\nP-0\t1\n", 2, "the score must be a finite number"),
+    ("fairseq", b"D-0\t1\ta\nP-0\t1 nan\n", 2, "the score of a token must be a finite number"),
+    ("fairseq", b"D-0\t1\ta\nP-0\t1_0\n", 2, "the score of a token must be a finite number"),
+    ("fairseq", b"D-0\t1\ta\nP-0\t1e308 1e308\n", 2, "are too large for a number"),
+    ("fairseq", b"D-0\t1\ta\nP-0\t1\nR-0\tF\n", 3, "the score 'F' must be a finite number"),
+    ("fairseq", b"D-0\t1\ta\nP-0\t1\nR-0\tscore=1\n", 3, "two scores are named 'score'"),
+    ("fairseq", b"D-0\t1\t\xff\nD-0\t1\ta\nP-0\t1\n", 1, "is not UTF-8"),
+    ("espnet", b"\nu a\n", 1, "is blank"),
+    ("espnet", b"u a\nu b\n", 2, "utterance 'u' is here twice"),
+    ("espnet", b"v a\n", 1, "the utterance has no score beside its text"),
+    ("espnet score", b"u tensor(nan)\n", 1, "the score must be a finite number, not 'nan'"),
+    ("espnet score", b"u tensor(-1\n", 1, "the score must be a finite number, not 'tensor(-1'"),
+    ("espnet score", b"u\n", 1, "the score must be a finite number, not ''"),
+    ("espnet score", b"u 1\nw 2\n", 2, "'w' is not in text; remove the line"),
+    ("jsonl", b'{"hyps": [\n', 1, "is not JSON"),
+    ("jsonl", b'{\n"hyps": [\n}\n', 3, "is not JSON"),
+    ("jsonl", b'{\n"hyps": [\n', 2, "is not JSON"),
+    ("jsonl", b"1\n", 1, "entry 0 must be an object"),
+    ("jsonl", b'{"id": true, "hyps": [{"text": "a"}]}\n', 1, "entry 0 has an id that is no text"),
+    ("jsonl", b'{"id": "", "hyps": [{"text": "a"}]}\n', 1, "entry 0 has an id that is no text"),
+    ("jsonl", b'{"hyp": []}\n', 1, "utterance '0' needs a list of hypotheses under the key hyps,"),
+    ("jsonl", b'{"hyps": []}\n', 1, "has no hypothesis in hyps"),
+    ("jsonl", b'{"hyps": ["a", {}]}\n', 1, "must have objects in hyps, or texts"),
+    ("jsonl", b'{"hyps": [{"score": 1}]}\n', 1, "needs a text in hypothesis 1"),
+    ("jsonl", b'{"hyps": [{"text": "a", "score": null}]}\n', 1, "needs a score that is a finite"),
+    ("jsonl", b'{"hyps": [{"text": "a", "x": 1' + b"0" * 400 + b"}]}\n", 1, "needs a x that is"),
+    (
+        "jsonl",
+        b'{"hyps": ["a", "b"], "scores": [1]}\n',
+        1,
+        "has 2 hypotheses and needs as many sco",
+    ),
+    ("jsonl", b'{"hyps": ["a"], "scores": [[]]}\n', 1, "needs a score that is a finite number"),
+    (
+        "jsonl",
+        b'{"alternatives": [{"text": "a", "confidence": 1, "score": 2}]}\n',
+        1,
+        "has both a score and a confidence",
+    ),
+    ("jsonl", b'{"hyps": ["a"]}\n{"id": 0, "hyps": ["a"]}\n', 2, "utterance '0' is there before"),
+    (
+        "jsonl",
+        b'{"hyps": ["a"]}\n{"hyps": [{"text": "a", "score": 1}]}\n',
+        2,
+        "hypothesis 1 has a score, unlike those before it",
+    ),
+    (
+        "jsonl",
+        b'[{"hyps": [{"text": "a", "score": 1}, {"text": "b"}]}]',
+        None,
+        "has no score, unlik",
+    ),
+    ("vosk", b'{"hyps": ["a"]}\n', 1, "needs a list of hypotheses under the key alternatives."),
+    ("beams", b"a\n", 1, "has 1 columns separated by tabs instead of 2: text, score"),
+    ("beams", b"a\t1\t2\n", 1, "has 3 columns"),
+    ("beams", b"a\tx\n", 1, "the score must be a finite number"),
     ("kaldi", b"\n", 1, "is blank"),
     ("kaldi", b"u a\n", 1, "key 'u' must be an utterance's id, a hyphen and a number"),
     ("kaldi", b"u-1234567 a\n", 1, "key 'u-1234567' must be"),
@@ -122,22 +199,42 @@ BAD_FILES = [
     ("mlm", b'{"u": "\\ud800"}', None, "has an escaped surrogate"),
     ("mlm", b'{"u": ' + b"[" * 100_000, None, "is nested too deeply"),
     ("mlm", b'{"u": "\xff"}', 1, "is not UTF-8"),
+    ("jsonl", b"[1\n2]", 2, "is not JSON"),
+    ("fairseq", b"Generate test\n", None, "has no line that starts with S-, T-, H- or D-"),
+    ("fairseq", b"S-0\ta\nS-0\ta\n", 2, "sentence 0 is on earlier lines too, as where"),
+    (
+        "fairseq",
+        b"H-0\t1\ta\nP-0\t1\nH-1\t1\ta\nP-1\t1\nH-0\t1\ta\n",
+        5,
+        "sentence 0 is on earlier",
+    ),
     ("tsv", b"id\tscore\n", 1, "the header must name at least id, score and hypothesis"),
     ("tsv", b"id\tscore\tx\tx\n", 1, "each column of the header needs a name"),
     ("tsv", b"id\tscore\tx\t\n", 1, "each column of the header needs a name"),
 ]
 
 
+# The file of a folder that the content is of, and another that goes with it.
+FOLDERS = {
+    "kaldi": ("words_text", None, b""),
+    "kaldi acwt": ("acwt", "words_text", b"u-1 a\n"),
+    "kaldi costs": ("acwt", "words_text", b"u-1 a\n"),
+    "espnet": ("1best_recog/text", "1best_recog/score", b"u 1\n"),
+    "espnet score": ("1best_recog/score", "1best_recog/text", b"u a\n"),
+}
+
+
 def store(folder: Path, kind: str, content: bytes) -> Path:
     """A list with `content` in the file that `kind` names; returns what to read."""
     path = folder / "list"
-    if not kind.startswith("kaldi"):
+    if kind not in FOLDERS:
         path.write_bytes(content)
         return path
-    path.mkdir()
-    (path / "words_text").write_bytes(content if kind == "kaldi" else b"u-1 a\n")
-    if kind != "kaldi":
-        (path / "acwt").write_bytes(content)
+    name, other, beside = FOLDERS[kind]
+    (path / name).parent.mkdir(parents=True)
+    (path / name).write_bytes(content)
+    if other is not None:
+        (path / other).write_bytes(beside)
     return path
 
 
@@ -151,7 +248,7 @@ def test_a_malformed_line_is_an_error_or_skipped(tmp_path, kind, content, line, 
     assert error.line == line
     assert sentence in error.sentence
     assert error.sentence.endswith(".")
-    assert error.path in (path, path / "words_text", path / "acwt")
+    assert error.path == path or error.path in path.rglob("*")
     skipped = []
     list(nbest.read(path, skipped.append))
     assert str(skipped[0]) == str(error)
@@ -175,6 +272,8 @@ def test_a_malformed_file_is_an_error_even_when_lines_are_skipped(
         ("tsv", "{}\t1\ta\n", ["{}\t1\t\udcff\n", "{}\tx\ta\n"]),
         ("srilm", "-1 -2 1 a{}\n", ["-1 -2 1 \udcff{}\n", "-1 -2 a{}\n"]),
         ("kaldi", "u-{} a\n", ["u-{} \udcff\n", "{} b\n"]),
+        ("beams", "a\t-{}\n", ["a\udcff\t-{}\n", "a{}\n"]),
+        ("jsonl", '{{"id": {}, "hyps": ["a"]}}\n', ['{{"id": {}, \udcff}}\n', '{{"id": {}}}\n']),
     ],
 )
 def test_each_malformed_line_is_counted_once_and_the_others_are_read(tmp_path, kind, good, bad):
@@ -204,7 +303,9 @@ def test_a_malformed_cost_is_counted_once_wherever_it_stands(tmp_path):
     assert [(error.path.name, error.line) for error in skipped] == [("acwt", 1)]
 
 
-@pytest.mark.parametrize("kind", ["moses", "tsv", "mlm", "srilm", "kaldi"])
+@pytest.mark.parametrize(
+    "kind", ["moses", "tsv", "mlm", "srilm", "kaldi", "fairseq", "jsonl", "beams"]
+)
 def test_damaged_gzip_is_an_error_even_when_lines_are_skipped(tmp_path, kind):
     packed = gzip.compress(GOOD[kind] + random.Random(1).randbytes(3000).hex().encode())
     for damaged in (packed[:-20], packed[:400] + b"??" + packed[402:], packed + b"x", packed[:12]):
@@ -217,13 +318,15 @@ def test_damaged_gzip_is_an_error_even_when_lines_are_skipped(tmp_path, kind):
 @pytest.mark.parametrize("name", FORMATS)
 def test_what_is_not_there_cannot_be_read(tmp_path, name):
     path = tmp_path / "missing"
-    with pytest.raises(FormatError, match=r"missing: (cannot be read|has no words_text)"):
+    with pytest.raises(
+        FormatError, match=r"missing: (cannot be read|has no (words_text|1best_recog))"
+    ):
         list(FORMATS[name].read(path, lambda error: None))
     with pytest.raises(FormatError, match="cannot be read: No such file"):
         detect(path)
     with pytest.raises(FormatError, match="cannot be read: No such file"):
         read_transcripts(path, name)
-    if name not in ("kaldi", "srilm"):
+    if name not in ("kaldi", "espnet", "srilm"):
         with pytest.raises(FormatError, match="cannot be read: Is a directory"):
             list(FORMATS[name].read(tmp_path))
 
@@ -251,7 +354,7 @@ def test_an_unclear_format_names_the_choices(tmp_path, content, problem):
     with pytest.raises(FormatError) as raised:
         detect(path)
     assert raised.value.sentence == (
-        f"{problem}; choose one of moses, kaldi, srilm, mlm, tsv with --format."
+        f"{problem}; choose one of {', '.join(FORMATS)} with --format."
     )
 
 
@@ -292,7 +395,9 @@ def test_ids_that_a_transcript_cannot_hold(tmp_path, name, utterance):
         write_transcripts(tmp_path / "text", {utterance: "a"}, name)
 
 
-@pytest.mark.parametrize("kind", ["moses", "tsv", "srilm", "srilm 1.0", "kaldi"])
+@pytest.mark.parametrize(
+    "kind", ["moses", "tsv", "srilm", "srilm 1.0", "kaldi", "beams", "fairseq"]
+)
 def test_reading_takes_constant_memory(tmp_path, kind):
     """Ten times the list, hardly more memory."""
     lines = {
@@ -301,6 +406,8 @@ def test_reading_takes_constant_memory(tmp_path, kind):
         "srilm": "-1 -2 {} " + "a " * 50 + "\n",
         "srilm 1.0": "(-{}) " + "a " * 50 + "\n",
         "kaldi": "u-{} " + "a " * 50 + "\n",
+        "beams": "a " * 50 + "\t-1\n",
+        "fairseq": "H-0\t-{}\ta\nD-0\t-1\t" + "a " * 50 + "\nP-0\t-1\n",
     }
     peaks = []
     for count in (1_000, 10_000):
@@ -354,7 +461,7 @@ def check_only_format_errors(kind: str, content: bytes) -> None:
             lambda: detect(path),
             lambda: list(nbest.read(path)),
             lambda: read_transcripts(path, nbest.name),
-            lambda: references(path),
+            lambda: nbest.references(path),
         ):
             try:
                 attempt()
@@ -368,7 +475,10 @@ def check_only_format_errors(kind: str, content: bytes) -> None:
         nbest.write([Rescored(h, {"Fixed0": -0.5}, -1.5) for h in read], path, out)
         if nbest.name != "kaldi":  # whose files are copied with what is wrong in them
             again = list(nbest.read(out)) if read or nbest.name == "mlm" else []
-            assert [(h.utterance, h.text) for h in again if nbest.name != "srilm"] == [
-                (h.utterance, h.text) for h in read if nbest.name != "srilm"
-            ]
+            if nbest.name == "beams":  # whose ids come from the scores
+                assert [h.text for h in again] == [h.text for h in read]
+            elif nbest.name != "srilm":
+                assert [(h.utterance, h.text) for h in again] == [
+                    (h.utterance, h.text) for h in read
+                ]
             assert len(again) == len(read)

@@ -122,9 +122,6 @@ for number in reversed(range(12)):
 print("Translated 12 sentences (96 tokens) in 1.0s (12.00 sentences/s, 96.00 tokens/s)",
       file=sys.stderr)
 """
-CONVERT = """
-open(sys.argv[2], "w").close()
-"""
 RESCORE = """
 open(value("--output"), "w").close()
 if "--one-best" in sys.argv:
@@ -141,13 +138,11 @@ def evaluated(tmp_path_factory) -> tuple[Path, list[str]]:
     shutil.copytree(EXAMPLE, root / "examples" / "translation")
     for name in ("significance.py", "training_log.py"):
         shutil.copy(EXAMPLE.parent / name, root / "examples")
-    (root / "examples" / "translation_rescoring").mkdir()
     commands.mkdir()
     values = {"PYTHON": sys.executable, "CALLS": repr(str(calls)), "SENTENCES": repr(SENTENCES)}
     scripts = {
         commands / "fairseq-generate": GENERATE,
         commands / "fixedpoint-rescore": RESCORE,
-        root / "examples" / "translation_rescoring" / "generate_to_moses.py": CONVERT,
     }
     for path, script in scripts.items():
         script = COMMON + script
@@ -185,7 +180,7 @@ def test_weights_are_tuned_on_the_validation_set_and_sentences_keep_their_number
     rescored = [call for call in calls if call.startswith("fixedpoint-rescore")]
     assert len(rescored) == 2 * 2  # tune and nbest
     assert all("--bpe characters" in call for call in rescored)
-    assert all("valid.moses" in call for call in rescored if " tune " in call)
+    assert all("valid.lists.generated" in call for call in rescored if " tune " in call)
 
 
 def test_the_table_has_sacrebleus_scores(evaluated):

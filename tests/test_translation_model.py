@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
@@ -17,6 +18,7 @@ from fairseq_cli import generate, preprocess, train
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fairseq_fixedpoint.formats import FORMATS, Rescored, detect
 from fairseq_fixedpoint.plugin.models.fixedpoint import (
     EncoderAttention,
     FixedPointTranslationConfig,
@@ -443,6 +445,34 @@ def test_our_criterion_is_refused_for_models_of_fairseq(pairs, tmp_path):
         )  # fmt: skip
 
 
+def assert_is_a_list(printed: str, path: Path) -> None:
+    """Whether two translations of each of 30 sentences are read and come back as the same lines."""
+    path.write_text(printed)
+    fairseq = detect(path)
+    assert fairseq is FORMATS["fairseq"]
+    lists = Counter(hypothesis.utterance for hypothesis in fairseq.read(path))
+    assert lists == Counter(2 * [str(number) for number in range(30)])
+    assert sorted(fairseq.references(path)) == sorted(lists)
+    lengths = [
+        len(line.split("\t")[1].split()) for line in printed.splitlines() if line.startswith("P-")
+    ]
+    for hypothesis, length in zip(fairseq.read(path), lengths, strict=True):
+        score, model = hypothesis.scores["score"], hypothesis.scores["model"]
+        assert score == pytest.approx(model / length, abs=1e-4)  # of four decimal digits each
+    rescored = path.with_name("rescored")
+    fairseq.write((Rescored(h, {}, h.scores["score"]) for h in fairseq.read(path)), path, rescored)
+    for before, after in zip(
+        printed.splitlines(),
+        (line for line in rescored.read_text().splitlines() if not line.startswith("R-")),
+        strict=True,
+    ):
+        numbers = [line.split("\t") for line in (before, after)]
+        if before.startswith(("H-", "D-")):
+            first, second = (float(fields.pop(1)) for fields in numbers)
+            assert second == pytest.approx(first, rel=1e-9)
+        assert numbers[0] == numbers[1]
+
+
 def test_every_sentence_is_translated_and_counted(pairs, tmp_path, capsys):
     """fairseq leaves out the last ones if they are fewer than --required-batch-size-multiple."""
     plugin = ("--user-dir", PLUGIN, "--cpu", "--no-progress-bar", "--num-workers", 0)
@@ -454,9 +484,9 @@ def test_every_sentence_is_translated_and_counted(pairs, tmp_path, capsys):
     )  # fmt: skip
     path = ("--path", tmp_path / "checkpoint_last.pt")
     capsys.readouterr()
-    command(generate, pairs, *plugin, *task, *path, "--beam", 1, "--max-len-b", 5)
-    printed = capsys.readouterr().out.splitlines()
-    assert sum(line.startswith("H-") for line in printed) == 30
+    command(generate, pairs, *plugin, *task, *path, "--beam", 2, "--nbest", 2, "--max-len-b", 5)
+    printed = capsys.readouterr().out
+    assert_is_a_list(printed, tmp_path / "printed")
     loaded = checkpoint_utils.load_model_ensemble_and_task([str(path[1])])[2]
     for epoch in (1, 2):
         loaded.load_dataset("valid", epoch=epoch)

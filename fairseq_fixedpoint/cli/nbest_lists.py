@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from fairseq_fixedpoint.cli import options
 from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.formats import (
     FORMATS,
+    Beams,
     Hypothesis,
     NBestFormat,
     detect,
 )
 from fairseq_fixedpoint.formats.nbest import OnError, name_taken
 from fairseq_fixedpoint.rescoring.combination import (
-    WORDS,
+    COUNTS,
     Combination,
     place,
 )
@@ -41,6 +43,21 @@ def add_list_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--format", choices=sorted(FORMATS), help="of the list (default: what it looks like)"
     )
+    beams = parser.add_argument_group("lists without ids (format beams)")
+    beams.add_argument(
+        "--manifest",
+        type=Path,
+        metavar="FILE",
+        help="JSON, an object an utterance as NeMo has it: ids (audio_filepath) and references "
+        "(text). Default: ids are numbers from 0",
+    )
+    beams.add_argument(
+        "--beam-size",
+        type=_positive,
+        metavar="N",
+        help="hypotheses of each utterance (default: up to where a score is better than the one "
+        "before)",
+    )
     combination = parser.add_argument_group("combination of the scores")
     combination.add_argument(
         "--weight",
@@ -54,12 +71,24 @@ def add_list_options(parser: argparse.ArgumentParser) -> None:
         "--word-penalty", type=float, metavar="W", help="added for each word (default: 0)"
     )
     combination.add_argument(
+        "--character-penalty",
+        type=float,
+        metavar="W",
+        help="added for each character, spaces between words counted (default: 0)",
+    )
+    combination.add_argument(
         "--lenpen",
         type=float,
         metavar="P",
         help="divide by the number of words, </s> counted, to this power (default: 0)",
     )
     options.add_context_option(parser, "the utterances before, as the first pass has them")
+
+
+def _positive(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text)):
+        raise argparse.ArgumentTypeError(f"takes a whole number above 0, not {text!r}")
+    return int(text)
 
 
 def line_scorers(args: argparse.Namespace) -> tuple[dict[str, LineScorer], WordRule]:
@@ -89,7 +118,15 @@ def list_format(args: argparse.Namespace) -> NBestFormat:
             f"{args.input} is neither a file nor a folder, and a list is read more than once: "
             "store it in a file first."
         )
-    return FORMATS[args.format] if args.format else detect(args.input)
+    listed = FORMATS[args.format] if args.format else detect(args.input)
+    if isinstance(listed, Beams):
+        return replace(listed, manifest=args.manifest, beam_size=args.beam_size)
+    if args.manifest is not None or args.beam_size is not None:
+        raise InputError(
+            f"--manifest and --beam-size are for lists without ids: {args.input} is in the format "
+            f"{listed.name}, which has them."
+        )
+    return listed
 
 
 def checked_hypotheses(
@@ -105,7 +142,7 @@ def checked_hypotheses(
         InputError: if it has nowhere a score that is weighed, or a hypothesis lacks one; with
             --previous-context, if the hypotheses of an utterance are not next to each other.
     """
-    unseen = combination.weights.keys() - {WORDS, *scorers}
+    unseen = combination.weights.keys() - {*COUNTS, *scorers}
     any_seen, last = False, None
     ended: set[str] = set()
     for each in hypotheses:
@@ -138,7 +175,7 @@ def combinations(
 ) -> tuple[Combination, Combination]:
     """That of the first pass, whose scores have `names`, and the one that the options ask for."""
     first_pass = Combination(listed.default_weights(names), rule=rule)
-    weights, lenpen = {**first_pass.weights, **dict.fromkeys(scorers, 1.0)}, 0.0
+    weights, lenpen = {**listed.initial_weights(names), **dict.fromkeys(scorers, 1.0)}, 0.0
     if getattr(args, "weights", None) is not None:
         loaded = Combination.load(args.weights)
         weights, lenpen = dict(loaded.weights), loaded.lenpen

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.files import require_replaceable
 from fairseq_fixedpoint.formats import FILLERS
-from fairseq_fixedpoint.rescoring.combination import WORDS
+from fairseq_fixedpoint.rescoring.combination import CHARACTERS, COUNTS, WORDS
 from fairseq_fixedpoint.rescoring.nbest_rescoring import LineScorer
 from fairseq_fixedpoint.rescoring.ngrams import BACKOFFS, InterpolatedScorer, NgramScorer
 from fairseq_fixedpoint.rescoring.scorer import Scorer
@@ -29,7 +29,7 @@ from fairseq_fixedpoint.rescoring.words import CASES, WordRule
 if TYPE_CHECKING:
     import torch
 
-RESERVED = {WORDS, "id", "score", "hypothesis", "text", "total"}
+RESERVED = {*COUNTS, "id", "score", "hypothesis", "text", "total"}
 NAMED_PATH = re.compile(r"([A-Za-z][A-Za-z0-9.-]*)=(.+)")
 SPLITTERS = ("tokenizer", "bpe")
 # By its name, as what needs fairseq stands above: it is imported where an option asks for it.
@@ -344,7 +344,7 @@ def fillers(args: argparse.Namespace) -> re.Pattern[str] | None:
 
 
 def parsed_weights(args: argparse.Namespace) -> dict[str, float]:
-    """What `--weight NAME=W` and `--word-penalty` say, by the name of the score."""
+    """What `--weight NAME=W` and the penalties say, by the name of the score."""
     weights = {}
     for argument in args.weight:
         name, _, value = argument.rpartition("=")
@@ -356,6 +356,8 @@ def parsed_weights(args: argparse.Namespace) -> dict[str, float]:
             raise InputError(f"--weight takes NAME=NUMBER, not {argument!r}.")
     if args.word_penalty is not None:
         weights[WORDS] = args.word_penalty
+    if getattr(args, "character_penalty", None) is not None:  # lattices have none
+        weights[CHARACTERS] = args.character_penalty
     return weights
 
 
@@ -393,12 +395,12 @@ def settings(args: argparse.Namespace, leave_out: set[str]) -> dict[str, str]:
 
 
 def _state(value: object) -> str:
-    """Size and time of the file that an option names, or of those in a folder, or nothing."""
+    """Size and time of the file that an option names, or of all in a folder, or nothing."""
     path = Path(_named(value)[1]) if isinstance(value, (str, Path)) else None
     if path is None or not path.exists():
         return ""
     digest = hashlib.sha256()
-    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
         if file.is_file():
             state = file.stat()
             digest.update(os.fsencode(f"{file.name}/{state.st_size}/{state.st_mtime_ns}/"))

@@ -43,7 +43,10 @@ from fairseq_fixedpoint.rescoring.nbest_rescoring import (
 )
 
 # What becomes of the scores; a resumed run may change it.
-OF_THE_COMBINATION = {"output", "one_best", "weight", "weights", "word_penalty", "lenpen"}
+OF_THE_COMBINATION = {
+    *("output", "one_best"),
+    *("weight", "weights", "word_penalty", "character_penalty", "lenpen"),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -69,8 +72,8 @@ def _parser() -> argparse.ArgumentParser:
         "--one-best",
         type=Path,
         metavar="FILE",
-        help="the best text of each utterance: `id<TAB>text`; for kaldi `id text`; for moses plain "
-        "text, line N being id N from 0",
+        help="the best text of each utterance: `id<TAB>text`; for kaldi and espnet `id text`; for "
+        "moses and fairseq plain text, line N being id N from 0",
     )
     nbest.add_argument(
         "--weights", type=Path, metavar="FILE", help="what `tune` wrote: weights and lenpen"
@@ -122,7 +125,7 @@ def _nbest(args: argparse.Namespace) -> None:
             listed.write(rescored, args.input, destination)
             if args.one_best is not None:
                 one_best = outputs.enter_context(atomic_write(args.one_best))
-                write_transcripts(one_best, summary.texts(), listed.name)
+                write_transcripts(one_best, summary.texts(), listed.transcripts)
     tell(PROGRAM, f"{summary.sentence()}{skipped.sentence()}", *summary.warnings(scorers, rule))
 
 

@@ -32,7 +32,6 @@ from fairseq_fixedpoint.formats import (
     Hypothesis,
     NBestFormat,
     read_transcripts,
-    references,
     stop,
 )
 from fairseq_fixedpoint.progress import Bar
@@ -75,8 +74,8 @@ def add_parser(commands: Any) -> None:
         action="append",
         default=[],
         metavar="FILE",
-        help="as `nbest --one-best` writes it; may be repeated, but not for wer (default for mlm: "
-        "those in the list)",
+        help="as `nbest --one-best` writes it; may be repeated, but not for wer (default: those in "
+        "the list, where its format has them)",
     )
     tuner.add_argument("--metric", choices=METRICS, required=True)
     tuner.add_argument("--seed", type=int, default=1, help="of the search's restarts (default: 1)")
@@ -178,7 +177,7 @@ def _tell_of_texts(
 def _names_to_tune(listed: NBestFormat, hypotheses: Sequence[Hypothesis]) -> dict[str, None]:
     """Of the scores in the list, in their order; keys of JSON only if every hypothesis has them."""
     names = dict.fromkeys(name for hypothesis in hypotheses for name in hypothesis.scores)
-    if listed.name != "mlm":
+    if not listed.scores_vary:
         return names
     lacking = {name for each in hypotheses for name in names.keys() - each.scores.keys()}
     if lacking:
@@ -205,12 +204,12 @@ def _references(
 ) -> dict[str, list[str]]:
     """The references of each utterance of the list."""
     if args.references:
-        files = [read_transcripts(path, listed.name) for path in args.references]
+        files = [read_transcripts(path, listed.transcripts) for path in args.references]
         origin = ", ".join(map(str, args.references))
-    elif listed.name == "mlm":
-        files, origin = [references(args.input)], str(args.input)
     else:
-        raise InputError("tune needs --references.")
+        files, origin = [listed.references(args.input)], str(args.input)
+        if not files[0]:
+            raise InputError("tune needs --references: the list has none.")
     if len(files) > 1 and metric.name == "WER":
         raise InputError("the word error rate takes one --references.")
     utterances = dict.fromkeys(hypothesis.utterance for hypothesis in hypotheses)

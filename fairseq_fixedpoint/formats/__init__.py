@@ -7,7 +7,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fairseq_fixedpoint.formats.beams import Beams
 from fairseq_fixedpoint.formats.compact_lattice import read_symbols
+from fairseq_fixedpoint.formats.espnet import Espnet
+from fairseq_fixedpoint.formats.fairseq_generate import FairseqGenerate
+from fairseq_fixedpoint.formats.json_lists import LAYOUTS, JsonLists
 from fairseq_fixedpoint.formats.kaldi import Kaldi
 from fairseq_fixedpoint.formats.lattice import FILLERS, Lattice, LatticeFormat, spoken
 from fairseq_fixedpoint.formats.lattice_files import (
@@ -17,7 +21,7 @@ from fairseq_fixedpoint.formats.lattice_files import (
     read_lattices,
     write_lattices,
 )
-from fairseq_fixedpoint.formats.mlm_scoring import MlmScoring, references
+from fairseq_fixedpoint.formats.mlm_scoring import MlmScoring
 from fairseq_fixedpoint.formats.moses import Moses, absent_score
 from fairseq_fixedpoint.formats.nbest import (
     FormatError,
@@ -35,6 +39,7 @@ __all__ = [
     "FILLERS",
     "FORMATS",
     "LATTICE_FORMATS",
+    "Beams",
     "FormatError",
     "Hypothesis",
     "Lattice",
@@ -48,7 +53,6 @@ __all__ = [
     "read_lattices",
     "read_symbols",
     "read_transcripts",
-    "references",
     "spoken",
     "stop",
     "text_words",
@@ -57,7 +61,19 @@ __all__ = [
 ]
 
 FORMATS: dict[str, NBestFormat] = {
-    each.name: each for each in (Moses(), Kaldi(), Srilm(), MlmScoring(), Tsv())
+    each.name: each
+    for each in (
+        Moses(),
+        FairseqGenerate(),
+        Kaldi(),
+        Espnet(),
+        Srilm(),
+        MlmScoring(),
+        JsonLists(),
+        *(JsonLists(name) for name in LAYOUTS),
+        Tsv(),
+        Beams(),
+    )
 }
 
 

@@ -24,6 +24,8 @@ from fairseq_fixedpoint.formats.nbest import (
     OnError,
     Rescored,
     create,
+    file_in,
+    folder_content,
     formatted,
     name_taken,
     raw_lines,
@@ -60,9 +62,10 @@ class Kaldi(NBestFormat):
     """
 
     name = "kaldi"
+    transcripts = "kaldi"
 
     def recognises(self, path: Path) -> bool:
-        return path.is_dir() and _existing(path, WORDS) is not None
+        return path.is_dir() and file_in(path, WORDS) is not None
 
     def default_weights(self, names: Collection[str]) -> dict[str, float]:
         if TOTAL in names:  # which holds the others
@@ -103,7 +106,7 @@ class Kaldi(NBestFormat):
                 file.check_nothing_left()
 
     def names_in_folder(self, source: Path, features: Collection[str]) -> list[str]:
-        names = {path.name for path in _listed(source)}
+        names = {path.name for path in folder_content(source)}
         return sorted(names | {_total_name(source)} | {_file_of(name) for name in features})
 
     def write(self, rescored: Iterable[Rescored], source: Path, destination: Path) -> None:
@@ -125,7 +128,7 @@ class Kaldi(NBestFormat):
                     cost = formatted(-score, name, hypothesis)
                     features[name].write(f"{hypothesis.record} {cost}\n")
         by_key = {_words_file(source), *_cost_files(source).values()}
-        for path in _listed(source):
+        for path in folder_content(source):
             if not (destination / path.name).exists():  # the total is there
                 _copy(path, destination / path.name, kept if path in by_key else None)
 
@@ -226,18 +229,11 @@ def _utterance(line: Line, key: str, seen: _Keys) -> str:
     return match[1]
 
 
-def _listed(folder: Path) -> list[Path]:
-    try:
-        return sorted(folder.iterdir())
-    except OSError as error:
-        raise FormatError(folder, None, f"cannot be read: {error.strerror or error}.") from error
-
-
 def _cost_files(folder: Path) -> dict[str, Path]:
     """The files of costs by the names of their scores."""
     known = {**COSTS, TOTAL: TOTAL}
-    files = {name: path for name, file in known.items() if (path := _existing(folder, file))}
-    for path in _listed(folder):
+    files = {name: path for name, file in known.items() if (path := file_in(folder, file))}
+    for path in folder_content(folder):
         file = path.name.removesuffix(".gz")
         if file.startswith(LANGUAGE) and file not in known.values() and path.is_file():
             name = file.removeprefix(LANGUAGE)
@@ -253,7 +249,7 @@ def _file_of(name: str) -> str:
 
 
 def _total_name(source: Path) -> str:
-    file = _existing(source, TOTAL)
+    file = file_in(source, TOTAL)
     return TOTAL if file is None else file.name
 
 
@@ -273,16 +269,8 @@ def _copy(path: Path, destination: Path, kept: _Keys | None) -> None:
         shutil.copyfile(path, destination)
 
 
-def _existing(folder: Path, name: str) -> Path | None:
-    candidates = (folder / name, folder / f"{name}.gz")
-    try:
-        return next((path for path in candidates if path.is_file()), None)
-    except OSError as error:
-        raise FormatError(folder, None, f"cannot be read: {error.strerror or error}.") from error
-
-
 def _words_file(folder: Path) -> Path:
-    file = _existing(folder, WORDS)
+    file = file_in(folder, WORDS)
     if file is None:
         raise FormatError(folder, None, f"has no {WORDS}; name a folder of Kaldi n-best lists.")
     return file
@@ -299,6 +287,6 @@ def _score(line: Line, tokens: list[str]) -> float | FormatError:
     try:
         if len(tokens) != 2:
             raise line.error(f"key {shown(tokens[0])} needs one cost.")
-        return -line.value(tokens[1], f"the cost of {shown(tokens[0])}")
+        return -line.value(tokens[1], "the cost of", tokens[0])
     except FormatError as error:
         return error

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import math
-from collections import Counter
+import re
 from collections.abc import Collection, Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fairseq_fixedpoint.formats.json_text import finite, json_line, numbers_by_name, parse_json
 from fairseq_fixedpoint.formats.nbest import (
     FormatError,
     Hypothesis,
     NBestFormat,
     OnError,
     Rescored,
+    beginning,
     create,
-    first_line,
     formatted,
     name_taken,
     normalised,
@@ -28,8 +27,8 @@ from fairseq_fixedpoint.formats.nbest import (
 
 HYPOTHESIS = "hyp_"
 REFERENCE = "ref"
-NO_FURTHER_SCORES = {"score", "text", "words"}  # how many words there are is counted, not read
-TOO_DEEP = "is nested too deeply for an n-best list; remove keys that hold more than a score."
+# As far as a list of the kind can be told from other JSON: an object of objects, or an empty one.
+LIST = re.compile(r'\s*\{\s*("([^"\\]|\\.)*"\s*:\s*\{|\})')
 
 
 class MlmScoring(NBestFormat):
@@ -42,9 +41,10 @@ class MlmScoring(NBestFormat):
     """
 
     name = "mlm"
+    scores_vary = True
 
     def recognises(self, path: Path) -> bool:
-        return path.is_file() and first_line(path).lstrip()[:1] == "{"
+        return path.is_file() and bool(LIST.match(beginning(path)))
 
     def default_weights(self, names: Collection[str]) -> dict[str, float]:
         return {name: float(name == "score") for name in names}
@@ -64,30 +64,23 @@ class MlmScoring(NBestFormat):
                     continue
                 yield hypothesis
 
+    def references(self, path: Path) -> dict[str, str]:
+        texts = {}
+        for utterance, entry in _document(path).items():
+            _check_utterance(path, utterance, entry)
+            if REFERENCE in entry:
+                texts[utterance] = normalised(entry[REFERENCE])
+        return texts
+
     def write(self, rescored: Iterable[Rescored], source: Path, destination: Path) -> None:
         groups = groupby(rescored, key=lambda item: item.hypothesis.utterance)
         opening = "{\n"
         with create(destination) as file:
             for utterance, items in groups:
-                file.write(f"{opening}{_json(source, utterance)}: ")
-                file.write(_json(source, _rewritten(list(items))))
+                file.write(f"{opening}{json_line(source, utterance)}: ")
+                file.write(json_line(source, _rewritten(list(items))))
                 opening = ",\n"
             file.write("{}\n" if opening == "{\n" else "\n}\n")
-
-
-def references(path: Path) -> dict[str, str]:
-    """The references that stand beside the hypotheses, by utterance; words by single spaces.
-
-    Raises:
-        FormatError: for a file that :class:`MlmScoring` cannot read, or a reference that is no
-            text.
-    """
-    texts = {}
-    for utterance, entry in _document(path).items():
-        _check_utterance(path, utterance, entry)
-        if REFERENCE in entry:
-            texts[utterance] = normalised(entry[REFERENCE])
-    return texts
 
 
 class _EntryKey(NamedTuple):
@@ -96,39 +89,10 @@ class _EntryKey(NamedTuple):
 
 
 def _document(path: Path) -> dict[str, Any]:
-    text = "\n".join(line.text for line in read_lines(path))
-    try:
-        document = json.loads(
-            text, object_pairs_hook=_distinct, parse_float=_number, parse_constant=_number
-        )
-        if r"\ud" in text.lower():  # half of a pair of surrogates is no character
-            json.dumps(document, ensure_ascii=False).encode("utf-8")
-    except json.JSONDecodeError as error:
-        raise FormatError(path, error.lineno, f"is not JSON: {error.msg}.") from error
-    except UnicodeEncodeError as error:
-        raise FormatError(path, None, "has an escaped surrogate that is no character.") from error
-    except ValueError as error:
-        raise FormatError(path, None, f"is not JSON as it should be: {error}") from error
-    except RecursionError as error:
-        raise FormatError(path, None, TOO_DEEP) from error
+    document = parse_json(path, "\n".join(line.text for line in read_lines(path)))
     if not isinstance(document, dict):
         raise FormatError(path, None, "must be an object with a key for each utterance.")
     return document
-
-
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    mapping = dict(pairs)
-    if len(mapping) < len(pairs):
-        (twice, _), *_ = Counter(key for key, _ in pairs).most_common(1)
-        raise ValueError(f"the key {shown(twice)} occurs twice in one object.")
-    return mapping
-
-
-def _number(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError(f"{text} is not a finite number.")
-    return number
 
 
 def _check_utterance(path: Path, utterance: str, entry: Any) -> None:
@@ -155,45 +119,19 @@ def _hypothesis(path: Path, utterance: str, entry: dict[str, Any], key: str) -> 
     place = f"{key} of utterance {shown(utterance)}"
     if not isinstance(hypothesis, dict):
         raise FormatError(path, None, f"{place} must be an object with the keys score and text.")
-    score, text = hypothesis.get("score"), hypothesis.get("text")
+    text = hypothesis.get("text")
     if not isinstance(text, str):
         raise FormatError(path, None, f"{place} needs a text.")
-    return Hypothesis(
-        utterance,
-        normalised(text),
-        {"score": _finite(path, place, score)} | _further(path, place, hypothesis),
-        path,
-        None,
-        _EntryKey(entry, key),
-    )
+    numbers = {"score": hypothesis.get("score")} | numbers_by_name(hypothesis)
+    scores = {name: _score(path, place, value, name) for name, value in numbers.items()}
+    return Hypothesis(utterance, normalised(text), scores, path, None, _EntryKey(entry, key))
 
 
-def _further(path: Path, place: str, hypothesis: dict[str, Any]) -> dict[str, float]:
-    return {
-        name: _finite(path, place, value, name)
-        for name, value in hypothesis.items()
-        if name not in NO_FURTHER_SCORES
-        and isinstance(value, int | float)
-        and not isinstance(value, bool)
-    }
-
-
-def _finite(path: Path, place: str, score: Any, name: str = "score") -> float:
-    if isinstance(score, int | float) and not isinstance(score, bool):
-        try:
-            value = float(score)
-        except OverflowError:
-            value = math.inf
-        if math.isfinite(value):
-            return value
-    raise FormatError(path, None, f"{place} needs a {name} that is a finite number.")
-
-
-def _json(source: Path, value: Any) -> str:
-    try:
-        return json.dumps(value, ensure_ascii=False)
-    except RecursionError as error:  # writing can go less deep than reading
-        raise FormatError(source, None, TOO_DEEP) from error
+def _score(path: Path, place: str, value: Any, name: str) -> float:
+    score = finite(value)
+    if score is None:
+        raise FormatError(path, None, f"{place} needs a {name} that is a finite number.")
+    return score
 
 
 def _rewritten(items: list[Rescored]) -> dict[str, Any]:

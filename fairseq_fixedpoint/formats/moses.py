@@ -1,4 +1,8 @@
-"""Moses: `id ||| hypothesis ||| Name0= v [v ...] ... ||| total [||| alignments ...]`."""
+"""Moses: `id ||| hypothesis ||| Name0= v [v ...] ... ||| total [||| alignments ...]`.
+
+Marian writes alignments and `WordScores= ...` too, as fields before the features; Joshua, and old
+versions of Marian, write features as `name=value`.
+"""
 
 from __future__ import annotations
 
@@ -27,6 +31,7 @@ from fairseq_fixedpoint.formats.nbest import (
 
 SEPARATOR = "|||"
 UTTERANCE, TEXT, FEATURES, TOTAL = range(4)
+WORD_SCORES = "WordScores="
 
 
 class Moses(NBestFormat):
@@ -41,6 +46,7 @@ class Moses(NBestFormat):
     """
 
     name = "moses"
+    transcripts = "moses"
 
     def recognises(self, path: Path) -> bool:
         return path.is_file() and first_line(path).count(SEPARATOR) >= TOTAL
@@ -83,13 +89,24 @@ def _parsed(line: Line) -> Hypothesis:
     utterance = fields[UTTERANCE].strip(SPACE)
     if not utterance:
         raise line.error("the id before the first ||| is missing.")
-    scores = _features(line, fields[FEATURES])
+    extra = _extra_fields(fields)
+    scores = _features(line, fields[FEATURES + extra])
     if "total" in scores:
         raise line.error("a feature is named total, as the last score is; rename it.")
-    scores["total"] = line.value(fields[TOTAL].strip(SPACE), "the total score")
+    scores["total"] = line.value(fields[TOTAL + extra].strip(SPACE), "the total score")
     return Hypothesis(
         utterance, normalised(fields[TEXT]), scores, line.path, line.number, record=line.text
     )
+
+
+def _extra_fields(fields: list[str]) -> int:
+    """How many fields stand before the features, which are what a number, the total, follows."""
+    for extra in range(len(fields) - TOTAL):
+        if NUMBER.fullmatch(fields[TOTAL + extra].strip(SPACE)) and not fields[
+            FEATURES + extra
+        ].lstrip(SPACE).startswith(WORD_SCORES):
+            return extra
+    return 0
 
 
 def _features(line: Line, field: str) -> dict[str, float]:
@@ -101,13 +118,18 @@ def _features(line: Line, field: str) -> dict[str, float]:
             if name in values:
                 raise line.error(f"feature {shown(name)} occurs twice; keep one.")
             values[name] = []
+        elif "=" in token:
+            name, _, value = token.rpartition("=")
+            if name in values:
+                raise line.error(f"feature {shown(name)} occurs twice; keep one.")
+            values[name] = [line.value(value, "a value of feature", name)]
         elif name is None:
             raise line.error(
                 f"the features start with {shown(token)} instead of a name such as LM0=; "
                 "let the decoder label them."
             )
         else:
-            values[name].append(line.value(token, f"a value of feature {shown(name)}"))
+            values[name].append(line.value(token, "a value of feature", name))
     return _named(line, values)
 
 
@@ -127,16 +149,24 @@ def _named(line: Line, features: dict[str, list[float]]) -> dict[str, float]:
 def _rewritten(item: Rescored) -> str:
     hypothesis = item.hypothesis
     fields = hypothesis.record.split(SEPARATOR)
-    labels = {token[:-1] for token in words(fields[FEATURES]) if not NUMBER.fullmatch(token)}
+    features, total = (each + _extra_fields(fields) for each in (FEATURES, TOTAL))
+    tokens = words(fields[features])
+    labels = {_label(token) for token in tokens if not NUMBER.fullmatch(token)}
+    joined = any(token.find("=", 0, -1) > 0 for token in tokens)
     appended = ""
     for name, value in item.features.items():
         if name in labels or name in hypothesis.scores:
             raise name_taken(hypothesis, name)
-        appended += f" {name}= {formatted(value, name, hypothesis)}"
-    fields[FEATURES] = _before_trailing_space(fields[FEATURES], appended)
-    total = fields[TOTAL].strip(SPACE)
-    fields[TOTAL] = fields[TOTAL].replace(total, formatted(item.total, "total", hypothesis), 1)
+        appended += f" {name}={'' if joined else ' '}{formatted(value, name, hypothesis)}"
+    fields[features] = _before_trailing_space(fields[features], appended)
+    old = fields[total].strip(SPACE)
+    fields[total] = fields[total].replace(old, formatted(item.total, "total", hypothesis), 1)
     return SEPARATOR.join(fields)
+
+
+def _label(token: str) -> str:
+    """The name in `name=`, `name:` or `name=value`."""
+    return token[:-1] if token[-1] in "=:" else token.rpartition("=")[0]
 
 
 def _before_trailing_space(field: str, addition: str) -> str:

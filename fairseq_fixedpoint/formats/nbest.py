@@ -100,9 +100,17 @@ class NBestFormat(ABC):
 
     Text is UTF-8, and gzip is allowed for every file. A line ends at a line feed, a carriage
     return before it is dropped, and fields are separated by ASCII white space only.
+
+    Attributes:
+        name: that of `--format`.
+        transcripts: the layout of the references and the one-best that go with a list, as
+            :func:`~fairseq_fixedpoint.formats.read_transcripts` takes it.
+        scores_vary: whether a hypothesis can lack a score that others have, without its being 0.
     """
 
     name: str
+    transcripts: str = "tsv"
+    scores_vary: bool = False
 
     @abstractmethod
     def recognises(self, path: Path) -> bool:
@@ -126,6 +134,18 @@ class NBestFormat(ABC):
         Raises:
             FormatError: for a file that is unreadable as a whole, whatever `on_error` does.
         """
+
+    def initial_weights(self, names: Collection[str]) -> dict[str, float]:
+        """The weights of `names` that new scores are added to, unless others are given."""
+        return self.default_weights(names)
+
+    def references(self, path: Path) -> dict[str, str]:
+        """The references that a list holds, by utterance, words separated by single spaces.
+
+        Raises:
+            FormatError: for a list that cannot be read, or a reference that is no text.
+        """
+        return {}
 
     def names_in_folder(self, source: Path, features: Collection[str]) -> list[str]:
         """Names of what :meth:`write` puts into a folder; none for formats that are no folders.
@@ -160,11 +180,13 @@ class Line(NamedTuple):
     def error(self, sentence: str) -> FormatError:
         return FormatError(self.path, self.number, sentence)
 
-    def value(self, token: str, meaning: str) -> float:
-        """The finite number that `token` stands for; `meaning` names it in the error."""
+    def value(self, token: str, meaning: str, name: str | None = None) -> float:
+        """The finite number that `token` stands for; the error says what it is: `meaning`, and the
+        name behind it, if it has one."""
         value = float(token) if NUMBER.fullmatch(token) else math.nan
         if not math.isfinite(value):
-            raise self.error(f"{meaning} must be a finite number, not {shown(token)}.")
+            subject = meaning if name is None else f"{meaning} {shown(name)}"
+            raise self.error(f"{subject} must be a finite number, not {shown(token)}.")
         return value
 
 
@@ -178,7 +200,8 @@ def words(text: str) -> list[str]:
 
     The words of a text are :func:`text_words`.
     """
-    return WORD.findall(text)
+    spaced = normalised(text)
+    return spaced.split(" ") if spaced else []
 
 
 def text_words(text: str) -> list[str]:
@@ -192,8 +215,10 @@ def text_words(text: str) -> list[str]:
 
 
 def normalised(text: str) -> str:
-    """The words of a text, separated by single spaces."""
-    return " ".join(words(text))
+    """What ASCII white space separates in a text, with single spaces between."""
+    # Of bytes, unlike text, split takes ASCII white space alone, and is faster than a pattern.
+    raw = text.encode("utf-8", errors="surrogateescape")
+    return b" ".join(raw.split()).decode("utf-8", errors="surrogateescape")
 
 
 def utterance_of(path: Path) -> str:
@@ -201,6 +226,31 @@ def utterance_of(path: Path) -> str:
     name = path.name.removesuffix(".gz")
     stem, _, suffix = name.rpartition(".")
     return stem if stem and suffix else name
+
+
+def folder_content(folder: Path) -> list[Path]:
+    """What is in a folder, sorted by name.
+
+    Raises:
+        FormatError: if it cannot be read.
+    """
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        raise FormatError(folder, None, f"cannot be read: {error.strerror or error}.") from error
+
+
+def file_in(folder: Path, name: str) -> Path | None:
+    """A file of a folder, or the same with `.gz`, or None if there is neither.
+
+    Raises:
+        FormatError: if the folder cannot be read.
+    """
+    candidates = (folder / name, folder / f"{name}.gz")
+    try:
+        return next((path for path in candidates if path.is_file()), None)
+    except OSError as error:
+        raise FormatError(folder, None, f"cannot be read: {error.strerror or error}.") from error
 
 
 def read_lines(path: Path, on_error: OnError = stop) -> Iterator[Line]:
@@ -229,8 +279,23 @@ def first_line(path: Path) -> str:
         FormatError: for a file that is missing, unreadable or damaged.
     """
     with _damage_reported(path, lambda: None), opened(path) as file:
-        raw = file.readline(DETECTION_BYTES).removeprefix(codecs.BOM_UTF8)
-    return raw.decode("utf-8", errors="replace").removesuffix("\n").removesuffix("\r")
+        raw = file.readline(DETECTION_BYTES)
+    return _replaced(raw).removesuffix("\n").removesuffix("\r")
+
+
+def beginning(path: Path) -> str:
+    """The first mebibyte of a text file.
+
+    Raises:
+        FormatError: for a file that is missing, unreadable or damaged.
+    """
+    with _damage_reported(path, lambda: None), opened(path) as file:
+        return _replaced(file.read(DETECTION_BYTES))
+
+
+def _replaced(raw: bytes) -> str:
+    """As text, with a mark where something is none."""
+    return raw.removeprefix(codecs.BOM_UTF8).decode("utf-8", errors="replace")
 
 
 @contextmanager

@@ -24,8 +24,9 @@ def read_transcripts(path: Path, format_name: str) -> dict[str, str]:
     """The texts of a file by utterance, words separated by single spaces.
 
     Args:
-        format_name: of the n-best list that the file belongs to. `moses`: a text a line, the id
-            being the line's number from 0; `kaldi`: `id w1 w2 ...`; any other: `id<TAB>text`.
+        format_name: what the n-best list that the file belongs to has as `transcripts`. `moses`:
+            a text a line, the id being the line's number from 0; `kaldi`: `id w1 w2 ...`; any
+            other: `id<TAB>text`.
 
     Raises:
         FormatError: for a file that cannot be read, a line without an id, an id that repeats.

@@ -20,7 +20,6 @@ from fairseq_fixedpoint.formats.nbest import (
     name_taken,
     normalised,
     read_lines,
-    shown,
     stop,
 )
 
@@ -100,7 +99,7 @@ def _parsed(line: Line, header: list[str]) -> Hypothesis:
     if not columns[UTTERANCE]:
         raise line.error("the id in the first column is missing.")
     scores = {
-        name: line.value(column, f"the column {shown(name)}")
+        name: line.value(column, "the column", name)
         for position, (name, column) in enumerate(zip(header, columns, strict=True))
         if position not in (UTTERANCE, TEXT)
     }

@@ -13,7 +13,8 @@ from fairseq_fixedpoint.formats import Hypothesis, absent_score
 from fairseq_fixedpoint.formats.weights import read_weights, write_weights
 from fairseq_fixedpoint.rescoring.words import WordRule
 
-WORDS = "words"  # the number of words, whose weight is the word penalty
+# What a text has of each, whose weight is the word penalty, or the character penalty.
+WORDS, CHARACTERS = COUNTS = ("words", "characters")
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,8 @@ class Combination:
     """`sum of weight * score / length ** lenpen`.
 
     Attributes:
-        weights: of the scores by name; that of `words` weighs the number of words.
+        weights: of the scores by name; that of `words` weighs the number of words, that of
+            `characters` the number of characters, spaces between words counted.
         lenpen: power of the length, `</s>` counted; 0 divides by nothing. fairseq's name for it.
         rule: what of a text is a word, as the models of the run have it.
 
@@ -79,12 +81,16 @@ class Combination:
 
     def _scores(self, hypothesis: Hypothesis, features: Mapping[str, float]) -> dict[str, float]:
         """All that can be weighed."""
-        if WORDS in hypothesis.scores:
-            raise InputError(
-                f"{place(hypothesis)}: a score cannot be named {WORDS}, which is the number of "
-                "words: give it another name."
-            )
-        return {WORDS: float(self.length(hypothesis) - 1), **hypothesis.scores, **features}
+        for name in COUNTS:
+            if name in hypothesis.scores:
+                raise InputError(
+                    f"{place(hypothesis)}: a score cannot be named {name}, which is the number of "
+                    f"{name}: give it another name."
+                )
+        counts = {WORDS: float(self.length(hypothesis) - 1)}
+        if CHARACTERS in self.weights:
+            counts[CHARACTERS] = float(len(self.rule.text(hypothesis.text)))
+        return {**counts, **hypothesis.scores, **features}
 
     def save(self, path: Path, **more: Any) -> None:
         """Writes the weights as JSON that :meth:`load` reads; `more` is for people."""
