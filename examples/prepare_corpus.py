@@ -254,11 +254,11 @@ def verify(corpus: Corpus, texts: dict[str, bytes], source: str) -> None:
     """
     for split, text in texts.items():
         expected = corpus.splits[split].sha256
-        found = hashlib.sha256(text).hexdigest()
-        if found != expected:
+        digest = hashlib.sha256(text).hexdigest()
+        if digest != expected:
             raise CorpusError(
                 f"The {split} text from {source} is not that of {corpus.title}: its sha256 "
-                f"(uncompressed) is {found}, expected {expected}. It may be cut short, of another "
+                f"(uncompressed) is {digest}, expected {expected}. It may be cut short, of another "
                 "release, or with other line ends; get the original file. Nothing was written."
             )
 
@@ -459,10 +459,10 @@ def scratch_folder(out: Path) -> Iterator[Path]:
 def move_into_place(made: Path, out: Path) -> None:
     """Give the finished folder its name; what had the name is removed, or back after an error."""
     # Not with the others: importing the package imports fairseq and torch where they are.
-    from fairseq_fixedpoint.files import written_whole
+    from fairseq_fixedpoint.files import atomic_write
 
     try:
-        with written_whole(out) as place:
+        with atomic_write(out) as place:
             os.rename(made, place)
     except OSError as error:
         raise CorpusError(

@@ -1,4 +1,4 @@
-"""Whether two systems differ, for the examples: sacrebleu's paired bootstrap resampling, mended.
+"""Whether two systems differ, for the examples: sacrebleu's paired bootstrap resampling, put right.
 
 sacrebleu takes two systems that do the same for significantly different (p = 0.001): it counts the
 samples whose difference is greater than the one observed, and none is greater than 0.

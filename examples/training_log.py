@@ -46,11 +46,11 @@ class Training:
             ResultError: a file is missing or has no whole epoch, or the training did not end.
         """
         log = text_of(folder / LOG, "train the model first")
-        found = PARAMETERS.findall(log)
+        parameters = PARAMETERS.findall(log)
         records = [json.loads(line) for line in log.splitlines() if line.startswith('{"')]
         trained = {r["epoch"]: r for r in records if "train_loss" in r}
         valid = {r["epoch"]: r for r in records if "valid_loss" in r}
-        if not (found and trained and valid):
+        if not (parameters and trained and valid):
             raise ResultError(f"{folder / LOG} has no whole epoch: train the model again.")
         best = min(valid, key=lambda epoch: float(valid[epoch]["valid_loss"]))
         if DONE not in log:
@@ -66,7 +66,7 @@ class Training:
                 seconds += of_epoch / float(statistics["train_wps"])  # logged seconds are whole
             updates = after
         return cls(
-            parameters=int(found[-1].replace(",", "")),
+            parameters=int(parameters[-1].replace(",", "")),
             epochs=len(trained),
             best_epoch=best,
             perplexity=float(valid[best]["valid_ppl"]),

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fairseq_fixedpoint.softmax import OutputWords, blocks
+from fairseq_fixedpoint.softmax import OutputProjection, blocks
 
 # Elements of a block of logits. The softmax's passes find 16 MB in a CPU's last-level cache, and
 # fewer rows would add to the whole gradient of the weight too often; a GPU is busy with 64 MB.
@@ -77,16 +77,16 @@ def linear_cross_entropy(
         )
     with torch.no_grad():  # of no rows and no words: asks autocast for its choice
         dtype = F.linear(features[:0], weight[:0]).dtype
-    wanted = [tensor for tensor in (features, weight, bias) if tensor is not None]
+    tensors = [tensor for tensor in (features, weight, bias) if tensor is not None]
     with torch.autocast(features.device.type, enabled=False):
-        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in wanted):
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
             return CrossEntropy(
                 *_LinearCrossEntropy.apply(features, weight, bias, target, log_z_penalty, dtype)
             )
-        words = OutputWords(weight, bias, dtype)
-        log_z = words.log_normalizer(features)
+        output = OutputProjection(weight, bias, dtype)
+        log_z = output.log_normalizer(features)
         position = torch.arange(target.numel(), device=target.device)
-        nll = log_z - words.logits(features, position, target)
+        nll = log_z - output.logits(features, position, target)
         return CrossEntropy(_loss(nll, log_z, log_z_penalty), nll, log_z)
 
 
@@ -138,17 +138,17 @@ class _LinearCrossEntropy(torch.autograd.Function):
             penalty = log_z.new_full(target.shape, log_z_penalty)
         for rows in blocks(features.size(0), max(1, at_once // weight.size(0))):
             logits = F.linear(x[rows], w, b)  # (n, V)
-            wanted = target[rows].unsqueeze(1)  # (n, 1)
+            column = target[rows].unsqueeze(1)  # (n, 1)
             # One exponential an element: the largest probability is `exp(largest logit) / Z`.
             softmax = logits.softmax(1, dtype=summed)
             log_z[rows] = logits.amax(1) - softmax.amax(1).log()
-            nll[rows] = log_z[rows] - logits.gather(1, wanted).squeeze(1)
+            nll[rows] = log_z[rows] - logits.gather(1, column).squeeze(1)
             del logits
 
             grad_logits = softmax  # and no other: in place
             if penalty is not None:
                 grad_logits *= (1 + 2 * penalty[rows] * log_z[rows]).unsqueeze(1)
-            grad_logits.scatter_add_(1, wanted, grad_logits.new_full(wanted.shape, -1))
+            grad_logits.scatter_add_(1, column, grad_logits.new_full(column.shape, -1))
             if grad_bias is not None:
                 grad_bias += grad_logits.sum(0)
             grad_logits = grad_logits.to(dtype)

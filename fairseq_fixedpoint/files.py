@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 def require_replaceable(path: Path, folder: Collection[str] | None = None) -> None:
-    """Refuses, before any work is done, a place that :func:`written_whole` will not take.
+    """Refuses, before any work is done, a place that :func:`atomic_write` will not take.
 
     Args:
         folder: the names of what will be in it, if a folder is to be written rather than a file.
@@ -36,7 +36,7 @@ def require_replaceable(path: Path, folder: Collection[str] | None = None) -> No
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """A fresh path of the same name to write a file or a folder at; it takes `path`'s place at the
     end. After an error what was written is removed and what was at `path` is as it was.
 

@@ -25,7 +25,7 @@ PAIRS_AT_ONCE = 16384
 
 
 @dataclass(frozen=True)
-class OutputWords:
+class OutputProjection:
     """An output layer's rows: logits are ``features @ weight.T + bias``.
 
     Attributes:
@@ -42,11 +42,11 @@ class OutputWords:
     def logits(self, features: Tensor, context: Tensor, word: Tensor) -> Tensor:
         """Logit of each pair, ``(Q,)``, from features ``(N, C)`` and indices ``(Q,)``."""
         summed = torch.promote_types(features.dtype, torch.float32)
-        found = []
+        chunks = []
         for rows in blocks(context.numel(), PAIRS_AT_ONCE):
             x, w = features.index_select(0, context[rows]), self.weight.index_select(0, word[rows])
-            found.append(torch.linalg.vecdot(x.to(summed), w.to(summed)))
-        logits = torch.cat(found) if found else features.new_empty(0, dtype=summed)
+            chunks.append(torch.linalg.vecdot(x.to(summed), w.to(summed)))
+        logits = torch.cat(chunks) if chunks else features.new_empty(0, dtype=summed)
         return logits if self.bias is None else logits + self.bias.index_select(0, word)
 
     def log_normalizer(self, features: Tensor) -> Tensor:
@@ -55,7 +55,7 @@ class OutputWords:
         summed = torch.promote_types(features.dtype, torch.float32)
         weight = self.weight.to(dtype)
         bias = None if self.bias is None else self.bias.to(dtype)
-        found = []
+        chunks = []
         for rows in blocks(features.size(0), CONTEXTS_AT_ONCE):
             x = features[rows].to(dtype)
             # Finite, since blocks may have masked words alone: -inf - (-inf) is no number.
@@ -67,15 +67,15 @@ class OutputWords:
                 before, largest = largest, torch.maximum(largest, logits.amax(1))
                 block_total = logits.sub_(largest.unsqueeze(1)).exp_().sum(1)
                 total = total * (before - largest).exp_() + block_total
-            found.append(largest + total.log_())
-        return torch.cat(found) if found else features.new_empty(0, dtype=summed)
+            chunks.append(largest + total.log_())
+        return torch.cat(chunks) if chunks else features.new_empty(0, dtype=summed)
 
 
 @dataclass(frozen=True)
 class Softmax:
     """The softmax over all words; `normalized=False` takes `log Z` to be 0."""
 
-    words: OutputWords
+    output: OutputProjection
     normalized: bool = True
 
     def log_probabilities(self, features: Tensor, context: Tensor, word: Tensor) -> Tensor:
@@ -88,14 +88,14 @@ class Softmax:
         Returns:
             ``(Q,)``.
         """
-        logits = self.words.logits(features, context, word)
+        logits = self.output.logits(features, context, word)
         if not self.normalized:
             return logits
-        return logits - self.words.log_normalizer(features).index_select(0, context)
+        return logits - self.output.log_normalizer(features).index_select(0, context)
 
     def all_log_probabilities(self, features: Tensor) -> Tensor:
         """Natural-log probability of every word: ``(N, C)`` to ``(N, V)``, all at once."""
-        logits = F.linear(features, self.words.weight, self.words.bias)
+        logits = F.linear(features, self.output.weight, self.output.bias)
         return logits.log_softmax(-1) if self.normalized else logits
 
 
@@ -106,19 +106,19 @@ class Tail:
     Attributes:
         first: its first word.
         projection: of the features to the cluster's own width, ``(C', C)``.
-        words: its words, on that width.
+        output: its words, on that width.
     """
 
     first: int
     projection: Tensor
-    words: OutputWords
+    output: OutputProjection
 
 
 @dataclass(frozen=True)
 class AdaptiveSoftmax:
     """A softmax in clusters; the rows of `head` are the first words, then one for each tail."""
 
-    head: OutputWords
+    head: OutputProjection
     tails: Sequence[Tail]
 
     def log_probabilities(self, features: Tensor, context: Tensor, word: Tensor) -> Tensor:
@@ -127,25 +127,27 @@ class AdaptiveSoftmax:
         firsts = torch.tensor([tail.first for tail in self.tails], device=word.device)
         cluster = torch.bucketize(word, firsts, right=True)  # (Q,), 0 is the head
         in_head = torch.where(cluster == 0, word, shortlist + cluster - 1)
-        found = Softmax(self.head).log_probabilities(features, context, in_head)
+        log_probabilities = Softmax(self.head).log_probabilities(features, context, in_head)
         for number, tail in enumerate(self.tails, start=1):
             pairs = (cluster == number).nonzero().squeeze(1)
             contexts, which = torch.unique(context[pairs], return_inverse=True)
             projected = F.linear(features.index_select(0, contexts), tail.projection)
-            softmax = Softmax(tail.words)
-            found[pairs] += softmax.log_probabilities(projected, which, word[pairs] - tail.first)
-        return found
+            softmax = Softmax(tail.output)
+            log_probabilities[pairs] += softmax.log_probabilities(
+                projected, which, word[pairs] - tail.first
+            )
+        return log_probabilities
 
     def all_log_probabilities(self, features: Tensor) -> Tensor:
         """As :meth:`Softmax.all_log_probabilities`."""
         head = Softmax(self.head).all_log_probabilities(features)
         shortlist = head.size(1) - len(self.tails)
-        found = [head[:, :shortlist]]
+        parts = [head[:, :shortlist]]
         for number, tail in enumerate(self.tails):
             projected = F.linear(features, tail.projection)
-            of_cluster = Softmax(tail.words).all_log_probabilities(projected)
-            found.append(head[:, shortlist + number, None] + of_cluster)
-        return torch.cat(found, dim=1)
+            of_cluster = Softmax(tail.output).all_log_probabilities(projected)
+            parts.append(head[:, shortlist + number, None] + of_cluster)
+        return torch.cat(parts, dim=1)
 
 
 def blocks(size: int, step: int) -> Iterator[slice]:

@@ -124,12 +124,12 @@ def distinct_windows(
     start = length.cumsum(0) - length  # (S,)
     place = torch.arange(tokens.numel(), device=device)  # (P,)
     starts, stops = (ends.repeat_interleave(length) for ends in (start, start + length))  # (P,)
-    wanted = place >= starts + first.repeat_interleave(length)
+    is_scored = place >= starts + first.repeat_interleave(length)
 
     # A chain is a window that grows at its end, from one token to as many as it is wanted with.
     # The one at the start of a sequence is a context at every level below K, the others at K only.
     grown = place[(place > starts) & (place + order <= stops)]
-    grown = grown[wanted[grown + order - 1]]
+    grown = grown[is_scored[grown + order - 1]]
     is_head = first < order  # else only windows further on are wanted
     heads = int(is_head.sum())
     chain = torch.cat([start[is_head], grown])  # first position of each chain
@@ -159,13 +159,13 @@ def distinct_windows(
         positions.append(chain.numel())
         row = window + 1
         ends, rows = (end, row) if k == order else (end[:heads], row[:heads])
-        rows = rows[wanted[ends]]
-        ends = ends[wanted[ends]]
+        rows = rows[is_scored[ends]]
+        ends = ends[is_scored[ends]]
         distinct, which = torch.unique(rows, return_inverse=True)
         context[ends] = which + contexts
         context_rows.append(distinct)
         contexts += distinct.numel()
-    return SharedWindows(levels, context_rows, context[wanted], positions)
+    return SharedWindows(levels, context_rows, context[is_scored], positions)
 
 
 def advance(
@@ -210,8 +210,8 @@ def context_states(
     `starts` are each layer's, ``(U, P*H)``, or None if windows begin from `h_init`.
     """
     states = starts
-    found = []
+    states_of_rows = []
     for level, rows in zip(windows.levels, windows.context_rows, strict=True):
         states = advance(layers, projected, level, states)
-        found.append(hidden(states[-1], layers[-1].cell).index_select(0, rows))
-    return torch.cat(found)
+        states_of_rows.append(hidden(states[-1], layers[-1].cell).index_select(0, rows))
+    return torch.cat(states_of_rows)

@@ -11,7 +11,7 @@ from fairseq import search
 from fairseq.token_generation_constraints import pack_constraints
 
 from fairseq_fixedpoint.plugin.generation import waiting
-from fairseq_fixedpoint.plugin.generation.stepping import StepEnsemble
+from fairseq_fixedpoint.plugin.generation.stepping import IncrementalEnsemble
 from tests.test_generation import (
     DICTIONARY,
     EOS,
@@ -76,13 +76,13 @@ def assert_scored_as_the_text(model, hypotheses, atol=1e-9):
     ],
 )
 def test_a_step_asks_for_as_many_tokens_as_anyone_goes_by(monkeypatch, models, options, width):
-    widths, step = [], StepEnsemble.step
+    widths, step = [], IncrementalEnsemble.step
 
     def spying_step(self, contexts):
         widths.append(contexts.size(1))
         return step(self, contexts)
 
-    monkeypatch.setattr(StepEnsemble, "step", spying_step)
+    monkeypatch.setattr(IncrementalEnsemble, "step", spying_step)
     models = [model() if callable(model) else language_model(**model) for model in models]
     length = 9
     ours(models, text_batch(prefixes_of([0])), beam_size=3, max_len_b=length, min_len=length,

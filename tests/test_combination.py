@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.formats import Hypothesis
 from fairseq_fixedpoint.rescoring.combination import Combination
-from fairseq_fixedpoint.rescoring.errors import RescoringError
 
 numbers = st.floats(-1e6, 1e6)
 
@@ -36,13 +36,13 @@ def test_an_empty_hypothesis_has_the_length_of_its_sentence_end():
 
 def test_a_missing_score_is_told_and_a_sparse_one_is_0():
     assert Combination({"a_b": 3.0}).total(hypothesis(score=1.0), {}) == 0
-    with pytest.raises(RescoringError, match=r"list, line 7: .* no score LM0, .* words, score"):
+    with pytest.raises(InputError, match=r"list, line 7: .* no score LM0, .* words, score"):
         Combination({"LM0": 1.0}).total(hypothesis(score=1.0), {})
 
 
 def test_a_score_that_weighs_nothing_may_be_missing_and_none_is_called_words():
     assert Combination({"score": 2.0, "LM0": 0.0}).total(hypothesis(score=1.0), {}) == 2
-    with pytest.raises(RescoringError, match="a score cannot be named words"):
+    with pytest.raises(InputError, match="a score cannot be named words"):
         Combination({"score": 1.0}).total(hypothesis(score=1.0, words=3.0), {})
 
 
@@ -76,6 +76,6 @@ def test_weights_come_back_from_their_file(tmp_path):
 def test_a_file_of_weights_that_cannot_be_used(tmp_path, content, message):
     path = tmp_path / "weights.json"
     path.write_bytes(content)
-    with pytest.raises(RescoringError, match=message) as error:
+    with pytest.raises(InputError, match=message) as error:
         Combination.load(path)
     assert str(path) in str(error.value)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fairseq_fixedpoint.cli import convert, lattices, options, rescore, score
+from fairseq_fixedpoint.cli import convert, options, rescore, rescore_lattices, score
 from fairseq_fixedpoint.formats import FORMATS
 from fairseq_fixedpoint.formats.kaldi import TOTAL
 from fairseq_fixedpoint.rescoring.combination import Combination
@@ -46,7 +46,7 @@ def test_negative_numbers_are_values(command):
                 assert repr(value) == repr(float(number))
     if command:
         args = options.parse(PARSERS[command](), [*command, "--weight", "A=-1e-5"])
-        assert options.given_weights(args) == {"A": -1e-5}
+        assert options.parsed_weights(args) == {"A": -1e-5}
 
 
 def test_what_is_no_number_is_still_an_option(capsys):
@@ -275,7 +275,7 @@ def test_a_folder_of_lattices_with_something_else_is_refused_before_any_work(
 
     arguments = (tmp_path / "in", "--model", models["gru"], "--output", tmp_path / "out")
     with monkeypatch.context() as patch:
-        patch.setattr(lattices, "read_lattices", never)
+        patch.setattr(rescore_lattices, "read_lattices", never)
         assert "holds thesis, which would be lost" in refused(capfd, lattice, *arguments)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
     (tmp_path / "out" / "thesis").unlink()

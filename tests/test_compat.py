@@ -32,13 +32,13 @@ def fairseq_reads_unprotected() -> bool:
 
 
 @pytest.fixture(autouse=True)
-def mended():
+def patched():
     compat.apply()
 
 
 @pytest.fixture
-def unmended(monkeypatch):
-    """fairseq as it was before the mends, for one test."""
+def unpatched(monkeypatch):
+    """fairseq as it was before the patches, for one test."""
     for module, name in (
         (checkpoint_utils, "load_checkpoint_to_cpu"),
         (distributed_utils, "_broadcast_object_slow"),
@@ -108,15 +108,15 @@ def test_numpy_long_is_restored_and_works():
 
 def test_numpy_long_is_restored_once_and_only_if_missing():
     numpy_2 = types.ModuleType("numpy")
-    assert compat.mend_numpy_long(numpy_2)
+    assert compat.patch_numpy_long(numpy_2)
     restored = numpy_2.compat
-    assert not compat.mend_numpy_long(numpy_2)
+    assert not compat.patch_numpy_long(numpy_2)
     assert numpy_2.compat is restored
     assert np.zeros(1, dtype=restored.long).dtype == np.dtype(int)
 
     numpy_1 = types.ModuleType("numpy")
     numpy_1.compat = types.SimpleNamespace(long="its own")
-    assert not compat.mend_numpy_long(numpy_1)
+    assert not compat.patch_numpy_long(numpy_1)
     assert numpy_1.compat.long == "its own"
 
 
@@ -131,7 +131,7 @@ def test_checkpoint_of_fairseq_is_read(checkpoint):
 
 
 @needs_protection
-def test_reading_needs_the_mend(checkpoint, unmended):
+def test_reading_needs_the_patch(checkpoint, unpatched):
     if fairseq_reads_unprotected():
         pytest.skip("this fairseq reads checkpoints without the protection")
     with pytest.raises(Exception, match=r"argparse\.Namespace"):
@@ -147,19 +147,19 @@ def test_classes_are_allowed_only_while_fairseq_reads(checkpoint):
         torch.load(checkpoint)
 
 
-def test_mend_is_made_once(unmended):
-    assert compat.mend_checkpoint_loading()
+def test_patch_is_made_once(unpatched):
+    assert compat.patch_checkpoint_loading()
     load = checkpoint_utils.load_checkpoint_to_cpu
     broadcast = distributed_utils._broadcast_object_slow
-    assert not compat.mend_checkpoint_loading()
+    assert not compat.patch_checkpoint_loading()
     assert checkpoint_utils.load_checkpoint_to_cpu is load
     assert distributed_utils._broadcast_object_slow is broadcast
 
 
-def test_old_torch_needs_no_allowance(unmended, monkeypatch):
+def test_old_torch_needs_no_allowance(unpatched, monkeypatch):
     monkeypatch.setattr(torch, "__version__", "2.5.1")
     broadcast = distributed_utils._broadcast_object_slow
-    compat.mend_checkpoint_loading()
+    compat.patch_checkpoint_loading()
     assert distributed_utils._broadcast_object_slow is broadcast
     if hasattr(torch.serialization, "get_safe_globals"):
         before = set(torch.serialization.get_safe_globals())
@@ -319,7 +319,7 @@ def test_a_copied_checkpoint_is_whole_or_not_there(tmp_path, monkeypatch):
     """As when training is killed while fairseq copies `checkpoint_last.pt`."""
     from fairseq.file_io import PathManager
 
-    assert compat.mend_checkpoint_copies() is False  # the plugin has done it
+    assert compat.patch_checkpoint_copies() is False  # the plugin has done it
     source, target = tmp_path / "checkpoint_1_5.pt", tmp_path / "checkpoint_last.pt"
     source.write_bytes(b"new")
     target.write_bytes(b"old")

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.rescoring.confusion import (
     confusion_network,
     consensus,
     write,
 )
-from fairseq_fixedpoint.rescoring.errors import RescoringError
 from fairseq_fixedpoint.rescoring.lattice_search import ScoredGraph, best_path, posteriors
 from tests.graphs import all_paths, chain, graphs
 
@@ -121,7 +121,7 @@ class TestNetwork:
     )
     def test_refuses_numbers_of_another_graph(self, count, times, message):
         graph = chain([[("a", 0.0), ("b", 0.0)]])
-        with pytest.raises(RescoringError, match=message):
+        with pytest.raises(InputError, match=message):
             confusion_network(graph, np.zeros(count), [0], times)
 
 

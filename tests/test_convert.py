@@ -13,11 +13,11 @@ import torch
 from fairseq.checkpoint_utils import load_checkpoint_to_cpu
 from fairseq.models.lstm_lm import LSTMLanguageModel
 
+from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.plugin.checkpoints import load_language_model
 from fairseq_fixedpoint.plugin.conversion import BUFFERS, convert, from_lstm_lm
 from fairseq_fixedpoint.plugin.evaluation import OrderReport
 from fairseq_fixedpoint.plugin.models.fixedpoint_lm import FixedPointLanguageModel
-from fairseq_fixedpoint.rescoring.errors import RescoringError
 from tests.commands import PLUGIN, evaluate, train
 from tests.rescoring import (
     OF_FAIRSEQ,
@@ -183,7 +183,7 @@ def test_the_checkpoint_is_one_of_ours(models, tmp_path):
     (other / "dict.txt").write_text(
         "".join(f"v{number} 1\n" for number in range(len(task.target_dictionary) - 4))
     )
-    with pytest.raises(RescoringError, match="trained with another dictionary"):
+    with pytest.raises(InputError, match="trained with another dictionary"):
         load_language_model(path, other)
 
 

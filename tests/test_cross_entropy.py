@@ -16,7 +16,7 @@ from fairseq_fixedpoint.cross_entropy import (
     linear_cross_entropy,
     linear_cross_entropy_reference,
 )
-from fairseq_fixedpoint.softmax import OutputWords
+from fairseq_fixedpoint.softmax import OutputProjection
 
 EXACT = {"rtol": 1e-11, "atol": 1e-11}
 seeds = st.integers(0, 2**32 - 1)
@@ -95,7 +95,7 @@ def test_masked_words_do_not_count(masked, at_once, seed):
             with torch.set_grad_enabled(differentiated):
                 found = linear_cross_entropy(features, weight, bias, target)
             torch.testing.assert_close(found, expected, **EXACT)
-        never = OutputWords(weight, torch.full_like(bias, -torch.inf)).log_normalizer(features)
+        never = OutputProjection(weight, torch.full_like(bias, -torch.inf)).log_normalizer(features)
     assert never.isneginf().all()
 
 

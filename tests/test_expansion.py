@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fairseq_fixedpoint.rescoring.errors import RescoringError
+from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.rescoring.expansion import EMPTY, WordGraph, best_through, expand
 from fairseq_fixedpoint.rescoring.merging import merge
 from fairseq_fixedpoint.rescoring.path_sums import layers
@@ -101,7 +101,7 @@ def test_every_path_is_there_once_with_the_sequence_s_score(graph, order):
             for end in range(1, len(tokens))
         )
     if not expected:
-        with pytest.raises(RescoringError, match="no path"):
+        with pytest.raises(InputError, match="no path"):
             expand(graph, Table(order), EOS)
         return
     expansion = expand(graph, Table(order), EOS)

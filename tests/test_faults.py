@@ -21,7 +21,7 @@ import pytest
 import torch
 from fairseq.checkpoint_utils import load_checkpoint_to_cpu
 
-from fairseq_fixedpoint.cli import lattices, rescore
+from fairseq_fixedpoint.cli import rescore, rescore_lattices
 from tests.commands import train
 from tests.rescoring import nbest
 from tests.test_lattice_command import lattice, sausage, store
@@ -121,7 +121,7 @@ def test_nbest_is_killed(models, tmp_path, kills, monkeypatch):
 
 
 def test_lattice_is_killed(models, tmp_path, kills, monkeypatch):
-    monkeypatch.setattr(lattices, "ARCS_A_GROUP", 40)  # a lattice each
+    monkeypatch.setattr(rescore_lattices, "ARCS_A_GROUP", 40)  # a lattice each
     archive = store(tmp_path / "in", "kaldi", *(sausage(seed, 20, 8, 4.0) for seed in range(12)))
     folder = Folder(tmp_path, ("out", "best", "nbest", "confusion"))
     command = partial(

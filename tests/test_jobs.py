@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fairseq_fixedpoint.files import require_replaceable, written_whole
-from fairseq_fixedpoint.rescoring.errors import RescoringError
+from fairseq_fixedpoint.errors import InputError
+from fairseq_fixedpoint.files import atomic_write, require_replaceable
 from fairseq_fixedpoint.rescoring.jobs import SETTINGS, Journal, Processes, groups, results_of
 
 SETTING = {"model": "a"}
@@ -143,7 +143,7 @@ def test_a_journal_of_nothing_but_a_torn_line_is_empty(tmp_path):
 def test_other_settings_are_not_mixed_in(tmp_path):
     items = list(range(10))
     begin(tmp_path / "out", items, 1, setting={"model": "a", "bpe": "x"})
-    with pytest.raises(RescoringError, match=r"differs in input, model:"):
+    with pytest.raises(InputError, match=r"differs in input, model:"):
         run(tmp_path / "out", items, setting={"model": "b", "bpe": "x", "input": "y"})
     assert run(tmp_path / "out", items, setting={"model": "a", "bpe": "x"}) == expected(items)
 
@@ -170,7 +170,7 @@ def test_input_that_grew_or_shrank_is_noticed(tmp_path, before, after):
     if after == 13:  # what was stored is scored: more is no trouble
         assert run(tmp_path / "out", list(range(after))) == expected(list(range(after)))
         return
-    with pytest.raises(RescoringError, match="the input has changed"):
+    with pytest.raises(InputError, match="the input has changed"):
         run(tmp_path / "out", list(range(after)))
 
 
@@ -199,14 +199,14 @@ def test_items_are_read_once_and_by_the_first_process_alone(tmp_path):
 def test_input_that_is_refused_leaves_what_was_there(tmp_path, earlier):
     def stream():
         yield [1, 2]
-        raise RescoringError("line 3 is malformed")
+        raise InputError("line 3 is malformed")
 
     items = list(range(10))
     if earlier:
         begin(tmp_path / "out", items, 2)
     journal = Journal(tmp_path / "out", {"model": "b"}, False, Processes())
     with (
-        pytest.raises(RescoringError, match="line 3 is malformed"),
+        pytest.raises(InputError, match="line 3 is malformed"),
         results_of(stream(), squares, journal, progress=False),
     ):
         pass
@@ -243,7 +243,7 @@ def test_results_that_are_missing_are_asked_for_again(tmp_path):
     """As when a process was stopped and the others were told that it had ended well."""
     journal = Journal(tmp_path / "out", SETTING, False, OneOfMany(0, 2))
     with (
-        pytest.raises(RescoringError, match=r"results are missing in .*--resume"),
+        pytest.raises(InputError, match=r"results are missing in .*--resume"),
         results_of([[1], [2]], squares, journal, progress=False) as results,
     ):
         list(results)
@@ -252,7 +252,7 @@ def test_results_that_are_missing_are_asked_for_again(tmp_path):
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "out.partial").mkdir()
     (tmp_path / "out.partial" / "thesis").write_text("mine")
-    with pytest.raises(RescoringError, match=r"thesis is in the way"):
+    with pytest.raises(InputError, match=r"thesis is in the way"):
         Journal(tmp_path / "out", SETTING, False, Processes())
     assert (tmp_path / "out.partial" / "thesis").read_text() == "mine"
 
@@ -261,7 +261,7 @@ def test_results_are_not_given_to_other_items(tmp_path):
     """As many items as were scored, but in another order."""
     items = list(range(10))
     begin(tmp_path / "out", items, 2)
-    with pytest.raises(RescoringError, match="the input has changed"):
+    with pytest.raises(InputError, match="the input has changed"):
         run(tmp_path / "out", items[::-1])
 
 
@@ -302,7 +302,7 @@ def test_processes_that_cannot_be_joined(monkeypatch, said):
     monkeypatch.setenv("WORLD_SIZE", said)
     for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
-    with pytest.raises(RescoringError, match=f"WORLD_SIZE={said} says"):
+    with pytest.raises(InputError, match=f"WORLD_SIZE={said} says"):
         Processes.joined()
 
 
@@ -318,11 +318,11 @@ def test_output_appears_whole_or_not_at_all(tmp_path, kind):
         return (tmp_path / "out" / "part" if kind == "folder" else tmp_path / "out").read_text()
 
     for text in ("first", "second"):
-        with written_whole(tmp_path / "out") as made:
+        with atomic_write(tmp_path / "out") as made:
             write(made, text)
             assert text == "first" or content() == "first"
         assert content() == text
-    with pytest.raises(Killed), written_whole(tmp_path / "out") as made:
+    with pytest.raises(Killed), atomic_write(tmp_path / "out") as made:
         write(made, "third")
         raise Killed
     assert content() == "second"
@@ -332,7 +332,7 @@ def test_output_appears_whole_or_not_at_all(tmp_path, kind):
 def test_output_through_a_link_goes_where_it_points(tmp_path):
     (tmp_path / "far").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "far" / "file")
-    with written_whole(tmp_path / "link") as made:
+    with atomic_write(tmp_path / "link") as made:
         made.write_text("x")
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "far" / "file").read_text() == "x"
@@ -343,7 +343,7 @@ def test_a_folder_with_something_else_in_it_is_not_replaced(tmp_path):
     (tmp_path / "out" / "thesis").write_text("x")
     with (
         pytest.raises(OSError, match="holds thesis, which would be lost"),
-        written_whole(tmp_path / "out") as made,
+        atomic_write(tmp_path / "out") as made,
     ):
         made.mkdir()
         (made / "part").write_text("y")

@@ -38,7 +38,7 @@ from fairseq_fixedpoint.formats import (
 from fairseq_fixedpoint.formats.compact_lattice import CompactLattice
 from fairseq_fixedpoint.formats.slf import Slf
 from fairseq_fixedpoint.rescoring.combination import Combination
-from fairseq_fixedpoint.rescoring.lattices import LatticeRescorer
+from fairseq_fixedpoint.rescoring.lattice_rescorer import LatticeRescorer
 from tests.rescoring import log_probabilities, nbest, refused, tune
 from tests.test_lattice_formats import POCKETSPHINX
 from tests.test_lattices import (

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fairseq_fixedpoint.rescoring.errors import RescoringError
+from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.rescoring.lattice_plot import ARCS, plot
 from fairseq_fixedpoint.rescoring.lattice_search import (
     ScoredGraph,
@@ -112,7 +112,7 @@ class TestNBest:
         assert nbest(ScoredGraph([], [], [], [], [-2.0]), 5) == [((), -2.0, [])]
 
     def test_refuses_an_empty_list(self):
-        with pytest.raises(RescoringError, match="0 word sequences"):
+        with pytest.raises(InputError, match="0 word sequences"):
             nbest(chain([[("a", 0.0)]]), 0)
 
 
@@ -136,7 +136,7 @@ class TestBestPath:
         ids=["closed", "no end", "apart from the start"],
     )
     def test_a_graph_without_a_path_is_an_error(self, search, graph):
-        with pytest.raises(RescoringError, match="no path leads from the start"):
+        with pytest.raises(InputError, match="no path leads from the start"):
             search(graph)
 
 
@@ -156,7 +156,7 @@ class TestPosteriors:
 
     @pytest.mark.parametrize("scale", [0.0, -1.0, math.nan, INFINITE])
     def test_refuse_a_scale_that_is_not_positive(self, scale):
-        with pytest.raises(RescoringError, match="scale of posteriors"):
+        with pytest.raises(InputError, match="scale of posteriors"):
             posteriors(chain([[("a", 0.0)]]), scale)
 
 
@@ -183,7 +183,7 @@ class TestScoredGraph:
         ],
     )
     def test_refuses_what_does_not_fit_together(self, arguments, message):
-        with pytest.raises(RescoringError, match=message):
+        with pytest.raises(InputError, match=message):
             ScoredGraph(*arguments)
 
 
@@ -248,10 +248,10 @@ class TestPicture:
     def test_refuses_what_cannot_be_drawn(self, tmp_path):
         pytest.importorskip("matplotlib")
         graph, path = chain([[("a", 0.0)]]), tmp_path / "lattice.png"
-        with pytest.raises(RescoringError, match=r"ends in \.pdf, \.png, \.svg"):
+        with pytest.raises(InputError, match=r"ends in \.pdf, \.png, \.svg"):
             plot(graph, best_path(graph).arcs, tmp_path / "lattice.bmp")
         long = chain([[("a", 0.0)]] * (ARCS + 1))
-        with pytest.raises(RescoringError, match="draw a shorter utterance"):
+        with pytest.raises(InputError, match="draw a shorter utterance"):
             plot(long, best_path(long).arcs, path)
         assert not path.exists()
 
@@ -265,5 +265,5 @@ class TestPicture:
 
         monkeypatch.setattr(builtins, "__import__", without)
         graph = chain([[("a", 0.0)]])
-        with pytest.raises(RescoringError, match="needs matplotlib"):
+        with pytest.raises(InputError, match="needs matplotlib"):
             plot(graph, best_path(graph).arcs, tmp_path / "lattice.png")

@@ -16,13 +16,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.formats import Lattice, LatticeFormat, spoken
 from fairseq_fixedpoint.formats.compact_lattice import CompactLattice
 from fairseq_fixedpoint.formats.slf import Slf
 from fairseq_fixedpoint.rescoring.combination import WORDS
-from fairseq_fixedpoint.rescoring.errors import RescoringError
+from fairseq_fixedpoint.rescoring.lattice_rescorer import LatticeRescorer, RescoredLattice
 from fairseq_fixedpoint.rescoring.lattice_search import best_path, nbest, posteriors
-from fairseq_fixedpoint.rescoring.lattices import LatticeRescorer, RescoredLattice
 from fairseq_fixedpoint.rescoring.ngrams import NgramScorer
 from fairseq_fixedpoint.rescoring.scorer import Scorer
 from fairseq_fixedpoint.rescoring.text import TextEncoder
@@ -292,7 +292,7 @@ def test_a_lattice_that_was_rescored_is_rescored_to_the_same_scores(data):
 
 
 @pytest.mark.parametrize(
-    ("scores", "scales", "language", "scale", "kept"),
+    ("scores", "scales", "language", "scale", "unreplaced"),
     [
         ({"ngram"}, {"lm": 0.0, "ngram": 8.0}, "ngram", 8.0, None),
         ({"ngram"}, {"lm": 9.0, "ngram": 8.0}, "ngram", 8.0, None),
@@ -307,7 +307,9 @@ def test_a_lattice_that_was_rescored_is_rescored_to_the_same_scores(data):
         (set(), {}, "lm", 1.0, None),
     ],
 )
-def test_the_model_replaces_the_language_score_that_counts(scores, scales, language, scale, kept):
+def test_the_model_replaces_the_language_score_that_counts(
+    scores, scales, language, scale, unreplaced
+):
     lattice = one_path(["w1", "w2"], acoustic=-1.0, lm=0.0)
     own = {name: np.array([-1.0, -2.0]) for name in scores}
     lattice = replace(
@@ -316,12 +318,12 @@ def test_the_model_replaces_the_language_score_that_counts(scores, scales, langu
         weights={"acoustic": 0.5, **scales},
     )
     (line,) = scorer().score(["w1 w2"])
-    kept_part = -3.0 * scales[kept] if kept else 0.0
+    kept_part = -3.0 * scales[unreplaced] if unreplaced else 0.0
     if language == "lm" and scores == {"ngram"}:
         kept_part = -3.0 * scales["ngram"]
     expected = -1.0 + scale * line.log_probability + kept_part
     first = rescored_by(lattice)
-    assert first.kept == kept
+    assert first.unreplaced == unreplaced
     for found in first, rescored_by(first.lattice):
         assert found.language == language
         assert best_path(found.graph).weight == pytest.approx(expected, abs=1e-10)
@@ -565,7 +567,7 @@ def test_the_first_pass_has_the_scores_of_the_file():
 def test_scores_that_are_not_finite_are_refused():
     for value in (math.nan, -math.inf):
         lattice = one_path(["w1"], acoustic=value)
-        with pytest.raises(RescoringError, match="finite score"):
+        with pytest.raises(InputError, match="finite score"):
             rescored_by(lattice)
 
 
@@ -578,17 +580,17 @@ def test_scores_that_are_not_finite_are_refused():
     ],
 )
 def test_names_that_do_not_go_with_the_lattice(options, message):
-    with pytest.raises(RescoringError, match=message):
+    with pytest.raises(InputError, match=message):
         rescored_by(one_path(["w1"]), **options)
 
 
 def test_a_score_of_the_other_format_is_no_score_of_this():
-    with pytest.raises(RescoringError, match="has no score lm"):
+    with pytest.raises(InputError, match="has no score lm"):
         rescored_by(one_path(["w1"], "kaldi"), weights={"lm": 1.0})
 
 
 def test_a_word_must_be_one_token():
-    with pytest.raises(RescoringError, match="the word 'w1 w2' has white space inside"):
+    with pytest.raises(InputError, match="the word 'w1 w2' has white space inside"):
         rescored_by(one_path(["w1 w2"]))
 
     class Halves:
@@ -597,17 +599,17 @@ def test_a_word_must_be_one_token():
 
     model = scorer()
     model.encoder = replace(model.encoder, tokenizer=Halves())
-    with pytest.raises(RescoringError, match=r"'w1' is 2 tokens to the model.* no --tokenizer"):
+    with pytest.raises(InputError, match=r"'w1' is 2 tokens to the model.* no --tokenizer"):
         rescored_by(one_path(["w1"]), model=model)
 
 
 def test_models_that_lattices_cannot_take(models, arpa):
     lattice = one_path(["w1"])
     for model in (scorer(iterations=0), Scorer.from_checkpoint(models["lstm"])):
-        with pytest.raises(RescoringError, match="of some order K"):
+        with pytest.raises(InputError, match="of some order K"):
             rescored_by(lattice, model=model)
     ngrams = {"N": NgramScorer(arpa)}
-    with pytest.raises(RescoringError, match="takes no n-gram model, as N is"):
+    with pytest.raises(InputError, match="takes no n-gram model, as N is"):
         rescored_by(lattice, ngrams=ngrams, merges=True)
     assert rescored_by(lattice, model=scorer(iterations=1), ngrams=ngrams).states
 
@@ -616,7 +618,7 @@ def test_an_ngram_model_of_too_high_an_order(tmp_path):
     path = tmp_path / "trigrams.arpa"
     path.write_text(TRIGRAMS)
     ngrams = {"N": NgramScorer(path)}
-    with pytest.raises(RescoringError, match=r"N looks back 2 words.*order 2 at most"):
+    with pytest.raises(InputError, match=r"N looks back 2 words.*order 2 at most"):
         rescored_by(one_path(["w1"]), model=scorer(iterations=1), ngrams=ngrams)
     assert rescored_by(one_path(["w1"]), model=scorer(iterations=2), ngrams=ngrams).states
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fairseq_fixedpoint.rescoring.errors import RescoringError
+from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.rescoring.ngrams import InterpolatedScorer, NgramScorer
 from fairseq_fixedpoint.rescoring.scorer import Scorer
 from fairseq_fixedpoint.rescoring.text import TextEncoder
@@ -97,13 +97,13 @@ def test_text_that_only_splits_as_a_whole_cannot_be_interpolated(arpa, neural):
             return " ".join(text.replace(" ", "_"))
 
     split = Scorer(neural.tokens, TextEncoder(dictionary(), bpe=ByCharacter()))
-    with pytest.raises(RescoringError, match="'w1 w2' do not keep their tokens"):
+    with pytest.raises(InputError, match="'w1 w2' do not keep their tokens"):
         InterpolatedScorer(split, NgramScorer(arpa), 0.5).score(["w1 w2"])
 
 
 @pytest.mark.parametrize("weight", [-0.1, 1.1, math.nan])
 def test_a_weight_is_between_0_and_1(arpa, neural, weight):
-    with pytest.raises(RescoringError, match="between 0 and 1"):
+    with pytest.raises(InputError, match="between 0 and 1"):
         InterpolatedScorer(neural, NgramScorer(arpa), weight)
 
 
@@ -111,7 +111,7 @@ def test_a_weight_is_between_0_and_1(arpa, neural, weight):
 def test_what_is_no_model_of_kenlm_is_named(tmp_path, content):
     path = tmp_path / "ngrams"
     for trouble in ("is no file", "kenlm cannot read"):
-        with pytest.raises(RescoringError, match=trouble) as error:
+        with pytest.raises(InputError, match=trouble) as error:
             NgramScorer(path)
         assert str(path) in str(error.value)
         path.write_text(content)
@@ -119,7 +119,7 @@ def test_what_is_no_model_of_kenlm_is_named(tmp_path, content):
 
 def test_kenlm_is_asked_for_where_it_is_missing(arpa, monkeypatch):
     monkeypatch.setitem(sys.modules, "kenlm", None)
-    with pytest.raises(RescoringError, match="extra kenlm"):
+    with pytest.raises(InputError, match="extra kenlm"):
         NgramScorer(arpa)
 
 

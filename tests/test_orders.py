@@ -10,10 +10,10 @@ from fairseq import checkpoint_utils, tasks
 from fairseq.sequence_scorer import SequenceScorer
 from omegaconf import OmegaConf
 
+from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.language_model.config import LARGEST_ORDER
 from fairseq_fixedpoint.rescoring import Scorer
 from fairseq_fixedpoint.rescoring.block_scorer import LanguageModelScorer
-from fairseq_fixedpoint.rescoring.errors import RescoringError
 from fairseq_fixedpoint.rescoring.text import TextEncoder
 from fairseq_fixedpoint.rescoring.window_scorer import GrowingHistories, WindowScorer
 from tests.commands import evaluate, train
@@ -113,7 +113,7 @@ def test_every_way_to_another_order_tells_the_same(
 def test_every_way_holds_to_one_range(trained, ways, capfd, tmp_path, order):
     message = rf"--iterations must be 0 \(exact\) or more, up to 1,000,000, not {order}\."
     for name in ("--model-overrides", "hub", "Scorer"):
-        error = RescoringError if name == "Scorer" else ValueError
+        error = InputError if name == "Scorer" else ValueError
         with pytest.raises(error, match=message):
             ways[name](trained[1], order)
     for command, given in ((fixedpoint_score, "text"), (nbest, "list"), (lattice, "lattice.slf")):

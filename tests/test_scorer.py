@@ -10,11 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.perplexity import perplexity
 from fairseq_fixedpoint.plugin.model_scorer import ModelScorer
 from fairseq_fixedpoint.rescoring import block_scorer
 from fairseq_fixedpoint.rescoring import scorer as scorer_module
-from fairseq_fixedpoint.rescoring.errors import RescoringError
 from fairseq_fixedpoint.rescoring.scorer import LineScore, Scorer
 from fairseq_fixedpoint.rescoring.text import TextEncoder
 from fairseq_fixedpoint.rescoring.window_scorer import WindowScorer
@@ -107,7 +107,7 @@ def test_any_model_is_scored_in_padded_batches(case, at_once, options):
 def test_a_model_with_a_limit_refuses_what_is_longer(monkeypatch):
     model = build(iterations=0)
     monkeypatch.setattr(model.decoder, "max_positions", lambda: 3)
-    with pytest.raises(RescoringError, match="4 tokens, more than the 3"):
+    with pytest.raises(InputError, match="4 tokens, more than the 3"):
         ModelScorer(model, dictionary()).log_probabilities([[EOS, 5, 6, 7, EOS]], [1])
 
 
@@ -165,7 +165,7 @@ def test_an_unnormalised_score_is_the_sum_of_logits():
     expected = logits.gather(1, sequence[0, 1:, None]).squeeze(1)
     np.testing.assert_allclose(found.log_probabilities, expected, rtol=0, atol=1e-10)
     adaptive = build(**OUTPUTS["adaptive"]).decoder
-    with pytest.raises(RescoringError, match="--unnormalized needs a model with one softmax"):
+    with pytest.raises(InputError, match="--unnormalized needs a model with one softmax"):
         WindowScorer(adaptive, normalized=False)
 
 

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
+from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.rescoring import metrics
-from fairseq_fixedpoint.rescoring.errors import RescoringError
 from fairseq_fixedpoint.rescoring.metrics import METRICS, Metric, make_metric
 from fairseq_fixedpoint.rescoring.tuning import (
-    Candidates,
+    CandidatePool,
     TuningReport,
     bootstrap,
     line_search,
@@ -55,7 +55,7 @@ both_metrics = st.sampled_from([ERRORS, OVERLAP])
 
 def make(
     seed: int, metric: Metric, utterances=5, most=6, names=("a", "b"), whole=False
-) -> Candidates:
+) -> CandidatePool:
     """A random problem; `whole` makes scores small integers, which often tie exactly."""
     generator = np.random.default_rng(seed)
     sizes = generator.integers(1, most + 1, utterances)
@@ -67,7 +67,7 @@ def make(
         lengths = np.repeat(generator.integers(1, 8, utterances), sizes)
     else:
         lengths = 2 * counts + generator.integers(1, 8, total)
-    return Candidates(
+    return CandidatePool(
         features=features,
         names=names,
         lengths=np.arange(total) % 7 + 1,
@@ -77,10 +77,10 @@ def make(
     )
 
 
-def problem(rows: dict[str, list[tuple[list[float], int]]], names=("a", "b")) -> Candidates:
-    """Candidates of the metric `ERRORS` from (scores, errors) a hypothesis, ten words each."""
+def problem(rows: dict[str, list[tuple[list[float], int]]], names=("a", "b")) -> CandidatePool:
+    """CandidatePool of the metric `ERRORS` from (scores, errors) a hypothesis, ten words each."""
     hypotheses = [hypothesis for listed in rows.values() for hypothesis in listed]
-    return Candidates(
+    return CandidatePool(
         features=np.array([scores for scores, _ in hypotheses]),
         names=names,
         lengths=np.ones(len(hypotheses)),
@@ -97,7 +97,7 @@ def quiet(line: str) -> None:
 # References: as the definitions read, slow.
 
 
-def selected_one_by_one(candidates: Candidates, weights) -> list[int]:
+def selected_one_by_one(candidates: CandidatePool, weights) -> list[int]:
     chosen = []
     for begin, end in itertools.pairwise(candidates.offsets):
         totals = [float((row * weights).sum()) for row in candidates.features[begin:end]]
@@ -105,7 +105,7 @@ def selected_one_by_one(candidates: Candidates, weights) -> list[int]:
     return chosen
 
 
-def lines_of(candidates: Candidates, weights, direction) -> list[list[tuple[float, float]]]:
+def lines_of(candidates: CandidatePool, weights, direction) -> list[list[tuple[float, float]]]:
     """The sum at step 0 and its slope, of the hypotheses of each utterance."""
     return [
         [(float(row @ weights), float(row @ direction)) for row in candidates.features[begin:end]]
@@ -113,7 +113,7 @@ def lines_of(candidates: Candidates, weights, direction) -> list[list[tuple[floa
     ]
 
 
-def crossings(candidates: Candidates, weights, direction) -> list[float]:
+def crossings(candidates: CandidatePool, weights, direction) -> list[float]:
     """All steps at which any two hypotheses of an utterance have the same sum."""
     found = set()
     for lines in lines_of(candidates, weights, direction):
@@ -123,7 +123,7 @@ def crossings(candidates: Candidates, weights, direction) -> list[float]:
     return sorted(found)
 
 
-def score_on_line(candidates: Candidates, metric: Metric, weights, direction, step) -> float:
+def score_on_line(candidates: CandidatePool, metric: Metric, weights, direction, step) -> float:
     chosen = []
     lines_of_all = lines_of(candidates, weights, direction)
     for begin, lines in zip(candidates.offsets[:-1], lines_of_all, strict=True):
@@ -132,7 +132,7 @@ def score_on_line(candidates: Candidates, metric: Metric, weights, direction, st
     return score_of(candidates, chosen, metric)
 
 
-def best_by_dense_scan(candidates: Candidates, metric: Metric, weights, direction) -> float:
+def best_by_dense_scan(candidates: CandidatePool, metric: Metric, weights, direction) -> float:
     """The best metric on a line, tried between all crossings."""
     edges = crossings(candidates, weights, direction) or [0.0]
     steps = [edges[0] - 1, *map(np.mean, itertools.pairwise(edges)), edges[-1] + 1]
@@ -140,11 +140,11 @@ def best_by_dense_scan(candidates: Candidates, metric: Metric, weights, directio
     return max(scores) if metric.higher_is_better else min(scores)
 
 
-def score_at(candidates: Candidates, metric: Metric, weights) -> float:
+def score_at(candidates: CandidatePool, metric: Metric, weights) -> float:
     return score_of(candidates, selected_one_by_one(candidates, weights), metric)
 
 
-def every_selection(candidates: Candidates):
+def every_selection(candidates: CandidatePool):
     return itertools.product(*itertools.starmap(range, itertools.pairwise(candidates.offsets)))
 
 
@@ -250,20 +250,20 @@ def test_empty_texts(name, hypothesis, reference, score):
 def test_word_error_rate_says_what_it_cannot_take():
     pytest.importorskip("jiwer")
     wer = make_metric("wer")
-    with pytest.raises(RescoringError, match="all references are empty"):
+    with pytest.raises(InputError, match="all references are empty"):
         wer.statistics(["a", ""], [[""], [""]])
-    with pytest.raises(RescoringError, match="WER takes one reference, but 'a' has 2"):
+    with pytest.raises(InputError, match="WER takes one reference, but 'a' has 2"):
         wer.statistics(["a"], [["a", "b"]])
-    with pytest.raises(RescoringError, match="2 hypotheses but references for 1"):
+    with pytest.raises(InputError, match="2 hypotheses but references for 1"):
         wer.statistics(["a", "b"], [["a"]])
-    with pytest.raises(RescoringError, match="no reference for 'a'"):
+    with pytest.raises(InputError, match="no reference for 'a'"):
         wer.statistics(["a"], [[]])
-    with pytest.raises(RescoringError, match="no hypotheses"):
+    with pytest.raises(InputError, match="no hypotheses"):
         wer.statistics([], [])
 
 
 def test_unknown_metric():
-    with pytest.raises(RescoringError, match="unknown metric 'meteor': choose one of bleu, chrf"):
+    with pytest.raises(InputError, match="unknown metric 'meteor': choose one of bleu, chrf"):
         make_metric("meteor")
 
 
@@ -273,7 +273,7 @@ def test_a_missing_package_is_named(name, package, monkeypatch):
         raise ImportError(f"No module named {name!r}")
 
     monkeypatch.setattr(importlib, "import_module", refuse)
-    with pytest.raises(RescoringError, match=f"needs the package {package}.*pip install {package}"):
+    with pytest.raises(InputError, match=f"needs the package {package}.*pip install {package}"):
         make_metric(name)
 
 
@@ -285,11 +285,11 @@ def test_a_sacrebleu_that_counts_differently_is_refused(change, monkeypatch):
         monkeypatch.delattr(sacrebleu.metrics.base.Metric, method)
     else:
         monkeypatch.setattr(metrics.Sacrebleu, "score", lambda self, summed: summed[..., 0])
-    with pytest.raises(RescoringError, match=f"sacrebleu {sacrebleu.__version__}"):
+    with pytest.raises(InputError, match=f"sacrebleu {sacrebleu.__version__}"):
         make_metric("bleu")
 
 
-# Candidates and selection.
+# CandidatePool and selection.
 
 
 @pytest.mark.parametrize(
@@ -321,9 +321,9 @@ def test_candidates_that_do_not_fit_together(changed, message):
         "offsets": [0, 2, 3],
         "ids": ["u0", "u1"],
     }
-    Candidates(**fields)
-    with pytest.raises(RescoringError, match=message):
-        Candidates(**{**fields, **changed})
+    CandidatePool(**fields)
+    with pytest.raises(InputError, match=message):
+        CandidatePool(**{**fields, **changed})
 
 
 @given(seed=seeds, whole=st.booleans())
@@ -541,11 +541,11 @@ def test_problems_with_nothing_to_decide(rows, names, start):
 
 def test_tuning_says_what_it_cannot_take():
     candidates = make(0, ERRORS)
-    with pytest.raises(RescoringError, match="'c' cannot be fixed: the scores are a, b"):
+    with pytest.raises(InputError, match="'c' cannot be fixed: the scores are a, b"):
         tune(candidates, ERRORS, np.zeros(2), fixed=["c"])
-    with pytest.raises(RescoringError, match="a number for each of a, b"):
+    with pytest.raises(InputError, match="a number for each of a, b"):
         tune(candidates, ERRORS, np.zeros(3))
-    with pytest.raises(RescoringError, match="a number for each of a, b"):
+    with pytest.raises(InputError, match="a number for each of a, b"):
         tune(candidates, ERRORS, np.array([1, np.nan]))
 
 
@@ -599,16 +599,16 @@ def test_bootstrap_knows_which_way_is_better(metric, share):
 
 
 def test_bootstrap_needs_two_systems_of_one_shape():
-    with pytest.raises(RescoringError, match=r"\(2, 2\) and \(3, 2\)"):
+    with pytest.raises(InputError, match=r"\(2, 2\) and \(3, 2\)"):
         bootstrap(np.ones((2, 2)), np.ones((3, 2)), ERRORS)
-    with pytest.raises(RescoringError, match="at least one utterance"):
+    with pytest.raises(InputError, match="at least one utterance"):
         bootstrap(np.ones((0, 2)), None, ERRORS)
 
 
 # The report and the file of weights.
 
 
-def report_of(candidates: Candidates, start, weights) -> TuningReport:
+def report_of(candidates: CandidatePool, start, weights) -> TuningReport:
     before, after = selected(candidates, start), selected(candidates, weights)
     return TuningReport.of(candidates, ERRORS, before, after, weights)
 

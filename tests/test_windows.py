@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fairseq_fixedpoint import softmax, windows
-from fairseq_fixedpoint.softmax import AdaptiveSoftmax, OutputWords, Softmax, Tail
+from fairseq_fixedpoint.softmax import AdaptiveSoftmax, OutputProjection, Softmax, Tail
 from fairseq_fixedpoint.windows import context_states, distinct_windows
 from tests.test_recurrence import EXACT, kinds, make, seeds
 
@@ -96,9 +96,9 @@ def random_pairs(contexts: int, vocabulary: int, pairs: int):
     return torch.randint(contexts, (pairs,)), torch.randint(vocabulary, (pairs,))
 
 
-def random_words(rows: int, width: int, bias: bool = True) -> OutputWords:
+def random_words(rows: int, width: int, bias: bool = True) -> OutputProjection:
     weight = torch.randn(rows, width, dtype=torch.float64)
-    return OutputWords(weight, torch.randn(rows, dtype=torch.float64) if bias else None)
+    return OutputProjection(weight, torch.randn(rows, dtype=torch.float64) if bias else None)
 
 
 @given(
@@ -139,9 +139,9 @@ def test_adaptive_softmax_of_wanted_words_is_fairseq_s(contexts, pairs, tails, s
     theirs = fairseq_modules.AdaptiveSoftmax(vocabulary, 8, list(cutoffs), dropout=0.0, factor=2)
     theirs = theirs.double().eval()
     ours = AdaptiveSoftmax(
-        OutputWords(theirs.head.weight),
+        OutputProjection(theirs.head.weight),
         [
-            Tail(first, tail[0].weight, OutputWords(tail[2].weight))
+            Tail(first, tail[0].weight, OutputProjection(tail[2].weight))
             for first, tail in zip(cutoffs, theirs.tail, strict=True)
         ],
     )
@@ -156,13 +156,13 @@ def test_adaptive_softmax_of_wanted_words_is_fairseq_s(contexts, pairs, tails, s
 def test_bf16_products_change_the_normaliser_alone():
     torch.manual_seed(0)
     features = torch.randn(50, 64)
-    words = OutputWords(torch.randn(300, 64) / 8)
-    in_bf16 = OutputWords(words.weight, dtype=torch.bfloat16)
+    words = OutputProjection(torch.randn(300, 64) / 8)
+    in_bf16 = OutputProjection(words.weight, dtype=torch.bfloat16)
     context, word = random_pairs(50, 300, 100)
     logits = words.logits(features, context, word)
     torch.testing.assert_close(in_bf16.logits(features, context, word), logits, rtol=0, atol=0)
     # The baseline's error: rounding the operands to bfloat16 and nothing else.
-    rounded = OutputWords(words.weight.bfloat16().float())
+    rounded = OutputProjection(words.weight.bfloat16().float())
     baseline = rounded.log_normalizer(features.bfloat16().float()) - words.log_normalizer(features)
     error = in_bf16.log_normalizer(features) - words.log_normalizer(features)
     assert error.abs().max() <= 4 * baseline.abs().max()

@@ -17,7 +17,7 @@ import texts
 
 from fairseq_fixedpoint.cli.run import quantity, run
 from fairseq_fixedpoint.errors import InputError
-from fairseq_fixedpoint.files import written_whole
+from fairseq_fixedpoint.files import atomic_write
 
 PROGRAM = "demo"
 # Consecutive paragraphs, or sentences, stay together, so that a stream of text reads as one.
@@ -45,12 +45,12 @@ Sentence = list[str]  # of tokens
 
 def sentences(paragraph: str) -> list[Sentence]:
     """The tokens of each sentence."""
-    found = []
+    parts = []
     for sentence in SENTENCE_END.split(paragraph):
         tokens = TOKEN.findall(sentence.lower())
         for begin in range(0, len(tokens), LONGEST_SENTENCE):
-            found.append(tokens[begin : begin + LONGEST_SENTENCE])
-    return found
+            parts.append(tokens[begin : begin + LONGEST_SENTENCE])
+    return parts
 
 
 def of_documentation() -> dict[str, list[Sentence]]:
@@ -65,15 +65,15 @@ def of_texts(paths: Sequence[Path]) -> dict[str, list[Sentence]]:
         FormatError: for a file that is missing, binary or not UTF-8.
         InputError: if there is too little text.
     """
-    found = [each for paragraph in texts.paragraphs(paths) for each in sentences(paragraph)]
-    tokens = sum(map(len, found))
+    corpus = [each for paragraph in texts.paragraphs(paths) for each in sentences(paragraph)]
+    tokens = sum(map(len, corpus))
     if tokens < LEAST_TOKENS:
         there = quantity(tokens, "word or mark", "words and marks")
         raise InputError(
             f"{' and '.join(map(str, paths))}: {there} of text, and {LEAST_TOKENS:,} are needed "
             "(about 30 kB of English): give more."
         )
-    return split([[each] for each in found], max(1, len(found) // CHUNKS_OF_SENTENCES))
+    return split([[each] for each in corpus], max(1, len(corpus) // CHUNKS_OF_SENTENCES))
 
 
 def split(groups: Sequence[list[Sentence]], a_chunk: int) -> dict[str, list[Sentence]]:
@@ -106,7 +106,7 @@ def write_corpus(
     folder.mkdir(parents=True, exist_ok=True)
     for name, part in parts.items():
         with (
-            written_whole(folder / f"{name}.tokens") as path,
+            atomic_write(folder / f"{name}.tokens") as path,
             path.open("w", encoding="utf-8", newline="\n") as file,
         ):
             for sentence in part:

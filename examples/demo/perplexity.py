@@ -107,14 +107,14 @@ def main() -> int:
     try:
         # Most of an evaluation is starting Python, so two at a time suit two cores.
         with ThreadPoolExecutor(max_workers=2) as pool:
-            found = list(pool.map(lambda run: perplexity(arguments.data, *run), runs))
+            perplexities = list(pool.map(lambda run: perplexity(arguments.data, *run), runs))
     except RuntimeError as error:
         print(error, file=sys.stderr)
         return 1
 
-    parallel = dict(zip((*ITERATIONS, EXACT), found, strict=False))
+    parallel = dict(zip((*ITERATIONS, EXACT), perplexities, strict=False))
     rows = [("parallel", label(iterations), value) for iterations, value in parallel.items()]
-    rows.append(("exact", label(EXACT), found[-1]))
+    rows.append(("exact", label(EXACT), perplexities[-1]))
     print(f"\n{'trained':<10}{'iterations K':>14}{'test perplexity':>18}")
     for trained, order, value in rows:
         print(f"{trained:<10}{order:>14}{value:>18.2f}")
@@ -123,7 +123,7 @@ def main() -> int:
     lines = ["trained\titerations\tperplexity", *("\t".join(map(str, row)) for row in rows)]
     table.write_text("\n".join(lines) + "\n", encoding="utf-8")
     image = table.with_suffix(".png")
-    plot(parallel, found[-1], image)
+    plot(parallel, perplexities[-1], image)
     print(f"\ntable: {table}\nplot:  {image}")
     return 0
 

@@ -121,17 +121,17 @@ def choose(
 def clean_hypothesis(words: str) -> str:
     """What the recogniser heard, without its fillers (``<sil>``, ``++NOISE++``, ``[NOISE]``) and
     marks of pronunciations (``the(2)``), in the spelling of :func:`normalise`."""
-    heard = (word for word in words.split() if not word.startswith(("<", "[", "++")))
-    return normalise(" ".join(re.sub(r"\(\d+\)$", "", word) for word in heard))
+    spoken = (word for word in words.split() if not word.startswith(("<", "[", "++")))
+    return normalise(" ".join(re.sub(r"\(\d+\)$", "", word) for word in spoken))
 
 
 def respelled(line: str) -> str:
     """A line of the recogniser's lattice, HTK SLF, with its word in the spelling of
     :func:`normalise`. Fillers and ``!NULL`` stay, and what would be several words."""
 
-    def spelled(found: re.Match[str]) -> str:
-        words = clean_hypothesis(found[0]).split()
-        return words[0] if len(words) == 1 else found[0]
+    def spelled(match: re.Match[str]) -> str:
+        words = clean_hypothesis(match[0]).split()
+        return words[0] if len(words) == 1 else match[0]
 
     return re.sub(r"(?<=\tW=)[^!\s]\S*", spelled, line)
 

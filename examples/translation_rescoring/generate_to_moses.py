@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from fairseq_fixedpoint.files import written_whole
+from fairseq_fixedpoint.files import atomic_write
 from fairseq_fixedpoint.formats import FormatError
 from fairseq_fixedpoint.formats.moses import SEPARATOR
 from fairseq_fixedpoint.formats.nbest import Line, create, read_lines, words
@@ -102,7 +102,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("output", type=Path, help="the list, compressed if the name ends in .gz")
     args = parser.parse_args(argv)
     try:
-        with written_whole(args.output) as made:
+        with atomic_write(args.output) as made:
             sizes = convert(args.input, made)
     except (FormatError, OSError) as error:
         print(f"generate_to_moses: error: {error}", file=sys.stderr)

@@ -20,10 +20,10 @@ from typing import Protocol
 
 import numpy as np
 
+from fairseq_fixedpoint.backoff.corpus import NgramWords
 from fairseq_fixedpoint.backoff.mixing import MixedWith
 from fairseq_fixedpoint.backoff.table import NgramTable
 from fairseq_fixedpoint.backoff.weights import Order, back_off
-from fairseq_fixedpoint.backoff.words import NgramWords
 from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.formats.arpa import Ngrams, write_arpa
 
@@ -74,21 +74,23 @@ class NgramModel:
 
     def log_probabilities(self, order: int) -> np.ndarray:
         """Natural-log probability of each n-gram's last word, ``(N,)``."""
-        found = self._of_words() if order == 1 else self._of_model(order)
+        log_probabilities = self._of_words() if order == 1 else self._of_model(order)
         if self.mixed_with is not None:
-            found = self.mixed_with.mixed(found, self.words, self.table, order)
+            log_probabilities = self.mixed_with.mixed(
+                log_probabilities, self.words, self.table, order
+            )
         if order == 1:
-            found[self.words.begin] = -np.inf  # which is never predicted
-            found -= np.logaddexp.reduce(found)
-        return found
+            log_probabilities[self.words.begin] = -np.inf  # which is never predicted
+            log_probabilities -= np.logaddexp.reduce(log_probabilities)
+        return log_probabilities
 
     def _of_model(self, order: int) -> np.ndarray:
-        found = np.empty(self.table.counts[order - 1])
-        for rows in _blocks(found.size):
+        log_probabilities = np.empty(self.table.counts[order - 1])
+        for rows in _blocks(log_probabilities.size):
             tokens = self.words.tokens[self.table.ngrams(order, rows)]  # (n, order)
             last = self.model.log_probabilities(tokens.tolist(), [order - 1] * len(tokens))
-            found[rows] = np.concatenate(last)
-        return found
+            log_probabilities[rows] = np.concatenate(last)
+        return log_probabilities
 
     def _of_words(self) -> np.ndarray:
         """Kneser and Ney's, a half added to each count for words that nothing is listed before."""
@@ -107,12 +109,12 @@ class NgramModel:
             path,
             self.words.symbols,
             self.table.counts,
-            (self._listed(order, found) for order, found in orders),
+            (self._listed(order, values) for order, values in orders),
         )
 
-    def _listed(self, order: int, found: Order) -> Iterator[Ngrams]:
+    def _listed(self, order: int, values: Order) -> Iterator[Ngrams]:
         for rows in _blocks(self.table.counts[order - 1]):
-            yield Ngrams(self.table.ngrams(order, rows), *(each[rows] for each in found))
+            yield Ngrams(self.table.ngrams(order, rows), *(each[rows] for each in values))
 
 
 def check_order(order: int, known: int | None) -> None:

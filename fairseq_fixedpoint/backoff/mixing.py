@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from fairseq_fixedpoint.backoff.corpus import BEGIN, NgramWords
 from fairseq_fixedpoint.backoff.table import NgramTable
-from fairseq_fixedpoint.backoff.words import BEGIN, NgramWords
 from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.rescoring.ngrams import LOG_10, NgramScorer
 

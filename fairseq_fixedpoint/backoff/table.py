@@ -76,9 +76,9 @@ class NgramTable:
         keys = _Union()
         for words, place in _blocks(sequences):
             keys.add(self._keys_ending_at(words, place))
-        found = keys.values()
-        self._keys.append(found)
-        history, word = np.divmod(found, self.words)
+        sorted_keys = keys.values()
+        self._keys.append(sorted_keys)
+        history, word = np.divmod(sorted_keys, self.words)
         below = self._shorter[-1][history] if len(self._keys) > 2 else None
         self._shorter.append(word if below is None else self._rows(below, word))
 

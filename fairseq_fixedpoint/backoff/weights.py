@@ -60,13 +60,13 @@ def back_off(table: NgramTable, log_probabilities: Callable[[int], np.ndarray]) 
     Raises:
         InputError: if after some history the probabilities of all words do not sum to 1.
     """
-    found = _rounded(log_probabilities(1) / LOG_10)
-    totals = _sums(np.zeros(len(found), dtype=np.int64), found, 1)
+    log10_p = _rounded(log_probabilities(1) / LOG_10)
+    totals = _sums(np.zeros(len(log10_p), dtype=np.int64), log10_p, 1)
     _check(totals, 0)
     shorter = table.shorter(1)
     for order in range(1, table.order):
-        history, size = table.history(order + 1), len(found)
-        in_shorter = found[table.shorter(order + 1)]  # what the words have after h', (N,)
+        history, size = table.history(order + 1), len(log10_p)
+        in_shorter = log10_p[table.shorter(order + 1)]  # what the words have after h', (N,)
         others = totals[shorter] - _sums(history, in_shorter, size)  # (H,)
         longer = _leaving(history, log_probabilities(order + 1) / LOG_10, others)
         listed = _sums(history, longer, size)
@@ -74,11 +74,11 @@ def back_off(table: NgramTable, log_probabilities: Callable[[int], np.ndarray]) 
         backs_off = is_history & (others >= LEAST_OF_OTHERS)
         weights = np.zeros(size)
         weights[backs_off] = _rounded(np.log10((1 - listed[backs_off]) / others[backs_off]))
-        yield Order(found, weights, is_history)
+        yield Order(log10_p, weights, is_history)
         totals = listed + np.power(10.0, weights) * others
         _check(totals, order)
-        found, shorter = longer, table.shorter(order + 1)
-    yield Order(found, np.zeros(len(found)), np.zeros(len(found), dtype=bool))
+        log10_p, shorter = longer, table.shorter(order + 1)
+    yield Order(log10_p, np.zeros(len(log10_p)), np.zeros(len(log10_p), dtype=bool))
 
 
 def _leaving(history: np.ndarray, log10_p: np.ndarray, others: np.ndarray) -> np.ndarray:
@@ -98,8 +98,8 @@ def _leaving(history: np.ndarray, log10_p: np.ndarray, others: np.ndarray) -> np
 
 def _sums(history: np.ndarray, log10_p: np.ndarray, histories: int) -> np.ndarray:
     """The sum of the probabilities after each history, ``(H,)``."""
-    found = np.bincount(history, np.power(10.0, log10_p), minlength=histories)
-    return found.astype(np.float64)  # numpy counts in integers where there is nothing to count
+    totals = np.bincount(history, np.power(10.0, log10_p), minlength=histories)
+    return totals.astype(np.float64)  # numpy counts in integers where there is nothing to count
 
 
 def _rounded(log10_p: np.ndarray) -> np.ndarray:

@@ -9,15 +9,15 @@ from functools import partial
 from pathlib import Path
 from pkgutil import resolve_name
 
-from fairseq_fixedpoint.cli import model_folder, ngrams, one_step, options
+from fairseq_fixedpoint.cli import export_arpa, export_folder, export_onnx, options
 from fairseq_fixedpoint.cli.run import run, tell
-from fairseq_fixedpoint.rescoring.errors import RescoringError
+from fairseq_fixedpoint.errors import InputError
 
 PROGRAM = "fixedpoint-convert"
 ORDERS = "1,2,3,4,5,8,12,16,20"
 # By its name, as what needs fairseq stands above.
 OF_LSTM_LM = "fairseq_fixedpoint.plugin.conversion_command:convert_checkpoint"
-EXPORTS = {"folder": model_folder.export, "arpa": ngrams.export, "onnx": one_step.export}
+EXPORTS = {"folder": export_folder.export, "arpa": export_arpa.export, "onnx": export_onnx.export}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -85,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
         help="where the model runs (default: a GPU if there is one, else the CPU)",
     )
     report.add_argument("--no-progress-bar", action="store_true")
-    ngrams.add_options(parser)
+    export_arpa.add_options(parser)
     return parser
 
 
@@ -110,7 +110,7 @@ def _convert(args: argparse.Namespace) -> None:
     try:
         convert_checkpoint = resolve_name(OF_LSTM_LM)
     except ImportError as error:
-        raise RescoringError(
+        raise InputError(
             f"a checkpoint of fairseq is converted with fairseq, which cannot be imported here "
             f"({error}): install this package's extra fairseq."
         ) from error
@@ -120,13 +120,13 @@ def _convert(args: argparse.Namespace) -> None:
 def _check_options(args: argparse.Namespace) -> None:
     """Refuses options of something else than what is made, which would be without effect."""
     if args.to is not None and args.report is not None:
-        raise RescoringError(
+        raise InputError(
             f"--report is of an lstm_lm that is converted, and not for --to {args.to}: leave one "
             "of them out."
         )
-    for option in ngrams.OPTIONS:
+    for option in export_arpa.OPTIONS:
         if args.to != "arpa" and getattr(args, option) is not None:
-            raise RescoringError(f"--{option} is for --to arpa: add that, or leave it out.")
+            raise InputError(f"--{option} is for --to arpa: add that, or leave it out.")
 
 
 def _check_outputs(args: argparse.Namespace) -> None:
@@ -134,11 +134,9 @@ def _check_outputs(args: argparse.Namespace) -> None:
     options.check_outputs(args, "output", "report_json")
     for path in filter(None, (args.output, args.report_json)):
         if path.exists() and args.checkpoint.exists() and path.samefile(args.checkpoint):
-            raise RescoringError(
-                f"{path} is the checkpoint to convert, which is kept: name another."
-            )
+            raise InputError(f"{path} is the checkpoint to convert, which is kept: name another.")
     if args.report_json is not None and args.report is None:
-        raise RescoringError("--report-json needs --report and the name of a split.")
+        raise InputError("--report-json needs --report and the name of a split.")
 
 
 if __name__ == "__main__":

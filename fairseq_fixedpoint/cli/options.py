@@ -16,11 +16,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.files import require_replaceable
 from fairseq_fixedpoint.formats import FILLERS
 from fairseq_fixedpoint.rescoring.combination import WORDS
-from fairseq_fixedpoint.rescoring.errors import RescoringError
-from fairseq_fixedpoint.rescoring.nbest import LineScorer
+from fairseq_fixedpoint.rescoring.nbest_rescoring import LineScorer
 from fairseq_fixedpoint.rescoring.ngrams import BACKOFFS, InterpolatedScorer, NgramScorer
 from fairseq_fixedpoint.rescoring.scorer import Scorer
 from fairseq_fixedpoint.rescoring.text import Splitter
@@ -267,7 +267,7 @@ def check_outputs(
     Raises:
         OSError: if something of another kind is there, or would be lost, or the place's folder is
             not there.
-        RescoringError: if two of them are one.
+        InputError: if two of them are one.
     """
     option_of: dict[Path, str] = {}
     for name in names:
@@ -278,26 +278,26 @@ def check_outputs(
         option = f"--{name.replace('_', '-')}"
         other = option_of.setdefault(path.resolve(), option)
         if other != option:
-            raise RescoringError(f"{other} and {option} name one file: they need two.")
+            raise InputError(f"{other} and {option} name one file: they need two.")
 
 
 def line_scorers(args: argparse.Namespace) -> dict[str, LineScorer]:
     """The models by the name of their score; there may be none.
 
     Raises:
-        RescoringError: for options that do not go together, or models that cannot be had.
+        InputError: for options that do not go together, or models that cannot be had.
     """
     if len(args.data) not in {0, 1, len(args.model)}:
-        raise RescoringError(
+        raise InputError(
             f"--data is given {len(args.data)} times for {len(args.model)} models: give it once "
             "for all, or once for each in their order."
         )
     if not args.model and args.previous_context != 0:
-        raise RescoringError("--previous-context is for a --model: kenlm's have no use for it.")
+        raise InputError("--previous-context is for a --model: kenlm's have no use for it.")
     if not math.isfinite(args.unknown_penalty):
-        raise RescoringError(f"--unknown-penalty must be a number, not {args.unknown_penalty}.")
+        raise InputError(f"--unknown-penalty must be a number, not {args.unknown_penalty}.")
     scorers: dict[str, LineScorer] = {}
-    given = {name for name, _ in map(_named, (*args.model, *args.kenlm)) if name is not None}
+    names = {name for name, _ in map(_named, (*args.model, *args.kenlm)) if name is not None}
     splitters = {name: _splitter(name, args) for name in SPLITTERS}
     folders = args.data if len(args.data) > 1 else (args.data or [None]) * len(args.model)
     for argument, folder in zip(args.model, folders, strict=True):
@@ -315,17 +315,17 @@ def line_scorers(args: argparse.Namespace) -> dict[str, LineScorer]:
             tokenizer=splitters["tokenizer"],
             bpe=splitters["bpe"],
         )
-        _add(scorers, name or _free_name(scorer.kind, {*given, *scorers}), scorer)
+        _add(scorers, name or _free_name(scorer.kind, {*names, *scorers}), scorer)
     for argument in args.kenlm:
         name, path = _named(argument)
         ngram = NgramScorer(path, unknown_penalty=args.unknown_penalty)
-        _add(scorers, name or _free_name("KenLM", {*given, *scorers}), ngram)
+        _add(scorers, name or _free_name("KenLM", {*names, *scorers}), ngram)
     _set_cases(scorers, args)
     _set_backoffs(scorers, args)
     if args.interpolate is None:
         return scorers
     if not len(args.model) == len(args.kenlm) == 1:
-        raise RescoringError("--interpolate needs exactly one --model and one --kenlm.")
+        raise InputError("--interpolate needs exactly one --model and one --kenlm.")
     (neural,) = (each for each in scorers.values() if isinstance(each, Scorer))
     (ngram,) = (each for each in scorers.values() if isinstance(each, NgramScorer))
     return {"Interpolated0": InterpolatedScorer(neural, ngram, args.interpolate)}
@@ -343,27 +343,27 @@ def fillers(args: argparse.Namespace) -> re.Pattern[str] | None:
     return None if args.fillers == "none" else re.compile(args.fillers)
 
 
-def given_weights(args: argparse.Namespace) -> dict[str, float]:
+def parsed_weights(args: argparse.Namespace) -> dict[str, float]:
     """What `--weight NAME=W` and `--word-penalty` say, by the name of the score."""
-    given = {}
+    weights = {}
     for argument in args.weight:
         name, _, value = argument.rpartition("=")
         try:
-            given[name] = float(value)
+            weights[name] = float(value)
         except ValueError:
             name = ""
         if not name:
-            raise RescoringError(f"--weight takes NAME=NUMBER, not {argument!r}.")
+            raise InputError(f"--weight takes NAME=NUMBER, not {argument!r}.")
     if args.word_penalty is not None:
-        given[WORDS] = args.word_penalty
-    return given
+        weights[WORDS] = args.word_penalty
+    return weights
 
 
 def device(name: str | None) -> torch.device:
     """The device an option names, or the best there is; torchrun's processes take one GPU each.
 
     Raises:
-        RescoringError: for a device that is not there.
+        InputError: for a device that is not there.
     """
     import torch  # which takes a second: nothing but a model needs it
 
@@ -374,7 +374,7 @@ def device(name: str | None) -> torch.device:
     try:
         return torch.zeros((), device=name).device
     except (RuntimeError, AssertionError) as error:
-        raise RescoringError(f"--device {name} cannot be used: {error}") from error
+        raise InputError(f"--device {name} cannot be used: {error}") from error
 
 
 def settings(args: argparse.Namespace, leave_out: set[str]) -> dict[str, str]:
@@ -383,13 +383,13 @@ def settings(args: argparse.Namespace, leave_out: set[str]) -> dict[str, str]:
     Args:
         leave_out: options that say what becomes of the results.
     """
-    found = {}
+    described = {}
     for name, value in sorted(vars(args).items()):
         if name not in {*leave_out, "resume", "no_progress_bar", "command"}:
-            found[name] = repr(value) + "".join(
+            described[name] = repr(value) + "".join(
                 f" {_state(item)}" for item in (value if isinstance(value, list) else [value])
             )
-    return found
+    return described
 
 
 def _state(value: object) -> str:
@@ -407,15 +407,15 @@ def _state(value: object) -> str:
 
 def _named(argument: str | Path) -> tuple[str | None, str]:
     """`NAME=PATH` or a path."""
-    found = NAMED_PATH.fullmatch(str(argument))
-    if found is None or Path(argument).exists():
+    match = NAMED_PATH.fullmatch(str(argument))
+    if match is None or Path(argument).exists():
         return None, str(argument)
-    return found[1], found[2]
+    return match[1], match[2]
 
 
-def _free_name(kind: str, taken: Collection[str]) -> str:
+def _free_name(kind: str, used: Collection[str]) -> str:
     """The first of `KIND0`, `KIND1`, ... that no model has, nor one that comes later."""
-    return next(name for name in map(f"{kind}{{}}".format, count()) if name not in taken)
+    return next(name for name in map(f"{kind}{{}}".format, count()) if name not in used)
 
 
 def _set_cases(scorers: Mapping[str, LineScorer], args: argparse.Namespace) -> None:
@@ -434,7 +434,7 @@ def _set_backoffs(scorers: Mapping[str, LineScorer], args: argparse.Namespace) -
     ngrams = {name: each for name, each in scorers.items() if isinstance(each, NgramScorer)}
     chosen = _by_name("--backoff", args.backoff, BACKOFFS, ngrams)
     if args.interpolate is not None and "epsilon" in chosen.values():
-        raise RescoringError(
+        raise InputError(
             "--interpolate mixes probabilities, which the scores of --backoff NAME=epsilon are not."
         )
     for name, kind in chosen.items():
@@ -445,30 +445,30 @@ def _by_name(
     option: str, arguments: Sequence[str], choices: Collection[str], models: Collection[str]
 ) -> dict[str, str]:
     """What an option `NAME=CHOICE` says, by the name of the model."""
-    found = {}
+    choice_of = {}
     for argument in arguments:
         name, _, choice = argument.rpartition("=")
         if choice not in choices or not name:
-            raise RescoringError(
+            raise InputError(
                 f"{option} takes NAME and one of {', '.join(choices)}, as in {option} "
                 f"NAME={next(iter(choices))}, not {argument!r}."
             )
         if name not in models:
-            raise RescoringError(
+            raise InputError(
                 f"{option} {argument}: no model that it is for has the name {name}, but "
                 f"{', '.join(models) or 'there is none'}."
             )
-        found[name] = choice
-    return found
+        choice_of[name] = choice
+    return choice_of
 
 
 def _add(scorers: dict[str, LineScorer], name: str, scorer: LineScorer) -> None:
     if name in RESERVED:
-        raise RescoringError(
+        raise InputError(
             f"a model cannot have the name {name}, which lists have for something else."
         )
     if name in scorers:
-        raise RescoringError(f"two models have the name {name}: give one of them another NAME=.")
+        raise InputError(f"two models have the name {name}: give one of them another NAME=.")
     scorers[name] = scorer
 
 
@@ -478,4 +478,4 @@ def _splitter(name: str, args: argparse.Namespace) -> Splitter | None:
     try:
         return importlib.import_module(SPLITTERS_OF_FAIRSEQ).build(name, args)
     except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
-        raise RescoringError(f"--{name} {getattr(args, name)} cannot be used: {error}") from error
+        raise InputError(f"--{name} {getattr(args, name)} cannot be used: {error}") from error

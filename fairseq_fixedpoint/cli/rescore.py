@@ -14,9 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from fairseq_fixedpoint.cli import lattices, options
+from fairseq_fixedpoint.cli import options, rescore_lattices
 from fairseq_fixedpoint.cli.run import Skipped, quantity, run, tell
-from fairseq_fixedpoint.files import written_whole
+from fairseq_fixedpoint.errors import InputError
+from fairseq_fixedpoint.files import atomic_write
 from fairseq_fixedpoint.formats import (
     FORMATS,
     Hypothesis,
@@ -35,14 +36,13 @@ from fairseq_fixedpoint.rescoring.combination import (
     place,
 )
 from fairseq_fixedpoint.rescoring.diagnosis import mismatch
-from fairseq_fixedpoint.rescoring.errors import RescoringError
 from fairseq_fixedpoint.rescoring.jobs import Journal, Processes, groups, results_of
 from fairseq_fixedpoint.rescoring.metrics import METRICS, Metric, make_metric
-from fairseq_fixedpoint.rescoring.nbest import (
-    ByRule,
+from fairseq_fixedpoint.rescoring.nbest_rescoring import (
     LineScorer,
+    RescoringSummary,
     Scorable,
-    Summary,
+    WordRuleScorer,
     combined,
     context_of,
     features_of,
@@ -51,7 +51,7 @@ from fairseq_fixedpoint.rescoring.nbest import (
     scored,
     subtracted_without_probability,
 )
-from fairseq_fixedpoint.rescoring.tuning import Candidates, TuningReport, selected, tune
+from fairseq_fixedpoint.rescoring.tuning import CandidatePool, TuningReport, selected, tune
 from fairseq_fixedpoint.rescoring.words import WordRule
 
 PROGRAM = "fixedpoint-rescore"
@@ -117,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     options.add_error_option(tuner)
     tuner.add_argument("--no-progress-bar", action="store_true")
 
-    lattices.add_parser(commands, PROGRAM)
+    rescore_lattices.add_parser(commands, PROGRAM)
     return parser
 
 
@@ -162,9 +162,9 @@ def _nbest(args: argparse.Namespace) -> None:
     names = first[0].item.scores if first else ()
     first_pass, combination = _combinations(args, listed, names, scorers, rule)
     checked = _checked(chain(first, hypotheses), args, scorers, combination)
-    checked = _told_of(checked, scorers, combination.weights, on_error)
+    checked = _reported(checked, scorers, combination.weights, on_error)
 
-    summary = Summary()
+    summary = RescoringSummary()
     journal = Journal(
         args.output,
         options.settings(args, OF_THE_COMBINATION),
@@ -182,17 +182,17 @@ def _nbest(args: argparse.Namespace) -> None:
             return
         rescored = combined(results, scorers, combination, first_pass, summary)
         with ExitStack() as outputs:
-            destination = outputs.enter_context(written_whole(args.output))
+            destination = outputs.enter_context(atomic_write(args.output))
             listed.write(rescored, args.input, destination)
             if args.one_best is not None:
-                one_best = outputs.enter_context(written_whole(args.one_best))
+                one_best = outputs.enter_context(atomic_write(args.one_best))
                 write_transcripts(one_best, summary.texts(), listed.name)
     tell(PROGRAM, f"{summary.sentence()}{skipped.sentence()}", *summary.warnings(scorers, rule))
 
 
 def _tune(args: argparse.Namespace) -> None:
     if Processes.joined().count > 1:
-        raise RescoringError("tune runs in one process: start it without torchrun.")
+        raise InputError("tune runs in one process: start it without torchrun.")
     listed = _format(args)
     options.check_outputs(args, "output")
     metric = make_metric(args.metric)
@@ -206,7 +206,7 @@ def _tune(args: argparse.Namespace) -> None:
     names = _names_to_tune(listed, hypotheses)
     first_pass, start = _combinations(args, listed, names, scorers, rule)
     _tell_of_sparse(names.keys() - start.weights.keys())
-    fixed = options.given_weights(args)
+    fixed = options.parsed_weights(args)
     prepared = [
         each
         for each in _checked(prepared, args, scorers, start)
@@ -223,7 +223,7 @@ def _tune(args: argparse.Namespace) -> None:
             results += scored(group, scorers)
             bar.update(len(group))
     candidates = _candidates(metric, hypotheses, results, texts, start, scorers)
-    tell(PROGRAM, *(f"warning: {said}" for said in metric.warnings))
+    tell(PROGRAM, *(f"warning: {warning}" for warning in metric.warnings))
     before = np.array([first_pass.weights.get(name, 0.0) for name in candidates.names])
     baseline = selected(candidates, before)
 
@@ -240,9 +240,9 @@ def _tune(args: argparse.Namespace) -> None:
         ]
     )
     normalised = candidates.normalised(start.lenpen)
-    found = tune(normalised, metric, weights, fixed, partial(tell, PROGRAM), args.seed)
+    tuned = tune(normalised, metric, weights, fixed, partial(tell, PROGRAM), args.seed)
     report = TuningReport.of(
-        candidates, metric, baseline, selected(normalised, found.weights), found.weights
+        candidates, metric, baseline, selected(normalised, tuned.weights), tuned.weights
     )
     for name in scorers:
         if report.weights[name] < 0 and name not in fixed:
@@ -252,7 +252,7 @@ def _tune(args: argparse.Namespace) -> None:
                 "likely: unless its score is to be subtracted, that is chance. Tune on more "
                 "utterances, or leave the model out.",
             )
-    with written_whole(args.output) as made:
+    with atomic_write(args.output) as made:
         Combination(report.weights, start.lenpen).save(made, report=asdict(report))
     if skipped.count:
         tell(PROGRAM, skipped.sentence().strip())
@@ -263,12 +263,12 @@ def _models(args: argparse.Namespace) -> tuple[dict[str, LineScorer], WordRule]:
     """The models by the name of their score, and the rule that they are asked by."""
     models = options.line_scorers(args)
     rule = options.word_rule(args, models)
-    return {name: ByRule(model, rule) for name, model in models.items()}, rule
+    return {name: WordRuleScorer(model, rule) for name, model in models.items()}, rule
 
 
 def _require_some(prepared: Collection[Scorable[Hypothesis]], args: argparse.Namespace) -> None:
     if not prepared:
-        raise RescoringError(f"{args.input} holds no hypothesis to tune on.")
+        raise InputError(f"{args.input} holds no hypothesis to tune on.")
 
 
 def _can_be_subtracted(
@@ -284,7 +284,7 @@ def _can_be_subtracted(
     return trouble is None
 
 
-def _told_of(
+def _reported(
     hypotheses: Iterable[Scorable[Hypothesis]],
     scorers: Mapping[str, LineScorer],
     weights: Mapping[str, float],
@@ -305,7 +305,7 @@ def _check_outputs(args: argparse.Namespace, listed: NBestFormat, names: Collect
     if args.input.is_dir():
         folders["output"] = listed.names_in_folder(args.input, names)
         if args.input.resolve() in args.output.resolve().parents:
-            raise RescoringError(
+            raise InputError(
                 f"--output {args.output} would be a part of the list {args.input}: choose a place "
                 "outside of it."
             )
@@ -315,7 +315,7 @@ def _check_outputs(args: argparse.Namespace, listed: NBestFormat, names: Collect
 def _format(args: argparse.Namespace) -> NBestFormat:
     """The format of the list, which is read more than once."""
     if args.input.exists() and not (args.input.is_file() or args.input.is_dir()):
-        raise RescoringError(
+        raise InputError(
             f"{args.input} is neither a file nor a folder, and a list is read more than once: "
             "store it in a file first."
         )
@@ -332,7 +332,7 @@ def _checked(
 
     Raises:
         FormatError: if the list has a score of a model's name.
-        RescoringError: if it has nowhere a score that is weighed, or a hypothesis lacks one; with
+        InputError: if it has nowhere a score that is weighed, or a hypothesis lacks one; with
             --previous-context, if the hypotheses of an utterance are not next to each other.
     """
     unseen = combination.weights.keys() - {WORDS, *scorers}
@@ -340,13 +340,13 @@ def _checked(
     ended: set[str] = set()
     for each in hypotheses:
         hypothesis = each.item
-        taken = sorted(scorers.keys() & hypothesis.scores.keys())
-        if taken:
-            raise name_taken(hypothesis, taken[0])
+        clashes = sorted(scorers.keys() & hypothesis.scores.keys())
+        if clashes:
+            raise name_taken(hypothesis, clashes[0])
         unseen, any_seen = unseen - hypothesis.scores.keys(), True
         if args.previous_context != 0 and hypothesis.utterance != last:
             if hypothesis.utterance in ended:
-                raise RescoringError(
+                raise InputError(
                     f"{place(hypothesis)}: utterance {hypothesis.utterance} is in two places of "
                     "the list, so there is no telling what comes before it: put its hypotheses "
                     "together for --previous-context."
@@ -356,7 +356,7 @@ def _checked(
         combination.total(hypothesis, dict.fromkeys(scorers, 0.0))
         yield each
     if unseen and any_seen:
-        raise RescoringError(f"no hypothesis of {args.input} has a score {min(unseen)}.")
+        raise InputError(f"no hypothesis of {args.input} has a score {min(unseen)}.")
 
 
 def _combinations(
@@ -374,11 +374,11 @@ def _combinations(
         weights, lenpen = dict(loaded.weights), loaded.lenpen
         unused = sorted(scorers.keys() - weights.keys())
         if unused:
-            raise RescoringError(
+            raise InputError(
                 f"{args.weights} has no weight for {', '.join(unused)}: tune with this model, or "
                 "give the model the name that it had (--model NAME=CHECKPOINT)."
             )
-    weights |= options.given_weights(args)
+    weights |= options.parsed_weights(args)
     return first_pass, Combination(weights, lenpen if args.lenpen is None else args.lenpen, rule)
 
 
@@ -433,17 +433,17 @@ def _references(
     elif listed.name == "mlm":
         files, origin = [references(args.input)], str(args.input)
     else:
-        raise RescoringError("tune needs --references.")
+        raise InputError("tune needs --references.")
     if len(files) > 1 and metric.name == "WER":
-        raise RescoringError("the word error rate takes one --references.")
-    wanted = dict.fromkeys(hypothesis.utterance for hypothesis in hypotheses)
-    for utterance in wanted:
+        raise InputError("the word error rate takes one --references.")
+    utterances = dict.fromkeys(hypothesis.utterance for hypothesis in hypotheses)
+    for utterance in utterances:
         if not all(utterance in texts for texts in files):
-            raise RescoringError(f"utterance {utterance} of {args.input} is not in {origin}.")
-    unused = len(files[0].keys() - wanted.keys())
+            raise InputError(f"utterance {utterance} of {args.input} is not in {origin}.")
+    unused = len(files[0].keys() - utterances.keys())
     if unused:
         tell(PROGRAM, f"{quantity(unused, 'reference')} without hypotheses left out.")
-    return {utterance: [texts[utterance] for texts in files] for utterance in wanted}
+    return {utterance: [texts[utterance] for texts in files] for utterance in utterances}
 
 
 def _candidates(
@@ -453,7 +453,7 @@ def _candidates(
     texts: dict[str, list[str]],
     combination: Combination,
     scorers: Mapping[str, LineScorer],
-) -> Candidates:
+) -> CandidatePool:
     """The list as arrays, the hypotheses of an utterance next to each other."""
     place = {utterance: number for number, utterance in enumerate(texts)}
     order = sorted(range(len(hypotheses)), key=lambda row: place[hypotheses[row].utterance])
@@ -473,7 +473,7 @@ def _candidates(
             ]
         )
 
-    return Candidates(
+    return CandidatePool(
         features=features(1.0),
         names=list(names),
         lengths=np.array([values.length(hypothesis) for hypothesis in hypotheses]),

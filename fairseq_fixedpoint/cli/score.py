@@ -15,15 +15,21 @@ from typing import IO, Any
 
 from fairseq_fixedpoint.cli import options
 from fairseq_fixedpoint.cli.run import Skipped, passed_by, quantity, run, tell
-from fairseq_fixedpoint.files import written_whole
+from fairseq_fixedpoint.errors import InputError
+from fairseq_fixedpoint.files import atomic_write
 from fairseq_fixedpoint.formats import stop, text_words
 from fairseq_fixedpoint.formats.nbest import STANDARD_INPUT, Line, create, read_lines
 from fairseq_fixedpoint.perplexity import perplexity
 from fairseq_fixedpoint.progress import counted
 from fairseq_fixedpoint.rescoring.diagnosis import unknown_warnings
-from fairseq_fixedpoint.rescoring.errors import RescoringError
 from fairseq_fixedpoint.rescoring.jobs import Journal, Processes, groups, results_of
-from fairseq_fixedpoint.rescoring.nbest import Before, ByRule, LineScorer, Scorable, scorable
+from fairseq_fixedpoint.rescoring.nbest_rescoring import (
+    LineScorer,
+    PreviousTexts,
+    Scorable,
+    WordRuleScorer,
+    scorable,
+)
 from fairseq_fixedpoint.rescoring.words import WordRule
 
 PROGRAM = "fixedpoint-score"
@@ -63,16 +69,16 @@ def _score(args: argparse.Namespace) -> None:
     processes = Processes.joined()
     can_resume = args.output is not None and Path(args.input).is_file()  # read more than once
     if not can_resume and (args.resume or processes.count > 1):
-        raise RescoringError("--resume and several processes need a file to read and --output.")
+        raise InputError("--resume and several processes need a file to read and --output.")
     options.check_outputs(args, "output")
     scorers = options.line_scorers(args)
     if len(scorers) != 1:
-        raise RescoringError(
+        raise InputError(
             f"there are {len(scorers)} models: give one with --model or --kenlm, or mix two with "
             "--interpolate."
         )
     rule = options.word_rule(args, scorers)
-    scorers = {name: ByRule(scorer, rule) for name, scorer in scorers.items()}
+    scorers = {name: WordRuleScorer(scorer, rule) for name, scorer in scorers.items()}
     ((name, scorer),) = scorers.items()
     score = partial(_scored, scorer=scorer, per_token=args.per_token)
     skipped = Skipped(PROGRAM)
@@ -113,7 +119,7 @@ def _in_context(
     lines: Iterable[Scorable[Line]], rule: WordRule, context: float
 ) -> Iterator[Scorable[Line]]:
     """With the lines before, as far as so many tokens reach."""
-    before = Before(context)
+    before = PreviousTexts(context)
     for each in lines:
         yield each._replace(previous=before.texts)
         before.add(each.item.text, len(rule.words(each.item.text)))
@@ -130,7 +136,7 @@ def _grouped(lines: Iterable[Scorable[Line]]) -> Iterator[list[Scorable[Line]]]:
 
 def _scored(lines: Sequence[Scorable[Line]], scorer: LineScorer, per_token: bool) -> list[list]:
     """For each line its log-probability, tokens and unknown ones, and what each token has."""
-    found = []
+    results = []
     scores = scorer.score([each.prepared[0] for each in lines], [each.previous for each in lines])
     for (line, _, _), score in zip(lines, scores, strict=True):
         log_probability = score.log_probability
@@ -141,8 +147,8 @@ def _scored(lines: Sequence[Scorable[Line]], scorer: LineScorer, per_token: bool
         result: list[Any] = [log_probability, len(score.tokens), score.unknown]
         if per_token:
             result += [score.tokens, score.log_probabilities.tolist()]
-        found.append(result)
-    return found
+        results.append(result)
+    return results
 
 
 @contextmanager
@@ -151,7 +157,7 @@ def _opened(path: Path | None) -> Iterator[IO[str]]:
         yield sys.stdout
         sys.stdout.flush()  # a full disk shows here, before anything is said to be done
         return
-    with written_whole(path) as made, create(made) as file:
+    with atomic_write(path) as made, create(made) as file:
         yield file
 
 

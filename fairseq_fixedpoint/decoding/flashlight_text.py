@@ -47,9 +47,9 @@ class FlashlightModel(LM):
         return self._state(history.then(eos)), history.log_probability(eos)
 
     def _state(self, history: History) -> LMState:
-        found = self._state_of.get(history)
-        if found is None:
-            found = LMState()
-            self._state_of[history] = found
-            self._history_of[found] = history
-        return found
+        state = self._state_of.get(history)
+        if state is None:
+            state = LMState()
+            self._state_of[history] = state
+            self._history_of[state] = history
+        return state

@@ -63,20 +63,20 @@ class History:
 
     def then(self, token: int) -> History:
         """The history with one token more."""
-        found = self._next.get(token)
-        if found is None:
-            found = self._next[token] = self._longer(token)
-        return found
+        longer = self._next.get(token)
+        if longer is None:
+            longer = self._next[token] = self._longer(token)
+        return longer
 
     def _longer(self, token: int) -> History:
         if self._window is None or self._model.order is None:
             return History(self._model, self._shared, None, self, token)
         window = (*self._window, token)[-self._model.order :]
-        found = self._shared.get(window)
-        if found is None:
-            found = History(self._model, self._shared, window, self, token)
-            self._shared[window] = found
-        return found
+        history = self._shared.get(window)
+        if history is None:
+            history = History(self._model, self._shared, window, self, token)
+            self._shared[window] = history
+        return history
 
     def log_probability(self, token: int) -> float:
         """Natural logarithm, of a token after the history.

@@ -53,17 +53,17 @@ class PyctcdecodeModel(AbstractLanguageModel):
 
         An empty word, with which pyctcdecode ends a text after a space, is none.
         """
-        found, state = 0.0, prev_state
+        score, state = 0.0, prev_state
         if word:
             (token,) = self._encoder.indices([word])
             log_probability = prev_state.log_probability(token)
             if self._encoder.is_unknown([token]).item():
                 log_probability += self.unknown_offset
-            found += self.alpha * log_probability + self.beta
+            score += self.alpha * log_probability + self.beta
             state = prev_state.then(token)
         if is_last_word:
-            found += self.alpha * state.log_probability(self._model.dictionary.eos())
-        return found, state
+            score += self.alpha * state.log_probability(self._model.dictionary.eos())
+        return score, state
 
     def reset_params(self, **params: float | None) -> None:
         """Takes the weights that pyctcdecode's `reset_params` names, `alpha` and `beta`."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from fairseq_fixedpoint.formats.compact_lattice import read_symbols
 from fairseq_fixedpoint.formats.kaldi import Kaldi
 from fairseq_fixedpoint.formats.lattice import FILLERS, Lattice, LatticeFormat, spoken
-from fairseq_fixedpoint.formats.lattices import (
+from fairseq_fixedpoint.formats.lattice_files import (
     LATTICE_FORMATS,
     lattice_files,
     lattice_format,

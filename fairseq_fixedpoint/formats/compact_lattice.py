@@ -24,7 +24,7 @@ from fairseq_fixedpoint.formats.lattice import (
     arranged,
     check_scores,
     count,
-    written,
+    formatted_scores,
 )
 from fairseq_fixedpoint.formats.nbest import (
     FormatError,
@@ -150,17 +150,17 @@ class CompactLattice(LatticeFormat):
     def _words(self, arcs: list[_Arc], are_ids: bool) -> list[str]:
         """The word of each arc; `are_ids` says that without a table all labels are ids."""
         if self._symbols is not None:
-            found = [self._symbol(arc, self._symbols) for arc in arcs]
+            labels = [self._symbol(arc, self._symbols) for arc in arcs]
         elif are_ids:
             for arc in arcs:
                 if int(arc.label) != 0:
                     raise arc.line.error(
                         f"the words are ids, such as {arc.label}; give the words.txt they are from."
                     )
-            found = [""] * len(arcs)
+            labels = [""] * len(arcs)
         else:
-            found = [arc.label for arc in arcs]
-        return ["" if word in EMPTY_WORDS else word for word in found]
+            labels = [arc.label for arc in arcs]
+        return ["" if word in EMPTY_WORDS else word for word in labels]
 
     @staticmethod
     def _symbol(arc: _Arc, symbols: Mapping[int, str]) -> str:
@@ -282,6 +282,7 @@ def _weight(line: Line, text: str) -> _Weight:
 
 def _weights(lattice: Lattice, scores: dict[str, np.ndarray], ids: list[str]) -> list[str]:
     graph, acoustic = (
-        written(lattice, f"{name} score", -scores.get(name, np.zeros(len(ids)))) for name in SCORES
+        formatted_scores(lattice, f"{name} score", -scores.get(name, np.zeros(len(ids))))
+        for name in SCORES
     )
     return [",".join(weight) for weight in zip(graph, acoustic, ids, strict=True)]

@@ -62,7 +62,7 @@ class Kaldi(NBestFormat):
     name = "kaldi"
 
     def recognises(self, path: Path) -> bool:
-        return path.is_dir() and _found(path, WORDS) is not None
+        return path.is_dir() and _existing(path, WORDS) is not None
 
     def default_weights(self, names: Collection[str]) -> dict[str, float]:
         if TOTAL in names:  # which holds the others
@@ -91,13 +91,13 @@ class Kaldi(NBestFormat):
             except FormatError as error:
                 unreadable(error)
                 continue
-            taken = {file.name: file.take(key) for file in costs}
-            errors = [score for score in taken.values() if isinstance(score, FormatError)]
+            values = {file.name: file.take(key) for file in costs}
+            errors = [score for score in values.values() if isinstance(score, FormatError)]
             if errors:
                 on_error(errors[0])
                 continue
-            found = {name: s for name, s in taken.items() if not isinstance(s, FormatError)}
-            yield Hypothesis(utterance, text, found, line.path, line.number, record=key)
+            scores = {name: s for name, s in values.items() if not isinstance(s, FormatError)}
+            yield Hypothesis(utterance, text, scores, line.path, line.number, record=key)
         if every_key_seen:
             for file in costs:
                 file.check_nothing_left()
@@ -236,15 +236,15 @@ def _listed(folder: Path) -> list[Path]:
 def _cost_files(folder: Path) -> dict[str, Path]:
     """The files of costs by the names of their scores."""
     known = {**COSTS, TOTAL: TOTAL}
-    found = {name: path for name, file in known.items() if (path := _found(folder, file))}
+    files = {name: path for name, file in known.items() if (path := _existing(folder, file))}
     for path in _listed(folder):
         file = path.name.removesuffix(".gz")
         if file.startswith(LANGUAGE) and file not in known.values() and path.is_file():
             name = file.removeprefix(LANGUAGE)
             if name in known or not name:
                 raise FormatError(path, None, "has the name of another score; rename it.")
-            found.setdefault(name, path)
-    return found
+            files.setdefault(name, path)
+    return files
 
 
 def _file_of(name: str) -> str:
@@ -253,8 +253,8 @@ def _file_of(name: str) -> str:
 
 
 def _total_name(source: Path) -> str:
-    found = _found(source, TOTAL)
-    return TOTAL if found is None else found.name
+    file = _existing(source, TOTAL)
+    return TOTAL if file is None else file.name
 
 
 def _copy(path: Path, destination: Path, kept: _Keys | None) -> None:
@@ -273,7 +273,7 @@ def _copy(path: Path, destination: Path, kept: _Keys | None) -> None:
         shutil.copyfile(path, destination)
 
 
-def _found(folder: Path, name: str) -> Path | None:
+def _existing(folder: Path, name: str) -> Path | None:
     candidates = (folder / name, folder / f"{name}.gz")
     try:
         return next((path for path in candidates if path.is_file()), None)
@@ -282,7 +282,7 @@ def _found(folder: Path, name: str) -> Path | None:
 
 
 def _words_file(folder: Path) -> Path:
-    file = _found(folder, WORDS)
+    file = _existing(folder, WORDS)
     if file is None:
         raise FormatError(folder, None, f"has no {WORDS}; name a folder of Kaldi n-best lists.")
     return file

@@ -87,14 +87,14 @@ class Lattice:
             self,
             source=np.asarray(source, dtype=np.int64),
             target=np.asarray(target, dtype=np.int64),
-            words=_taken(self.words, arcs),
+            words=_selected(self.words, arcs),
             scores={name: values[arcs] for name, values in self.scores.items()},
             final=self.final[nodes],
             final_scores={name: values[nodes] for name, values in self.final_scores.items()},
             times=None if self.times is None else self.times[nodes],
             posteriors=None,
-            node_records=_taken(self.node_records, nodes),
-            arc_records=_taken(self.arc_records, arcs),
+            node_records=_selected(self.node_records, nodes),
+            arc_records=_selected(self.arc_records, arcs),
         )
 
 
@@ -129,15 +129,15 @@ class LatticeFormat(ABC):
         """
 
 
-def held_by_none(word: str) -> bool:
-    """The `held` of :func:`spoken` where there is no model."""
+def no_word_is_known(word: str) -> bool:
+    """The `is_known` of :func:`spoken` where there is no model."""
     return False
 
 
 def spoken(
     word: str,
     fillers: re.Pattern[str] | None = FILLERS,
-    held: Callable[[str], bool] = held_by_none,
+    is_known: Callable[[str], bool] = no_word_is_known,
 ) -> str:
     """What a language model sees of a word as a recogniser writes it; "" if it is passed by.
 
@@ -147,9 +147,9 @@ def spoken(
     Args:
         fillers: words that match as a whole are not spoken; None takes fillers and pronunciation
             variants for words.
-        held: whether some model has the word in its dictionary.
+        is_known: whether some model has the word in its dictionary.
     """
-    while word not in EMPTY_WORDS and not held(word):
+    while word not in EMPTY_WORDS and not is_known(word):
         variant = VARIANT.fullmatch(word) if fillers is not None else None
         if variant is None:
             is_filler = fillers is not None and fillers.fullmatch(word)
@@ -211,7 +211,7 @@ def count(line: Line, token: str, meaning: str) -> int:
     return int(token)
 
 
-def written(lattice: Lattice, name: str, values: np.ndarray) -> list[str]:
+def formatted_scores(lattice: Lattice, name: str, values: np.ndarray) -> list[str]:
     """Scores as a file holds them, to 15 digits: a number that was read comes back as it was.
 
     Raises:
@@ -238,7 +238,7 @@ def check_scores(lattice: Lattice, possible: set[str], format_name: str) -> None
         )
 
 
-def _taken(values: list, indices: np.ndarray) -> list:
+def _selected(values: list, indices: np.ndarray) -> list:
     return [values[index] for index in indices.tolist()] if values else []
 
 
@@ -267,8 +267,8 @@ def _on_cycle(source: np.ndarray, target: np.ndarray, unordered: set[int]) -> in
         for begin, end in zip(source.tolist(), target.tolist(), strict=True)
         if begin in unordered
     }
-    node, met = min(unordered), set()
-    while node not in met:
-        met.add(node)
+    node, visited = min(unordered), set()
+    while node not in visited:
+        visited.add(node)
         node = before[node]
     return node

@@ -82,15 +82,15 @@ def references(path: Path) -> dict[str, str]:
         FormatError: for a file that :class:`MlmScoring` cannot read, or a reference that is no
             text.
     """
-    found = {}
+    texts = {}
     for utterance, entry in _document(path).items():
         _check_utterance(path, utterance, entry)
         if REFERENCE in entry:
-            found[utterance] = normalised(entry[REFERENCE])
-    return found
+            texts[utterance] = normalised(entry[REFERENCE])
+    return texts
 
 
-class _Record(NamedTuple):
+class _EntryKey(NamedTuple):
     entry: dict[str, Any]  # the utterance's
     key: str
 
@@ -117,11 +117,11 @@ def _document(path: Path) -> dict[str, Any]:
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    mapping = dict(pairs)
+    if len(mapping) < len(pairs):
         (twice, _), *_ = Counter(key for key, _ in pairs).most_common(1)
         raise ValueError(f"the key {shown(twice)} occurs twice in one object.")
-    return found
+    return mapping
 
 
 def _number(text: str) -> float:
@@ -141,8 +141,8 @@ def _check_utterance(path: Path, utterance: str, entry: Any) -> None:
         raise error("must be an object with the keys ref, hyp_1, hyp_2, ...")
     if not isinstance(entry.get(REFERENCE, ""), str):
         raise error("has a ref that is no text.")
-    found = _hypotheses(entry)
-    if not found or set(found) != {f"{HYPOTHESIS}{n + 1}" for n in range(len(found))}:
+    keys = _hypotheses(entry)
+    if not keys or set(keys) != {f"{HYPOTHESIS}{n + 1}" for n in range(len(keys))}:
         raise error("must number its hypotheses hyp_1, hyp_2, ... without a gap.")
 
 
@@ -164,7 +164,7 @@ def _hypothesis(path: Path, utterance: str, entry: dict[str, Any], key: str) -> 
         {"score": _finite(path, place, score)} | _further(path, place, hypothesis),
         path,
         None,
-        _Record(entry, key),
+        _EntryKey(entry, key),
     )
 
 

@@ -21,8 +21,8 @@ from fairseq_fixedpoint.formats.lattice import (
     arranged,
     check_scores,
     count,
+    formatted_scores,
     spoken,
-    written,
 )
 from fairseq_fixedpoint.formats.nbest import (
     SPACE,
@@ -125,9 +125,9 @@ class Slf(LatticeFormat):
 
     def write(self, lattice: Lattice, file: IO[str]) -> None:
         check_scores(lattice, set(SCORES.values()), "SLF")
-        kept = dict(lattice.header or {})
-        base = kept.pop("base", str(math.e))
-        file.write(_text({"VERSION": kept.pop("VERSION", "1.1"), "UTTERANCE": lattice.utterance}))
+        others = dict(lattice.header or {})
+        base = others.pop("base", str(math.e))
+        file.write(_text({"VERSION": others.pop("VERSION", "1.1"), "UTTERANCE": lattice.utterance}))
         scales = {
             scale: format(lattice.weights[name], ".15g")
             for scale, (name, _) in SCALES.items()
@@ -135,8 +135,8 @@ class Slf(LatticeFormat):
         }
         penalty = format(lattice.word_penalty / math.log(float(base)), ".15g")
         file.write(_text({"base": base} | scales | {"wdpenalty": penalty}))
-        if kept:
-            file.write(_text(kept))
+        if others:
+            file.write(_text(others))
         file.write(_text(_ends(lattice)))
         file.write(_text({"N": str(len(lattice.final)), "L": str(len(lattice.source))}))
         file.writelines(_node_lines(lattice))
@@ -203,13 +203,14 @@ def _read(path: Path) -> Lattice:
             raise line.error("must start with I= or J=, as every line after the header does.")
         else:
             header.add(line)
-    for key, short, found in ("NODES", "N", nodes), ("LINKS", "L", links):
+    for key, short, entries in ("NODES", "N", nodes), ("LINKS", "L", links):
         expected = header.take_count(key)
         if expected is None:
             raise line.error(f"the file ends and no header had {key}= or {short}=.")
-        if len(found) != expected:
+        if len(entries) != expected:
             raise line.error(
-                f"the file ends after {len(found)} of {expected} {key.lower()}; it may be cut off."
+                f"the file ends after {len(entries)} of {expected} {key.lower()}; it may be "
+                "cut off."
             )
     return _lattice(path, header, nodes, links)
 
@@ -219,11 +220,11 @@ def _check_node(line: Line, fields: Fields) -> None:
         raise line.error("a node that is a lattice (L=) cannot be read; expand it.")
 
 
-def _add(found: dict[int, _Entry], noun: str, entry: _Entry, key: str) -> None:
+def _add(entries: dict[int, _Entry], noun: str, entry: _Entry, key: str) -> None:
     number = count(entry.line, entry.fields.pop(key), f"the number of a {noun}")
-    if number in found:
-        raise entry.line.error(f"{noun} {number} is on line {found[number].line.number} too.")
-    found[number] = entry
+    if number in entries:
+        raise entry.line.error(f"{noun} {number} is on line {entries[number].line.number} too.")
+    entries[number] = entry
 
 
 def _fields(line: Line, keys: dict[str, str]) -> Fields:
@@ -351,19 +352,19 @@ def _words(links: dict[int, _Entry], nodes: list[_Entry], target: np.ndarray) ->
     """The word of each link: its own, or else that of the node it leads to."""
     node_words = [node.fields.get("W") for node in nodes]
     default = None if all(word is None for word in node_words) else EMPTY_WORD
-    found = []
+    labels = []
     for (number, (line, fields)), end in zip(links.items(), target.tolist(), strict=True):
         word = fields.pop("W", None)
         if word is None:
             word = default if node_words[end] is None else node_words[end]
         if word is None:
             raise line.error(f"link {number} lacks W=, its word, and no node has one either.")
-        found.append(_word(word))
-    return found
+        labels.append(_word(word))
+    return labels
 
 
-def _word(written: str) -> str:
-    return "" if written in EMPTY_WORDS else written
+def _word(label: str) -> str:
+    return "" if label in EMPTY_WORDS else label
 
 
 class _Base:
@@ -481,12 +482,12 @@ def _node_lines(lattice: Lattice) -> Iterator[str]:
 
 def _link_lines(lattice: Lattice, unit: float) -> Iterator[str]:
     columns = {
-        key: written(lattice, f"{name} score", lattice.scores[name] / unit)
+        key: formatted_scores(lattice, f"{name} score", lattice.scores[name] / unit)
         for key, name in SCORES.items()
         if name in lattice.scores
     }
     if lattice.posteriors is not None:
-        columns["p"] = written(lattice, "posterior", lattice.posteriors)
+        columns["p"] = formatted_scores(lattice, "posterior", lattice.posteriors)
     on_nodes = [_word(record["W"]) if "W" in record else None for record in lattice.node_records]
     for link, (source, target, word) in enumerate(
         zip(lattice.source.tolist(), lattice.target.tolist(), lattice.words, strict=True)

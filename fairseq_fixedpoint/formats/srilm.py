@@ -97,7 +97,7 @@ class Srilm(NBestFormat):
                     group = next(groups, None)
 
 
-class _Record(NamedTuple):
+class _ParsedLine(NamedTuple):
     text: str
     acoustic: float | None  # log 10; None where a total in parentheses leads the line
 
@@ -116,9 +116,9 @@ def _listed(path: Path) -> list[Path]:
 def _files(path: Path) -> list[Path]:
     """The files of a list, each of another utterance."""
     files = _listed(path)
-    found: dict[str, Path] = {}
+    by_utterance: dict[str, Path] = {}
     for file in files:
-        other = found.setdefault(utterance_of(file), file)
+        other = by_utterance.setdefault(utterance_of(file), file)
         if other is not file:
             raise FormatError(
                 path,
@@ -165,7 +165,7 @@ def _read_file(path: Path, on_error: OnError) -> Iterator[Hypothesis]:
 
 def _total_only(line: Line, tokens: list[str]) -> Hypothesis:
     scores = {"total": _total(line, tokens)}
-    return _hypothesis(line, tokens[1:], scores, _Record(line.text, acoustic=None))
+    return _hypothesis(line, tokens[1:], scores, _ParsedLine(line.text, acoustic=None))
 
 
 def _timed(line: Line, tokens: list[str]) -> Hypothesis:
@@ -189,7 +189,7 @@ def _timed(line: Line, tokens: list[str]) -> Hypothesis:
             last_end = end
             scores["acoustic"] += acoustic * BYTELOG
             scores["lm"] += lm * BYTELOG
-    return _hypothesis(line, spoken, scores, _Record(line.text, acoustic=None))
+    return _hypothesis(line, spoken, scores, _ParsedLine(line.text, acoustic=None))
 
 
 def _plain(line: Line, tokens: list[str]) -> Hypothesis:
@@ -202,7 +202,7 @@ def _plain(line: Line, tokens: list[str]) -> Hypothesis:
     if not COUNT.fullmatch(tokens[2]):
         raise line.error(f"the number of words must be a whole number, not {shown(tokens[2])}.")
     scores = {"acoustic": acoustic * LN10, "lm": lm * LN10}
-    return _hypothesis(line, tokens[3:], scores, _Record(line.text, acoustic))
+    return _hypothesis(line, tokens[3:], scores, _ParsedLine(line.text, acoustic))
 
 
 def _total(line: Line, tokens: list[str]) -> float:
@@ -213,7 +213,7 @@ def _total(line: Line, tokens: list[str]) -> float:
 
 
 def _hypothesis(
-    line: Line, spoken: list[str], scores: dict[str, float], record: _Record
+    line: Line, spoken: list[str], scores: dict[str, float], record: _ParsedLine
 ) -> Hypothesis:
     for name, score in scores.items():
         if not math.isfinite(score):  # of finite numbers, as large as a float can be

@@ -27,7 +27,7 @@ class LanguageModelConfig:
         cell, nonlinearity, learned_initial_state, spectral_bound, orthogonal: see
             :class:`~fairseq_fixedpoint.recurrence.FixedPointRNN`.
         embed_dim, hidden_size, layers: widths, and the number of layers.
-        out_embed_dim: width of the output words' embeddings.
+        out_embed_dim: width of the output embeddings.
         share_embeddings: whether those are the input's.
         adaptive_softmax_cutoff: where the clusters of an adaptive softmax begin; () for a full
             softmax.

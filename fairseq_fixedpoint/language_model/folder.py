@@ -73,10 +73,10 @@ def write_folder(
     }
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     WordList(symbols).write(folder / WORDS)
-    own = LanguageModel(model.config).state_dict()
+    parameters = LanguageModel(model.config).state_dict()
     state = model.state_dict()
     with (folder / WEIGHTS).open("wb") as file:
-        safetensors.write(file, {name: state[name] for name in own})
+        safetensors.write(file, {name: state[name] for name in parameters})
 
 
 def read_folder(folder: Path) -> ModelFolder:
@@ -137,8 +137,8 @@ def _config(path: Path, described: dict) -> LanguageModelConfig:
     values = described.get("model")
     known = {field.name for field in fields(LanguageModelConfig)}
     if not isinstance(values, dict) or values.keys() - known:
-        strange = sorted(values.keys() - known) if isinstance(values, dict) else ["model"]
-        raise InputError(f"{path} has a wrong entry, {strange[0]}.")
+        unknown = sorted(values.keys() - known) if isinstance(values, dict) else ["model"]
+        raise InputError(f"{path} has a wrong entry, {unknown[0]}.")
     values = values | {name: tuple(values[name]) for name in AS_TUPLES if name in values}
     try:
         config = LanguageModelConfig(**values)

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from fairseq_fixedpoint.language_model.adaptive_softmax import AdaptiveSoftmaxParameters
 from fairseq_fixedpoint.language_model.config import LanguageModelConfig
 from fairseq_fixedpoint.language_model.order import Iterated
-from fairseq_fixedpoint.language_model.summary import TextSummary
+from fairseq_fixedpoint.language_model.text_summary import TextSummary
 from fairseq_fixedpoint.recurrence import FixedPointRNN, dropout_mask
 from fairseq_fixedpoint.recurrence.iteration import Layer, Solution
-from fairseq_fixedpoint.softmax import AdaptiveSoftmax, OutputWords, Softmax, Tail
+from fairseq_fixedpoint.softmax import AdaptiveSoftmax, OutputProjection, Softmax, Tail
 
 ADAPTIVE_HAS_NO_Z = (
     "--unnormalized needs a model with one softmax over all words, trained with --log-z-penalty: "
@@ -385,7 +385,7 @@ class LanguageModel(Iterated, nn.Module):
         return h if self.additional_fc is None else self.additional_fc(h)
 
     @property
-    def output_words(self) -> tuple[Tensor, Tensor | None]:
+    def output_projection(self) -> tuple[Tensor, Tensor | None]:
         """Weight ``(V, C)`` and bias ``(V,)`` of the full softmax."""
         if self.fc_out is None:
             return self.embed_tokens.weight, None
@@ -405,14 +405,14 @@ class LanguageModel(Iterated, nn.Module):
         """
         adaptive: Any = self.adaptive_softmax  # fairseq's in its plugin, with the same names
         if adaptive is None:
-            return Softmax(OutputWords(*self.output_words, dtype), normalized)
+            return Softmax(OutputProjection(*self.output_projection, dtype), normalized)
         if not normalized:
             raise ValueError(ADAPTIVE_HAS_NO_Z)
         tails = [
-            Tail(first, tail[0].weight, OutputWords(tail[2].weight, None, dtype))
+            Tail(first, tail[0].weight, OutputProjection(tail[2].weight, None, dtype))
             for first, tail in zip(adaptive.cutoff, adaptive.tail, strict=False)
         ]
-        return AdaptiveSoftmax(OutputWords(adaptive.head.weight, None, dtype), tails)
+        return AdaptiveSoftmax(OutputProjection(adaptive.head.weight, None, dtype), tails)
 
 
 def dropped(x: Tensor, p: float, variational: bool) -> Tensor:

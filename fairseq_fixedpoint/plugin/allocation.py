@@ -27,16 +27,16 @@ def keep_freed_memory(device: torch.device) -> None:
     another allocator is in use, or the environment says how glibc should go about it, nothing
     changes.
     """
-    if device.type == "cpu" and not _is_told():
+    if device.type == "cpu" and not _is_configured():
         _keep()
 
 
-def _is_told() -> bool:
+def _is_configured() -> bool:
     """Whether the environment says how glibc should go about it."""
     tunables = os.environ.get("GLIBC_TUNABLES", "")
-    told = {setting.partition("=")[0].strip() for setting in tunables.split(":")}
+    names = {setting.partition("=")[0].strip() for setting in tunables.split(":")}
     return any(name in os.environ for name in VARIABLES) or any(
-        f"glibc.malloc.{name}" in told for name in TUNABLES
+        f"glibc.malloc.{name}" in names for name in TUNABLES
     )
 
 

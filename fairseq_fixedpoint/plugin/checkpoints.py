@@ -13,10 +13,10 @@ from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.models import FairseqLanguageModel
 from fairseq.tasks import FairseqTask
 
+from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.language_model import LanguageModel
 from fairseq_fixedpoint.plugin import compat, registration
 from fairseq_fixedpoint.plugin.model_scorer import ModelScorer
-from fairseq_fixedpoint.rescoring.errors import RescoringError
 from fairseq_fixedpoint.rescoring.loading import NOT_TRAINED_UNNORMALIZED, LoadedModel
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ def load_language_model(
         trust_checkpoint: read classes that fairseq does not store, too, which can run code.
 
     Raises:
-        RescoringError: if the file, the dictionary or the kind of model is wrong.
+        InputError: if the file, the dictionary or the kind of model is wrong.
     """
     model, task, _ = _load(path, data, iterations, device, normalized, trust_checkpoint)
     return model, task
@@ -71,12 +71,12 @@ def _load(
             [str(path)], task=task, state=state
         )
     except (ValueError, RuntimeError) as error:  # our own check, and PyTorch's of sizes
-        raise RescoringError(
+        raise InputError(
             f"{path} does not go with the dictionary {folder}/dict.txt, or not with this version "
             f"of its model: {error}"
         ) from error
     except Exception as error:  # fairseq has more ways to say that it lacks a part
-        raise RescoringError(
+        raise InputError(
             f"{path} holds no model that can be made here ({_shown(error)}): name "
             "a checkpoint of a language model that needs no --user-dir but this one."
         ) from error
@@ -85,19 +85,19 @@ def _load(
         logger.warning(NOT_TRAINED_UNNORMALIZED.format(path))
     model = models[0].eval().to(device)
     if not isinstance(model, FairseqLanguageModel):
-        raise RescoringError(
+        raise InputError(
             f"{path} holds a {type(model).__name__}, which is no language model: name one that was "
             "trained with a language modeling task."
         )
     if iterations is not None:
         if not isinstance(model.decoder, LanguageModel):
-            raise RescoringError(
+            raise InputError(
                 f"--iterations is for fixedpoint_lm, and {path} holds a {type(model).__name__}."
             )
         try:
             model.decoder.use_iterations(iterations)
         except ValueError as error:  # out of range
-            raise RescoringError(str(error)) from error
+            raise InputError(str(error)) from error
     return model, task, penalised
 
 
@@ -119,7 +119,7 @@ def load_scorer(
         path, data, iterations, device, trust_checkpoint: see :func:`load_language_model`.
 
     Raises:
-        RescoringError: if the file is wrong, or the model cannot do what is asked.
+        InputError: if the file is wrong, or the model cannot do what is asked.
     """
     model, task, penalised = _load(path, data, iterations, device, normalized, trust_checkpoint)
     decoder, dictionary = model.decoder, task.target_dictionary
@@ -129,7 +129,7 @@ def load_scorer(
         return LoadedModel.of(decoder, dictionary, path, bf16, normalized, add_bos_token, penalised)
     if bf16 or not normalized:
         option = "--bf16" if bf16 else "--unnormalized"
-        raise RescoringError(
+        raise InputError(
             f"{option} is for fixedpoint_lm, and {path} holds a {type(model).__name__}."
         )
     return LoadedModel(ModelScorer(model, dictionary), dictionary, "Fairseq", add_bos_token)
@@ -142,19 +142,19 @@ def read_checkpoint(path: Path, trusted: bool = False) -> dict[str, Any]:
         trusted: read classes that fairseq does not store, too, which can run code.
 
     Raises:
-        RescoringError: if it is none, or cannot be read.
+        InputError: if it is none, or cannot be read.
     """
     if not path.is_file():
-        raise RescoringError(f"{path} is no file: name a checkpoint of fairseq-train.")
+        raise InputError(f"{path} is no file: name a checkpoint of fairseq-train.")
     try:
         with compat.reading(trusted):
             return checkpoint_utils.load_checkpoint_to_cpu(str(path))
     except compat.CheckpointError as error:
         is_refused = compat.refused_class(error.__cause__) is not None
         hint = " (--trust-checkpoint loads it all the same.)" if is_refused else ""
-        raise RescoringError(f"{error}{hint}") from error
+        raise InputError(f"{error}{hint}") from error
     except Exception as error:  # anything may come from code in the file
-        raise RescoringError(f"{path} cannot be read ({_shown(error)}).") from error
+        raise InputError(f"{path} cannot be read ({_shown(error)}).") from error
 
 
 def _shown(error: Exception) -> str:
@@ -165,13 +165,13 @@ def configuration(path: Path, state: dict[str, Any]) -> Any:
     """How the model of a checkpoint was trained; attributes `task` and `model`.
 
     Raises:
-        RescoringError: if the checkpoint does not say.
+        InputError: if the checkpoint does not say.
     """
     if state.get("args") is not None:
         return convert_namespace_to_omegaconf(state["args"])
     cfg = state.get("cfg")
     if cfg is None or cfg.get("task") is None:
-        raise RescoringError(
+        raise InputError(
             f"{path} does not say how its model was trained (an entry 'cfg' with a 'task'): name a "
             "file that fairseq-train wrote."
         )
@@ -186,7 +186,7 @@ def dictionary_folder(path: Path, trained_with: str | None, data: str | Path | N
         data: what is to be taken instead, or None.
 
     Raises:
-        RescoringError: if there is no dict.txt.
+        InputError: if there is no dict.txt.
     """
     if data is not None:
         folder, origin = str(data), "--data"
@@ -194,7 +194,7 @@ def dictionary_folder(path: Path, trained_with: str | None, data: str | Path | N
         folder = utils.split_paths(trained_with)[0] if trained_with else "."
         origin = f"where {path} was trained"
     if not Path(folder, "dict.txt").is_file():
-        raise RescoringError(
+        raise InputError(
             f"{folder}/dict.txt ({origin}) is not there: give --data the folder that "
             "fairseq-preprocess wrote for the model."
         )

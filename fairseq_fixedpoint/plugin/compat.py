@@ -1,25 +1,25 @@
-"""Run-time mends that let fairseq run on current PyTorch and numpy.
+"""Run-time patches that let fairseq run on current PyTorch and numpy.
 
-:func:`apply` makes them all and is called when the plugin is registered, which `--user-dir` does
-before fairseq reads a checkpoint or builds a data set. Each mend is skipped where it is not needed,
-and making it twice is the same as making it once.
+:func:`apply` applies them all and is called when the plugin is registered, which `--user-dir` does
+before fairseq reads a checkpoint or builds a data set. Each patch is skipped where it is not
+needed, and applying it twice is the same as applying it once.
 
-**Reading checkpoints** (:func:`mend_checkpoint_loading`). A checkpoint of fairseq is a pickle, and
+**Reading checkpoints** (:func:`patch_checkpoint_loading`). A checkpoint of fairseq is a pickle, and
 a pickle can run any code. PyTorch 2.6 therefore made `torch.load` refuse every class that it does
 not know, among them the few that fairseq stores, so resuming and evaluating fail. The protection
 stays on here: those few classes are allowed, and only while fairseq reads a checkpoint or, on
 several processes, receives one from the process that read it. The second is needed on fairseq's
-main branch too. There, reading a file needs no mend: it passes `weights_only=False`, which runs
+main branch too. There, reading a file needs no patch: it passes `weights_only=False`, which runs
 what the file says, and nothing here changes that.
 
 The same wrapper turns what goes wrong in reading into one :class:`CheckpointError` that names the
 file, the trouble and the remedy.
 
-**Copying checkpoints** (:func:`mend_checkpoint_copies`). fairseq writes a checkpoint beside its
+**Copying checkpoints** (:func:`patch_checkpoint_copies`). fairseq writes a checkpoint beside its
 place and renames it, but copies it to `checkpoint_last.pt` in place: training that is killed
 meanwhile leaves half a file, and cannot be resumed from it. The copy is renamed, too.
 
-**`np.compat.long`** (:func:`mend_numpy_long`). numpy 2 has dropped `np.compat`; fairseq still uses
+**`np.compat.long`** (:func:`patch_numpy_long`). numpy 2 has dropped `np.compat`; fairseq still uses
 this one name of it, for blocks that end at the end of a sentence (`--sample-break-mode eos`).
 """
 
@@ -40,9 +40,9 @@ import torch
 __all__ = [
     "CheckpointError",
     "apply",
-    "mend_checkpoint_copies",
-    "mend_checkpoint_loading",
-    "mend_numpy_long",
+    "patch_checkpoint_copies",
+    "patch_checkpoint_loading",
+    "patch_numpy_long",
     "reading",
     "refused_class",
     "stored_classes",
@@ -58,13 +58,13 @@ class CheckpointError(RuntimeError):
 
 
 def apply() -> None:
-    """Make every mend that this environment needs."""
-    mend_numpy_long()
-    mend_checkpoint_loading()
-    mend_checkpoint_copies()
+    """Applies every patch that this environment needs."""
+    patch_numpy_long()
+    patch_checkpoint_loading()
+    patch_checkpoint_copies()
 
 
-def mend_numpy_long(module: types.ModuleType = numpy) -> bool:
+def patch_numpy_long(module: types.ModuleType = numpy) -> bool:
     """Give numpy back the one name of `np.compat` that fairseq uses, if it is missing.
 
     Args:
@@ -85,7 +85,7 @@ def mend_numpy_long(module: types.ModuleType = numpy) -> bool:
     return True
 
 
-def mend_checkpoint_copies() -> bool:
+def patch_checkpoint_copies() -> bool:
     """Let fairseq's copies of checkpoints appear whole or not at all.
 
     Replaces `PathManager.copy`, which is used for nothing but checkpoints, for files that it copies
@@ -97,7 +97,7 @@ def mend_checkpoint_copies() -> bool:
     from fairseq import file_io
 
     copy = file_io.PathManager.copy
-    if file_io.IOPathManager or getattr(copy, "mended_by", None) == __name__:
+    if file_io.IOPathManager or getattr(copy, "patched_by", None) == __name__:
         return False
 
     @functools.wraps(copy)
@@ -106,7 +106,7 @@ def mend_checkpoint_copies() -> bool:
         os.replace(f"{dst_path}.tmp", dst_path)
         return made
 
-    vars(copy_whole)["mended_by"] = __name__
+    vars(copy_whole)["patched_by"] = __name__
     file_io.PathManager.copy = staticmethod(copy_whole)
     return True
 
@@ -159,7 +159,7 @@ def stored_classes() -> list:
     return classes
 
 
-def mend_checkpoint_loading() -> bool:
+def patch_checkpoint_loading() -> bool:
     """Let fairseq read its checkpoints under the protection of `torch.load`, with clear errors.
 
     Replaces `fairseq.checkpoint_utils.load_checkpoint_to_cpu`, through which the trainer and
@@ -174,7 +174,7 @@ def mend_checkpoint_loading() -> bool:
     from fairseq.distributed import utils as distributed_utils
 
     load = checkpoint_utils.load_checkpoint_to_cpu
-    if getattr(load, "mended_by", None) == __name__:
+    if getattr(load, "patched_by", None) == __name__:
         return False
 
     @functools.wraps(load)
@@ -190,7 +190,7 @@ def mend_checkpoint_loading() -> bool:
                 raise
             raise CheckpointError(trouble) from error
 
-    vars(load_checkpoint_to_cpu)["mended_by"] = __name__
+    vars(load_checkpoint_to_cpu)["patched_by"] = __name__
     checkpoint_utils.load_checkpoint_to_cpu = load_checkpoint_to_cpu
 
     if _protection_is_default():
@@ -294,5 +294,5 @@ def _trouble_with(path: str, error: Exception) -> str | None:
 
 def refused_class(error: BaseException | None) -> str | None:
     """The name of the class or function that `torch.load` refused, if that is what `error` says."""
-    found = re.search(r"GLOBAL (\S+) was not an allowed|unsupported GLOBAL (\S+)", str(error))
-    return next(filter(None, found.groups())) if found else None
+    match = re.search(r"GLOBAL (\S+) was not an allowed|unsupported GLOBAL (\S+)", str(error))
+    return next(filter(None, match.groups())) if match else None

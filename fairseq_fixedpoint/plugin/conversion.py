@@ -156,8 +156,8 @@ def convert(
         model = tasks.setup_task(cfg.task, from_checkpoint=True).build_model(
             cfg.model, from_checkpoint=True
         )
-        own = model.state_dict()
-        model.load_state_dict({**weights, **{name: own[name] for name in BUFFERS}})
+        initial = model.state_dict()
+        model.load_state_dict({**weights, **{name: initial[name] for name in BUFFERS}})
         model.decoder.trained_iterations.zero_()  # lstm_lm's is the exact recurrence
     except InputError as error:
         raise InputError(f"{path}: {error}") from error

@@ -11,10 +11,10 @@ from contextlib import ExitStack
 import torch
 
 from fairseq_fixedpoint.cli.options import device
-from fairseq_fixedpoint.files import written_whole
+from fairseq_fixedpoint.errors import InputError
+from fairseq_fixedpoint.files import atomic_write
 from fairseq_fixedpoint.plugin.conversion import Converted, convert
 from fairseq_fixedpoint.plugin.evaluation import OrderReport
-from fairseq_fixedpoint.rescoring.errors import RescoringError
 
 TOKENS_AT_ONCE = 1024  # of the report's passes
 
@@ -36,14 +36,14 @@ def convert_checkpoint(args: argparse.Namespace) -> list[str]:
         trust_checkpoint=args.trust_checkpoint,
     )
     with ExitStack() as outputs:
-        made = outputs.enter_context(written_whole(args.output))
+        made = outputs.enter_context(atomic_write(args.output))
         content = io.BytesIO()  # PyTorch's own writing hides that a disk is full
         torch.save(converted.checkpoint(), content)
         made.write_bytes(content.getbuffer())
         if args.report is not None:
             report = _report(converted, args)
             if args.report_json is not None:
-                listed = outputs.enter_context(written_whole(args.report_json))
+                listed = outputs.enter_context(atomic_write(args.report_json))
                 listed.write_text(json.dumps(_json(report, args.report), indent=2) + "\n")
             print(report.table(), flush=True)
     return _sentences(converted, args, iterations)
@@ -56,7 +56,7 @@ def _report(converted: Converted, args: argparse.Namespace) -> OrderReport:
     try:
         task.load_dataset(args.report)
     except (FileNotFoundError, ValueError) as error:
-        raise RescoringError(
+        raise InputError(
             f"--report {args.report}: {error}; give --data the folder that fairseq-preprocess "
             "wrote, and --report one of its splits."
         ) from error

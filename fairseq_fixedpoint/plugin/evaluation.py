@@ -79,10 +79,10 @@ class OrderReport:
             ):  # (T, C) each
                 total[row] += softmax.log_probabilities(each, position, target).sum()
             tokens += target.numel()
-        *found, exact = (perplexity(each, tokens) for each in total.tolist())
-        if not all(map(math.isfinite, [*found, exact])):
+        *perplexities, exact = (perplexity(each, tokens) for each in total.tolist())
+        if not all(map(math.isfinite, [*perplexities, exact])):
             raise InputError("the model gives a perplexity that is no number: it is broken.")
-        return cls(tokens, dict(zip(orders, found, strict=True)), exact)
+        return cls(tokens, dict(zip(orders, perplexities, strict=True)), exact)
 
     def table(self) -> str:
         """The report as a person reads it, several lines without a newline at the end."""

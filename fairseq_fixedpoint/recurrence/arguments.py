@@ -12,11 +12,11 @@ from torch import Tensor
 def check_shape(name: str, tensor: Tensor, *sizes: int | str) -> None:
     """Raises ValueError unless `tensor` has these sizes; a letter stands for any."""
     if tensor.dim() != len(sizes) or any(
-        isinstance(size, int) and size != found
-        for size, found in zip(sizes, tensor.shape, strict=True)
+        isinstance(size, int) and size != actual
+        for size, actual in zip(sizes, tensor.shape, strict=True)
     ):
-        wanted = ", ".join(map(str, sizes))
-        raise ValueError(f"{name} must have the shape ({wanted}), not {tuple(tensor.shape)}.")
+        expected = ", ".join(map(str, sizes))
+        raise ValueError(f"{name} must have the shape ({expected}), not {tuple(tensor.shape)}.")
 
 
 def check_mask(name: str, mask: Tensor | None, *sizes: int) -> None:

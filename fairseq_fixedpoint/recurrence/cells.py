@@ -96,7 +96,7 @@ class Cell:
 
     gates: ClassVar[int]
     parts: ClassVar[int] = 1
-    kept: ClassVar[int] = 0
+    saved_width: ClassVar[int] = 0
     """Width, in units of H, of what the forward pass leaves to the backward pass beside states."""
 
     def recurrence(self, input_size: int, hidden_size: int) -> OneLayer:
@@ -123,7 +123,7 @@ class Cell:
             previous: states before them, ``(N, P*H)`` or ``(1, P*H)``.
             weight: recurrent matrix, ``(G*H, H)``.
             bias: the recurrent bias that :meth:`split_bias` kept apart, or None.
-            gates: ``(N, kept*H)``, written for the backward pass.
+            gates: ``(N, saved_width*H)``, written for the backward pass.
             out: ``(N, P*H)``, written.
         """
         raise NotImplementedError
@@ -189,13 +189,13 @@ class Elman(Cell):
         grad_x: Tensor | None,
     ) -> tuple[Tensor, Carry]:
         d = torch.empty_like(state)
-        own, carried = _rows_of(grad), _rows_of(later and later.recurrent)
+        grad_rows, carried_rows = _rows_of(grad), _rows_of(later and later.recurrent)
         # Rows with both gradients, then rows with one of them: no product with rows of zeros.
-        for begin, end in pairwise(sorted({0, own, carried})):
+        for begin, end in pairwise(sorted({0, grad_rows, carried_rows})):
             rows = slice(begin, end)
             pointwise.of(state.device).elman_backward(
-                grad[rows] if grad is not None and end <= own else None,
-                later.recurrent[rows] if later is not None and end <= carried else None,
+                grad[rows] if grad is not None and end <= grad_rows else None,
+                later.recurrent[rows] if later is not None and end <= carried_rows else None,
                 weight,
                 state[rows],
                 self.nonlinearity,
@@ -213,7 +213,7 @@ class GRU(Cell):
     """
 
     gates: ClassVar[int] = 3
-    kept: ClassVar[int] = 4
+    saved_width: ClassVar[int] = 4
 
     def recurrence(self, input_size: int, hidden_size: int) -> OneLayer:
         return cast("OneLayer", nn.GRU(input_size, hidden_size))
@@ -266,7 +266,7 @@ class LSTM(Cell):
 
     gates: ClassVar[int] = 4
     parts: ClassVar[int] = 2
-    kept: ClassVar[int] = 4
+    saved_width: ClassVar[int] = 4
 
     def recurrence(self, input_size: int, hidden_size: int) -> OneLayer:
         return cast("OneLayer", nn.LSTM(input_size, hidden_size))

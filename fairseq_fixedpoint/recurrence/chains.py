@@ -114,10 +114,10 @@ class Block:
 
         Order q is the states that chains have after q to q + C - 1 iterations.
         """
-        wanted = range(1, self.iterations + 1) if self.residuals else sorted(self.orders)
+        orders = range(1, self.iterations + 1) if self.residuals else sorted(self.orders)
         chains = []
         for k in range(1, self.steps + 1):
-            order = next(order for order in wanted if order + self.stride > k)
+            order = next(order for order in orders if order + self.stride > k)
             last = (self.span - max(k, order)) // self.stride  # that the block has room for
             chains.append(max(last + 1, 1))
         return max(chains, default=0), *chains
@@ -200,7 +200,7 @@ class _Iterate(torch.autograd.Function):
         if block.residuals:
             wide = torch.promote_types(dtype, torch.float32)
             changes = x.new_zeros(block.iterations, dtype=wide)
-        kept: list[Tensor] = []
+        saved: list[Tensor] = []
         with torch.autocast(x.device.type, enabled=False):
             for piece in block.pieces(x.device):
                 latest = deque([piece.start(layers)], maxlen=block.stride)  # of the last C
@@ -213,17 +213,18 @@ class _Iterate(torch.autograd.Function):
                     latest.append(after)
                     if keep:
                         needed = after.needed(k, block)
-                        kept += [*needed.states, *needed.gates]
-        ctx.block, ctx.dtype, ctx.kept = block, dtype, len(kept)
+                        saved += [*needed.states, *needed.gates]
+        ctx.block, ctx.dtype, ctx.num_saved = block, dtype, len(saved)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*kept, x, *weights)
+        ctx.save_for_backward(*saved, x, *weights)
         return *outputs, changes
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         block, dtype = ctx.block, ctx.dtype
-        kept, (x, *weights) = ctx.saved_tensors[: ctx.kept], ctx.saved_tensors[ctx.kept :]
+        tensors = ctx.saved_tensors
+        saved, (x, *weights) = tensors[: ctx.num_saved], tensors[ctx.num_saved :]
         layers = _layers(weights, dtype)
         sums = [_Gradients.like(layer, dtype) for layer in _layers(weights)]
         grad_x = None
@@ -231,7 +232,7 @@ class _Iterate(torch.autograd.Function):
             grad_x = torch.zeros_like(x, memory_format=torch.contiguous_format)
         grads = tuple(None if grad is None else grad.contiguous() for grad in grads)
         grad_changes = None if grads[-1] is None else 2 * grads[-1]
-        kept = iter(kept)
+        saved = iter(saved)
         with torch.autocast(x.device.type, enabled=False):
             for piece in block.pieces(x.device):
                 traces = [piece.start(layers)]
@@ -240,7 +241,7 @@ class _Iterate(torch.autograd.Function):
                         traces.append(trace.needed(k, block))
                 else:
                     for _ in range(piece.steps):
-                        states, gates = ([next(kept) for _ in layers] for _ in range(2))
+                        states, gates = ([next(saved) for _ in layers] for _ in range(2))
                         traces.append(_Trace(states, gates))
                 piece.backward(x, layers, traces, grads[:-1], grad_changes, sums, grad_x)
             weight_grads = [
@@ -311,7 +312,7 @@ class _Piece:
         """How many of these chains iteration k is wanted of."""
         return min(self.end, self.block.chains[k]) - self.begin
 
-    def met(self, k: int) -> tuple[int, int]:
+    def first_position(self, k: int) -> tuple[int, int]:
         """Where in a grid the first chain is in iteration k."""
         row, column = self.offset(k)
         return row, self.begin + column
@@ -323,7 +324,7 @@ class _Piece:
 
     def at(self, k: int, what: Tensor, rows: int) -> Tensor:
         """What of a grid the first rows meet in iteration k, ``(rows, ...)``; a view."""
-        row, column = self.met(k)
+        row, column = self.first_position(k)
         return what[row, column : column + rows // self.block.batch].flatten(0, 1)
 
     def start(self, layers: Sequence[LayerWeights]) -> _Trace:
@@ -396,7 +397,7 @@ class _Piece:
                 h = self.masked(k, number, hidden(states[-1], cell))
                 below = F.linear(h, layer.weight_ih, layer.input_bias)
             before = self.before(k, layer, last.states[number], rows)
-            gates.append(below.new_empty(rows, cell.kept * layer.weight_hh.size(1)))
+            gates.append(below.new_empty(rows, cell.saved_width * layer.weight_hh.size(1)))
             states.append(below.new_empty(rows, cell.parts * layer.weight_hh.size(1)))
             cell.forward(
                 below, before, layer.weight_hh, layer.recurrent_bias, gates[-1], states[-1]
@@ -409,7 +410,7 @@ class _Piece:
     def write_outputs(self, k: int, top: Tensor, outputs: Sequence[Tensor]) -> None:
         """Writes what iteration k gives of each of the orders, a grid ``(C, I, B, H)``."""
         h = hidden(top, self.block.cell).unflatten(0, (-1, self.block.batch))  # (n, B, H)
-        row, column = self.met(k)
+        row, column = self.first_position(k)
         for order, output in zip(self.block.orders, outputs, strict=True):
             chains = self.chains_of(k, order)
             if chains:
@@ -483,8 +484,8 @@ class _Piece:
         d_x = _rows(grad_projected).to(inputs.dtype)
         sums[0].add_input(d_x, inputs)
         if grad_x is not None:
-            own = grad_x[:, self.columns]
-            own.add_((d_x @ layers[0].weight_ih).view(own.shape))
+            grad_of_chains = grad_x[:, self.columns]
+            grad_of_chains.add_((d_x @ layers[0].weight_ih).view(grad_of_chains.shape))
 
     def _output_gradient(self, k: int, grads: Sequence[Tensor | None]) -> Tensor | None:
         """The adjoint of :meth:`write_outputs`: gradient of `h`, ``(rows, H)``, or None."""
@@ -509,17 +510,17 @@ class _Piece:
             change = self.change(k, states[k - stride], states[k])
             return change * grad_changes[k - stride].to(change.dtype)
 
-        own, after = of(k), of(k + stride)
-        if own is not None and k == stride and self.block.constant == 0:
+        grad_end, grad_begin = of(k), of(k + stride)
+        if grad_end is not None and k == stride and self.block.constant == 0:
             begun = hidden(total.initial, self.block.cell)
             if begun.dim() == 1:
-                begun.sub_(own.sum(0))
+                begun.sub_(grad_end.sum(0))
             else:  # of the chains after these
-                self.at(1, begun, batch + own.size(0))[batch:].sub_(own)
-        if after is None:
-            return own
+                self.at(1, begun, batch + grad_end.size(0))[batch:].sub_(grad_end)
+        if grad_begin is None:
+            return grad_end
         # Of a position whose `h` this iteration has one chain further on.
-        return _sum_of_rows(own, F.pad(-after, (0, 0, batch, 0)))
+        return _sum_of_rows(grad_end, F.pad(-grad_begin, (0, 0, batch, 0)))
 
     def _cut(self, k: int, carry: Carry, total: _Gradients) -> Carry | None:
         """What of a carry goes on to the iteration before; the rest ends at `initial`."""
@@ -550,8 +551,8 @@ class _Piece:
             if sums.dim() == 1:
                 sums[sums.size(0) - part.size(1) :] += part.sum(0)
             else:
-                own = self.at(k, sums, part.size(0))
-                own[:, own.size(1) - part.size(1) :] += part
+                rows = self.at(k, sums, part.size(0))
+                rows[:, rows.size(1) - part.size(1) :] += part
 
 
 def _rows(tensor: Tensor) -> Tensor:

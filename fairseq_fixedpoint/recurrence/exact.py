@@ -113,8 +113,8 @@ def _call(
     """Calls PyTorch's module with the layer's effective weights; state in and out ``(B, P*H)``."""
     parts = tuple(part.contiguous().unsqueeze(0) for part in state.chunk(layer.cell.parts, dim=-1))
     start = parts[0] if len(parts) == 1 else parts
-    own = dict(recurrence.named_parameters())
-    if own.get("weight_hh_l0") is layer.weight_hh:
+    parameters = dict(recurrence.named_parameters())
+    if parameters.get("weight_hh_l0") is layer.weight_hh:
         output, final = recurrence(x, start)
     else:  # after weight dropout or a parametrisation, which must not be computed a second time
         with torch.device("meta"):

@@ -108,7 +108,7 @@ class Layer:
             before,
             weights.weight_hh,
             weights.recurrent_bias,
-            x.new_empty(length * batch, self.cell.kept * self.weight_hh.size(1)),
+            x.new_empty(length * batch, self.cell.saved_width * self.weight_hh.size(1)),
             out.view(length * batch, out.size(-1)),
         )
         return out
@@ -249,12 +249,13 @@ def fixed_point(
     # its own to each of the first positions, and a reset where the text begins.
     if length and (constant or (residuals and stride > 1) or (resets is not None and phase > 0)):
         before = phase + (-((1 - iterations) // stride) * stride if constant else 0)
-        resets, padding_mask = _led_masks(x, resets, padding_mask, before)
+        resets, padding_mask = _left_padded_masks(x, resets, padding_mask, before)
         input_masks = [
-            _led(mask, before) if mask is not None and mask.size(0) == length else mask
+            _left_padded(mask, before) if mask is not None and mask.size(0) == length else mask
             for mask in input_masks
         ]
-        x, summary = _led(x, before), None if summary is None else _led(summary, before)
+        x = _left_padded(x, before)
+        summary = None if summary is None else _left_padded(summary, before)
         lead = 0
     block = Block(
         cell=layers[0].cell,
@@ -291,12 +292,12 @@ def fixed_point(
     )
 
 
-def _led(what: Tensor, lead: int) -> Tensor:
+def _left_padded(what: Tensor, lead: int) -> Tensor:
     """``(T, B, D)`` after `lead` positions of zeros."""
     return F.pad(what, (0, 0, 0, 0, lead, 0))
 
 
-def _led_masks(
+def _left_padded_masks(
     x: Tensor, resets: Tensor | None, padding_mask: Tensor | None, lead: int
 ) -> tuple[Tensor, Tensor]:
     """Resets and padding of a block ``(T, B, D)`` after `lead` positions of padding."""

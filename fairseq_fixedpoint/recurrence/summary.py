@@ -72,8 +72,8 @@ class TokenSummary(nn.Module):
         # Row u of a piece is the summary of the M rows that end at M + u - 1.
         behind = pieces * PIECE - rows
         padded = F.pad(embedded, (0, 0, self.tokens, behind))[begin:]  # (M + pieces*PIECE - 1, B*E)
-        seen = self.tokens + PIECE - 1
-        cut = padded.unfold(0, seen, PIECE).transpose(1, 2)  # (pieces, seen, B*E)
+        window = self.tokens + PIECE - 1
+        cut = padded.unfold(0, window, PIECE).transpose(1, 2)  # (pieces, window, B*E)
         sums = self._toeplitz(embedded) @ cut  # (pieces, R*PIECE, B*E)
         width = self.embed_tokens.embedding_dim
         sums = sums.view(pieces, len(self.decays), PIECE, tokens.size(1), width)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from fairseq_fixedpoint.rescoring.errors import RescoringError
+from fairseq_fixedpoint.errors import InputError
 
 END = "</s>"
 # Words that no n-gram ends in, as a rule: what they cost more from a longer context is back-off.
@@ -50,7 +50,7 @@ def cheapest(model: Any, words: Sequence[str]) -> list[float]:
     ways = {_length(contexts, len(contexts) - 1): _Way(0.0, ())}  # by the words of their context
     for word in (*words, END):
         _back_off(model, contexts, ways, word)
-        contexts, ways = _taken(model, contexts, ways, word)
+        contexts, ways = _advanced(model, contexts, ways, word)
     left, totals = max(ways.values(), key=lambda way: way.total).words, []
     while left:
         total, left = left
@@ -69,7 +69,7 @@ def _back_off(model: Any, contexts: list, ways: dict[int, _Way], word: str) -> N
             ways[shorter] = _Way(total, ways[longer].words)
 
 
-def _taken(
+def _advanced(
     model: Any, contexts: list, ways: dict[int, _Way], word: str
 ) -> tuple[list, dict[int, _Way]]:
     """The contexts after a word, and the ways to them along its arcs."""
@@ -78,13 +78,13 @@ def _taken(
         model.BaseFullScore(context, word, target)
         for context, target in zip(contexts, after[1:], strict=True)
     ]
-    found: dict[int, _Way] = {}
+    best: dict[int, _Way] = {}
     for length, way in ways.items():
         if arcs[length].ngram_length == length + 1:  # else the state has no arc for the word
             total, target = way.total + arcs[length].log_prob, _length(after, length + 1)
-            if target not in found or total > found[target].total:
-                found[target] = _Way(total, (total, way.words))
-    return after[: model.order], found
+            if target not in best or total > best[target].total:
+                best[target] = _Way(total, (total, way.words))
+    return after[: model.order], best
 
 
 def back_off_weight(model: Any, contexts: list, longer: int, word: str) -> float:
@@ -94,14 +94,14 @@ def back_off_weight(model: Any, contexts: list, longer: int, word: str) -> float
         word: what is tried first.
 
     Raises:
-        RescoringError: for a model with n-grams that end in `<s>`.
+        InputError: for a model with n-grams that end in `<s>`.
     """
     after, ignored = _states(2)
     for probe in (word, *PROBES):
-        found = model.BaseFullScore(contexts[longer], probe, after)
-        if found.ngram_length <= longer:  # the model backs off itself
-            return found.log_prob - model.BaseScore(contexts[longer - 1], probe, ignored)
-    raise RescoringError(
+        full_score = model.BaseFullScore(contexts[longer], probe, after)
+        if full_score.ngram_length <= longer:  # the model backs off itself
+            return full_score.log_prob - model.BaseScore(contexts[longer - 1], probe, ignored)
+    raise InputError(
         f"{model.path} has n-grams that end in <s>, so what backing off costs cannot be told: take "
         "them out, or leave --backoff out."
     )

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.language_model import LanguageModel
-from fairseq_fixedpoint.rescoring.errors import RescoringError
 from fairseq_fixedpoint.rescoring.text import Dictionary
 
 # Of one forward pass of a model without windows, whose logits are all held at once.
@@ -77,7 +77,7 @@ class BlockScorer(ABC):
         """As :meth:`TokenScorer.log_probabilities`.
 
         Raises:
-            RescoringError: for a sequence longer than the model takes.
+            InputError: for a sequence longer than the model takes.
         """
         distinct = dict.fromkeys(
             _Scored(tuple(sequence), position)
@@ -85,15 +85,15 @@ class BlockScorer(ABC):
         )
         longest = max((len(each.tokens) for each in distinct), default=0) - 1
         if self.longest is not None and longest > self.longest:
-            raise RescoringError(
+            raise InputError(
                 f"a line has {longest} tokens, more than the {self.longest} that the model takes: "
                 "leave it out, or use a model without that limit."
             )
-        found: dict[_Scored, np.ndarray] = {}
+        scores: dict[_Scored, np.ndarray] = {}
         for batch in self._batches(distinct):
-            found |= zip(batch, self._batch(batch), strict=True)
+            scores |= zip(batch, self._batch(batch), strict=True)
         return [
-            found[_Scored(tuple(sequence), position)]
+            scores[_Scored(tuple(sequence), position)]
             for sequence, position in zip(sequences, first, strict=True)
         ]
 
@@ -179,5 +179,5 @@ class LanguageModelScorer(BlockScorer):
     def evaluate(self, inputs: Tensor, targets: Tensor, lead: int) -> Tensor:
         """As :meth:`BlockScorer.evaluate`."""
         features = self.model.evaluate(inputs, lead=lead).features  # (B, T - lead, C)
-        found = self.softmax.all_log_probabilities(features.flatten(0, 1))
-        return found.view(*features.shape[:2], -1)
+        log_probabilities = self.softmax.all_log_probabilities(features.flatten(0, 1))
+        return log_probabilities.view(*features.shape[:2], -1)

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.formats import Hypothesis
 from fairseq_fixedpoint.formats.moses import is_sparse
 from fairseq_fixedpoint.formats.nbest import opened
-from fairseq_fixedpoint.rescoring.errors import RescoringError
 from fairseq_fixedpoint.rescoring.words import WordRule
 
 WORDS = "words"  # the number of words, whose weight is the word penalty
@@ -28,7 +28,7 @@ class Combination:
         rule: what of a text is a word, as the models of the run have it.
 
     Raises:
-        RescoringError: for a weight that is no finite number.
+        InputError: for a weight that is no finite number.
     """
 
     weights: Mapping[str, float]
@@ -38,9 +38,7 @@ class Combination:
     def __post_init__(self) -> None:
         for name, weight in (*self.weights.items(), ("lenpen", self.lenpen)):
             if not _is_finite(weight):
-                raise RescoringError(
-                    f"the weight of {name} must be a finite number, not {weight!r}."
-                )
+                raise InputError(f"the weight of {name} must be a finite number, not {weight!r}.")
 
     def length(self, hypothesis: Hypothesis) -> int:
         """What length normalisation calls the length: words, and `</s>`."""
@@ -53,7 +51,7 @@ class Combination:
             features: new scores, beside those that the list has.
 
         Raises:
-            RescoringError: if the hypothesis lacks one of them.
+            InputError: if the hypothesis lacks one of them.
         """
         scores = self._scores(hypothesis, features)
         return [_value(hypothesis, scores, name) for name in self.weights]
@@ -62,7 +60,7 @@ class Combination:
         """The combined score, higher is better; natural logarithm.
 
         Raises:
-            RescoringError: if the hypothesis lacks a score, or the result is no finite number.
+            InputError: if the hypothesis lacks a score, or the result is no finite number.
         """
         scores = self._scores(hypothesis, features)
         products = [  # a score that does not count may be missing
@@ -75,7 +73,7 @@ class Combination:
         except (ArithmeticError, ValueError):  # a power or a sum that is too large, or inf - inf
             total = math.nan
         if not math.isfinite(total):
-            raise RescoringError(
+            raise InputError(
                 f"{place(hypothesis)}: the weighted sum of the scores is out of a number's range: "
                 "give smaller weights or another --lenpen."
             )
@@ -84,7 +82,7 @@ class Combination:
     def _scores(self, hypothesis: Hypothesis, features: Mapping[str, float]) -> dict[str, float]:
         """All that can be weighed."""
         if WORDS in hypothesis.scores:
-            raise RescoringError(
+            raise InputError(
                 f"{place(hypothesis)}: a score cannot be named {WORDS}, which is the number of "
                 "words: give it another name."
             )
@@ -102,26 +100,26 @@ class Combination:
         """Reads what :meth:`save` or a person wrote.
 
         Raises:
-            RescoringError: if it is not JSON, or holds something else.
+            InputError: if it is not JSON, or holds something else.
             OSError: if it cannot be read.
         """
         try:
             with opened(path) as file:
                 content = json.loads(file.read(), parse_int=float)
         except (ValueError, RecursionError) as error:
-            raise RescoringError(
+            raise InputError(
                 f"{path} is not JSON ({error}): give a file that fixedpoint-rescore tune wrote."
             ) from error
         weights = content.get("weights") if isinstance(content, dict) else None
         if not isinstance(weights, dict):
-            raise RescoringError(
+            raise InputError(
                 f'{path} has no weights: it must look like {{"weights": {{"NAME": 0.5}}, '
                 '"lenpen": 0}.'
             )
         try:
             return cls(weights, content.get("lenpen", 0.0))
-        except RescoringError as error:
-            raise RescoringError(f"{path}: {error}") from error
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
 
 
 def place(hypothesis: Hypothesis) -> str:
@@ -143,7 +141,7 @@ def _value(hypothesis: Hypothesis, scores: Mapping[str, float], name: str) -> fl
     if value is None and is_sparse(name):
         return 0.0
     if value is None:
-        raise RescoringError(
+        raise InputError(
             f"{place(hypothesis)}: the hypothesis has no score {name}, which the weights name, but "
             f"{', '.join(scores)}."
         )

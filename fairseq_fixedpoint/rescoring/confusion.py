@@ -14,7 +14,7 @@ from typing import IO
 
 import numpy as np
 
-from fairseq_fixedpoint.rescoring.errors import RescoringError
+from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.rescoring.lattice_search import ScoredGraph
 
 LEAST_POSTERIOR = 1e-6
@@ -52,14 +52,14 @@ def confusion_network(
         equal ones by word; "" stands for no word. A word may be in several slots.
 
     Raises:
-        RescoringError: if there is not one posterior an arc and one time a state.
+        InputError: if there is not one posterior an arc and one time a state.
     """
     for values, count, what in (
         (posteriors, len(graph.source), "posteriors of the arcs"),
         (times, len(graph.end), "times of the states"),
     ):
         if values is not None and np.shape(values) != (count,):
-            raise RescoringError(f"{count} {what} are needed, but they are {np.shape(values)}.")
+            raise InputError(f"{count} {what} are needed, but they are {np.shape(values)}.")
     if times is None or np.isnan(times).any():
         times = _places(graph)
     has_word = np.array([word != "" for word in graph.words], dtype=bool)

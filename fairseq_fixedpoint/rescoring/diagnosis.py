@@ -35,19 +35,19 @@ def unknown_warnings(
         total: how many words the run has.
         words: some of them.
     """
-    found = []
+    warnings = []
     if unknown and not model.has_unknown:
-        found.append(
+        warnings.append(
             f"{name} has no <unk>, so each of the {unknown:,} words that it does not know counts "
             "as 10^-100."
         )
     if total >= FEW and unknown >= NEARLY_ALL * total:
         # More than there are words are tokens.
         counted = f"{unknown:,} of" if unknown <= total else f"{unknown:,} tokens of"
-        found.append(
+        warnings.append(
             f"{counted} {total:,} words are unknown to {name}: {_cause(name, model, words)}"
         )
-    return found
+    return warnings
 
 
 def run_warnings(
@@ -111,13 +111,15 @@ def mismatch(
 
     def share(same: Callable[[str], str]) -> float:
         """Of the references' words, those that some hypothesis has."""
-        found = total = 0
+        hits = total = 0
         for utterance, texts in references.items():
-            heard = {word for text in hypotheses[utterance] for word in text_words(same(text))}
-            wanted = [word for text in texts for word in text_words(same(text))]
-            found += sum(word in heard for word in wanted)
-            total += len(wanted)
-        return found / total if total else 1.0
+            hypothesis_words = {
+                word for text in hypotheses[utterance] for word in text_words(same(text))
+            }
+            reference_words = [word for text in texts for word in text_words(same(text))]
+            hits += sum(word in hypothesis_words for word in reference_words)
+            total += len(reference_words)
+        return hits / total if total else 1.0
 
     def all_undone(text: str) -> str:
         for undone in reversed(CAUSES.values()):

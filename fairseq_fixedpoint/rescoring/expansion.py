@@ -21,7 +21,7 @@ from typing import Protocol
 
 import numpy as np
 
-from fairseq_fixedpoint.rescoring.errors import RescoringError
+from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.rescoring.path_sums import PathSums, layers
 
 EMPTY = -1  # the word of an arc without one
@@ -135,7 +135,7 @@ def expand(
         The expansion, arcs and states of no complete path left out.
 
     Raises:
-        RescoringError: if no path of the graph is complete, or its scores are not finite.
+        InputError: if no path of the graph is complete, or its scores are not finite.
     """
     layer = layers(graph.source, graph.target, len(graph.final_score))
     is_empty = graph.token == EMPTY
@@ -152,11 +152,11 @@ def expand(
         through = best_through(expansion, graph, layer, language_weight)
         best = through.max(initial=-np.inf)
         if not np.isfinite(best):
-            raise RescoringError("no path leads from the start to an end with a finite score.")
-        kept = through > -np.inf
+            raise InputError("no path leads from the start to an end with a finite score.")
+        keep = through > -np.inf
         if beam is not None:  # along one path the sums differ by their rounding
-            kept &= through >= best - beam - ROUNDING * max(1.0, abs(best))
-        expansion, through = _kept(expansion, kept), through[kept]
+            keep &= through >= best - beam - ROUNDING * max(1.0, abs(best))
+        expansion, through = _pruned(expansion, keep), through[keep]
     return expansion
 
 
@@ -227,17 +227,17 @@ def _grow(
     # A new state is a node with a new history; its key holds both. Its image is the old state that
     # it stands in for: the arcs out of that are its own.
     base = len(windows) + 1
-    wanted = old.node[old.target[grows]] * base + window + 1
+    state_key = old.node[old.target[grows]] * base + window + 1
     if limit is not None and through is not None:
-        chosen = _on_best_paths(wanted, through[grows], limit)
-        grows, wanted = grows[chosen], wanted[chosen]
+        chosen = _on_best_paths(state_key, through[grows], limit)
+        grows, state_key = grows[chosen], state_key[chosen]
     image, is_whole = old.target[grows], old.is_whole[old.source[grows]]
 
     # An arc without a token leads on with the same history, to a state that may be new itself. All
     # that lead to a state are of lower layers, so the states of a layer are known in its turn.
     leaving = _Leaving(old)
     waiting: defaultdict[int, list[list[np.ndarray]]] = defaultdict(list)
-    _put(waiting, empty_layer[old.node[image]], wanted, image, is_whole, grows)
+    _put(waiting, empty_layer[old.node[image]], state_key, image, is_whole, grows)
     states, arcs = len(old.node), len(old.arc)
     made, copied, leading = [], [], []
     for layer in range(int(empty_layer.max()) + 1):
@@ -255,8 +255,8 @@ def _grow(
         leading.append((arc, states + number))
         empty = np.flatnonzero(token[out] == EMPTY)
         after, which = old.target[out[empty]], which[empty]
-        wanted = old.node[after] * base + key[which] % base
-        _put(waiting, empty_layer[old.node[after]], wanted, after, is_whole[which], arcs + empty)
+        state_key = old.node[after] * base + key[which] % base
+        _put(waiting, empty_layer[old.node[after]], state_key, after, is_whole[which], arcs + empty)
         states, arcs = states + len(key), arcs + len(out)
 
     key, is_whole = _joined(made, np.int64, bool)
@@ -349,17 +349,17 @@ def _score(
     ends = np.flatnonzero(
         is_new & (np.append(graph.final_score, -np.inf)[expansion.node] > -np.inf)
     )
-    found = scorer.log_probabilities(
+    log_probabilities = scorer.log_probabilities(
         np.append(expansion.history[expansion.source[arcs]], expansion.history[ends]),
         np.append(token[arcs], np.full(len(ends), sentence_end)),
     )
-    expansion.language[arcs] = found[: len(arcs)]
-    expansion.final[ends] = found[len(arcs) :]
+    expansion.language[arcs] = log_probabilities[: len(arcs)]
+    expansion.final[ends] = log_probabilities[len(arcs) :]
 
 
-def _kept(expansion: Expansion, kept: np.ndarray) -> Expansion:
+def _pruned(expansion: Expansion, keep: np.ndarray) -> Expansion:
     """Without the other arcs, and the states that they leave alone."""
-    source, target = expansion.source[kept], expansion.target[kept]
+    source, target = expansion.source[keep], expansion.target[keep]
     states = np.unique(np.concatenate([[0], source, target]))
     place = np.zeros(len(expansion.node), dtype=np.int64)
     place[states] = np.arange(len(states))
@@ -371,6 +371,6 @@ def _kept(expansion: Expansion, kept: np.ndarray) -> Expansion:
         final=expansion.final[states],
         source=place[source],
         target=place[target],
-        arc=expansion.arc[kept],
-        language=expansion.language[kept],
+        arc=expansion.arc[keep],
+        language=expansion.language[keep],
     )

@@ -24,8 +24,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
+from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.progress import Bar
-from fairseq_fixedpoint.rescoring.errors import RescoringError
 
 Item = TypeVar("Item")
 SETTINGS = "settings.json"
@@ -50,10 +50,10 @@ class Processes:
         """Joins the others, if torchrun says that there are some.
 
         Raises:
-            RescoringError: if they cannot be joined.
+            InputError: if they cannot be joined.
         """
-        said = os.environ.get("WORLD_SIZE", "1")
-        if said in {"", "0", "1"}:
+        world_size = os.environ.get("WORLD_SIZE", "1")
+        if world_size in {"", "0", "1"}:
             return cls()
         import torch.distributed
 
@@ -61,9 +61,9 @@ class Processes:
             if not torch.distributed.is_initialized():
                 torch.distributed.init_process_group("gloo", timeout=TO_JOIN)
         except (ValueError, RuntimeError) as error:
-            raise RescoringError(
-                f"WORLD_SIZE={said} says that there are other processes, which cannot be joined "
-                f"({error}): start them with torchrun, or unset WORLD_SIZE."
+            raise InputError(
+                f"WORLD_SIZE={world_size} says that there are other processes, which cannot be "
+                f"joined ({error}): start them with torchrun, or unset WORLD_SIZE."
             ) from error
         group = torch.distributed.new_group(timeout=TO_FINISH, backend="gloo")
         return cls(torch.distributed.get_rank(), torch.distributed.get_world_size(), group)
@@ -77,7 +77,7 @@ class Processes:
         """Until all have come here.
 
         Raises:
-            RescoringError: if another has ended before.
+            InputError: if another has ended before.
         """
         if self.count == 1:
             return
@@ -86,7 +86,7 @@ class Processes:
         try:
             torch.distributed.barrier(self.group)
         except RuntimeError as error:  # its connections were closed
-            raise RescoringError(
+            raise InputError(
                 "another of the processes has ended early: see what it says, and run the command "
                 "again, with --resume."
             ) from error
@@ -131,7 +131,7 @@ class Journal:
         places: file and offset of the results of each group there is.
 
     Raises:
-        RescoringError: if what is there was made with other settings, or by something else.
+        InputError: if what is there was made with other settings, or by something else.
     """
 
     def __init__(
@@ -172,7 +172,7 @@ class Journal:
         self.places = self._read_places()
 
     def groups(
-        self, wanted: Callable[[int], bool] = lambda number: True
+        self, selects: Callable[[int], bool] = lambda number: True
     ) -> Iterator[tuple[int, int, list]]:
         """Number and size of each stored group, and its items if it is wanted, else none."""
         with (self.folder / ITEMS).open("rb") as file:
@@ -181,7 +181,7 @@ class Journal:
                 if not head:
                     return
                 size, length = HEAD.unpack(head)
-                if wanted(number):
+                if selects(number):
                     # This run wrote it, so that it can hold nothing but what the run knows.
                     yield number, size, pickle.loads(file.read(length))
                 else:
@@ -204,7 +204,7 @@ class Journal:
         """Each stored item with its result.
 
         Raises:
-            RescoringError: if a group has no results, or they are of another group.
+            InputError: if a group has no results, or they are of another group.
         """
         self.places = self._read_places()
         count = 0
@@ -213,7 +213,7 @@ class Journal:
             for number, _, group in self.groups():
                 count += 1
                 if number not in self.places:
-                    raise RescoringError(
+                    raise InputError(
                         f"results are missing in {self.folder}: run the command again, with "
                         "--resume."
                     )
@@ -239,7 +239,7 @@ class Journal:
             if before.get(name) != self._settings.get(name)
         )
         if changed:
-            raise RescoringError(
+            raise InputError(
                 f"the run in {self.folder} cannot be resumed, as it differs in "
                 f"{', '.join(changed)}: start anew without --resume, or with the settings it had."
             )
@@ -330,8 +330,8 @@ def results_of(
     journal.remove()
 
 
-def _changed() -> RescoringError:
-    return RescoringError(
+def _changed() -> InputError:
+    return InputError(
         "the input has changed since it was scored: run the command again, without --resume."
     )
 
@@ -340,18 +340,18 @@ def _require_notes(folder: Path) -> None:
     """Refuses a folder that holds something else than what an earlier run left.
 
     Raises:
-        RescoringError: if there is something else.
+        InputError: if there is something else.
     """
     if not folder.exists():
         return
-    strange = [
+    foreign = [
         path
         for path in ([folder] if not folder.is_dir() else sorted(folder.iterdir()))
         if not re.fullmatch(r"items|settings\.(json|new)|results\.\d+\.jsonl", path.name)
     ]
-    if strange:
-        raise RescoringError(
-            f"{strange[0]} is in the way of this run's notes: move it, or choose another --output."
+    if foreign:
+        raise InputError(
+            f"{foreign[0]} is in the way of this run's notes: move it, or choose another --output."
         )
 
 

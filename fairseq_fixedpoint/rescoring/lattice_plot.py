@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fairseq_fixedpoint.rescoring.errors import RescoringError
+from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.rescoring.lattice_search import ScoredGraph, best_path, nbest
 
 if TYPE_CHECKING:
@@ -51,15 +51,15 @@ def plot(before: ScoredGraph, after: Sequence[int], path: FilePath, title: str =
         path: where the picture goes; .png, .svg or .pdf.
 
     Raises:
-        RescoringError: for another suffix, without matplotlib, if no path is complete, or the two
+        InputError: for another suffix, without matplotlib, if no path is complete, or the two
             paths alone are too long to be read.
     """
     if path.suffix.lower() not in SUFFIXES:
-        raise RescoringError(f"{path}: a picture's name ends in {', '.join(SUFFIXES)}.")
+        raise InputError(f"{path}: a picture's name ends in {', '.join(SUFFIXES)}.")
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise RescoringError(
+        raise InputError(
             "a picture needs matplotlib, which is not installed: install this package's extra demo."
         ) from None
     first = best_path(before)
@@ -92,7 +92,7 @@ def _chosen(graph: ScoredGraph, paths: Sequence[list[int]]) -> tuple[list[int], 
         return list(range(total)), ""
     arcs = set().union(*paths)
     if len(arcs) > ARCS:
-        raise RescoringError(
+        raise InputError(
             f"the best paths have {len(arcs)} arcs, and more than {ARCS} cannot be read in one "
             "picture: draw a shorter utterance."
         )
@@ -232,13 +232,13 @@ def _crossings(columns: list[list[_Place]], right: dict[_Place, list[_Place]]) -
     return total
 
 
-def _stack(column: list[_Place], wanted: list[float]) -> None:
+def _stack(column: list[_Place], heights: list[float]) -> None:
     """Sets heights as near to those wanted as the order and a row's distance let them be.
 
     The least squares that keep an order, by pooling neighbours that violate it.
     """
     pools: list[tuple[float, float, int]] = []  # mean height without the rows, weight, places
-    for number, (place, height) in enumerate(zip(column, wanted, strict=True)):
+    for number, (place, height) in enumerate(zip(column, heights, strict=True)):
         pool = (height - ROW * number, place.weight, 1)
         while pools and pools[-1][0] > pool[0]:
             mean, weight, count = pools.pop()

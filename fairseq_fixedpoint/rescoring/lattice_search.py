@@ -16,7 +16,7 @@ from typing import NamedTuple, cast
 
 import numpy as np
 
-from fairseq_fixedpoint.rescoring.errors import RescoringError
+from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.rescoring.path_sums import PathSums, layers
 
 RANK_DIGITS = 9  # after the point: finer than what weights mean, coarser than rounding
@@ -33,7 +33,7 @@ class ScoredGraph:
         end: weight of ending in each state, ``(S,)``; -inf where no path may end.
 
     Raises:
-        RescoringError: if they do not fit together, or a weight is NaN or infinitely good.
+        InputError: if they do not fit together, or a weight is NaN or infinitely good.
     """
 
     source: np.ndarray
@@ -53,17 +53,17 @@ class ScoredGraph:
         arcs, states = len(self.words), len(self.end)
         shapes = {self.source.shape, self.target.shape, self.weight.shape}
         if shapes != {(arcs,)}:
-            raise RescoringError(
+            raise InputError(
                 f"a graph of {arcs} words has sources of shape {self.source.shape}, targets of "
                 f"shape {self.target.shape} and weights of shape {self.weight.shape}: each arc "
                 "needs one of each."
             )
         if states == 0:
-            raise RescoringError("a graph has no state: it needs one at least, its start.")
+            raise InputError("a graph has no state: it needs one at least, its start.")
         wrong = (self.source < 0) | (self.source >= self.target) | (self.target >= states)
         if wrong.any():
             arc = int(np.argmax(wrong))
-            raise RescoringError(
+            raise InputError(
                 f"arc {arc} leads from state {self.source[arc]} to state {self.target[arc]}: arcs "
                 f"lead from one of the {states} states to a later one."
             )
@@ -71,7 +71,7 @@ class ScoredGraph:
             bad = np.isnan(values) | (values == np.inf)
             if bad.any():
                 place = int(np.argmax(bad))
-                raise RescoringError(
+                raise InputError(
                     f"the weight of {what} {place} is {values[place]}: it must be a number or -inf."
                 )
 
@@ -112,7 +112,7 @@ def best_path(graph: ScoredGraph) -> Path:
     Of equal ones it is that which ends first or, where they part, takes the arc of lower number.
 
     Raises:
-        RescoringError: if no path is complete.
+        InputError: if no path is complete.
     """
     backward = _backward(graph)
     state, weight, arcs = 0, 0.0, []
@@ -135,17 +135,17 @@ def nbest(graph: ScoredGraph, size: int) -> list[Path]:
     beginnings are looked at, and a few times `size` of them are kept for later.
 
     Raises:
-        RescoringError: if no path is complete, or size is below 1.
+        InputError: if no path is complete, or size is below 1.
     """
     if size < 1:
-        raise RescoringError(f"{size} word sequences were asked for: ask for one at least.")
+        raise InputError(f"{size} word sequences were asked for: ask for one at least.")
     search = _Beginnings(graph)
-    found: list[Path] = []
+    paths: list[Path] = []
     queue = [_Waiting(0.0, _Words(), {0: START})]
-    while queue and len(found) < size:
+    while queue and len(paths) < size:
         _, words, ways = heappop(queue)
         if isinstance(ways, _Reached):
-            found.append(_path(graph, ways.weight, _arcs(ways)))
+            paths.append(_path(graph, ways.weight, _arcs(ways)))
             continue
         ways = search.through_empty(ways)
         whole = search.ended(ways)
@@ -156,9 +156,9 @@ def nbest(graph: ScoredGraph, size: int) -> list[Path]:
             heappush(queue, _Waiting(rank, _Words(words, word), following))
         if len(queue) > 4 * size:
             # Each becomes one sequence at least, so no more are needed.
-            queue = nsmallest(size - len(found), queue)
+            queue = nsmallest(size - len(paths), queue)
     # Ranks are rounded.
-    return sorted(found, key=lambda path: (-path.weight, path.words))
+    return sorted(paths, key=lambda path: (-path.weight, path.words))
 
 
 def posteriors(graph: ScoredGraph, scale: float = 1.0) -> np.ndarray:
@@ -168,10 +168,10 @@ def posteriors(graph: ScoredGraph, scale: float = 1.0) -> np.ndarray:
         scale: what all weights are multiplied by first; less than 1 makes the paths more alike.
 
     Raises:
-        RescoringError: if no path is complete, or scale is not a positive number.
+        InputError: if no path is complete, or scale is not a positive number.
     """
     if not 0 < scale < np.inf:
-        raise RescoringError(f"the scale of posteriors is {scale}: it must be a positive number.")
+        raise InputError(f"the scale of posteriors is {scale}: it must be a positive number.")
     weight, end = scale * graph.weight, scale * graph.end
     forward, backward = graph.sums(weight, end, np.logaddexp)
     _require_path(backward)
@@ -215,16 +215,16 @@ class _Words:
 
     def __lt__(self, other: _Words) -> bool:
         """In the order of their words, as tuples have it; of the two, one may begin the other."""
-        mine, its = self, other
-        while mine.count > its.count:
-            mine = mine.before
-        while its.count > mine.count:
-            its = its.before
+        left, right = self, other
+        while left.count > right.count:
+            left = left.before
+        while right.count > left.count:
+            right = right.before
         is_less = self.count < other.count
-        while mine is not its:  # they part after the last beginning that they share
-            if mine.last != its.last:
-                is_less = mine.last < its.last
-            mine, its = mine.before, its.before
+        while left is not right:  # they part after the last beginning that they share
+            if left.last != right.last:
+                is_less = left.last < right.last
+            left, right = left.before, right.before
         return is_less
 
 
@@ -331,4 +331,4 @@ def _backward(graph: ScoredGraph) -> np.ndarray:
 
 def _require_path(backward: np.ndarray) -> None:
     if backward[0] == -np.inf:
-        raise RescoringError("no path leads from the start to an end with a finite weight.")
+        raise InputError("no path leads from the start to an end with a finite weight.")

@@ -8,7 +8,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING
 
-from fairseq_fixedpoint.rescoring.errors import RescoringError
+from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.rescoring.text import Dictionary
 from fairseq_fixedpoint.rescoring.token_scorer import TokenScorer
 
@@ -65,7 +65,7 @@ class LoadedModel:
             path: where it is from.
 
         Raises:
-            RescoringError: for `bf16` or `normalized=False` of a model that cannot do so.
+            InputError: for `bf16` or `normalized=False` of a model that cannot do so.
         """
         from fairseq_fixedpoint.rescoring.block_scorer import LanguageModelScorer
         from fairseq_fixedpoint.rescoring.window_scorer import WindowScorer
@@ -74,7 +74,7 @@ class LoadedModel:
         if model.has_windows:
             tokens = WindowScorer(model, bf16, normalized)
         elif bf16 or not normalized:
-            raise RescoringError(
+            raise InputError(
                 f"{'--bf16' if bf16 else '--unnormalized'} is for a fixedpoint_lm whose last K "
                 f"tokens decide, and the start of {path} moves with the tokens (--start stream or "
                 "--summary-input)."
@@ -115,14 +115,14 @@ def load(
         trust_checkpoint: read classes that fairseq does not store, too, which can run code.
 
     Raises:
-        RescoringError: if there is no such model, or it cannot do what is asked.
+        InputError: if there is no such model, or it cannot do what is asked.
     """
     if Path(path).is_dir():
         return _from_folder(Path(path), data, iterations, device, bf16, normalized)
     try:
         load_scorer = resolve_name(CHECKPOINT_LOADER)
     except ImportError as error:
-        raise RescoringError(
+        raise InputError(
             f"{path} is read as a checkpoint of fairseq, which cannot be imported here ({error}): "
             "install this package's extra fairseq, or give a folder that fixedpoint-convert --to "
             "folder wrote."
@@ -149,25 +149,25 @@ def _from_folder(
     from fairseq_fixedpoint.language_model.folder import read_folder
 
     if data is not None:
-        raise RescoringError(
+        raise InputError(
             f"--data is for checkpoints: the folder {path} has a dictionary of its own."
         )
     try:
-        held = read_folder(path)
+        folder = read_folder(path)
         if iterations is not None:
-            held.model.use_iterations(iterations)
+            folder.model.use_iterations(iterations)
     except ValueError as error:
-        raise RescoringError(str(error)) from error
-    model = held.model
-    if not normalized and not held.trained_with_penalty:
+        raise InputError(str(error)) from error
+    model = folder.model
+    if not normalized and not folder.trained_with_penalty:
         logger.warning(NOT_TRAINED_UNNORMALIZED.format(path))
     model = model.to(device)
     return LoadedModel.of(
         model,
-        held.words,
+        folder.words,
         path,
         bf16,
         normalized,
-        held.add_bos_token,
-        held.trained_with_penalty,
+        folder.add_bos_token,
+        folder.trained_with_penalty,
     )

@@ -40,7 +40,7 @@ def merge(
         The graph as it is, scored; state n + 1 is node n.
 
     Raises:
-        RescoringError: for the exact recurrence.
+        InputError: for the exact recurrence.
     """
     scored = unexpanded(graph)
     share = torch.from_numpy(_shares(scored, graph))  # (E,)
@@ -74,13 +74,13 @@ def merge(
             ]
     arcs = np.flatnonzero((token != EMPTY) & (scored.source > 0))
     ends = np.flatnonzero(np.append(graph.final_score, -np.inf)[scored.node] > -np.inf)
-    found = scorer.wanted(
+    log_probabilities = scorer.pair_log_probabilities(
         hidden(states[-1], stack[-1].cell),
         torch.from_numpy(np.append(scored.source[arcs], ends)),
         torch.from_numpy(np.append(token[arcs], np.full(len(ends), sentence_end))),
     ).numpy()
-    scored.language[arcs] = found[: len(arcs)]
-    scored.final[ends] = found[len(arcs) :]
+    scored.language[arcs] = log_probabilities[: len(arcs)]
+    scored.final[ends] = log_probabilities[len(arcs) :]
     return scored
 
 

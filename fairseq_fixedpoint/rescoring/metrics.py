@@ -22,8 +22,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.formats import text_words
-from fairseq_fixedpoint.rescoring.errors import RescoringError
 
 METRICS = ("bleu", "chrf", "ter", "wer")
 
@@ -34,13 +34,13 @@ def make_metric(name: str) -> Metric:
     """The metric called `name`, one of :data:`METRICS`.
 
     Raises:
-        RescoringError: for an unknown name, or when the package that counts is missing or unfit.
+        InputError: for an unknown name, or when the package that counts is missing or unfit.
     """
     if name == "wer":
         return WordErrorRate()
     if name in METRICS:
         return Sacrebleu(name)
-    raise RescoringError(f"unknown metric {name!r}: choose one of {', '.join(METRICS)}.")
+    raise InputError(f"unknown metric {name!r}: choose one of {', '.join(METRICS)}.")
 
 
 class Metric:
@@ -68,24 +68,24 @@ class Metric:
             references: for each hypothesis one or more texts; WER takes one.
 
         Raises:
-            RescoringError: without hypotheses, without a reference for one of them, or, for WER,
+            InputError: without hypotheses, without a reference for one of them, or, for WER,
                 with several references or without a word in any of them. So that the last can be
                 told, all hypotheses belong in one call.
         """
         if len(hypotheses) != len(references):
-            raise RescoringError(
+            raise InputError(
                 f"{self.name} got {len(hypotheses)} hypotheses but references for "
                 f"{len(references)}: give each hypothesis its own references."
             )
         if not hypotheses:
-            raise RescoringError(f"{self.name} got no hypotheses: there is nothing to compare.")
+            raise InputError(f"{self.name} got no hypotheses: there is nothing to compare.")
         pairs = [
             (hypothesis, tuple(texts))
             for hypothesis, texts in zip(hypotheses, references, strict=True)
         ]
         for hypothesis, texts in pairs:
             if not texts:
-                raise RescoringError(f"{self.name} got no reference for {hypothesis!r}: give one.")
+                raise InputError(f"{self.name} got no reference for {hypothesis!r}: give one.")
         position = {pair: index for index, pair in enumerate(dict.fromkeys(pairs))}
         counted = np.array(self._count(list(position)), dtype=np.float64)
         return counted[[position[pair] for pair in pairs]]
@@ -119,17 +119,17 @@ class WordErrorRate(Metric):
         rows = []
         for hypothesis, references in pairs:
             if len(references) > 1:
-                raise RescoringError(
+                raise InputError(
                     f"WER takes one reference, but {hypothesis!r} has {len(references)}: "
                     "give one, or choose another metric."
                 )
-            found = self._jiwer.process_words(
+            alignment = self._jiwer.process_words(
                 *(" ".join(text_words(text)) for text in (references[0], hypothesis))
             )
-            wrong = found.substitutions + found.deletions
-            rows.append([wrong + found.insertions, found.hits + wrong])
+            wrong = alignment.substitutions + alignment.deletions
+            rows.append([wrong + alignment.insertions, alignment.hits + wrong])
         if not any(words for _, words in rows):
-            raise RescoringError(
+            raise InputError(
                 "WER needs words to be right or wrong about, but all references are empty: "
                 "give transcripts with words."
             )
@@ -169,8 +169,8 @@ class Sacrebleu(Metric):
         if not works:
             raise self._unfit(package)
 
-    def _unfit(self, package: ModuleType) -> RescoringError:
-        return RescoringError(
+    def _unfit(self, package: ModuleType) -> InputError:
+        return InputError(
             f"{self.name} cannot be summed over hypotheses with sacrebleu {package.__version__}, "
             "whose inner steps differ from those this was written for: "
             "pip install sacrebleu==2.6.0, or choose another metric."
@@ -209,7 +209,7 @@ def _imported(package: str, metric: str) -> ModuleType:
     try:
         return importlib.import_module(package)
     except ImportError as error:
-        raise RescoringError(
+        raise InputError(
             f"the metric {metric} needs the package {package}, which cannot be imported here "
             f"({error}): pip install {package}."
         ) from error

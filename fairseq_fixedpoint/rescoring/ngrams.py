@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.formats import text_words
 from fairseq_fixedpoint.rescoring.backoff_graphs import cheapest
-from fairseq_fixedpoint.rescoring.errors import RescoringError
 from fairseq_fixedpoint.rescoring.scorer import LineScore, Previous, Scorer
 from fairseq_fixedpoint.rescoring.words import CASES
 
@@ -39,7 +39,7 @@ class NgramScorer:
             that has not.
 
     Raises:
-        RescoringError: if kenlm is not installed or cannot read the file.
+        InputError: if kenlm is not installed or cannot read the file.
     """
 
     def __init__(
@@ -52,19 +52,19 @@ class NgramScorer:
         try:
             import kenlm
         except ImportError as error:
-            raise RescoringError(
+            raise InputError(
                 "--kenlm needs the module kenlm, which is not installed: install this package's "
                 "extra kenlm."
             ) from error
         if not Path(path).is_file():
-            raise RescoringError(f"{path} is no file: --kenlm takes an ARPA or a kenlm binary.")
+            raise InputError(f"{path} is no file: --kenlm takes an ARPA or a kenlm binary.")
         try:
             config = kenlm.Config()
             config.show_progress = False
             config.arpa_complain = kenlm.ARPALoadComplain.NONE
             self.model = kenlm.Model(str(path), config)
         except Exception as error:  # kenlm's own class says RuntimeError or OSError, by version
-            raise RescoringError(f"kenlm cannot read {path}: {error}") from error
+            raise InputError(f"kenlm cannot read {path}: {error}") from error
         self.case = case
         self.unknown_penalty = unknown_penalty
         self.backoff = backoff
@@ -104,16 +104,16 @@ class NgramScorer:
 
     def _score(self, line: str) -> LineScore:
         tokens = text_words(CASES[self.case](line))
-        asked = list(map(self.folded, tokens))
-        answers = list(self.model.full_scores(" ".join(asked)))  # (log10 p, length, unknown)
-        is_unknown = np.array([unknown for _, _, unknown in answers])
+        words = list(map(self.folded, tokens))
+        full_scores = list(self.model.full_scores(" ".join(words)))  # (log10 p, length, unknown)
+        is_unknown = np.array([unknown for _, _, unknown in full_scores])
         if self.backoff == "epsilon":
-            found = np.array(cheapest(self.model, asked)) * LOG_10
+            log_probabilities = np.array(cheapest(self.model, words)) * LOG_10
         else:
-            found = np.array([log10_p for log10_p, _, _ in answers]) * LOG_10
+            log_probabilities = np.array([log10_p for log10_p, _, _ in full_scores]) * LOG_10
         penalties = self.unknown_penalty * is_unknown
-        found -= penalties
-        return LineScore([*tokens, "</s>"], found, int(is_unknown.sum()), penalties)
+        log_probabilities -= penalties
+        return LineScore([*tokens, "</s>"], log_probabilities, int(is_unknown.sum()), penalties)
 
 
 class NgramHistories:
@@ -155,11 +155,11 @@ class NgramHistories:
         base = len(words)
         pairs, pair = np.unique(history * base + token, return_inverse=True)
         after = self._state()
-        found = [
+        log10_p = [
             self._model.BaseScore(self._states[state], words[word], after)
             for state, word in zip((pairs // base).tolist(), (pairs % base).tolist(), strict=True)
         ]
-        return (LOG_10 * np.array(found))[pair]
+        return (LOG_10 * np.array(log10_p))[pair]
 
 
 class _ByWord(NamedTuple):
@@ -182,12 +182,12 @@ class InterpolatedScorer:
         weight: of the neural one, between 0 and 1.
 
     Raises:
-        RescoringError: for a weight out of range.
+        InputError: for a weight out of range.
     """
 
     def __init__(self, neural: Scorer, ngram: NgramScorer, weight: float):
         if not 0 <= weight <= 1:
-            raise RescoringError(f"--interpolate takes a weight between 0 and 1, not {weight}.")
+            raise InputError(f"--interpolate takes a weight between 0 and 1, not {weight}.")
         self.neural = neural
         self.ngram = ngram
         self.weight = weight
@@ -211,7 +211,7 @@ class InterpolatedScorer:
         """As :meth:`Scorer.prepared`.
 
         Raises:
-            RescoringError: if the words one by one have other tokens than the line.
+            InputError: if the words one by one have other tokens than the line.
         """
         return _ByWord(line, self.neural.encoder.symbols_by_word(line))
 
@@ -243,8 +243,10 @@ class InterpolatedScorer:
 
         with np.errstate(divide="ignore"):
             log_weights = np.log([self.weight, 1 - self.weight])
-        found = mixed(neural.log_probabilities, ngram.log_probabilities)
+        log_probabilities = mixed(neural.log_probabilities, ngram.log_probabilities)
         unpunished = mixed(
             neural.log_probabilities + neural.penalties, ngram.log_probabilities + ngram.penalties
         )
-        return LineScore(ngram.tokens, found, neural.unknown, unpunished - found)
+        return LineScore(
+            ngram.tokens, log_probabilities, neural.unknown, unpunished - log_probabilities
+        )

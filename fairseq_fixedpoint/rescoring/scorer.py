@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.perplexity import perplexity
-from fairseq_fixedpoint.rescoring.errors import RescoringError
 from fairseq_fixedpoint.rescoring.loading import load
 from fairseq_fixedpoint.rescoring.text import Splitter, TextEncoder
 from fairseq_fixedpoint.rescoring.token_scorer import TokenScorer
@@ -73,7 +73,7 @@ class Scorer:
             use.
 
     Raises:
-        RescoringError: for a penalty or a context out of range.
+        InputError: for a penalty or a context out of range.
     """
 
     def __init__(
@@ -84,13 +84,13 @@ class Scorer:
         previous_context: int | None = 0,
     ):
         if not math.isfinite(unknown_penalty):
-            raise RescoringError(f"--unknown-penalty must be a number, not {unknown_penalty}.")
+            raise InputError(f"--unknown-penalty must be a number, not {unknown_penalty}.")
         if previous_context is None and tokens.reach is None:
-            raise RescoringError(
+            raise InputError(
                 "the model has no limit of context, so --previous-context needs a number of tokens."
             )
         if previous_context is not None and previous_context < 0:
-            raise RescoringError(
+            raise InputError(
                 f"--previous-context must be 0 or more tokens, not {previous_context}."
             )
         self.tokens = tokens
@@ -127,7 +127,7 @@ class Scorer:
             previous_context: see the class.
 
         Raises:
-            RescoringError: if the file is wrong, or the model cannot do what is asked.
+            InputError: if the file is wrong, or the model cannot do what is asked.
         """
         model = load(
             path,
@@ -139,7 +139,7 @@ class Scorer:
             trust_checkpoint=trust_checkpoint,
         )
         if previous_context != 0 and model.starts_anew:
-            raise RescoringError(
+            raise InputError(
                 f"--previous-context means nothing to {path}: it was trained with --reset-at-eos, "
                 "so a sentence starts anew. Drop the one or train without the other."
             )
@@ -205,8 +205,8 @@ class Scorer:
         previous = previous if previous is not None else [()] * len(lines)
         for batch in self._batches(zip(lines, previous, strict=True)):
             symbols, sequences, first = zip(*batch, strict=True)
-            found = self.tokens.log_probabilities(sequences, first)
-            scores += map(self._line_score, symbols, sequences, first, found)
+            log_probabilities = self.tokens.log_probabilities(sequences, first)
+            scores += map(self._line_score, symbols, sequences, first, log_probabilities)
         return scores
 
     def _batches(
@@ -255,13 +255,13 @@ class Scorer:
         return self._context(previous, 0)[:-1]
 
     def _line_score(
-        self, symbols: list[str], sequence: list[int], first: int, found: np.ndarray
+        self, symbols: list[str], sequence: list[int], first: int, log_probabilities: np.ndarray
     ) -> LineScore:
         dictionary = self.encoder.dictionary
         scored = sequence[first:]
         is_unknown = self.encoder.is_unknown(scored)
         tokens, unknown = [*symbols, dictionary[dictionary.eos()]], int(is_unknown.sum())
         if not (unknown and self.unknown_penalty):
-            return LineScore(tokens, found, unknown)
+            return LineScore(tokens, log_probabilities, unknown)
         penalties = self.unknown_penalty * is_unknown
-        return LineScore(tokens, found - penalties, unknown, penalties)
+        return LineScore(tokens, log_probabilities - penalties, unknown, penalties)

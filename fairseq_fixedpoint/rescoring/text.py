@@ -9,8 +9,8 @@ from typing import Protocol
 
 import numpy as np
 
+from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.formats import text_words
-from fairseq_fixedpoint.rescoring.errors import RescoringError
 from fairseq_fixedpoint.rescoring.words import CASES
 
 
@@ -115,11 +115,11 @@ class TextEncoder:
         """The symbols of each word of `text`, one word after another.
 
         Raises:
-            RescoringError: if the words one by one give other symbols than the line does.
+            InputError: if the words one by one give other symbols than the line does.
         """
         words = [self.symbols(word) for word in text_words(text)]
         if list(chain.from_iterable(words)) != self.symbols(text):
-            raise RescoringError(
+            raise InputError(
                 f"the words of {text!r} do not keep their tokens when they are split one by one, "
                 "so their probabilities cannot be interpolated with an n-gram model's: leave "
                 "--interpolate out and give both models as features."

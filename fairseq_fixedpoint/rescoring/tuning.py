@@ -21,7 +21,7 @@ from typing import NamedTuple, TypeVar, cast
 
 import numpy as np
 
-from fairseq_fixedpoint.rescoring.errors import RescoringError
+from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.rescoring.metrics import Metric
 
 GRID = (0.0, 0.1, 0.3, 1.0, 3.0)  # of a new weight, relative to the greatest old one
@@ -34,7 +34,7 @@ LEAST_ANGLE = 1e-9  # intervals of steps narrower than this are not entered
 
 
 @dataclass(frozen=True, eq=False)
-class Candidates:
+class CandidatePool:
     """N hypotheses of U utterances, those of one utterance next to each other.
 
     Attributes:
@@ -49,7 +49,7 @@ class Candidates:
         not_subtracted: names of the scores whose weight must not be below 0.
 
     Raises:
-        RescoringError: if they do not fit together, an utterance has no hypothesis, or a number
+        InputError: if they do not fit together, an utterance has no hypothesis, or a number
             is not finite.
     """
 
@@ -75,33 +75,33 @@ class Candidates:
         total = len(self.features)
         for values in (self.features, self.when_subtracted):
             if values.shape != (total, len(self.names)) or not self.names:
-                raise RescoringError(
+                raise InputError(
                     f"features of shape {values.shape} do not fit the {len(self.names)} names "
                     f"({', '.join(self.names)}): one column for each name, at least one."
                 )
         if len(set(self.names)) < len(self.names):
-            raise RescoringError(
+            raise InputError(
                 f"two scores have the same name ({', '.join(self.names)}): rename one."
             )
         shapes = (self.statistics.shape[:1], self.lengths.shape)
         if self.statistics.ndim != 2 or shapes != ((total,), (total,)):
-            raise RescoringError(
+            raise InputError(
                 f"{total} hypotheses have statistics of shape {self.statistics.shape} and lengths "
                 f"of shape {self.lengths.shape}: both need one row for each hypothesis."
             )
         if self.offsets.shape != (len(self.ids) + 1,) or not len(self.ids):
-            raise RescoringError(
+            raise InputError(
                 f"{len(self.ids)} utterances need one offset more than that, but there are "
                 f"{self.offsets.size}: where each begins, and the number of hypotheses."
             )
         if self.offsets[0] != 0 or self.offsets[-1] != total:
-            raise RescoringError(
+            raise InputError(
                 f"offsets go from {self.offsets[0]} to {self.offsets[-1]} instead of from 0 to "
                 f"{total}, the number of hypotheses."
             )
         if (self.sizes < 1).any():
             without = self.ids[int(np.argmax(self.sizes < 1))]
-            raise RescoringError(
+            raise InputError(
                 f"utterance {without!r} has no hypothesis: leave it out of the references too."
             )
 
@@ -119,7 +119,7 @@ class Candidates:
                 row, column = np.argwhere(bad)[0]
                 which = f" {self.names[column]}" if what == "score" else ""
                 utterance = int(np.searchsorted(self.offsets, row, side="right")) - 1
-                raise RescoringError(
+                raise InputError(
                     f"hypothesis {row - self.offsets[utterance] + 1} of utterance "
                     f"{self.ids[utterance]!r} has the {what}{which} {values[row, column]}: "
                     + (
@@ -139,14 +139,14 @@ class Candidates:
         """The number of hypotheses of each utterance, ``(U,)``."""
         return np.diff(self.offsets)
 
-    def normalised(self, lenpen: float) -> Candidates:
+    def normalised(self, lenpen: float) -> CandidatePool:
         """The same hypotheses with all scores divided by their ``length ** lenpen``."""
         power = self.lengths[:, None] ** lenpen
         subtracted = None if self.subtracted is None else self.subtracted / power
         return replace(self, features=self.features / power, subtracted=subtracted)
 
 
-def selected(candidates: Candidates, weights: np.ndarray) -> np.ndarray:
+def selected(candidates: CandidatePool, weights: np.ndarray) -> np.ndarray:
     """The hypothesis with the greatest weighted sum of each utterance, the first of equal ones.
 
     Args:
@@ -158,7 +158,7 @@ def selected(candidates: Candidates, weights: np.ndarray) -> np.ndarray:
     return _first_greatest(_combined(candidates, weights), candidates.offsets)
 
 
-def score_of(candidates: Candidates, selection: np.ndarray, metric: Metric) -> float:
+def score_of(candidates: CandidatePool, selection: np.ndarray, metric: Metric) -> float:
     """The metric of a selection ``(U,)``."""
     return float(metric.score(candidates.statistics[selection].sum(0)))
 
@@ -171,7 +171,7 @@ class Step(NamedTuple):
 
 
 def line_search(
-    candidates: Candidates,
+    candidates: CandidatePool,
     metric: Metric,
     weights: np.ndarray,
     direction: np.ndarray,
@@ -236,7 +236,7 @@ class _Along(NamedTuple):
 
 
 def _along(
-    candidates: Candidates, metric: Metric, weights: np.ndarray, slopes: np.ndarray
+    candidates: CandidatePool, metric: Metric, weights: np.ndarray, slopes: np.ndarray
 ) -> _Along:
     changes = _changes(_combined(candidates, weights), slopes, candidates.offsets)
     difference = candidates.statistics[changes.after] - candidates.statistics[changes.before]
@@ -252,7 +252,7 @@ def _along(
     return _Along(steps, edges, metric.score(running[passed]))
 
 
-class Tuned(NamedTuple):
+class TunedWeights(NamedTuple):
     """Weights ``(F,)`` and the metric of what they choose."""
 
     weights: np.ndarray
@@ -260,13 +260,13 @@ class Tuned(NamedTuple):
 
 
 def tune(
-    candidates: Candidates,
+    candidates: CandidatePool,
     metric: Metric,
     start: np.ndarray,
     fixed: Collection[str] = (),
     log: Callable[[str], None] = print,
     seed: int = 1,
-) -> Tuned:
+) -> TunedWeights:
     """The best weights that are found, never worse than `start`; the same on every call.
 
     First, new weights (those that are 0 in `start` and not fixed) go through all combinations of
@@ -286,11 +286,11 @@ def tune(
         seed: of the random weights.
 
     Raises:
-        RescoringError: for an unknown name in `fixed`, or weights that are not F numbers.
+        InputError: for an unknown name in `fixed`, or weights that are not F numbers.
     """
     search = _Search(candidates, metric, log)
     weights, free = _anchored(candidates.names, _checked_weights(candidates, start), fixed)
-    best = Tuned(weights, search.score(weights))
+    best = TunedWeights(weights, search.score(weights))
     log(f"start, {search.describe(weights)}: {metric.name} {best.score:.2f}")
     if not free:
         return best
@@ -305,9 +305,9 @@ def tune(
     for number, weights in enumerate(starts, start=1):
         if number > 1:
             log(f"start {number} of {len(starts)}, {search.describe(weights)}:")
-        found = search.descend(weights, free)
-        if search.better(found.score, best.score):
-            best = found
+        optimum = search.descend(weights, free)
+        if search.better(optimum.score, best.score):
+            best = optimum
     log(f"best, {search.describe(best.weights)}: {metric.name} {best.score:.2f}")
     return best
 
@@ -316,7 +316,7 @@ def tune(
 class _Search:
     """The steps of :func:`tune`."""
 
-    candidates: Candidates
+    candidates: CandidatePool
     metric: Metric
     log: Callable[[str], None]
 
@@ -330,7 +330,7 @@ class _Search:
         named = zip(self.candidates.names, weights, strict=True)
         return ", ".join(f"{name} {weight:.4g}" for name, weight in named)
 
-    def grid(self, best: Tuned, new: Sequence[int], scale: float) -> Tuned:
+    def grid(self, best: TunedWeights, new: Sequence[int], scale: float) -> TunedWeights:
         """Tries the grid's values for the weights at the indices `new`."""
         for values in _grid_values(len(new)):
             weights = best.weights.copy()
@@ -341,10 +341,10 @@ class _Search:
                     f"grid, {self.describe(weights)}: "
                     f"{self.metric.name} {best.score:.2f} -> {score:.2f}"
                 )
-                best = Tuned(weights, score)
+                best = TunedWeights(weights, score)
         return best
 
-    def descend(self, weights: np.ndarray, free: Sequence[int]) -> Tuned:
+    def descend(self, weights: np.ndarray, free: Sequence[int]) -> TunedWeights:
         """Sets one weight after the other to its best value until that improves nothing."""
         weights, score = weights.copy(), self.score(weights)
         improved = True
@@ -359,20 +359,21 @@ class _Search:
                 trial[index] = line_search(
                     self.candidates, self.metric, trial, direction, forward
                 ).step
-                found = self.score(trial)  # once more, as rounding may choose otherwise in ties
-                if self.better(found, score):
+                # Scored once more, as rounding may choose otherwise in ties.
+                trial_score = self.score(trial)
+                if self.better(trial_score, score):
                     self.log(
                         f"{self.candidates.names[index]} {weights[index]:.4g} -> "
-                        f"{trial[index]:.4g}: {self.metric.name} {score:.2f} -> {found:.2f}"
+                        f"{trial[index]:.4g}: {self.metric.name} {score:.2f} -> {trial_score:.2f}"
                     )
-                    weights, score, improved = trial, found, True
-        return Tuned(weights, score)
+                    weights, score, improved = trial, trial_score, True
+        return TunedWeights(weights, score)
 
 
-def _checked_weights(candidates: Candidates, start: np.ndarray) -> np.ndarray:
+def _checked_weights(candidates: CandidatePool, start: np.ndarray) -> np.ndarray:
     weights = np.array(start, dtype=np.float64)
     if weights.shape != (len(candidates.names),) or not np.isfinite(weights).all():
-        raise RescoringError(
+        raise InputError(
             f"the weights to begin with are {weights.tolist()}: "
             f"give a number for each of {', '.join(candidates.names)}."
         )
@@ -385,7 +386,7 @@ def _anchored(
     """The weights to begin with, and the indices of those that may change."""
     unknown = sorted(set(fixed) - set(names))
     if unknown:
-        raise RescoringError(
+        raise InputError(
             f"the weight of {unknown[0]!r} cannot be fixed: the scores are {', '.join(names)}."
         )
     free = [index for index, name in enumerate(names) if name not in fixed]
@@ -414,7 +415,7 @@ def _around(
     return weights
 
 
-def _combined(candidates: Candidates, weights: np.ndarray) -> np.ndarray:
+def _combined(candidates: CandidatePool, weights: np.ndarray) -> np.ndarray:
     """Weighted sums ``(N,)``; unlike a matrix product's, those of equal rows are equal exactly."""
     weights = np.asarray(weights, dtype=np.float64)
     features = np.where(weights < 0, candidates.when_subtracted, candidates.features)
@@ -480,7 +481,7 @@ def _changes(intercepts: np.ndarray, slopes: np.ndarray, offsets: np.ndarray) ->
     return _Changes(first, *(np.concatenate(parts) for parts in (steps, before, after)))
 
 
-def oracle(candidates: Candidates, metric: Metric) -> np.ndarray:
+def oracle(candidates: CandidatePool, metric: Metric) -> np.ndarray:
     """The selection ``(U,)`` with the best metric, or nearly.
 
     It begins with each utterance's best hypothesis by itself and replaces one at a time by what
@@ -547,13 +548,13 @@ def bootstrap(
             be None.
 
     Raises:
-        RescoringError: if a and b differ in shape, or there are no utterances.
+        InputError: if a and b differ in shape, or there are no utterances.
     """
     systems = [statistics_a] if statistics_b is None else [statistics_a, statistics_b]
     systems = [np.asarray(system, dtype=np.float64) for system in systems]
     shapes = [system.shape for system in systems]
     if shapes[0] != shapes[-1] or len(shapes[0]) != 2 or not shapes[0][0]:
-        raise RescoringError(
+        raise InputError(
             f"resampling needs the statistics of at least one utterance, and as many of both "
             f"systems, but got the shapes {' and '.join(map(str, shapes))}."
         )
@@ -609,7 +610,7 @@ class TuningReport:
     @classmethod
     def of(
         cls,
-        candidates: Candidates,
+        candidates: CandidatePool,
         metric: Metric,
         baseline: np.ndarray,
         tuned: np.ndarray,

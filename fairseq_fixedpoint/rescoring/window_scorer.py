@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.language_model import LanguageModel
 from fairseq_fixedpoint.recurrence.cells import hidden
 from fairseq_fixedpoint.recurrence.iteration import Layer
-from fairseq_fixedpoint.rescoring.errors import RescoringError
 from fairseq_fixedpoint.rescoring.expansion import Expansion, WordGraph
 from fairseq_fixedpoint.rescoring.merging import merge
 from fairseq_fixedpoint.windows import (
@@ -34,7 +34,7 @@ class WindowScorer:
         normalized: whether to compute `log Z`; without it, it is taken to be 0.
 
     Raises:
-        RescoringError: for `normalized=False` with an adaptive softmax, which has no one `Z`.
+        InputError: for `normalized=False` with an adaptive softmax, which has no one `Z`.
     """
 
     longest = None
@@ -45,7 +45,7 @@ class WindowScorer:
         try:
             self.softmax = model.softmax(torch.bfloat16 if bf16 else None, normalized)
         except ValueError as error:
-            raise RescoringError(str(error)) from error
+            raise InputError(str(error)) from error
 
     @property
     def order(self) -> int | None:
@@ -62,10 +62,10 @@ class WindowScorer:
         """As :attr:`order`.
 
         Raises:
-            RescoringError: for the exact recurrence, whose histories have no end.
+            InputError: for the exact recurrence, whose histories have no end.
         """
         if self.order is None:
-            raise RescoringError(
+            raise InputError(
                 "the exact recurrence depends on all words before, which a lattice cannot hold: "
                 "give --iterations K."
             )
@@ -101,8 +101,10 @@ class WindowScorer:
         context = torch.div(pairs, words, rounding_mode="floor")
 
         contexts = None if starts is None else list(number)
-        found = self._evaluate(used, contexts, windows, context, pairs % words)[pair]  # (Q,)
-        return np.split(found.numpy(), np.cumsum(scored)[:-1])
+        log_probabilities = self._evaluate(used, contexts, windows, context, pairs % words)[
+            pair
+        ]  # (Q,)
+        return np.split(log_probabilities.numpy(), np.cumsum(scored)[:-1])
 
     def _evaluate(
         self,
@@ -122,7 +124,7 @@ class WindowScorer:
             states = context_states(
                 layers, projected, windows.to(self.model.device), starts
             )  # (N, H)
-        return self.wanted(states, context, word)
+        return self.pair_log_probabilities(states, context, word)
 
     def summary_of(self, before: Sequence[Sequence[int]]) -> Tensor:
         """The summary of each text before a sentence, ``(U, S)``.
@@ -151,7 +153,7 @@ class WindowScorer:
             layers = [replace(layer, initial=layer.start(summary)) for layer in layers]
         return layers, layers[0].project(self.model.embed_tokens(used.to(self.model.device)))
 
-    def wanted(self, states: Tensor, context: Tensor, word: Tensor) -> Tensor:
+    def pair_log_probabilities(self, states: Tensor, context: Tensor, word: Tensor) -> Tensor:
         """Log-probability of each pair, ``(Q',)``, after the contexts' `h` ``(N, H)``."""
         with self.precision():
             features = self.model.output_features(states)  # (N, C)
@@ -190,7 +192,7 @@ class GrowingHistories:
         before: the tokens before the sentence's `</s>`, for a start that knows them.
 
     Raises:
-        RescoringError: for an exact recurrence, whose histories have no end.
+        InputError: for an exact recurrence, whose histories have no end.
     """
 
     def __init__(self, scorer: WindowScorer, vocabulary: np.ndarray, before: Sequence[int] = ()):
@@ -224,10 +226,10 @@ class GrowingHistories:
         contexts, context = np.unique(pairs // base, return_inverse=True)
         top = hidden(self._states[-1], self._layers[-1].cell)
         states = top.index_select(0, torch.from_numpy(contexts).to(self._device))
-        found = self._scorer.wanted(
+        log_probabilities = self._scorer.pair_log_probabilities(
             states, torch.from_numpy(context), torch.from_numpy(pairs % base)
         )
-        return found.numpy()[pair]
+        return log_probabilities.numpy()[pair]
 
 
 def _flat(sequences: Iterable[Sequence[int]]) -> Tensor:

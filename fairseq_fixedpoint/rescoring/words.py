@@ -45,10 +45,10 @@ class WordRule:
     ):
         models = tuple(models)
 
-        def is_held(word: str) -> bool:
+        def is_known(word: str) -> bool:
             return any(model.holds(word) for model in models)
 
-        self._word = lru_cache(REMEMBERED)(partial(spoken, fillers=fillers, held=is_held))
+        self._word = lru_cache(REMEMBERED)(partial(spoken, fillers=fillers, is_known=is_known))
 
     def word(self, token: str) -> str:
         """What the models see of a token; "" if it is passed by."""

@@ -58,27 +58,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(args: argparse.Namespace) -> int:
     """Measures, prints, saves and renders: 0, or 1 if a part failed."""
     device = chosen_device(args.device)
-    given = {
+    overrides = {
         name.removeprefix("setting_"): value
         for name, value in vars(args).items()
         if name.startswith("setting_") and value is not None
     }
     preset = "quick" if args.quick else device.type
     names = args.parts or [name for name in SUITE if device.type in part(name).PRESETS]
-    settings = {name: replace(preset_of(name, preset), **given) for name in names}
-    standard = not args.quick and not given
+    settings = {name: replace(preset_of(name, preset), **overrides) for name in names}
+    standard = not args.quick and not overrides
     path = args.json or (results.default_path(hardware(device)) if standard else None)
-    found = {"parts": {}}
+    run = {"parts": {}}
     if path:
         results.require_place(path)
-        found = results.of_machine(path, hardware(device), device.type)
+        run = results.of_machine(path, hardware(device), device.type)
     if standard:
         print_estimate(names, device.type)
 
     def keep(name: str, measured: dict) -> None:
-        found["parts"][name] = measured
+        run["parts"][name] = measured
         if path:
-            results.save(found, path)
+            results.save(run, path)
 
     machine = Machine.measured(device, preset)
     failed = False

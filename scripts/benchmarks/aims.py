@@ -82,13 +82,13 @@ def slowest(shortest: int) -> Callable[[Runs], float | None]:
 
     def reached(runs: Runs) -> float | None:
         shapes = layer.by_shape(runs["layer"]["records"]) if "layer" in runs else {}
-        found = [
+        figures = [
             layer.times_as_fast(shape, iterations)
             for (_, _, _, length, _, mode), shape in shapes.items()
             if length >= shortest and mode == "training"
             for iterations in shape
         ]
-        return min(filter(None, found), default=None)
+        return min(filter(None, figures), default=None)
 
     return reached
 

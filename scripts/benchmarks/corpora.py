@@ -29,7 +29,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from examples.training_log import LOG, ResultError, Training, has_ended, text_of
-from fairseq_fixedpoint.files import written_whole
+from fairseq_fixedpoint.files import atomic_write
 from scripts.benchmarks.figures import COLOURS, new_figure
 from scripts.benchmarks.layer import EXACT
 from scripts.benchmarks.machine import Machine
@@ -145,10 +145,10 @@ class Model:
     def arguments(self) -> list[str]:
         """Of the example's `train`: what tells models apart, whatever its recipe has."""
         kind = KINDS[self.kind]
-        found = [str(self.iterations), "--cell", self.cell, "--start", kind.start]
-        found += ["--summary-input"] if kind.summary_input else []
-        found += ["--stride", str(self.stride), *shlex.split(self.options)]
-        return [*found, "--seed", str(self.seed)]
+        options = [str(self.iterations), "--cell", self.cell, "--start", kind.start]
+        options += ["--summary-input"] if kind.summary_input else []
+        options += ["--stride", str(self.stride), *shlex.split(self.options)]
+        return [*options, "--seed", str(self.seed)]
 
     def orders(self, settings: Settings) -> tuple[int, ...]:
         """At which it is evaluated."""
@@ -198,9 +198,9 @@ def parsed(text: str, options: str) -> tuple[str, int, int, str]:
     Raises:
         BenchmarkError: telling what is wrong with it.
     """
-    training, _, own = text.strip().partition(" ")
-    found = TRAINING.fullmatch(training)
-    kind, iterations, stride = found.groups() if found else (None, None, None)
+    training, _, extra = text.strip().partition(" ")
+    match = TRAINING.fullmatch(training)
+    kind, iterations, stride = match.groups() if match else (None, None, None)
     if kind not in KINDS or KINDS[kind].exact != (iterations is None):
         exact = [name for name, each in KINDS.items() if each.exact]
         others = [f"{name}:K" for name, each in KINDS.items() if not each.exact]
@@ -208,7 +208,7 @@ def parsed(text: str, options: str) -> tuple[str, int, int, str]:
             f"--trainings {text}: write {' or '.join(exact)}, or {' or '.join(others)}, with :C "
             "behind for a stride; K and C are 1 or more."
         )
-    options = f"{options} {own}".strip()
+    options = f"{options} {extra}".strip()
     try:
         shlex.split(options)
     except ValueError as error:
@@ -243,7 +243,7 @@ def trained(model: Model, settings: Settings, device: torch.device) -> dict:
         if order not in evaluated:
             perplexities = evaluate(model.corpus, order, environment)
             record["evaluations"].append({"order": order, **perplexities})
-            with written_whole(done) as file:
+            with atomic_write(done) as file:
                 file.write_text(json.dumps(record), encoding="utf-8")
     return record
 
@@ -267,10 +267,10 @@ def described(model: Model, folder: Path, on_cpu: bool) -> dict:
         ("stride", model.stride),
         ("seed", model.seed),
     ):
-        found = re.search(rf"'{name}': '?([^',}}]*)", log)  # the first line has all options
-        if found and found[1] != str(value):
+        match = re.search(rf"'{name}': '?([^',}}]*)", log)  # the first line has all options
+        if match and match[1] != str(value):
             raise BenchmarkError(
-                f"{folder} holds a training whose {name} is {found[1]}, and by its name it is "
+                f"{folder} holds a training whose {name} is {match[1]}, and by its name it is "
                 f"{value}: move it away, or give other --checkpoints."
             )
     return {
@@ -310,10 +310,10 @@ def perplexity(output: str) -> float:
     Raises:
         BenchmarkError: with the end of the output, if it did not.
     """
-    found = PERPLEXITY.findall(output)
-    if not found:
+    perplexities = PERPLEXITY.findall(output)
+    if not perplexities:
         raise BenchmarkError(f"fairseq-eval-lm printed no perplexity:\n{output[-3000:]}")
-    return float(found[-1])
+    return float(perplexities[-1])
 
 
 @dataclass
@@ -377,11 +377,11 @@ def tables(run: dict) -> dict[str, str | None]:
     `-choices` behind, with the training that the validation set chose. None for a corpus that was
     not there.
     """
-    found: dict[str, str | None] = {}
+    tables: dict[str, str | None] = {}
     choices, cells = best(run["records"]), run["settings"]["cells"]
     for corpus in NAMES:
-        own = [choice for case, choice in choices.items() if case[0] == corpus]
-        sets = [split for split in SETS if any(split in each.perplexities for each in own)]
+        of_corpus = [choice for case, choice in choices.items() if case[0] == corpus]
+        sets = [split for split in SETS if any(split in each.perplexities for each in of_corpus)]
         columns = [[*(f"{CELLS[cell]}, {split}" for split in sets), "minutes"] for cell in cells]
         figures, trainings = [], []
         for kind, order in rows_of(run["settings"]):
@@ -392,10 +392,10 @@ def tables(run: dict) -> dict[str, str | None]:
             trainings.append([*head, *(each and f"`{each.training}`" for each in of_row)])
         names = [CELLS[cell] for cell in cells]
         of_figures = table(["", "order", *itertools.chain(*columns)], figures)
-        found[f"corpora-{corpus}"] = of_figures if own else None
+        tables[f"corpora-{corpus}"] = of_figures if of_corpus else None
         of_choices = table(["", "order", *names], trainings)
-        found[f"corpora-{corpus}-choices"] = of_choices if own else None
-    return found
+        tables[f"corpora-{corpus}-choices"] = of_choices if of_corpus else None
+    return tables
 
 
 def shown_figures(choice: Choice | None, sets: Sequence[str]) -> list[str | None]:
@@ -424,13 +424,13 @@ def plots(run: dict) -> dict[str, Figure]:
     for corpus, axes in zip(corpora, every, strict=True):
         for cell, colour in zip(run["settings"]["cells"], COLOURS, strict=False):
             for kind in kinds:
-                own = {
+                points = {
                     case[3]: choice
                     for case, choice in sorted(choices.items())
                     if case[:3] == (corpus, cell, kind)
                 }
-                if own:
-                    draw_line(axes, own, f"{CELLS[cell]}, {KINDS[kind].label}", colour, kind)
+                if points:
+                    draw_line(axes, points, f"{CELLS[cell]}, {KINDS[kind].label}", colour, kind)
         axes.set_title(NAMES[corpus])
         axes.set_xlabel("training time (min)")
         axes.set_ylabel("validation perplexity")

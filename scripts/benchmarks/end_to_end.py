@@ -65,20 +65,20 @@ class Ours:
         """
         if name in THEIRS:
             return None
-        found = OURS.fullmatch(name)
-        if not found or found[1] not in GATES:
+        match = OURS.fullmatch(name)
+        if not match or match[1] not in GATES:
             raise BenchmarkError(
                 f"--models {name}: write {', '.join(THEIRS)}, or a cell with its K, as elman-5, "
                 "then xC for a stride, +stream and +bf16 as in elman-8x16+stream+bf16."
             )
-        return cls(found[1], int(found[2]), int(found[3] or 1), bool(found[4]), bool(found[5]))
+        return cls(match[1], int(match[2]), int(match[3] or 1), bool(match[4]), bool(match[5]))
 
     def options(self) -> list[object]:
         """Of fairseq-train."""
-        found = ours(self.cell, self.iterations)
-        found += ["--stride", self.stride] if self.stride > 1 else []
-        found += ["--start", "stream"] if self.stream else []
-        return [*found, *(["--bf16-products"] if self.bf16 else [])]
+        options = ours(self.cell, self.iterations)
+        options += ["--stride", self.stride] if self.stride > 1 else []
+        options += ["--start", "stream"] if self.stream else []
+        return [*options, *(["--bf16-products"] if self.bf16 else [])]
 
     @property
     def label(self) -> str:
@@ -153,9 +153,9 @@ def measure(settings: Settings, machine: Machine) -> Iterator[dict]:
                     environment=KEEPING_MEMORY if name == KEEPING else None,
                 )
                 runs[name].append(speed(log[UPDATES], settings.warm_up, name, positions))
-            for name, found in runs.items():
+            for name, records in runs.items():
                 work = update_work(settings, name, softmax, frequencies)
-                per_second = [run["tokens_per_second"] for run in found]
+                per_second = [run["tokens_per_second"] for run in records]
                 yield {
                     "model": name,
                     "softmax": softmax,
@@ -169,21 +169,21 @@ def measure(settings: Settings, machine: Machine) -> Iterator[dict]:
 def options(settings: Settings, name: str, softmax: str) -> list[object]:
     """Of fairseq-train, for one model."""
     width, model = settings.width, Ours.named(name)
-    found: list[object] = []
+    arguments: list[object] = []
     if model is None:
         criterion = "cross_entropy" if softmax == "full" else "adaptive_loss"
-        found += ["--task", "language_modeling", "--arch", "lstm_lm", "--criterion", criterion]
+        arguments += ["--task", "language_modeling", "--arch", "lstm_lm", "--criterion", criterion]
     else:
-        found += model.options()
+        arguments += model.options()
     if softmax == "adaptive":
-        found += ["--adaptive-softmax-cutoff", ",".join(map(str, settings.cutoffs))]
-        found += [] if model is None else ["--adaptive-softmax-factor", FACTOR]
-    found += ["--decoder-embed-dim", width, "--decoder-hidden-size", width]
-    found += ["--decoder-out-embed-dim", width, "--decoder-layers", 1, "--dropout", 0]
-    found += ["--batch-size", settings.batch, "--tokens-per-sample", settings.length]
-    found += ["--optimizer", "sgd", "--lr", 0.1, "--max-update", settings.updates]
-    found += ["--log-interval", max(1, settings.warm_up // 2)]
-    return [*found, "--disable-validation"]
+        arguments += ["--adaptive-softmax-cutoff", ",".join(map(str, settings.cutoffs))]
+        arguments += [] if model is None else ["--adaptive-softmax-factor", FACTOR]
+    arguments += ["--decoder-embed-dim", width, "--decoder-hidden-size", width]
+    arguments += ["--decoder-out-embed-dim", width, "--decoder-layers", 1, "--dropout", 0]
+    arguments += ["--batch-size", settings.batch, "--tokens-per-sample", settings.length]
+    arguments += ["--optimizer", "sgd", "--lr", 0.1, "--max-update", settings.updates]
+    arguments += ["--log-interval", max(1, settings.warm_up // 2)]
+    return [*arguments, "--disable-validation"]
 
 
 def speed(updates: list[dict], warm_up: int, name: str, expected: int) -> dict:

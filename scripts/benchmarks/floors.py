@@ -94,5 +94,5 @@ def floor_ms(record: dict, machine: dict, precision: str) -> float:
 
 def share(record: dict, machine: dict, precision: str) -> float | None:
     """The floor over the time taken, 1 at best; None for what was not measured."""
-    taken = record["ms"]
-    return None if taken is None else floor_ms(record, machine, precision) / taken
+    ms = record["ms"]
+    return None if ms is None else floor_ms(record, machine, precision) / ms

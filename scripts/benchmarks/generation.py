@@ -193,12 +193,12 @@ def plots(run: dict) -> dict[str, Figure]:
 
 def _by_case(records: list[dict], task: str) -> dict[tuple[int, int, int], dict[str, dict]]:
     """Records of a task by length, batch and beam, and then by way."""
-    found: dict[tuple[int, int, int], dict[str, dict]] = {}
+    by_case: dict[tuple[int, int, int], dict[str, dict]] = {}
     for record in records:
         if record["task"] == task:
             case = (record["length"], record["batch"], record["beam"])
-            found.setdefault(case, {})[record["way"]] = record
-    return found
+            by_case.setdefault(case, {})[record["way"]] = record
+    return by_case
 
 
 def _tokens_a_second(record: dict) -> float | None:

@@ -80,13 +80,13 @@ def measure(settings: Settings, machine: Machine) -> Iterator[dict]:
 
 def points(run: dict, axis: str) -> list[tuple[int, dict, dict]]:
     """Along an axis: where, ours, and PyTorch's."""
-    found: dict[int, dict[bool, dict]] = {}
+    by_size: dict[int, dict[bool, dict]] = {}
     for record in run["records"]:
         if record["axis"] == axis:
-            found.setdefault(record["at"], {})[record["iterations"] == EXACT] = record
+            by_size.setdefault(record["at"], {})[record["iterations"] == EXACT] = record
     return [
         (at, pair[False], pair[True])
-        for at, pair in found.items()
+        for at, pair in by_size.items()
         if len(pair) == 2 and all(record["ms"] for record in pair.values())
     ]
 
@@ -116,10 +116,10 @@ def plots(run: dict) -> dict[str, Figure]:
     settings = run["settings"]
     figure.suptitle(f"Training step of an Elman layer, {settings['precision']}")
     for axes, (axis, label) in zip(panels, AXES.items(), strict=True):
-        found = points(run, axis)
-        if not found:
+        series = points(run, axis)
+        if not series:
             continue
-        at, ours, exact = zip(*found, strict=True)
+        at, ours, exact = zip(*series, strict=True)
         floors = [floor_ms(record, run["machine"], record["precision"]) for record in ours]
         axes.plot(at, [r["ms"] for r in ours], "o-", color=COLOURS[0], label="fixed point")
         axes.plot(at, floors, ":", color=COLOURS[0], label="its floor")

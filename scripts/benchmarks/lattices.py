@@ -22,8 +22,8 @@ from torch import nn
 
 from fairseq_fixedpoint.formats import Lattice, lattice_format, read_lattices
 from fairseq_fixedpoint.plugin.checkpoints import load_language_model
+from fairseq_fixedpoint.rescoring.lattice_rescorer import LatticeRescorer
 from fairseq_fixedpoint.rescoring.lattice_search import best_path, nbest
-from fairseq_fixedpoint.rescoring.lattices import LatticeRescorer
 from fairseq_fixedpoint.rescoring.scorer import Scorer
 from fairseq_fixedpoint.rescoring.text import TextEncoder
 from fairseq_fixedpoint.rescoring.window_scorer import WindowScorer
@@ -105,7 +105,7 @@ def by_lists(
     """Scoring the best of the first pass with lstm_lm, for some of the lattices."""
     rescorer = LatticeRescorer(scorer, "FixedPoint0", {}, weights(settings))
     dictionary = scorer.encoder.dictionary
-    taken, sizes = [], []
+    times, sizes = [], []
     for lattice in lattices[:: max(1, len(lattices) // settings.lists)][: settings.lists]:
         paths = nbest(rescorer.first_pass(lattice), LIST)
         sequences = [
@@ -113,12 +113,12 @@ def by_lists(
             for path in paths
         ]
         score = partial(by_sequence_scorer, lstm_lm, dictionary, sequences, BATCH)
-        taken.append(milliseconds(score, machine.device))
+        times.append(milliseconds(score, machine.device))
         sizes.append(len(paths))
     links = sorted(len(lattice.words) for lattice in lattices)
     return {
         "way": "lstm_lm",
-        "ms": statistics.median(taken),
+        "ms": statistics.median(times),
         "hypotheses": statistics.fmean(sizes),
         "lattices": len(links),
         "links": {"median": statistics.median(links), "most": links[-1]},
@@ -143,24 +143,24 @@ def of_order(
             limit=settings.max_states,
         )
         rescorer(lattices[0])  # warms up
-        taken, states, shortened, best[beam] = [], [], 0, []
+        times, states, shortened, best[beam] = [], [], 0, []
         for lattice in lattices:
             begin = time.perf_counter()
             rescored = rescorer(lattice)
             words = best_path(rescored.graph).words  # on the host, so the device has done its part
-            taken.append(1000 * (time.perf_counter() - begin))
+            times.append(1000 * (time.perf_counter() - begin))
             states.append(rescored.states)
             shortened += rescored.shortened > 0
             best[beam].append(words)
         sizes = [len(lattice.words) for lattice in lattices]
-        large = [ms for ms, size in zip(taken, sizes, strict=True) if size >= LARGE]
+        large = [ms for ms, size in zip(times, sizes, strict=True) if size >= LARGE]
         records.append(
             {
                 "iterations": order,
                 "beam": beam,
-                "ms": statistics.median(taken),
-                "mean_ms": statistics.fmean(taken),
-                "longest_ms": max(taken),
+                "ms": statistics.median(times),
+                "mean_ms": statistics.fmean(times),
+                "longest_ms": max(times),
                 "ms_of_large": statistics.median(large) if large else None,
                 "states": statistics.median(states),
                 "most_states": max(states),

@@ -247,11 +247,13 @@ SHAPE = ("cell", "width", "batch", "length", "precision", "mode")
 
 def by_shape(records: list[dict], graph: bool = False) -> dict[tuple, dict[int, dict]]:
     """Records by shape, mode and precision, and then by K: those in a CUDA graph, or the others."""
-    found: dict[tuple, dict[int, dict]] = {}
+    by_shape: dict[tuple, dict[int, dict]] = {}
     for record in records:
         if record.get("graph", False) == graph:
-            found.setdefault(tuple(record[key] for key in SHAPE), {})[record["iterations"]] = record
-    return found
+            by_shape.setdefault(tuple(record[key] for key in SHAPE), {})[record["iterations"]] = (
+                record
+            )
+    return by_shape
 
 
 def times_as_fast(shape: dict[int, dict], iterations: int) -> float | None:
@@ -265,21 +267,21 @@ def tables(run: dict) -> dict[str, str | None]:
     `layer-graphs`: what ran in a CUDA graph, None if nothing did.
     """
     shapes = by_shape(run["records"])
-    found = {}
+    tables = {}
     for mode, precision in itertools.product(("training", "forward"), PRECISIONS):
         chosen = {key: shape for key, shape in shapes.items() if key[4:] == (precision, mode)}
         if chosen:
-            found[f"layer-{mode}-{precision}"] = _table(chosen, run)
+            tables[f"layer-{mode}-{precision}"] = _table(chosen, run)
     summary = {
         key: shape
         for key, shape in shapes.items()
         if key[:2] == ("elman", max(run["settings"]["widths"])) and key[5] == "training"
     }
-    found["layer-summary"] = _table(summary, run, with_precision=True)
+    tables["layer-summary"] = _table(summary, run, with_precision=True)
     graphs = by_shape(run["records"], graph=True)
     iterations = run["settings"]["iterations"]
-    found["layer-graphs"] = _graph_table(graphs, shapes, iterations) if graphs else None
-    return found
+    tables["layer-graphs"] = _graph_table(graphs, shapes, iterations) if graphs else None
+    return tables
 
 
 def _graph_table(

@@ -28,18 +28,18 @@ def interleaved(
     not count, unless it is one on a CPU that is so long that such work is nothing beside it.
     """
     end = time.perf_counter() + seconds
-    taken: dict[str, list[float]] = {}
+    times_of: dict[str, list[float]] = {}
     for name, call in calls.items():
         with out_of_memory():
             first = milliseconds(call, device)
-            taken[name] = [first] if device.type == "cpu" and first > LONG else []
+            times_of[name] = [first] if device.type == "cpu" and first > LONG else []
     rounds = 0
     while rounds < MOST_ROUNDS and (rounds == 0 or time.perf_counter() < end):
-        for name, times in taken.items():
+        for name, times in times_of.items():
             if rounds or not times:
                 times.append(milliseconds(calls[name], device))
         rounds += 1
-    medians = {name: statistics.median(times) for name, times in taken.items()}
+    medians = {name: statistics.median(times) for name, times in times_of.items()}
     return {name: medians.get(name) for name in calls}, rounds
 
 

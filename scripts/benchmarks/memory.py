@@ -86,11 +86,11 @@ def measure(settings: Settings, machine: Machine) -> Iterator[dict]:
 
 def by_case(records: list[dict]) -> dict[tuple[str, int, int], dict[str, dict]]:
     """Records by cell, length and K, and then by way."""
-    found: dict[tuple[str, int, int], dict[str, dict]] = {}
+    by_case: dict[tuple[str, int, int], dict[str, dict]] = {}
     for record in records:
         key = (record["cell"], record["length"], record["iterations"])
-        found.setdefault(key, {})[record["way"]] = record
-    return found
+        by_case.setdefault(key, {})[record["way"]] = record
+    return by_case
 
 
 def recomputed_over_exact(runs: dict[str, dict], cell: str, order: int) -> float | None:
@@ -98,7 +98,7 @@ def recomputed_over_exact(runs: dict[str, dict], cell: str, order: int) -> float
     if "memory" not in runs:
         return None
     cases = by_case(runs["memory"]["records"])
-    lengths = [length for found, length, k in cases if (found, k) == (cell, order)]
+    lengths = [length for case_cell, length, k in cases if (case_cell, k) == (cell, order)]
     if not lengths:
         return None
     ways = cases[cell, max(lengths), order]
@@ -142,18 +142,18 @@ def plots(run: dict) -> dict[str, Figure]:
         (against_t, "length T", f"K = {settings['order']}",
          [(t, (cell, t, settings["order"])) for t in settings["lengths"]]),
     ):  # fmt: skip
-        found = [(x, cases[key]) for x, key in keys if key in cases]
+        series = [(x, cases[key]) for x, key in keys if key in cases]
         for way, name, style, colour in (
             ("kept", "iterates kept", "o-", COLOURS[0]),
             ("recomputed", "recomputed", "o-", COLOURS[1]),
             ("exact", "torch.nn, exact", "s--", BASELINE_COLOUR),
         ):
-            peaks = [(x, ways.get(way, {}).get("peak")) for x, ways in found]
+            peaks = [(x, ways.get(way, {}).get("peak")) for x, ways in series]
             points = [(x, peak / 2**20) for x, peak in peaks if peak]
             if points:
                 axes.plot(*zip(*points, strict=True), style, color=colour, label=name)
         if axes.lines:
-            logarithmic(axes, [x for x, _ in found])
+            logarithmic(axes, [x for x, _ in series])
             axes.legend()
         axes.set_xlabel(label)
         axes.set_ylabel("peak of a training step (MiB)")

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from fairseq_fixedpoint.cross_entropy import linear_cross_entropy
 from fairseq_fixedpoint.plugin.criterions.fixedpoint_cross_entropy import adaptive_cross_entropy
-from fairseq_fixedpoint.softmax import OutputWords, Softmax
+from fairseq_fixedpoint.softmax import OutputProjection, Softmax
 from scripts.benchmarks.floors import Work, output_work, share
 from scripts.benchmarks.machine import PRECISIONS, Machine
 from scripts.benchmarks.markdown import mebibytes, number, percent, table, times
@@ -143,7 +143,7 @@ def measure_scoring(settings: Settings, machine: Machine, words: int) -> Iterato
     word = zipf(context.numel(), words).to(device)
 
     def scoring(way: str) -> Callable[[], Tensor]:
-        output = OutputWords(linear.weight, linear.bias, PRECISIONS.get(way))
+        output = OutputProjection(linear.weight, linear.bias, PRECISIONS.get(way))
         softmax = Softmax(output, normalized=way != "none")
         return lambda: softmax.log_probabilities(features, context, word)
 
@@ -236,5 +236,5 @@ def tables(run: dict) -> dict[str, str]:
     }
 
 
-def _ratio(baseline: float | None, taken: float | None) -> float | None:
-    return None if baseline is None or taken is None else baseline / taken
+def _ratio(baseline: float | None, ms: float | None) -> float | None:
+    return None if baseline is None or ms is None else baseline / ms

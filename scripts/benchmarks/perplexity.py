@@ -104,10 +104,10 @@ def recipe(settings: Settings, iterations: int, bf16: bool) -> list[object]:
 
 def by_model(records: list[dict]) -> dict[tuple[int, bool], list[dict]]:
     """The records of each K, without and with bf16 products."""
-    found: dict[tuple[int, bool], list[dict]] = {}
+    by_order: dict[tuple[int, bool], list[dict]] = {}
     for record in records:
-        found.setdefault((record["iterations"], record["bf16"]), []).append(record)
-    return found
+        by_order.setdefault((record["iterations"], record["bf16"]), []).append(record)
+    return by_order
 
 
 def label(iterations: int, bf16: bool = False) -> str:

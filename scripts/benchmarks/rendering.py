@@ -13,7 +13,7 @@ import os
 import re
 from pathlib import Path
 
-from fairseq_fixedpoint.files import written_whole
+from fairseq_fixedpoint.files import atomic_write
 from scripts.benchmarks import aims, results
 from scripts.benchmarks.parts import part
 from scripts.benchmarks.results import BenchmarkError
@@ -50,7 +50,7 @@ def render_all() -> None:
             before = document.read_text(encoding="utf-8")
             after = rendered(before, document, runs)
             if after != before:
-                with written_whole(document) as file:
+                with atomic_write(document) as file:
                     file.write_text(after, encoding="utf-8")
 
 
@@ -113,9 +113,9 @@ def plot_path(run: dict, name: str) -> Path:
 
 def draw(path: Path) -> None:
     """The plots of a file of results, beside it."""
-    found = results.read(path)
-    for name, run in found["parts"].items():
+    results_file = results.read(path)
+    for name, run in results_file["parts"].items():
         plots = getattr(part(name), "plots", None)
         for plot, figure in (plots(run) if plots else {}).items():
-            with written_whole(path.parent / plot_path(run, plot).name) as file:
+            with atomic_write(path.parent / plot_path(run, plot).name) as file:
                 figure.savefig(file, dpi=100)

@@ -94,17 +94,17 @@ PRESETS = {
 def sentences(path: Path, count: int) -> list[list[str]]:
     """The first sentences of 10 to 40 words, ended by a full stop, of a tokenised text."""
     opened = gzip.open if path.suffix == ".gz" else open
-    found = []
+    sentences = []
     with opened(path, "rt", encoding="utf-8") as file:
         for line in file:
             for sentence in " ".join(line.split()).split(" . "):
                 words = sentence.removesuffix(" .").split()
                 if 10 <= len(words) <= 40:
-                    found.append([*words, "."])
-                if len(found) == count:
-                    return found
+                    sentences.append([*words, "."])
+                if len(sentences) == count:
+                    return sentences
     raise BenchmarkError(
-        f"{path} has only {len(found)} sentences of 10 to 40 words, not {count}: ask for fewer "
+        f"{path} has only {len(sentences)} sentences of 10 to 40 words, not {count}: ask for fewer "
         "--utterances."
     )
 
@@ -123,9 +123,13 @@ def nbest_list(words: list[str], by_rank: list[str], rank: dict[str, int], size:
         # Sequences of other words at one place are other sequences, so none comes twice.
         best = heapq.nsmallest(
             size,
-            ((cost + more, (*said, word)) for cost, said in best for word, more in options.items()),
+            (
+                (cost + more, (*prefix, word))
+                for cost, prefix in best
+                for word, more in options.items()
+            ),
         )
-    return [" ".join(said) for _, said in best]
+    return [" ".join(prefix) for _, prefix in best]
 
 
 def model_of(
@@ -185,7 +189,7 @@ def by_sequence_scorer(
 ) -> list[float]:
     """Each sequence's log-probability by fairseq's SequenceScorer, in batches of like length."""
     scorer = SequenceScorer(dictionary)
-    found = [0.0] * len(sequences)
+    scores = [0.0] * len(sequences)
     order = sorted(range(len(sequences)), key=lambda number: len(sequences[number]))
     for begin in range(0, len(order), batch):
         numbers = order[begin : begin + batch]
@@ -201,8 +205,8 @@ def by_sequence_scorer(
             "target": target,
         }
         for number, hypothesis in zip(numbers, scorer.generate([model], sample), strict=True):
-            found[number] = float(hypothesis[0]["positional_scores"].sum())
-    return found
+            scores[number] = float(hypothesis[0]["positional_scores"].sum())
+    return scores
 
 
 def products(call: Callable[[], object]) -> tuple[int, float]:
@@ -270,14 +274,14 @@ def measure(settings: Settings, machine: Machine) -> Iterator[dict]:
             len(part),
         ),
     }
-    taken: dict[str, list[float]] = {name: [] for name in ways}
+    times_of: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(settings.rounds + 1):
         for name, (call, _) in ways.items():
-            elapsed = milliseconds(call, device)
+            ms = milliseconds(call, device)
             if number:  # the first round warms up
-                taken[name].append(elapsed)
-    for name, found in taken.items():
-        yield {"way": name, "hypotheses": ways[name][1], "ms": statistics.median(found)}
+                times_of[name].append(ms)
+    for name, elapsed in times_of.items():
+        yield {"way": name, "hypotheses": ways[name][1], "ms": statistics.median(elapsed)}
     yield from sharing(scorer, texts, model.decoder.iterations or max(map(len, of_part)))
 
     ours = [score.log_probability for score in scorer.score(part)]
@@ -316,7 +320,7 @@ def tables(run: dict) -> dict[str, str]:
     ways = [record for record in run["records"] if "way" in record]
     levels = [record for record in run["records"] if "level" in record]
     rates = {record["way"]: 1000 * record["hypotheses"] / record["ms"] for record in ways}
-    found = {
+    tables = {
         "rescoring": table(
             ("", "hypotheses/s", "shared windows are faster by"),
             [(name, f"{rate:,.0f}", times(rates[OURS] / rate)) for name, rate in rates.items()],
@@ -337,7 +341,7 @@ def tables(run: dict) -> dict[str, str]:
     for scores in (record for record in run["records"] if "operations" in record):
         ours = next(record["ms"] for record in ways if record["way"] == OURS) / 1000
         rate = scores["operations"] / scores["seconds_in_products"]
-        found["rescoring-scores"] = table(
+        tables["rescoring-scores"] = table(
             ("quantity", "value"),
             [
                 ("hypotheses", f"{scores['hypotheses']:,}"),
@@ -353,4 +357,4 @@ def tables(run: dict) -> dict[str, str]:
                  percent(rate / run["machine"]["matrix_rate"]["fp32"])),
             ],
         )  # fmt: skip
-    return found
+    return tables

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from fairseq_fixedpoint.files import require_replaceable, written_whole
+from fairseq_fixedpoint.files import atomic_write, require_replaceable
 
 FOLDER = Path(__file__).parent / "results"
 
@@ -34,15 +34,15 @@ def read(path: Path) -> dict:
         BenchmarkError: if it cannot be read, or holds something else.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(found["parts"], dict) or found["device"] not in ("cpu", "cuda"):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content["parts"], dict) or content["device"] not in ("cpu", "cuda"):
             raise ValueError("these are no results of scripts/benchmark")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BenchmarkError(
             f"{path} cannot be read ({error}): name a file that scripts/benchmark wrote, or remove "
             "it and measure anew."
         ) from error
-    return found
+    return content
 
 
 def require_place(path: Path) -> None:
@@ -66,17 +66,17 @@ def of_machine(path: Path, hardware: str, device: str) -> dict:
     """
     if not path.exists():
         return {"hardware": hardware, "device": device, "parts": {}}
-    found = read(path)
-    if found["hardware"] != hardware:
+    content = read(path)
+    if content["hardware"] != hardware:
         raise BenchmarkError(
-            f"{path} has the results of {found['hardware']}, and this is {hardware}: give another "
-            "--json, as one file holds one machine."
+            f"{path} has the results of {content['hardware']}, and this is {hardware}: give "
+            "another --json, as one file holds one machine."
         )
-    return found
+    return content
 
 
 def save(results: dict, path: Path) -> None:
-    with written_whole(path) as file:
+    with atomic_write(path) as file:
         file.write_text("\n".join(_lines(results)) + "\n", encoding="utf-8")
 
 
@@ -94,14 +94,14 @@ def _lines(results: dict) -> Iterator[str]:
 
 def newest(folder: Path = FOLDER) -> dict[str, dict[str, dict]]:
     """For each device the latest run of each part, with its `hardware` in it."""
-    found: dict[str, dict[str, dict]] = {"cpu": {}, "cuda": {}}
+    by_device: dict[str, dict[str, dict]] = {"cpu": {}, "cuda": {}}
     for path in sorted(folder.glob("*.json")):
         results = read(path)
-        runs = found[results["device"]]
+        runs = by_device[results["device"]]
         for name, run in results["parts"].items():
             if name not in runs or runs[name]["date"] < run["date"]:
                 runs[name] = {**run, "hardware": results["hardware"]}
-    return found
+    return by_device
 
 
 def default_path(hardware: str) -> Path:

@@ -198,11 +198,11 @@ CASE = ("cell", "weights", "length", "width", "batch", "norm")
 
 def by_case(records: list[dict]) -> dict[tuple, dict[str, dict]]:
     """Records by case, and then by method; norms to two digits."""
-    found: dict[tuple, dict[str, dict]] = {}
+    by_case: dict[tuple, dict[str, dict]] = {}
     for record in records:
         case = (*(record[key] for key in CASE[:-1]), round(record["norm"], 2))
-        found.setdefault(case, {})[record["method"]] = record
-    return found
+        by_case.setdefault(case, {})[record["method"]] = record
+    return by_case
 
 
 def along(run: dict, axis: str) -> dict[tuple, dict[str, dict]]:
@@ -218,12 +218,12 @@ def along(run: dict, axis: str) -> dict[tuple, dict[str, dict]]:
 
 def tables(run: dict) -> dict[str, str]:
     """`solvers-length`, `solvers-width`, `solvers-norm` and `solvers-trained`."""
-    found = {
+    tables = {
         f"solvers-{axis}": _table(along(run, axis), axis) for axis in ("length", "width", "norm")
     }
     cases = by_case(run["records"])
     trained = {case: methods for case, methods in cases.items() if case[1] == "trained"}
-    return {**found, "solvers-trained": _table(trained, "norm")}
+    return {**tables, "solvers-trained": _table(trained, "norm")}
 
 
 def _table(cases: dict[tuple, dict[str, dict]], axis: str) -> str:

@@ -152,12 +152,12 @@ class Calls:
 def by_shape(records: list[dict]) -> dict[tuple, dict[tuple[str, int], dict]]:
     """Records by cell, width, length and precision, and then by start and C, which is 0 for
     PyTorch's module."""
-    found: dict[tuple, dict[tuple[str, int], dict]] = {}
+    by_shape: dict[tuple, dict[tuple[str, int], dict]] = {}
     for record in records:
         shape = tuple(record[key] for key in ("cell", "width", "length", "precision"))
         stride = record["stride"] if record["iterations"] else EXACT
-        found.setdefault(shape, {})[record["start"], stride] = record
-    return found
+        by_shape.setdefault(shape, {})[record["start"], stride] = record
+    return by_shape
 
 
 def tables(run: dict) -> dict[str, str | None]:
@@ -166,17 +166,17 @@ def tables(run: dict) -> dict[str, str | None]:
     None for what has no record.
     """
     shapes = by_shape(run["records"])
-    found = {}
+    tables = {}
     for precision in PRECISIONS:
         chosen = {shape: ways for shape, ways in shapes.items() if shape[3] == precision}
-        found[f"stride-{precision}"] = _table(chosen, run, _time)
+        tables[f"stride-{precision}"] = _table(chosen, run, _time)
     measured = {
         shape: ways
         for shape, ways in shapes.items()
         if any("peak" in record for record in ways.values())
     }
-    found["stride-memory"] = _table(measured, run, _peak)
-    return found
+    tables["stride-memory"] = _table(measured, run, _peak)
+    return tables
 
 
 def _table(shapes: dict[tuple, dict], run: dict, shown: Shown) -> str | None:
@@ -201,7 +201,7 @@ def _time(record: dict | None, others: dict[str, dict | None], machine: dict) ->
     """``33 ms, 1.4x torch.nn, 3.6x C = 1, 71%``: time, times as fast, share of the floor."""
     if record is None or record["ms"] is None:
         return record and record["reason"]
-    ratios = [f"{times(taken / record['ms'])} {name}" for name, taken in _of(others, "ms", record)]
+    ratios = [f"{times(ms / record['ms'])} {name}" for name, ms in _of(others, "ms", record)]
     shares = percent(share(record, machine, record["precision"]))
     return ", ".join([f"{number(record['ms'])} ms", *ratios, shares])
 

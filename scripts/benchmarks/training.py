@@ -82,13 +82,13 @@ def train(
 
 def logged(lines: Sequence[str]) -> dict[str, list[dict]]:
     """Statistics by what they are of: :data:`UPDATES`, :data:`EPOCH` or :data:`VALIDATION`."""
-    found: dict[str, list[dict]] = {UPDATES: [], EPOCH: [], VALIDATION: []}
+    records: dict[str, list[dict]] = {UPDATES: [], EPOCH: [], VALIDATION: []}
     for line in lines:
         kind, separator, text = line.partition(" | {")
         kind = kind.rpartition("| ")[2]
-        if separator and kind in found:
-            found[kind].append(json.loads("{" + text))
-    return found
+        if separator and kind in records:
+            records[kind].append(json.loads("{" + text))
+    return records
 
 
 def ours(cell: str, iterations: int) -> list[object]:

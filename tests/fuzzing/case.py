@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from unittest import mock
 
-from fairseq_fixedpoint.cli import lattices, rescore, score
+from fairseq_fixedpoint.cli import rescore, rescore_lattices, score
 from fairseq_fixedpoint.rescoring import block_scorer, jobs, scorer
 from tests.fuzzing.models import Models
 
@@ -21,7 +21,7 @@ COMMANDS = {"fixedpoint-score": score.main, "fixedpoint-rescore": rescore.main}
 SIZES = (
     (score, "TOKENS_A_GROUP"),
     (rescore, "TOKENS_A_GROUP"),
-    (lattices, "ARCS_A_GROUP"),
+    (rescore_lattices, "ARCS_A_GROUP"),
     (scorer, "TOKENS_AT_ONCE"),
     (block_scorer, "TOKENS_AT_ONCE"),
 )

@@ -242,12 +242,12 @@ def _mean_cross_entropy(
         penalty = torch.zeros_like(targets, dtype=wide)
         penalty[:rows] = orders * log_z_penalty  # the mean divides it again
     if decoder.adaptive_softmax is None:
-        weight, bias = decoder.output_words
-        found = linear_cross_entropy(every, weight, bias, targets, penalty)
+        weight, bias = decoder.output_projection
+        losses = linear_cross_entropy(every, weight, bias, targets, penalty)
     else:
-        found = adaptive_cross_entropy(decoder.adaptive_softmax, every, targets)
-    log_z = None if found.log_z is None else found.log_z[:rows].sum()
-    return found.loss / orders, found.nll[:rows].sum(), log_z
+        losses = adaptive_cross_entropy(decoder.adaptive_softmax, every, targets)
+    log_z = None if losses.log_z is None else losses.log_z[:rows].sum()
+    return losses.loss / orders, losses.nll[:rows].sum(), log_z
 
 
 def adaptive_cross_entropy(

@@ -80,8 +80,9 @@ class LeftContextDataset(FairseqDataset):
         before = np.maximum(inside - standing, 0)
         self._begins = np.where(is_inside, np.minimum(self._begins, before), self._begins)
 
-        own = starts[following - 1]  # of the sentence that the window begins in
-        begin, end = np.maximum(own - standing, 0), np.minimum(own + 1, windows)
+        sentence_start = starts[following - 1]  # of the sentence that the window begins in
+        begin = np.maximum(sentence_start - standing, 0)
+        end = np.minimum(sentence_start + 1, windows)
         is_apart = (end < self._begins) & self.tells_lead
         self._earlier[is_apart] = np.stack([begin, end], axis=1)[is_apart]
         self._begins = np.where(is_apart, self._begins, np.minimum(self._begins, begin))

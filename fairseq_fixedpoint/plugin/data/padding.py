@@ -21,10 +21,10 @@ def check_no_padding(sentences: FairseqDataset, dictionary: Dictionary, place: s
         dictionary: of the text.
         place: what the text is, for the message.
     """
-    found = first_with(sentences, dictionary.pad())
-    if found is not None:
+    line = first_with(sentences, dictionary.pad())
+    if line is not None:
         raise ValueError(
-            f"line {found + 1} of the text of {place} has the word {dictionary[dictionary.pad()]}, "
+            f"line {line + 1} of the text of {place} has the word {dictionary[dictionary.pad()]}, "
             "which fairseq takes for padding: it would be counted, and neither read nor predicted, "
             "with other numbers for another batch or block size. Write the word in another way and "
             "run fairseq-preprocess again."

@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fairseq_fixedpoint.plugin.generation import waiting
+from fairseq_fixedpoint.plugin.generation.backpointers import Backpointers
 from fairseq_fixedpoint.plugin.generation.beam import Beam, Candidates, Ended
-from fairseq_fixedpoint.plugin.generation.history import History
 from fairseq_fixedpoint.plugin.generation.prefixes import ForcedPrefixes
 from fairseq_fixedpoint.plugin.generation.recombination import recombine_
-from fairseq_fixedpoint.plugin.generation.stepping import StepEnsemble
+from fairseq_fixedpoint.plugin.generation.stepping import IncrementalEnsemble
 from fairseq_fixedpoint.plugin.generation.strategy import Strategy
 from fairseq_fixedpoint.plugin.generation.token_rules import TokenRules
 
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 STEPS_BETWEEN_QUESTIONS = 16
 
 
-class Found(NamedTuple):
+class SearchResult(NamedTuple):
     """What a search has found.
 
     Attributes:
@@ -33,7 +33,7 @@ class Found(NamedTuple):
         saw_nan: whether a model's log-probabilities were not numbers, bool ``()``.
     """
 
-    history: History
+    history: Backpointers
     ended: list[Ended]
     saw_nan: Tensor
 
@@ -55,7 +55,7 @@ class BatchSearch:
 
     def __init__(
         self,
-        models: StepEnsemble,
+        models: IncrementalEnsemble,
         strategy: Strategy,
         rules: TokenRules,
         prefixes: ForcedPrefixes,
@@ -80,19 +80,19 @@ class BatchSearch:
         self.beam = self._beam(beam_size)
         self.ended: list[Ended] = []
 
-    def run(self) -> Found:
+    def run(self) -> SearchResult:
         """Searches until all sentences are finished, or as long as they may be."""
         beam, eos, max_len = self.beam, self.rules.eos, self.rules.max_len
         for step in range(self.first, max_len + 1):
-            log_probs, given = self._log_probs(step)  # (R, N, V), (R, N)
+            log_probs, forced_log_probs = self._log_probs(step)  # (R, N, V), (R, N)
             if self.order is not None and step > self.first:
                 contexts = beam.contexts.view(len(beam), beam.size, -1)
                 recombine_(log_probs, beam.scores, contexts, self.order, eos)
             eos_log_probs = log_probs[:, :, eos].clone()  # a strategy may change them
-            if given is not None:
-                eos_log_probs += given
+            if forced_log_probs is not None:
+                eos_log_probs += forced_log_probs
             candidates = self.strategy.candidates(
-                self.first, step, log_probs, given, beam, self.prefixes
+                self.first, step, log_probs, forced_log_probs, beam, self.prefixes
             )
             ends = candidates.tokens.eq(eos) & candidates.scores.ne(-torch.inf)  # (R, C)
             if step < self.prefixes.longest:
@@ -115,21 +115,21 @@ class BatchSearch:
                 self._drop_finished()
                 if len(beam) == 0:
                     break
-        return Found(beam.history, self.ended, self.saw_nan)
+        return SearchResult(beam.history, self.ended, self.saw_nan)
 
     def _known_scores(self) -> Tensor:
         """Log-probabilities of the tokens that all sentences are given, ``(B, known)``."""
         if self.known == 0:
             return self.beginnings.new_empty(len(self.beginnings), 0, dtype=torch.float32)
         targets = self.prefixes.scored[:, : self.known]
-        found = self.models.prefix_log_probabilities(self.beginnings[:, :-1], targets)
-        is_nan = found.isnan()
+        log_probs = self.models.prefix_log_probabilities(self.beginnings[:, :-1], targets)
+        is_nan = log_probs.isnan()
         self.saw_nan |= is_nan.any()
-        return found.masked_fill(is_nan, -torch.inf)
+        return log_probs.masked_fill(is_nan, -torch.inf)
 
     def _beam(self, size: int) -> Beam:
         """The beam before the search."""
-        history = History(len(self.beginnings), self.beginnings.device)
+        history = Backpointers(len(self.beginnings), self.beginnings.device)
         rows = torch.arange(len(self.beginnings), device=self.beginnings.device)
         for position in range(self.first):
             tokens = self.beginnings[:, position + 1]
@@ -156,30 +156,32 @@ class BatchSearch:
         """
         beam, prefixes, rules = self.beam, self.prefixes, self.rules
         by_sentence = (len(beam), beam.size, -1)
-        given: Tensor | None
+        forced_log_probs: Tensor | None
         if step < self.known:
-            given = self.known_scores[beam.sentences, step, None].expand(-1, beam.size)
-            nothing = given.new_full((*given.shape, prefixes.vocabulary), -torch.inf)
-            return prefixes.force(nothing, step, beam.sentences), given
+            forced_log_probs = self.known_scores[beam.sentences, step, None].expand(-1, beam.size)
+            nothing = forced_log_probs.new_full(
+                (*forced_log_probs.shape, prefixes.vocabulary), -torch.inf
+            )
+            return prefixes.force(nothing, step, beam.sentences), forced_log_probs
         log_probs, attention = self._step_models(step)  # (R * N, V), (R * N, S)
         if attention is not None:
             beam.history.attend(attention)
         beam.scores = beam.scores.type_as(log_probs)
         self.saw_nan |= log_probs.max().isnan()
         rules.exclude_impossible_(log_probs)
-        given = None
+        forced_log_probs = None
         if step < prefixes.longest:  # as the models see them: penalties are for chosen ones
-            given = prefixes.scores(log_probs.view(by_sentence), step, beam.sentences)
+            forced_log_probs = prefixes.scores(log_probs.view(by_sentence), step, beam.sentences)
         log_probs = rules.apply(log_probs, step, beam.contexts).view(by_sentence)
-        if given is not None:
+        if forced_log_probs is not None:
             log_probs = prefixes.force(log_probs, step, beam.sentences)
         if step == rules.max_len and self.strategy.draws:
-            given = log_probs[:, :, rules.eos].clone()
+            forced_log_probs = log_probs[:, :, rules.eos].clone()
             log_probs[:, :, rules.eos] = 0
-        return log_probs, given
+        return log_probs, forced_log_probs
 
     def _step_models(self, step: int) -> tuple[Tensor, Tensor | None]:
-        """As :meth:`StepEnsemble.step`, from where the beam stands."""
+        """As :meth:`IncrementalEnsemble.step`, from where the beam stands."""
         if step == self.known:
             return self.models.first_step(self.beginnings[self.beam.sentences], self.beam.size)
         if self.beam.order is not None:
@@ -194,14 +196,14 @@ class BatchSearch:
         if step < self.prefixes.longest:
             by_prefix = self.prefixes.ends(step, beam.sentences)  # (R,)
             ends[:, 1:] &= ~by_prefix.unsqueeze(1)
-            beam.found = torch.where(by_prefix, beam.size, beam.found)
+            beam.finished = torch.where(by_prefix, beam.size, beam.finished)
         return ends
 
     def _cut_off(self, eos_log_probs: Tensor, length: int) -> None:
         """Ends what a strategy has kept from ending until nothing longer is allowed."""
         beam = self.beam
         scores = beam.scores + eos_log_probs
-        which = (beam.found.eq(0).unsqueeze(1)) & scores.ne(-torch.inf)  # (R, N)
+        which = (beam.finished.eq(0).unsqueeze(1)) & scores.ne(-torch.inf)  # (R, N)
         unended = int(which.any(1).sum())
         if unended:
             logger.warning(
@@ -216,7 +218,7 @@ class BatchSearch:
         beam = self.beam
         is_left = beam.scores.ne(-torch.inf).any(1)  # (R,)
         if not self.is_exact:
-            is_left &= beam.found < beam.size
+            is_left &= beam.finished < beam.size
         left = is_left.nonzero().squeeze(1)
         if len(left) == len(beam):
             return

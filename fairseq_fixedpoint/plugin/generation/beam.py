@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fairseq_fixedpoint.plugin.generation.history import History
+from fairseq_fixedpoint.plugin.generation.backpointers import Backpointers
 
 
 @dataclass(frozen=True)
@@ -71,14 +71,14 @@ class Beam:
         base: log-probability of the best hypothesis from the start, float64 ``(R, 1)``.
         scores: log-probability from the start, less `base`, ``(R, N)``.
         sentences: their numbers in the batch that was asked for, ``(R,)``.
-        found: how many hypotheses of each have ended, ``(R,)``.
+        finished: how many hypotheses of each have ended, ``(R,)``.
         order: for each row the one that it continues, ``(R * N,)``; None if each continues itself.
     """
 
     scores: Tensor
 
     def __init__(
-        self, contexts: Tensor, scores: Tensor, history: History, size: int, window: int | None
+        self, contexts: Tensor, scores: Tensor, history: Backpointers, size: int, window: int | None
     ):
         self.size = size
         self.history = history
@@ -88,7 +88,7 @@ class Beam:
         self.scores = self.scores.float()  # all 0, or minus infinity
         self.contexts = self._last(contexts.repeat_interleave(size, dim=0), window)
         self.sentences = torch.arange(len(scores), device=contexts.device)
-        self.found = torch.zeros_like(self.sentences)
+        self.finished = torch.zeros_like(self.sentences)
         self.order: Tensor | None = None
         self._window = window
 
@@ -102,7 +102,7 @@ class Beam:
 
     def end(self, candidates: Candidates, which: Tensor, length: int) -> Ended:
         """Notes which of the first C candidates ``(R, C)`` end, after `length` tokens."""
-        self.found = self.found + which.sum(1)
+        self.finished = self.finished + which.sum(1)
         columns = which.size(1)
         parents = candidates.parents[:, :columns]
         scores = candidates.scores[:, :columns]
@@ -132,7 +132,7 @@ class Beam:
         self.base = self.base[which]
         self.scores = self.scores[which]
         self.sentences = self.sentences[which]
-        self.found = self.found[which]
+        self.finished = self.finished[which]
         self.order = rows if self.order is None else self.order[rows]
         return rows
 

@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fairseq_fixedpoint.plugin.generation.backpointers import Backpointers
 from fairseq_fixedpoint.plugin.generation.beam import Ended
-from fairseq_fixedpoint.plugin.generation.history import History
 
 
 def read_off(
-    history: History,
+    history: Backpointers,
     ended: Sequence[Ended],
     sentences: int,
     beam_size: int,
@@ -39,9 +39,9 @@ def read_off(
     Returns:
         As of :meth:`FixedPointSequenceGenerator.generate`, on the CPU, `alignment` empty.
     """
-    found: list[list[dict[str, Tensor]]] = [[] for _ in range(sentences)]
+    by_sentence: list[list[dict[str, Tensor]]] = [[] for _ in range(sentences)]
     if not ended:  # a strategy has allowed nothing
-        return found
+        return by_sentence
     which = _flat(step.which for step in ended).nonzero().squeeze(1)  # in order of time
     nodes = _flat(step.nodes for step in ended)[which]  # (M,)
     scores = _flat(step.scores for step in ended)[which]
@@ -71,7 +71,7 @@ def read_off(
     )
     for row, sentence in enumerate(numbers.tolist()):
         size = sizes[row] + 1
-        found[sentence].append(
+        by_sentence[sentence].append(
             {
                 "tokens": tokens[row, :size].clone(),  # callers change them in place
                 "score": normalized[row],
@@ -80,7 +80,7 @@ def read_off(
                 "positional_scores": token_scores[row, :size].clone(),
             }
         )
-    return found
+    return by_sentence
 
 
 def _flat(tensors: Iterable[Tensor]) -> Tensor:

@@ -37,11 +37,11 @@ class ForcedPrefixes:
         eos_ends: bool,
     ):
         self.tokens = tokens
-        given = tokens.ne(pad)
+        is_forced = tokens.ne(pad)
         if eos_ends:
             ended = tokens.eq(eos).cumsum(1) - tokens.eq(eos).long()  # ends before this position
-            given = given & ended.eq(0)
-        self.lengths = given.sum(1).clamp(max=max_len).cpu()
+            is_forced = is_forced & ended.eq(0)
+        self.lengths = is_forced.sum(1).clamp(max=max_len).cpu()
         self.shortest = int(self.lengths.min()) if len(tokens) else 0
         self.longest = int(self.lengths.max()) if len(tokens) else 0
         self.vocabulary = vocabulary
@@ -67,8 +67,8 @@ class ForcedPrefixes:
             sentences: ``(R,)``.
         """
         tokens = self.scored[sentences, step].view(-1, 1, 1).expand(*log_probs.shape[:2], 1)
-        given = log_probs.gather(2, tokens).squeeze(2)  # (R, N)
-        return given.where(self.holds(step, sentences).unsqueeze(1), 0.0)
+        log_probs_of_tokens = log_probs.gather(2, tokens).squeeze(2)  # (R, N)
+        return log_probs_of_tokens.where(self.holds(step, sentences).unsqueeze(1), 0.0)
 
     def force(self, log_probs: Tensor, step: int, sentences: Tensor) -> Tensor:
         """Makes the given token certain, where there is one; arguments as of :meth:`scores`.
@@ -82,5 +82,5 @@ class ForcedPrefixes:
 
     def put_back(self, chosen: Tensor, step: int, sentences: Tensor) -> Tensor:
         """The given tokens in place of what the search has seen of them; chosen ``(R, N)``."""
-        given = self.tokens[sentences, step].unsqueeze(1)
-        return torch.where(self.holds(step, sentences).unsqueeze(1), given, chosen)
+        forced = self.tokens[sentences, step].unsqueeze(1)
+        return torch.where(self.holds(step, sentences).unsqueeze(1), forced, chosen)

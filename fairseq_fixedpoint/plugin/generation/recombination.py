@@ -75,11 +75,11 @@ def _best_before(total: Tensor, group: Tensor, largest: int) -> Tensor:
 
     Each round doubles how far up a row has looked, so groups of up to `largest` take log2 rounds.
     """
-    found, reach = _moved_down(total, group, 1), 1
+    maximum, reach = _moved_down(total, group, 1), 1
     while reach < largest - 1:
-        found = torch.maximum(found, _moved_down(found, group, reach))
+        maximum = torch.maximum(maximum, _moved_down(maximum, group, reach))
         reach *= 2
-    return found
+    return maximum
 
 
 def _moved_down(values: Tensor, group: Tensor, by: int) -> Tensor:

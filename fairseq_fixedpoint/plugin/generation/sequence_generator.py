@@ -20,7 +20,11 @@ from torch import Tensor
 from fairseq_fixedpoint.plugin.generation.batch_search import BatchSearch
 from fairseq_fixedpoint.plugin.generation.hypotheses import read_off
 from fairseq_fixedpoint.plugin.generation.prefixes import ForcedPrefixes
-from fairseq_fixedpoint.plugin.generation.stepping import StepEnsemble, StepModel, memory_of
+from fairseq_fixedpoint.plugin.generation.stepping import (
+    IncrementalEnsemble,
+    IncrementalModel,
+    memory_of,
+)
 from fairseq_fixedpoint.plugin.generation.strategy import Strategy
 from fairseq_fixedpoint.plugin.generation.token_rules import TokenRules
 
@@ -180,7 +184,7 @@ class FixedPointSequenceGenerator(SequenceGenerator):
         strategy.init_constraints(constraints, self.beam_size)
         if prefix_tokens is None:
             prefix_tokens = src_lengths.new_empty(len(src_lengths), 0, dtype=torch.long)
-        found = BatchSearch(
+        result = BatchSearch(
             self._step_models(net_input),
             strategy,
             self._rules(max_len),
@@ -191,8 +195,8 @@ class FixedPointSequenceGenerator(SequenceGenerator):
             bos=self.eos if bos_token is None else bos_token,
         ).run()
         hypotheses = read_off(
-            found.history,
-            found.ended,
+            result.history,
+            result.ended,
             len(src_lengths),
             self.beam_size,
             self.eos,
@@ -200,7 +204,7 @@ class FixedPointSequenceGenerator(SequenceGenerator):
             longest=src_lengths.cpu() if self.match_source_len else None,
             len_penalty=self.len_penalty if self.normalize_scores else 0.0,
         )
-        self._check_numbers(hypotheses, found.saw_nan)
+        self._check_numbers(hypotheses, result.saw_nan)
         return self._finished(hypotheses, src_tokens)
 
     def _max_len(self, src_tokens: Tensor, src_lengths: Tensor) -> int:
@@ -208,8 +212,8 @@ class FixedPointSequenceGenerator(SequenceGenerator):
         if self.match_source_len:
             max_len = int(src_lengths.max())
         else:
-            wanted = int(self.max_len_a * src_tokens.size(1) + self.max_len_b)
-            max_len = min(wanted, self.max_len - 1)
+            requested = int(self.max_len_a * src_tokens.size(1) + self.max_len_b)
+            max_len = min(requested, self.max_len - 1)
         if self.min_len > max_len:
             raise ValueError(
                 f"--min-len {self.min_len} is above the maximal length, {max_len}: lower it, or "
@@ -247,16 +251,16 @@ class FixedPointSequenceGenerator(SequenceGenerator):
             )
         return prefixes
 
-    def _step_models(self, net_input: dict) -> StepEnsemble:
+    def _step_models(self, net_input: dict) -> IncrementalEnsemble:
         encoder_outs = self.model.forward_encoder(net_input)
         if encoder_outs is None:
             encoder_outs = [None] * self.model.models_size
-        return StepEnsemble(
+        return IncrementalEnsemble(
             [
-                StepModel(model, encoder_out, self.temperature)
+                IncrementalModel(model, encoder_out, self.temperature)
                 for model, encoder_out in zip(self.model.models, encoder_outs, strict=True)
             ],
-            None if self.lm_model is None else StepModel(self.lm_model),
+            None if self.lm_model is None else IncrementalModel(self.lm_model),
             self.lm_weight,
         )
 
@@ -265,7 +269,7 @@ class FixedPointSequenceGenerator(SequenceGenerator):
         if not saw_nan:
             return
         trouble = "probabilities of the next token are no numbers (NaN)"
-        without = sum(not found for found in hypotheses)
+        without = sum(not nbest for nbest in hypotheses)
         if not without:
             logger.warning(f"{trouble} after some hypotheses, which are left out.")
             return
@@ -291,8 +295,8 @@ class FixedPointSequenceGenerator(SequenceGenerator):
         self, hypotheses: list[list[dict[str, Tensor]]], src_tokens: Tensor
     ) -> list[list[dict[str, Tensor]]]:
         """Hypotheses on the device of their sources, with alignments if they are wanted."""
-        for sources, found in zip(src_tokens, hypotheses, strict=True):
-            for hypothesis in found:
+        for sources, nbest in zip(src_tokens, hypotheses, strict=True):
+            for hypothesis in nbest:
                 if self.extract_alignment is not None:
                     hypothesis["alignment"] = self.extract_alignment(
                         hypothesis["attention"].t(),
@@ -327,10 +331,10 @@ def _source(net_input: dict, pad: int, eos: int) -> tuple[Tensor, Tensor]:
 
 
 def _check_dictionary(language_model: BaseFairseqModel, dictionary: Dictionary) -> None:
-    theirs = language_model.decoder.dictionary
-    if theirs.symbols != dictionary.symbols:
+    lm_dictionary = language_model.decoder.dictionary
+    if lm_dictionary.symbols != dictionary.symbols:
         raise ValueError(
-            f"--lm-path: the language model's dictionary ({len(theirs)} entries) is not the target "
-            f"dictionary ({len(dictionary)} entries): train it on text that was prepared with "
-            "fairseq-preprocess --srcdict and the target's dict.txt."
+            f"--lm-path: the language model's dictionary ({len(lm_dictionary)} entries) is not the "
+            f"target dictionary ({len(dictionary)} entries): train it on text that was prepared "
+            "with fairseq-preprocess --srcdict and the target's dict.txt."
         )

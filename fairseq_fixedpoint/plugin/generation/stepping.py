@@ -24,7 +24,7 @@ def memory_of(models: Sequence[BaseFairseqModel]) -> int | None:
     return max(bounded) if len(bounded) == len(orders) else None
 
 
-class StepModel:
+class IncrementalModel:
     """One model of fairseq, stepped through the hypotheses of a batch.
 
     Args:
@@ -74,14 +74,14 @@ class StepModel:
     def prefix_log_probabilities(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """Log-probability of each target after the inputs up to it, all ``(B, T)``; one pass."""
         features, extra = self.decoder.extract_features(inputs)  # (B, T, C)
-        found = []
+        chunks = []
         size = max(1, LOG_PROBABILITIES_AT_ONCE // (len(inputs) * len(self.decoder.dictionary)))
         for begin in range(0, inputs.size(1), size):
             positions = slice(begin, begin + size)
             logits = self.decoder.output_layer(features[:, positions])
             log_probs = self._log_probabilities(logits, extra)
-            found.append(log_probs.gather(2, targets[:, positions].unsqueeze(2)).squeeze(2))
-        return torch.cat(found, dim=1)
+            chunks.append(log_probs.gather(2, targets[:, positions].unsqueeze(2)).squeeze(2))
+        return torch.cat(chunks, dim=1)
 
     def reorder(self, order: Tensor) -> None:
         """Lets the cached state follow the hypotheses: row r goes on from row `order[r]`."""
@@ -101,7 +101,7 @@ class StepModel:
         return log_probs
 
 
-class StepEnsemble:
+class IncrementalEnsemble:
     """Models whose probabilities are averaged, and a language model beside them.
 
     Args:
@@ -110,7 +110,10 @@ class StepEnsemble:
     """
 
     def __init__(
-        self, models: Sequence[StepModel], language_model: StepModel | None, weight: float
+        self,
+        models: Sequence[IncrementalModel],
+        language_model: IncrementalModel | None,
+        weight: float,
     ):
         self.models = models
         self.language_model = language_model
@@ -142,23 +145,25 @@ class StepEnsemble:
         return log_probs[rows], attention
 
     def step(self, contexts: Tensor) -> tuple[Tensor, Tensor | None]:
-        """As :meth:`StepModel.step`; the attention is the models' average."""
-        found = [_step(model, contexts) for model in self.models]
-        log_probs = _mean([log_probs for log_probs, _ in found])
+        """As :meth:`IncrementalModel.step`; the attention is the models' average."""
+        outputs = [_step(model, contexts) for model in self.models]
+        log_probs = _mean([log_probs for log_probs, _ in outputs])
         if self.language_model is not None:
             log_probs = log_probs + self.weight * _step(self.language_model, contexts)[0]
-        attentions = [attention for _, attention in found if attention is not None]
+        attentions = [attention for _, attention in outputs if attention is not None]
         if not attentions:
             return log_probs, None
         return log_probs, reduce(torch.add, attentions) / len(attentions)
 
     def prefix_log_probabilities(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """As :meth:`StepModel.prefix_log_probabilities`."""
-        found = _mean([model.prefix_log_probabilities(inputs, targets) for model in self.models])
+        """As :meth:`IncrementalModel.prefix_log_probabilities`."""
+        log_probs = _mean(
+            [model.prefix_log_probabilities(inputs, targets) for model in self.models]
+        )
         if self.language_model is not None:
             fused = self.language_model.prefix_log_probabilities(inputs, targets)
-            found = found + self.weight * fused
-        return found
+            log_probs = log_probs + self.weight * fused
+        return log_probs
 
     def reorder(self, order: Tensor) -> None:
         for model in self._all:
@@ -169,7 +174,7 @@ class StepEnsemble:
             model.reorder_encoder_out(order)
 
 
-def _step(model: StepModel, contexts: Tensor) -> tuple[Tensor, Tensor | None]:
+def _step(model: IncrementalModel, contexts: Tensor) -> tuple[Tensor, Tensor | None]:
     """Gives a model no more of the contexts than it needs."""
     return model.step(contexts[:, -1:] if model.needs_last_token_only and model.state else contexts)
 

@@ -77,7 +77,7 @@ class Strategy:
         first: int,
         step: int,
         log_probs: Tensor,
-        given: Tensor | None,
+        forced_log_probs: Tensor | None,
         beam: Beam,
         prefixes: ForcedPrefixes,
     ) -> Candidates:
@@ -90,22 +90,22 @@ class Strategy:
             first: the position at which the search has begun.
             step: the position.
             log_probs: of the next token, ``(R, N, V)``; may be overwritten.
-            given: log-probability of what is certain there, ``(R, N)``; None if nothing is.
+            forced_log_probs: of what is certain there, ``(R, N)``; None if nothing is.
             beam: the hypotheses.
             prefixes: of all sentences.
         """
         if getattr(self.search, "needs_src_lengths", False):
             self.search.set_src_lengths(self.src_lengths[beam.sentences])
         if self.draws:
-            given = self._draw_nothing_(log_probs, given)
-        vocabulary, wanted = log_probs.size(2), 2 * beam.size
-        if vocabulary <= wanted and type(self.search) is not search.BeamSearch:
+            forced_log_probs = self._draw_nothing_(log_probs, forced_log_probs)
+        vocabulary, num_candidates = log_probs.size(2), 2 * beam.size
+        if vocabulary <= num_candidates and type(self.search) is not search.BeamSearch:
             # Others want as many continuations of one hypothesis, and the last entry is left out.
-            log_probs = F.pad(log_probs, (0, wanted + 1 - vocabulary), value=-torch.inf)
+            log_probs = F.pad(log_probs, (0, num_candidates + 1 - vocabulary), value=-torch.inf)
         scores_before = beam.scores.unsqueeze(2).expand(-1, -1, step - first)  # the last is read
         if self.needs_whole_text and step < prefixes.longest:
-            is_given = prefixes.holds(step, beam.sentences)  # (R,)
-            self._exclude_not_allowed_(log_probs, beam, is_given)
+            is_forced = prefixes.holds(step, beam.sentences)  # (R,)
+            self._exclude_not_allowed_(log_probs, beam, is_forced)
             scores, tokens, parents = self._beam_search.step(
                 step - first, log_probs, scores_before, candidate_multiple=1
             )
@@ -121,9 +121,10 @@ class Strategy:
             tokens = tokens.where(tokens < vocabulary, self.pad)
         if step == first:
             scores = scores + beam.scores[:, :1]
-        if given is not None:  # in beam search equal for all of a sentence, so the order stays
-            scores = scores + given.gather(1, parents)
-        missing = max(0, wanted - scores.size(1))
+        if forced_log_probs is not None:
+            # In beam search they are the same for all of a sentence, so the order stays.
+            scores = scores + forced_log_probs.gather(1, parents)
+        missing = max(0, num_candidates - scores.size(1))
         return Candidates(
             F.pad(scores, (0, missing), value=-torch.inf),
             F.pad(tokens, (0, missing), value=self.pad),
@@ -138,20 +139,20 @@ class Strategy:
         """Drops its state of all sentences but those in `which` ``(R',)``."""
         self.search.prune_sentences(which)
 
-    def _draw_nothing_(self, log_probs: Tensor, given: Tensor | None) -> Tensor:
+    def _draw_nothing_(self, log_probs: Tensor, forced_log_probs: Tensor | None) -> Tensor:
         """Lets hypotheses end here that nothing can follow, where one cannot draw.
 
-        Padding is made certain after them, and impossible by what is given, ``(R, N)``.
+        Padding is made certain after them, and impossible by `forced_log_probs`, ``(R, N)``.
         """
         nothing = log_probs.amax(2).isneginf()  # (R, N)
         log_probs[:, :, self.pad].masked_fill_(nothing, 0)
-        if given is None:
-            given = torch.zeros_like(nothing, dtype=log_probs.dtype)
-        return given.masked_fill(nothing, -torch.inf)
+        if forced_log_probs is None:
+            forced_log_probs = torch.zeros_like(nothing, dtype=log_probs.dtype)
+        return forced_log_probs.masked_fill(nothing, -torch.inf)
 
-    def _exclude_not_allowed_(self, log_probs: Tensor, beam: Beam, is_given: Tensor) -> None:
+    def _exclude_not_allowed_(self, log_probs: Tensor, beam: Beam, is_forced: Tensor) -> None:
         """As `PrefixConstrainedBeamSearch`, but where a token is given nobody is asked."""
-        free = (~is_given).nonzero().squeeze(1)  # (R',)
+        free = (~is_forced).nonzero().squeeze(1)  # (R',)
         if len(free) == 0:
             return
         rows = beam.rows()[free].flatten()  # (R' * N,)

@@ -88,15 +88,15 @@ def _tell_unknown(texts: Sequence[Tensor], dictionary: Dictionary) -> None:
     unknown = {number: counts for number, counts in unknown.items() if counts[0]}
     if not unknown:
         return
-    told = [
+    examples = [
         f"{count} of {words} in text {number}"
         for number, (count, words) in list(unknown.items())[:UNKNOWN_LINES_TOLD]
     ]
-    more = len(unknown) - len(told)
-    told += [f"and some in {more} more"] if more else []
+    more = len(unknown) - len(examples)
+    examples += [f"and some in {more} more"] if more else []
     logger.warning(
-        f"words that the model does not know are read as {dictionary.unk_word}: {', '.join(told)} "
-        f"(of {len(texts)} texts read together)."
+        f"words that the model does not know are read as {dictionary.unk_word}: "
+        f"{', '.join(examples)} (of {len(texts)} texts read together)."
     )
 
 

@@ -15,8 +15,8 @@ from fairseq_fixedpoint.language_model.config import STARTS
 
 def check_dictionary(state_dict: dict, module: str, dictionary: Dictionary) -> None:
     """Raises ValueError if a checkpoint's `module` was trained with another dictionary."""
-    theirs = state_dict.get(f"{module}.dictionary_fingerprint")
-    if theirs is not None and not torch.equal(theirs.cpu(), fingerprint(dictionary)):
+    stored = state_dict.get(f"{module}.dictionary_fingerprint")
+    if stored is not None and not torch.equal(stored.cpu(), fingerprint(dictionary)):
         rows = state_dict[f"{module}.embed_tokens.weight"].size(0)
         raise ValueError(
             f"the checkpoint's {module} was trained with another dictionary ({rows} entries) than "
@@ -39,14 +39,14 @@ def check_summary(state_dict: dict, module: str, own_state: dict) -> None:
         own_state: what the model's own module would put into a checkpoint, without `module`.
     """
     prefix = f"{module}."
-    theirs = _described(
+    trained = _described(
         {name.removeprefix(prefix): x for name, x in state_dict.items() if name.startswith(prefix)}
     )
-    own = _described(own_state)
-    if theirs != own:
+    configured = _described(own_state)
+    if trained != configured:
         raise ValueError(
-            f"the checkpoint was trained with {theirs}, and the options say {own}: these are "
-            "different models, so give the options of its training."
+            f"the checkpoint was trained with {trained}, and the options say {configured}: these "
+            "are different models, so give the options of its training."
         )
 
 
@@ -55,11 +55,11 @@ def _described(state: dict[str, Tensor]) -> str:
     if "summary.settings" not in state:
         return "--start constant"
     start, tokens, *decays = state["summary.settings"].tolist()
-    said = ",".join(str(decay / 1e9) for decay in decays)
+    decays_text = ",".join(str(decay / 1e9) for decay in decays)
     width = state["summary.of_tokens.embed_tokens.weight"].size(1)
     inputs = state["rnn.layers.0.weight_ih_l0"].size(1)
     is_input = inputs > state["embed_tokens.weight"].size(1)
     return (
-        f"--start {STARTS[start]} --start-tokens {tokens} --start-decays {said} "
+        f"--start {STARTS[start]} --start-tokens {tokens} --start-decays {decays_text} "
         f"--start-width {width}{' --summary-input' * is_input}"
     )

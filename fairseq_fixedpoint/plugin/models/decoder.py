@@ -18,7 +18,7 @@ from fairseq_fixedpoint.plugin.models.checks import (
     check_summary,
     fingerprint,
 )
-from fairseq_fixedpoint.plugin.models.options import or_default
+from fairseq_fixedpoint.plugin.models.config_values import or_default
 from fairseq_fixedpoint.plugin.models.recurrent import RecurrenceConfig
 from fairseq_fixedpoint.plugin.models.start import StartConfig, decays
 
@@ -237,7 +237,7 @@ class FixedPointDecoder(LanguageModel, FairseqIncrementalDecoder):
         """Logits ``(..., V)``; the features themselves with an adaptive softmax, as in fairseq."""
         if self.adaptive_softmax is not None:
             return features
-        return F.linear(features, *self.output_words)
+        return F.linear(features, *self.output_projection)
 
     def get_normalized_probs(
         self, net_output: tuple[Tensor, dict], log_probs: bool, sample: dict | None = None

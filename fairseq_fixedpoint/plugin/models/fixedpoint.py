@@ -21,8 +21,12 @@ from fairseq_fixedpoint.language_model.config import check_iterations
 from fairseq_fixedpoint.language_model.model import dropped, embedding
 from fairseq_fixedpoint.language_model.order import Iterated
 from fairseq_fixedpoint.plugin.models.checks import check_dictionary, fingerprint
+from fairseq_fixedpoint.plugin.models.config_values import (
+    check_at_least_one,
+    or_default,
+    with_defaults,
+)
 from fairseq_fixedpoint.plugin.models.decoder import FixedPointDecoder, FixedPointDecoderConfig
-from fairseq_fixedpoint.plugin.models.options import check_at_least_one, or_default, with_defaults
 from fairseq_fixedpoint.plugin.models.recurrent import build_recurrence
 from fairseq_fixedpoint.recurrence import FixedPointRNN, check_probability
 

@@ -9,8 +9,8 @@ from typing import Any
 from fairseq.models import FairseqLanguageModel
 from fairseq.tasks import FairseqTask
 
+from fairseq_fixedpoint.plugin.models.config_values import with_defaults
 from fairseq_fixedpoint.plugin.models.decoder import FixedPointDecoder, FixedPointDecoderConfig
-from fairseq_fixedpoint.plugin.models.options import with_defaults
 from fairseq_fixedpoint.plugin.models.start import StartConfig
 
 

@@ -30,7 +30,7 @@ from fairseq.tasks.language_modeling import LanguageModelingConfig, LanguageMode
 from torch import Tensor, nn
 
 from fairseq_fixedpoint.language_model.order import Iterated
-from fairseq_fixedpoint.language_model.summary import TextSummary
+from fairseq_fixedpoint.language_model.text_summary import TextSummary
 from fairseq_fixedpoint.plugin.data import (
     ContiguousStreamsDataset,
     LeftContextDataset,
@@ -87,7 +87,7 @@ class FixedPointLanguageModelingTask(GenerationTask, TrainingTask, LanguageModel
         # Of the models built or loaded, while there are any.
         self._decoders: weakref.WeakSet[nn.Module] = weakref.WeakSet()
         self._carried: dict[str, dict[str, Tensor]] = {"train": {}, "valid": {}}
-        self._told_of_breaks = False
+        self._warned_of_breaks = False
 
     @classmethod
     def setup_task(
@@ -244,8 +244,8 @@ class FixedPointLanguageModelingTask(GenerationTask, TrainingTask, LanguageModel
         decoders = [decoder for decoder in self._decoders if isinstance(decoder, FixedPointDecoder)]
         summaries = [each.summary for each in decoders if each.summary is not None]
         if not self._is_stream:
-            if summaries and not self._told_of_breaks:
-                self._told_of_breaks = True
+            if summaries and not self._warned_of_breaks:
+                self._warned_of_breaks = True
                 seen = "no sentence before its first one"
                 if not all(each.stands_still for each in summaries):
                     seen = "no token before its first one"
@@ -344,7 +344,7 @@ class FixedPointLanguageModelingTask(GenerationTask, TrainingTask, LanguageModel
         numbers = sample.get("id")
         if numbers is None:
             numbers = torch.arange(len(prefixes), device=prefixes.device)
-        found: list[list[dict[str, Tensor]]] = [[] for _ in prefixes]
+        generated: list[list[dict[str, Tensor]]] = [[] for _ in prefixes]
         for length in lengths.unique():  # the strategy has to begin where all texts end
             rows = lengths.eq(length).nonzero().squeeze(1)
             part = {
@@ -355,8 +355,8 @@ class FixedPointLanguageModelingTask(GenerationTask, TrainingTask, LanguageModel
                 models, part, prefix_tokens=prefixes[rows, :length], constraints=constraints[rows]
             )
             for row, text in zip(rows.tolist(), hypotheses, strict=True):
-                found[row] = text
-        return found
+                generated[row] = text
+        return generated
 
     def train_step(
         self,

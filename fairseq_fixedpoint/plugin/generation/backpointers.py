@@ -12,7 +12,7 @@ from torch import Tensor
 ROOT = -1
 
 
-class History:
+class Backpointers:
     """The hypotheses of a batch, step by step.
 
     Attributes:

@@ -10,10 +10,10 @@ from typing import cast
 
 import numpy as np
 
+from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.formats import FILLERS, Lattice, text_words
 from fairseq_fixedpoint.formats.slf import EMPTY_WORD
 from fairseq_fixedpoint.rescoring.combination import WORDS
-from fairseq_fixedpoint.rescoring.errors import RescoringError
 from fairseq_fixedpoint.rescoring.expansion import (
     EMPTY,
     Expansion,
@@ -22,7 +22,7 @@ from fairseq_fixedpoint.rescoring.expansion import (
     expand,
 )
 from fairseq_fixedpoint.rescoring.lattice_search import Path, ScoredGraph
-from fairseq_fixedpoint.rescoring.nbest import no_probability
+from fairseq_fixedpoint.rescoring.nbest_rescoring import no_probability
 from fairseq_fixedpoint.rescoring.ngrams import NgramHistories, NgramScorer
 from fairseq_fixedpoint.rescoring.scorer import Previous, Scorer
 from fairseq_fixedpoint.rescoring.token_scorer import LatticeTokenScorer
@@ -69,7 +69,7 @@ class RescoredLattice:
     unknown: dict[str, int]
 
     @property
-    def kept(self) -> str | None:
+    def unreplaced(self) -> str | None:
         """The language score that the model did not replace, where there are two."""
         (other,) = set(LANGUAGE) - {self.language} if self.language in LANGUAGE else [None]
         return other if {self.language, other} <= self.read.scores.keys() else None
@@ -119,7 +119,7 @@ class LatticeRescorer:
         fillers: see :class:`~fairseq_fixedpoint.rescoring.words.WordRule`.
 
     Raises:
-        RescoringError: if a model does not go with lattices.
+        InputError: if a model does not go with lattices.
     """
 
     model: Scorer
@@ -145,35 +145,35 @@ class LatticeRescorer:
     def __post_init__(self) -> None:
         tokens = self.model.tokens
         if not isinstance(tokens, LatticeTokenScorer) or tokens.order is None:
-            raise RescoringError(
+            raise InputError(
                 "lattices need a fixedpoint_lm of some order K (--iterations K for the exact "
                 "recurrence), trained with --start constant or --start sentence and without "
                 "--summary-input: other models depend on more of the words before, or on more than "
                 "their own. Rescore n-best lists with them."
             )
         if self.model.context and not tokens.knows_sentences_before:
-            raise RescoringError(
+            raise InputError(
                 "--previous-context in lattices is for a model that was trained with --start "
                 "sentence: rescore n-best lists with others, or leave it out."
             )
         if self.model.encoder.bpe is not None:
-            raise RescoringError("lattices need a model of words, so --bpe cannot be used.")
+            raise InputError("lattices need a model of words, so --bpe cannot be used.")
         if self.model.encoder.add_bos_token:
-            raise RescoringError(
+            raise InputError(
                 "the model was trained with --add-bos-token, so its sentences start after <s> "
                 "</s>, and a lattice's after </s>: rescore n-best lists with it, or train without."
             )
         for name, ngram in self.ngrams.items():
             if self.merges:
-                raise RescoringError(f"--histories merge takes no n-gram model, as {name} is.")
+                raise InputError(f"--histories merge takes no n-gram model, as {name} is.")
             if ngram.backoff == "epsilon":
-                raise RescoringError(
+                raise InputError(
                     f"--backoff {name}=epsilon is for texts and lists: the score of a word depends "
                     "on the whole path before it, which a lattice does not hold. Make a list with "
                     "--nbest and rescore that."
                 )
             if ngram.model.order - 1 > tokens.order:
-                raise RescoringError(
+                raise InputError(
                     f"{name} looks back {ngram.model.order - 1} words, and the lattice is expanded "
                     f"to the K = {tokens.order} of the model: use an n-gram model of order "
                     f"{tokens.order + 1} at most."
@@ -186,7 +186,7 @@ class LatticeRescorer:
             previous: the texts before it, as far as the model makes use of them.
 
         Raises:
-            RescoringError: if a word is no single token of the model, a weight has no score, or a
+            InputError: if a word is no single token of the model, a weight has no score, or a
                 model that is subtracted has no probability for a word.
         """
         words = list(map(self.rule.word, lattice.words))
@@ -203,16 +203,18 @@ class LatticeRescorer:
         before = self.model.before(tuple(map(self.rule.text, previous)))
         graph = _word_graph(lattice, token, weights)
         if self.merges:
-            own = weights | {language: lattice.weights.get(language, 1.0)}
+            file_weights = weights | {language: lattice.weights.get(language, 1.0)}
             expansion = self._merged(
-                _word_graph(lattice, token, own),
+                _word_graph(lattice, token, file_weights),
                 entries,
                 weights[self.name],
                 penalties[self.name],
                 before,
             )
         else:
-            histories = _Together(self._histories(vocabulary, entries, weights, penalties, before))
+            histories = _LogLinearHistories(
+                self._histories(vocabulary, entries, weights, penalties, before)
+            )
             beam = self.beam
             if beam is not None and self.scales_beam:
                 beam *= unit
@@ -243,7 +245,7 @@ class LatticeRescorer:
         """Refuses what its words and scores alone tell that cannot be rescored.
 
         Raises:
-            RescoringError: as when it is called.
+            InputError: as when it is called.
         """
         vocabulary = _vocabulary(map(self.rule.word, lattice.words))
         self._check_subtracted(vocabulary[1:], self._weights_of(lattice, _language(lattice)))
@@ -253,8 +255,8 @@ class LatticeRescorer:
         """The lattice with the scores and weights of its file."""
         words = list(map(self.rule.word, lattice.words))
         token = np.array([0 if word else EMPTY for word in words])
-        own = {name: lattice.weights.get(name, 1.0) for name in lattice.scores}
-        graph = _word_graph(lattice, token, own | {WORDS: lattice.word_penalty})
+        file_weights = {name: lattice.weights.get(name, 1.0) for name in lattice.scores}
+        graph = _word_graph(lattice, token, file_weights | {WORDS: lattice.word_penalty})
         return ScoredGraph(lattice.source, lattice.target, words, graph.score, graph.final_score)
 
     @cached_property
@@ -266,35 +268,36 @@ class LatticeRescorer:
         for name, ngram in self.ngrams.items():
             word = ngram.without_probability(" ".join(words)) if weights[name] < 0 else None
             if word is not None:
-                raise RescoringError(f"the lattice {no_probability(name, word)}")
+                raise InputError(f"the lattice {no_probability(name, word)}")
 
     def _unknown(self, vocabulary: Sequence[str], entries: np.ndarray) -> dict[str, np.ndarray]:
         """Which words a model does not know, ``(V,)``, by the model's name."""
-        found = {self.name: self.model.encoder.is_unknown(entries)}
+        is_unknown = {self.name: self.model.encoder.is_unknown(entries)}
         for name, ngram in self.ngrams.items():
             known = [True, *map(ngram.holds, vocabulary[1:])]  # the sentence's end is in them all
-            found[name] = ~np.array(known)
-        return found
+            is_unknown[name] = ~np.array(known)
+        return is_unknown
 
     def _weights_of(self, lattice: Lattice, language: str) -> dict[str, float]:
         """The weight of each score, of the lattice and of the models."""
-        own = {name: lattice.weights.get(name, 1.0) for name in lattice.scores}
+        file_weights = {name: lattice.weights.get(name, 1.0) for name in lattice.scores}
         new = dict.fromkeys([self.name, *self.ngrams], 1.0)
         if language in LANGUAGE:
             scale = lattice.weights.get(language, 1.0)
             if scale > 0:  # else the file gives no scale to take over
                 new[self.name] = scale
-            own = {"lm": 0.0} | own | {language: 0.0}  # `lm` may be weighed where it is missing
-        taken = sorted(own.keys() & new.keys())
-        if taken:
-            raise RescoringError(
-                f"the lattice has a score {taken[0]} of its own: give the model another NAME=."
+            # `lm` may be weighed where it is missing.
+            file_weights = {"lm": 0.0} | file_weights | {language: 0.0}
+        clashes = sorted(file_weights.keys() & new.keys())
+        if clashes:
+            raise InputError(
+                f"the lattice has a score {clashes[0]} of its own: give the model another NAME=."
             )
-        known = {WORDS: lattice.word_penalty} | own | new
-        strange = sorted(self.weights.keys() - known.keys())
-        if strange and any(lattice.words):  # one of an empty text alone can have no scores at all
-            raise RescoringError(
-                f"the lattice has no score {strange[0]}, which the weights name, but "
+        known = {WORDS: lattice.word_penalty} | file_weights | new
+        unknown = sorted(self.weights.keys() - known.keys())
+        if unknown and any(lattice.words):  # one of an empty text alone can have no scores at all
+            raise InputError(
+                f"the lattice has no score {unknown[0]}, which the weights name, but "
                 f"{', '.join(known)}."
             )
         old = {} if self.old_weight is None else {language: self.old_weight}
@@ -306,13 +309,13 @@ class LatticeRescorer:
         entries = [encoder.dictionary.eos()]
         for word in vocabulary[1:]:
             if len(text_words(word)) > 1:
-                raise RescoringError(
+                raise InputError(
                     f"the word {word!r} has white space inside, a no-break space, too, which parts "
                     "words: give each of them an arc, or write another character."
                 )
             symbols = encoder.symbols(word)
             if len(symbols) != 1:
-                raise RescoringError(
+                raise InputError(
                     f"the word {word!r} is {len(symbols)} tokens to the model: lattices need a "
                     "model of words, and no --tokenizer that splits them."
                 )
@@ -362,7 +365,7 @@ class LatticeRescorer:
         return merged
 
 
-class _Together:
+class _LogLinearHistories:
     """Several models as one, log-linearly."""
 
     def __init__(self, models: Sequence[tuple[HistoryScorer, np.ndarray, float]]):
@@ -460,18 +463,24 @@ class _Unrolled:
         """
         made = self.read.rewired(self.node, self.arc, self.source, self.target)
         others = {name: values for name, values in made.scores.items() if name != language}
-        own = {name: weights[name] for name in others}
-        rest = self.weight - _weighted(others, own, len(self.arc)) - weights[WORDS] * self.is_word
+        other_weights = {name: weights[name] for name in others}
+        rest = (
+            self.weight
+            - _weighted(others, other_weights, len(self.arc))
+            - weights[WORDS] * self.is_word
+        )
         made = replace(
             made,
             scores={**others, language: rest / scale},
-            weights={**own, language: scale},
+            weights={**other_weights, language: scale},
             word_penalty=weights[WORDS],
         )
         if not self.read.final_scores:
             return self._with_one_end(made, language, self.end / scale)
         ends = {name: values for name, values in made.final_scores.items() if name != language}
-        of_ends = np.where(made.final, self.end, 0.0) - _weighted(ends, own, len(self.node))
+        of_ends = np.where(made.final, self.end, 0.0) - _weighted(
+            ends, other_weights, len(self.node)
+        )
         # A format with no place for word penalties has them in the language score.
         return replace(
             made,

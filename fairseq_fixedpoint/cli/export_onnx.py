@@ -6,7 +6,7 @@ import argparse
 
 from fairseq_fixedpoint.decoding import load_one_step
 from fairseq_fixedpoint.decoding.onnx_step import INPUTS, OUTPUTS, write_onnx
-from fairseq_fixedpoint.files import written_whole
+from fairseq_fixedpoint.files import atomic_write
 
 
 def export(args: argparse.Namespace) -> list[str]:
@@ -21,7 +21,7 @@ def export(args: argparse.Namespace) -> list[str]:
         iterations=args.iterations,
         trust_checkpoint=args.trust_checkpoint,
     )
-    with written_whole(args.output) as made:
+    with atomic_write(args.output) as made:
         write_onnx(step, made)
     shape = " x ".join(map(str, step.initial_state(1).shape))
     return [

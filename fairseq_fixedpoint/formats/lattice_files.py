@@ -43,9 +43,9 @@ def lattice_files(path: Path) -> list[Path]:
         raise FormatError(path, None, f"cannot be read: {error.strerror or error}.") from error
     if not files:
         raise FormatError(path, None, "has no files.")
-    found: dict[str, Path] = {}
+    by_name: dict[str, Path] = {}
     for file in files:
-        if found.setdefault(file.name, file) is not file:
+        if by_name.setdefault(file.name, file) is not file:
             raise FormatError(path, None, f"names two files {file.name}; rename one.")
     return files
 

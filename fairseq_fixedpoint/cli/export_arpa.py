@@ -16,8 +16,8 @@ from fairseq_fixedpoint.backoff import (
 from fairseq_fixedpoint.backoff.export import check_order
 from fairseq_fixedpoint.cli import options
 from fairseq_fixedpoint.cli.run import quantity
-from fairseq_fixedpoint.files import written_whole
-from fairseq_fixedpoint.rescoring.errors import RescoringError
+from fairseq_fixedpoint.errors import InputError
+from fairseq_fixedpoint.files import atomic_write
 from fairseq_fixedpoint.rescoring.scorer import Scorer
 from fairseq_fixedpoint.rescoring.token_scorer import LatticeTokenScorer
 from fairseq_fixedpoint.rescoring.words import WordRule
@@ -62,16 +62,16 @@ def export(args: argparse.Namespace) -> list[str]:
     """Writes `args.output`; returns what there is to say of it.
 
     Raises:
-        RescoringError: for options that do not go together, or a model that no n-grams hold.
-        InputError, FormatError: for a text or list that cannot be used.
+        InputError: for options that do not go together, or a model that no n-grams hold.
+        FormatError: for a text or list that cannot be read.
     """
     if (args.text is None) == (args.ngrams is None) or args.order is None:
-        raise RescoringError(
+        raise InputError(
             "--to arpa needs --order N, and either --text FILE or --ngrams FILE, which say what "
             "n-grams are listed."
         )
     if (args.kenlm is None) != (args.interpolate is None):
-        raise RescoringError("--kenlm FILE and --interpolate WEIGHT need one another.")
+        raise InputError("--kenlm FILE and --interpolate WEIGHT need one another.")
     mixed_with = None if args.kenlm is None else MixedWith(args.kenlm, args.interpolate)
     scorer = Scorer.from_checkpoint(
         args.checkpoint,
@@ -90,10 +90,10 @@ def export(args: argparse.Namespace) -> list[str]:
     )
     table = NgramTable(source, len(words), args.order)
     if not table.counts[-1]:
-        raise RescoringError(
+        raise InputError(
             f"{source.path} has no n-gram of {args.order} words: lower --order, or give more."
         )
-    with written_whole(args.output) as made:
+    with atomic_write(args.output) as made:
         NgramModel(scorer.tokens, words, table, mixed_with).write(made)
     listed = " + ".join(f"{count:,}" for count in table.counts)
     return [
@@ -104,16 +104,16 @@ def export(args: argparse.Namespace) -> list[str]:
 
 
 def _check_model(scorer: Scorer, checkpoint: Path) -> None:
-    """Raises RescoringError for a model whose probabilities no n-grams hold."""
+    """Raises InputError for a model whose probabilities no n-grams hold."""
     if not isinstance(scorer.tokens, LatticeTokenScorer):
-        raise RescoringError(
+        raise InputError(
             f"{checkpoint} is no model of its last K words: --to arpa takes a fixedpoint_lm, whose "
             "start does not move with the tokens (--start stream or --summary-input), as that "
             "makes every prediction depend on hundreds of words. Convert an lstm_lm to a "
             "fixedpoint_lm first, with --iterations K."
         )
     if scorer.encoder.add_bos_token:
-        raise RescoringError(
+        raise InputError(
             f"{checkpoint} was trained with --add-bos-token, so that a sentence begins with two "
             "tokens, and an n-gram model knows one: train without it."
         )

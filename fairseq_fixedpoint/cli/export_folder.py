@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from fairseq_fixedpoint.files import written_whole
-from fairseq_fixedpoint.rescoring.errors import RescoringError
+from fairseq_fixedpoint.errors import InputError
+from fairseq_fixedpoint.files import atomic_write
 from fairseq_fixedpoint.rescoring.loading import load
 
 
@@ -26,11 +26,11 @@ def export(args: argparse.Namespace) -> list[str]:
     )
     model = getattr(loaded.tokens, "model", None)
     if not isinstance(model, LanguageModel):
-        raise RescoringError(
+        raise InputError(
             f"{args.checkpoint} holds no fixedpoint_lm, which a folder is for: convert an lstm_lm "
             "to one first, without --to."
         )
-    with written_whole(args.output) as made:
+    with atomic_write(args.output) as made:
         made.mkdir()
         write_folder(
             made,

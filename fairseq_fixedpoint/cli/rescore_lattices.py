@@ -14,7 +14,8 @@ from typing import IO, Any, NamedTuple
 
 from fairseq_fixedpoint.cli import options
 from fairseq_fixedpoint.cli.run import Skipped, passed_by, quantity, tell
-from fairseq_fixedpoint.files import written_whole
+from fairseq_fixedpoint.errors import InputError
+from fairseq_fixedpoint.files import atomic_write
 from fairseq_fixedpoint.formats import (
     Lattice,
     LatticeFormat,
@@ -26,18 +27,17 @@ from fairseq_fixedpoint.formats import (
     write_lattices,
     write_transcripts,
 )
-from fairseq_fixedpoint.formats.lattices import LATTICE_FORMATS
+from fairseq_fixedpoint.formats.lattice_files import LATTICE_FORMATS
 from fairseq_fixedpoint.formats.nbest import FormatError, OnError, create
 from fairseq_fixedpoint.rescoring.combination import Combination
 from fairseq_fixedpoint.rescoring.confusion import confusion_network
 from fairseq_fixedpoint.rescoring.confusion import write as write_network
 from fairseq_fixedpoint.rescoring.diagnosis import HasUnknown, run_warnings
-from fairseq_fixedpoint.rescoring.errors import RescoringError
 from fairseq_fixedpoint.rescoring.jobs import Journal, Processes, groups, results_of
 from fairseq_fixedpoint.rescoring.lattice_plot import SUFFIXES, plot
+from fairseq_fixedpoint.rescoring.lattice_rescorer import LANGUAGE, LatticeRescorer, RescoredLattice
 from fairseq_fixedpoint.rescoring.lattice_search import best_path, nbest, posteriors
-from fairseq_fixedpoint.rescoring.lattices import LANGUAGE, LatticeRescorer, RescoredLattice
-from fairseq_fixedpoint.rescoring.nbest import Before
+from fairseq_fixedpoint.rescoring.nbest_rescoring import PreviousTexts
 from fairseq_fixedpoint.rescoring.ngrams import NgramScorer
 from fairseq_fixedpoint.rescoring.scorer import Previous, Scorer
 
@@ -67,35 +67,35 @@ def add_parser(commands: Any, program: str) -> None:
     parser.add_argument(
         "--output", type=Path, required=True, help="the rescored lattices: a file, or a folder"
     )
-    wanted = parser.add_argument_group("what is wanted beside the lattices")
-    wanted.add_argument(
+    outputs = parser.add_argument_group("what is wanted beside the lattices")
+    outputs.add_argument(
         "--one-best", type=Path, metavar="FILE", help="`id<TAB>text`; for kaldi `id text`"
     )
-    wanted.add_argument(
+    outputs.add_argument(
         "--nbest",
         type=Path,
         metavar="FILE",
         help="distinct word sequences as an n-best list (tsv), with the lattice's own scores as "
         "columns, for `tune` and `nbest`",
     )
-    wanted.add_argument("--nbest-size", type=int, default=100, metavar="N", help="default: 100")
-    wanted.add_argument(
+    outputs.add_argument("--nbest-size", type=int, default=100, metavar="N", help="default: 100")
+    outputs.add_argument(
         "--posteriors", action="store_true", help="of each arc, in the lattice (p=; SLF only)"
     )
-    wanted.add_argument(
+    outputs.add_argument(
         "--confusion",
         type=Path,
         metavar="FILE",
         help="confusion networks: `id<TAB>slot<TAB>word<TAB>posterior`",
     )
-    wanted.add_argument(
+    outputs.add_argument(
         "--posterior-scale",
         type=float,
         metavar="S",
         help="of the combined scores, for posteriors (default: 1, divided by the weight of the "
         "--model where that is above 1)",
     )
-    wanted.add_argument(
+    outputs.add_argument(
         "--plot",
         type=Path,
         metavar="FILE",
@@ -170,11 +170,11 @@ def _lattice(program: str, args: Namespace) -> None:
     _check_options(args, form, None if single else [file.name for file in files])
     rescorer = _rescorer(args, form)
     skipped = Skipped(program, shown=math.inf)  # each is a whole utterance
-    found = _Found()
+    contents = _Contents()
     on_error = skipped if args.on_error == "skip" else stop
     read = read_lattices(args.input, form, on_error)
 
-    summary = Summary(rescorer)
+    summary = LatticeSummary(rescorer)
     settings = options.settings(Namespace(**vars(args), files=files), OF_THE_OUTPUT)
     journal = Journal(
         args.output,
@@ -187,7 +187,7 @@ def _lattice(program: str, args: Namespace) -> None:
     )
     with results_of(
         groups(
-            _in_context(found.checked(read, args, rescorer, on_error), rescorer),
+            _in_context(contents.checked(read, args, rescorer, on_error), rescorer),
             lambda each: len(each.lattice.words),
             ARCS_A_GROUP,
             lambda each: each.lattice.path,
@@ -203,20 +203,20 @@ def _lattice(program: str, args: Namespace) -> None:
             def created(path: Path | None) -> IO[str] | None:
                 if path is None:
                     return None
-                return outputs.enter_context(create(outputs.enter_context(written_whole(path))))
+                return outputs.enter_context(create(outputs.enter_context(atomic_write(path))))
 
             lists, networks = created(args.nbest), created(args.confusion)
-            writer = _Written(form, summary, lists, list(found.scores), networks, skipped)
-            made = outputs.enter_context(written_whole(args.output))
+            writer = _ResultWriter(form, summary, lists, list(contents.scores), networks, skipped)
+            made = outputs.enter_context(atomic_write(args.output))
             write_lattices(writer.lattices(results), writer, args.input, made)
             if not summary.best:
-                raise RescoringError(f"{args.input} has no lattice that can be rescored.")
+                raise InputError(f"{args.input} has no lattice that can be rescored.")
             if args.one_best is not None:
-                best = outputs.enter_context(written_whole(args.one_best))
+                best = outputs.enter_context(atomic_write(args.one_best))
                 write_transcripts(best, summary.best, form.name)
-            if args.plot is not None and found.last is not None:
-                picture = outputs.enter_context(written_whole(args.plot))
-                _draw(picture, found.last, rescorer)
+            if args.plot is not None and contents.last is not None:
+                picture = outputs.enter_context(atomic_write(args.plot))
+                _draw(picture, contents.last, rescorer)
     tell(program, f"{summary.sentence()}{skipped.sentence('lattice')}", *summary.warnings())
 
 
@@ -230,7 +230,7 @@ class InContext(NamedTuple):
 def _in_context(lattices: Iterable[Lattice], rescorer: LatticeRescorer) -> Iterator[InContext]:
     """With the utterances before, in the order of the files, as far as the model looks back."""
     context = rescorer.model.context
-    before = Before(context)
+    before = PreviousTexts(context)
     for lattice in lattices:
         yield InContext(lattice, before.texts)
         if context:
@@ -238,7 +238,7 @@ def _in_context(lattices: Iterable[Lattice], rescorer: LatticeRescorer) -> Itera
             before.add(" ".join(best), len(best))
 
 
-class _Found:
+class _Contents:
     """What the files have been found to hold.
 
     Attributes:
@@ -262,23 +262,23 @@ class _Found:
         """The lattices that can be rescored, while they are counted; `on_error` is told of others.
 
         Raises:
-            RescoringError: if there is none, or more than --plot can draw.
+            InputError: if there is none, or more than --plot can draw.
         """
         done = "read"
         for lattice in lattices:
             done = "rescored"
             try:
                 rescorer.check(lattice)
-            except RescoringError as error:
+            except InputError as error:
                 on_error(FormatError(lattice.path, lattice.line, str(error)))
                 continue
             self.total, self.last = self.total + 1, lattice
             self.scores |= dict.fromkeys(lattice.scores)
             yield lattice
         if self.total == 0:
-            raise RescoringError(f"{args.input} has no lattice that can be {done}.")
+            raise InputError(f"{args.input} has no lattice that can be {done}.")
         if args.plot is not None and self.total != 1:
-            raise RescoringError(f"--plot draws one lattice, and {args.input} has {self.total}.")
+            raise InputError(f"--plot draws one lattice, and {args.input} has {self.total}.")
 
 
 def _check_options(args: Namespace, form: LatticeFormat, names: list[str] | None) -> None:
@@ -293,33 +293,33 @@ def _check_options(args: Namespace, form: LatticeFormat, names: list[str] | None
         folders={} if names is None else {"output": names},
     )
     if args.plot is not None and args.plot.suffix.lower() not in SUFFIXES:
-        raise RescoringError(f"--plot: a picture's name ends in {', '.join(SUFFIXES)}.")
+        raise InputError(f"--plot: a picture's name ends in {', '.join(SUFFIXES)}.")
     if args.posteriors and form.name != "slf":
-        raise RescoringError("--posteriors are for SLF: Kaldi's lattices have no place for them.")
+        raise InputError("--posteriors are for SLF: Kaldi's lattices have no place for them.")
     if args.nbest_size < 1 or args.max_states < 1:
-        raise RescoringError("--nbest-size and --max-states must be at least 1.")
+        raise InputError("--nbest-size and --max-states must be at least 1.")
     if args.posterior_scale is not None and not 0 < args.posterior_scale < math.inf:
-        raise RescoringError("--posterior-scale must be a positive number.")
+        raise InputError("--posterior-scale must be a positive number.")
 
 
 def _rescorer(args: Namespace, form: LatticeFormat) -> LatticeRescorer:
     scorers = options.line_scorers(args)
     neural = {name: each for name, each in scorers.items() if isinstance(each, Scorer)}
     if len(neural) != 1:
-        raise RescoringError(f"lattices take one --model, not {len(neural)}.")
+        raise InputError(f"lattices take one --model, not {len(neural)}.")
     ((name, model),) = neural.items()
     weights: dict[str, float] = {}
     if args.weights is not None:
         loaded = Combination.load(args.weights)
         if loaded.lenpen:
-            raise RescoringError(
+            raise InputError(
                 f"{args.weights} normalises by length, which the arcs of a lattice cannot: tune "
                 "without --lenpen."
             )
         weights = dict(loaded.weights)
         if weights.get("score") == 0:
             del weights["score"]  # the total of a list that came from lattices
-    weights |= options.given_weights(args)
+    weights |= options.parsed_weights(args)
     for score, weight in ("acoustic", args.acoustic_scale), (name, args.lm_scale):
         if weight is not None:
             weights[score] = weight
@@ -347,15 +347,15 @@ def _rescored(
     args: Namespace,
 ) -> list[dict[str, Any]]:
     """What is written of each lattice, or why it cannot be rescored if it may be skipped."""
-    found = []
+    results = []
     for lattice, previous in lattices:
         try:
-            found.append(_result(lattice, rescorer(lattice, previous), form, args))
-        except RescoringError as error:
+            results.append(_result(lattice, rescorer(lattice, previous), form, args))
+        except InputError as error:
             if args.on_error != "skip":
                 raise FormatError(lattice.path, lattice.line, str(error)) from error
-            found.append({"trouble": str(error)})
-    return found
+            results.append({"trouble": str(error)})
+    return results
 
 
 def _result(
@@ -367,7 +367,7 @@ def _result(
         "best": " ".join(best.words),
         "states": rescored.states,
         "shortened": rescored.shortened,
-        "kept": rescored.kept,
+        "kept": rescored.unreplaced,
         "words": rescored.words,
         "passed by": rescored.passed_by,
         "unknown": rescored.unknown,
@@ -391,7 +391,7 @@ def _result(
     return result
 
 
-class Summary:
+class LatticeSummary:
     """What a run went through."""
 
     def __init__(self, rescorer: LatticeRescorer):
@@ -440,7 +440,7 @@ class Summary:
         return f"{sentence}."
 
 
-class _Written(LatticeFormat):
+class _ResultWriter(LatticeFormat):
     """Writes lattices as they were when they were rescored, and what else is wanted of them.
 
     Args:
@@ -450,7 +450,7 @@ class _Written(LatticeFormat):
     def __init__(
         self,
         form: LatticeFormat,
-        summary: Summary,
+        summary: LatticeSummary,
         lists: IO[str] | None,
         scores: list[str],
         networks: IO[str] | None,
@@ -483,8 +483,8 @@ class _Written(LatticeFormat):
             self._summary.add(lattice, result)
             self._text = result["lattice"]
             if self._lists is not None:
-                for weight, words, own in result["nbest"]:
-                    numbers = "".join(f"\t{own.get(name, 0.0):.10g}" for name in self._scores)
+                for weight, words, scores in result["nbest"]:
+                    numbers = "".join(f"\t{scores.get(name, 0.0):.10g}" for name in self._scores)
                     self._lists.write(f"{lattice.utterance}\t{weight:.10g}\t{words}{numbers}\n")
             if self._networks is not None:
                 write_network(lattice.utterance, result["network"], self._networks)

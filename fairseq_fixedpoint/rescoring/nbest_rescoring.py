@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
+from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.formats import Hypothesis, Rescored
 from fairseq_fixedpoint.formats.nbest import FormatError, Line, OnError, shown
 from fairseq_fixedpoint.rescoring.combination import Combination, place
 from fairseq_fixedpoint.rescoring.diagnosis import run_warnings
-from fairseq_fixedpoint.rescoring.errors import RescoringError
 from fairseq_fixedpoint.rescoring.scorer import LineScore, Previous
 from fairseq_fixedpoint.rescoring.words import Vocabulary, WordRule
 
@@ -67,7 +67,7 @@ class Scorable(NamedTuple, Generic[Item]):
     previous: Previous = ()
 
 
-class Before:
+class PreviousTexts:
     """What was said before, as far back as it is of use.
 
     Args:
@@ -98,7 +98,7 @@ def context_of(scorers: Iterable[LineScorer]) -> float:
 
 
 @dataclass(frozen=True)
-class ByRule:
+class WordRuleScorer:
     """A model that is asked for the words of a text alone, as the rule of its run has them.
 
     Lines are what :meth:`prepared` made of the text.
@@ -184,7 +184,7 @@ def in_context(
     Args:
         context: how many tokens are wanted.
     """
-    before = Before(context)
+    before = PreviousTexts(context)
     for _, utterance in groupby(hypotheses, key=lambda each: each.item.utterance):
         best, best_total, previous = None, -math.inf, before.texts
         for each in utterance:
@@ -203,7 +203,7 @@ def scored(
     does not know, and the penalties for them in the log-probability.
 
     Raises:
-        RescoringError: for a log-probability that is not finite, as a broken model gives it.
+        InputError: for a log-probability that is not finite, as a broken model gives it.
     """
     previous = [each.previous for each in hypotheses]
     columns = [
@@ -213,7 +213,7 @@ def scored(
     for name, lines in zip(scorers, columns, strict=True):
         for (hypothesis, _, _), line in zip(hypotheses, lines, strict=True):
             if not math.isfinite(line.log_probability):
-                raise RescoringError(
+                raise InputError(
                     f"{place(hypothesis)}: {name} gives the log-probability {line.log_probability} "
                     "to the hypothesis: the model is broken, so leave it out."
                 )
@@ -224,7 +224,7 @@ def scored(
 
 
 @dataclass
-class Summary:
+class RescoringSummary:
     """What a run went through.
 
     Attributes:
@@ -271,14 +271,14 @@ def combined(
     scorers: Mapping[str, LineScorer],
     combination: Combination,
     first_pass: Combination,
-    summary: Summary,
+    summary: RescoringSummary,
 ) -> Iterator[Rescored]:
     """Joins hypotheses with what :func:`scored` found for them, and counts in `summary`.
 
     What a subtracted model has no probability for was told of before, and is left out.
 
     Raises:
-        RescoringError: if nothing is left.
+        InputError: if nothing is left.
     """
     names, rule = list(scorers), combination.rule
     summary.unknown = dict.fromkeys(names, 0)
@@ -297,7 +297,7 @@ def combined(
         _keep_best(summary.first, hypothesis, first_pass.total(hypothesis, {}))
         yield rescored
     if summary.left_out and not summary.best:
-        raise RescoringError(
+        raise InputError(
             "nothing is left of the list: every hypothesis has a word that a subtracted model does "
             "not know. Give the model <unk>, its own case (--case), or a weight of 0 or more."
         )
@@ -319,6 +319,6 @@ def features_of(
 
 def _keep_best(best: dict[str, tuple[float, str]], hypothesis: Hypothesis, total: float) -> None:
     """Keeps the first of the best; a later part of the same utterance's list may have it."""
-    kept = best.get(hypothesis.utterance)
-    if kept is None or total > kept[0]:
+    previous = best.get(hypothesis.utterance)
+    if previous is None or total > previous[0]:
         best[hypothesis.utterance] = total, hypothesis.text
