@@ -12,7 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Generic, NamedTuple, TypeVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -22,6 +24,9 @@ from torch import Tensor
 CONTEXTS_AT_ONCE = 2048
 WORDS_AT_ONCE = 1024
 PAIRS_AT_ONCE = 16384
+DISTRIBUTIONS_AT_ONCE = 256  # of which each holds the whole vocabulary
+
+Array = TypeVar("Array", Tensor, np.ndarray)
 
 
 @dataclass(frozen=True)
@@ -148,6 +153,48 @@ class AdaptiveSoftmax:
             of_cluster = Softmax(tail.output).all_log_probabilities(projected)
             parts.append(head[:, shortlist + number, None] + of_cluster)
         return torch.cat(parts, dim=1)
+
+
+class Predictions(NamedTuple, Generic[Array]):
+    """Words, and the distributions over the whole vocabulary that predict them.
+
+    Attributes:
+        log_probability: of each word, natural logarithm, ``(n,)``.
+        entropy: of its distribution, in nats, ``(n,)``.
+        rank: 1 and how many words of the vocabulary are more probable, ``(n,)``.
+        ties: how many others are as probable, ``(n,)``.
+    """
+
+    log_probability: Array
+    entropy: Array
+    rank: Array
+    ties: Array
+
+
+def predictions(log_probabilities: Tensor, word: Tensor) -> Predictions[Tensor]:
+    """From distributions that are held as a whole, ``(n, V)``, and a word of each, ``(n,)``."""
+    chunks = []
+    for rows in blocks(word.numel(), DISTRIBUTIONS_AT_ONCE):
+        log_p = log_probabilities[rows]  # (r, V)
+        of_word = log_p.gather(1, word[rows].unsqueeze(1))  # (r, 1)
+        entropy = torch.special.entr(log_p.exp()).sum(1)
+        rank = (log_p > of_word).sum(1) + 1
+        chunks.append((of_word.squeeze(1), entropy, rank, (log_p == of_word).sum(1) - 1))
+    return Predictions(*map(torch.cat, zip(*chunks, strict=True)))
+
+
+def pair_predictions(
+    softmax: Softmax | AdaptiveSoftmax, features: Tensor, context: Tensor, word: Tensor
+) -> Predictions[Tensor]:
+    """Of wanted pairs, as :meth:`Softmax.log_probabilities` takes them, at least one.
+
+    Holds the distributions of :data:`DISTRIBUTIONS_AT_ONCE` pairs at a time.
+    """
+    chunks = []
+    for rows in blocks(word.numel(), DISTRIBUTIONS_AT_ONCE):
+        log_p = softmax.all_log_probabilities(features.index_select(0, context[rows]))  # (r, V)
+        chunks.append(predictions(log_p, word[rows]))
+    return Predictions(*map(torch.cat, zip(*chunks, strict=True)))
 
 
 def blocks(size: int, step: int) -> Iterator[slice]:
