@@ -24,7 +24,7 @@ from torch import Tensor
 CONTEXTS_AT_ONCE = 2048
 WORDS_AT_ONCE = 1024
 PAIRS_AT_ONCE = 16384
-DISTRIBUTIONS_AT_ONCE = 256  # of which each holds the whole vocabulary
+DISTRIBUTIONS_AT_ONCE = 128  # of which each holds the whole vocabulary
 
 Array = TypeVar("Array", Tensor, np.ndarray)
 
@@ -173,28 +173,40 @@ class Predictions(NamedTuple, Generic[Array]):
 
 def predictions(log_probabilities: Tensor, word: Tensor) -> Predictions[Tensor]:
     """From distributions that are held as a whole, ``(n, V)``, and a word of each, ``(n,)``."""
-    chunks = []
+    found = _room_for(word.numel(), log_probabilities)
     for rows in blocks(word.numel(), DISTRIBUTIONS_AT_ONCE):
-        log_p = log_probabilities[rows]  # (r, V)
-        of_word = log_p.gather(1, word[rows].unsqueeze(1))  # (r, 1)
-        entropy = torch.special.entr(log_p.exp()).sum(1)
-        rank = (log_p > of_word).sum(1) + 1
-        chunks.append((of_word.squeeze(1), entropy, rank, (log_p == of_word).sum(1) - 1))
-    return Predictions(*map(torch.cat, zip(*chunks, strict=True)))
+        _predict(log_probabilities[rows], word[rows], found, rows)
+    return found
 
 
 def pair_predictions(
     softmax: Softmax | AdaptiveSoftmax, features: Tensor, context: Tensor, word: Tensor
 ) -> Predictions[Tensor]:
-    """Of wanted pairs, as :meth:`Softmax.log_probabilities` takes them, at least one.
+    """Of wanted pairs, as :meth:`Softmax.log_probabilities` takes them.
 
     Holds the distributions of :data:`DISTRIBUTIONS_AT_ONCE` pairs at a time.
     """
-    chunks = []
+    found = _room_for(word.numel(), features)
     for rows in blocks(word.numel(), DISTRIBUTIONS_AT_ONCE):
         log_p = softmax.all_log_probabilities(features.index_select(0, context[rows]))  # (r, V)
-        chunks.append(predictions(log_p, word[rows]))
-    return Predictions(*map(torch.cat, zip(*chunks, strict=True)))
+        _predict(log_p, word[rows], found, rows)
+    return found
+
+
+def _room_for(size: int, like: Tensor) -> Predictions[Tensor]:
+    """To be filled block by block: were small results allocated between large blocks, the heap
+    would grow by almost a block each time."""
+    reals, counts = (like.new_empty(2, size, dtype=dtype) for dtype in (like.dtype, torch.long))
+    return Predictions(reals[0], reals[1], counts[0], counts[1])
+
+
+def _predict(log_p: Tensor, word: Tensor, found: Predictions[Tensor], rows: slice) -> None:
+    """Fills in rows of what is found: of distributions ``(r, V)`` and a word of each, ``(r,)``."""
+    of_word = log_p.gather(1, word.unsqueeze(1))  # (r, 1)
+    found.log_probability[rows] = of_word.squeeze(1)
+    found.entropy[rows] = torch.special.entr(log_p.exp()).sum(1)
+    found.rank[rows] = (log_p > of_word).sum(1) + 1
+    found.ties[rows] = (log_p == of_word).sum(1) - 1
 
 
 def blocks(size: int, step: int) -> Iterator[slice]:
