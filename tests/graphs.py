@@ -8,11 +8,11 @@ import numpy as np
 from hypothesis import assume
 from hypothesis import strategies as st
 
-from fairseq_fixedpoint.rescoring.lattice_search import ScoredGraph
+from fairseq_fixedpoint.rescoring.word_graph import WordGraph
 
 
 @st.composite
-def graphs(draw, whole: bool = False) -> ScoredGraph:
+def graphs(draw, whole: bool = False) -> WordGraph:
     """Small graphs with a complete path: with several ends, dead ends, closed arcs, arcs side by
     side and arcs without words. `whole` makes weights small integers, which often tie.
     """
@@ -25,7 +25,7 @@ def graphs(draw, whole: bool = False) -> ScoredGraph:
         ordered = pairs.filter(lambda pair: pair[0] != pair[1]).map(sorted)
         words = st.sampled_from(["", "a", "b", "c"])
         arcs = draw(st.lists(st.tuples(ordered, words, weights), max_size=14))
-    graph = ScoredGraph(
+    graph = WordGraph.of_words(
         source=[pair[0] for pair, _, _ in arcs],
         target=[pair[1] for pair, _, _ in arcs],
         words=[word for _, word, _ in arcs],
@@ -36,7 +36,7 @@ def graphs(draw, whole: bool = False) -> ScoredGraph:
     return graph
 
 
-def all_paths(graph: ScoredGraph) -> Iterator[tuple[tuple[str, ...], float, list[int]]]:
+def all_paths(graph: WordGraph) -> Iterator[tuple[tuple[str, ...], float, list[int]]]:
     """Words, weight and arcs of each complete path, one by one."""
 
     def walk(state: int, weight: float, arcs: list[int]):
@@ -49,10 +49,10 @@ def all_paths(graph: ScoredGraph) -> Iterator[tuple[tuple[str, ...], float, list
     return walk(0, 0.0, [])
 
 
-def chain(layers: list[list[tuple[str, float]]]) -> ScoredGraph:
+def chain(layers: list[list[tuple[str, float]]]) -> WordGraph:
     """A graph of arcs side by side, each a word and its weight, from each state to the next."""
     arcs = [(state, *arc) for state, layer in enumerate(layers) for arc in layer]
-    return ScoredGraph(
+    return WordGraph.of_words(
         source=np.array([state for state, _, _ in arcs]),
         target=np.array([state + 1 for state, _, _ in arcs]),
         words=[word for _, word, _ in arcs],

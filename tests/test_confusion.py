@@ -16,21 +16,22 @@ from fairseq_fixedpoint.rescoring.confusion import (
     consensus,
     write,
 )
-from fairseq_fixedpoint.rescoring.lattice_search import ScoredGraph, best_path, posteriors
+from fairseq_fixedpoint.rescoring.lattice_search import best_path, posteriors
+from fairseq_fixedpoint.rescoring.word_graph import WordGraph
 from tests.graphs import all_paths, chain, graphs
 
 CLOSE = pytest.approx
 
 
 @st.composite
-def times_of(draw, graph: ScoredGraph) -> np.ndarray | None:
+def times_of(draw, graph: WordGraph) -> np.ndarray | None:
     """None, times that grow along the states, or such as no clock has."""
     states = len(graph.end)
     times = draw(st.lists(st.integers(0, 9).map(float), min_size=states, max_size=states))
     return draw(st.sampled_from([None, np.sort(times), np.array(times)]))
 
 
-def network_of(graph: ScoredGraph, times=None, **options):
+def network_of(graph: WordGraph, times=None, **options):
     return confusion_network(graph, posteriors(graph), best_path(graph).arcs, times, **options)
 
 
@@ -77,7 +78,7 @@ class TestNetwork:
 
     def test_words_compete_where_they_share_time(self):
         half = math.log(0.5)
-        graph = ScoredGraph(
+        graph = WordGraph.of_words(
             source=[0, 0, 1, 2, 3, 3],
             target=[1, 2, 3, 3, 4, 4],
             words=["a", "a", "b", "c", "d", ""],
@@ -93,7 +94,7 @@ class TestNetwork:
         assert consensus(network) == ["a", "b", "d"]
 
     def test_words_in_the_time_of_one_get_slots_of_their_own(self):
-        graph = ScoredGraph(
+        graph = WordGraph.of_words(
             source=[0, 0, 1],
             target=[2, 1, 2],
             words=["together", "to", "gather"],

@@ -11,19 +11,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fairseq_fixedpoint.errors import InputError
-from fairseq_fixedpoint.rescoring.expansion import EMPTY, WordGraph, best_through, expand
+from fairseq_fixedpoint.rescoring.expansion import best_through, expand
 from fairseq_fixedpoint.rescoring.merging import merge
-from fairseq_fixedpoint.rescoring.path_sums import layers
 from fairseq_fixedpoint.rescoring.window_scorer import GrowingHistories, WindowScorer
+from fairseq_fixedpoint.rescoring.word_graph import EMPTY, WordGraph
 from tests.test_model import build, dictionary
 from tests.test_scorer import EOS, OUTPUTS
 
 
 class Table:
-    """An order-K model whose probabilities are drawn for each history and word."""
+    """An order-K model whose probabilities are drawn for each history and word, and weighted."""
 
-    def __init__(self, order: int):
+    def __init__(self, order: int, weight: float = 1.0):
         self.order = order
+        self.weight = weight
         self.histories: list[tuple[int, ...]] = [()]
 
     def grow(self, parent, token):
@@ -34,7 +35,9 @@ class Table:
 
     def log_probabilities(self, history, token):
         pairs = zip(history.tolist(), token.tolist(), strict=True)
-        return np.array([self.log_probability(self.histories[n], word) for n, word in pairs])
+        return self.weight * np.array(
+            [self.log_probability(self.histories[n], word) for n, word in pairs]
+        )
 
     @staticmethod
     def log_probability(history, word) -> float:
@@ -57,14 +60,14 @@ def graphs(draw):
         source=np.array([source for source, _ in arcs]),
         target=np.array([target for _, target in arcs]),
         token=np.array(tokens),
-        score=generator.normal(size=len(arcs)),
-        final_score=np.where(final, generator.normal(size=nodes), -np.inf),
+        weight=generator.normal(size=len(arcs)),
+        end=np.where(final, generator.normal(size=nodes), -np.inf),
     )
 
 
 def paths(graph: WordGraph, node: int = 0):
     """All complete paths, as tuples of arcs."""
-    if graph.final_score[node] > -np.inf:
+    if graph.end[node] > -np.inf:
         yield ()
     for arc in np.flatnonzero(graph.source == node).tolist():
         for rest in paths(graph, int(graph.target[arc])):
@@ -77,7 +80,7 @@ def spoken(graph: WordGraph, path) -> list[int]:
 
 def expanded_paths(expansion, graph, state=0):
     """All complete paths of an expansion: arcs of the graph, and the language model's score."""
-    if np.append(graph.final_score, -np.inf)[expansion.node[state]] > -np.inf:
+    if np.append(graph.end, -np.inf)[expansion.node[state]] > -np.inf:
         yield (), float(expansion.final[state])
     for arc in np.flatnonzero(expansion.source == state).tolist():
         own = [] if expansion.arc[arc] < 0 else [int(expansion.arc[arc])]
@@ -87,7 +90,7 @@ def expanded_paths(expansion, graph, state=0):
 
 def score_of(graph: WordGraph, path) -> float:
     last = int(graph.target[path[-1]]) if path else 0
-    return float(graph.score[list(path)].sum() + graph.final_score[last])
+    return float(graph.weight[list(path)].sum() + graph.end[last])
 
 
 @given(graph=graphs(), order=st.integers(1, 6))
@@ -109,11 +112,15 @@ def test_every_path_is_there_once_with_the_sequence_s_score(graph, order):
     assert len(found) == len(expected)
     assert dict(found) == pytest.approx(expected, abs=1e-9)
     assert expansion.shortened(order) == 0
-    layer = layers(graph.source, graph.target, len(graph.final_score))
-    through = best_through(expansion, graph, layer, 1.0)
+    through = best_through(expansion, graph)
     best = max(score_of(graph, path) + expected[path] for path in expected)
     assert through.max() == pytest.approx(best, abs=1e-9)
     assert np.isfinite(through).all()  # nothing is kept that no complete path uses
+    expanded = expansion.arranged().graph(graph)  # which refuses what is not in order
+    totals = [score_of(expanded, path) for path in paths(expanded)]
+    assert sorted(totals) == pytest.approx(
+        sorted(score_of(graph, path) + expected[path] for path in expected), abs=1e-9
+    )
 
 
 def test_of_equal_states_past_the_limit_those_of_lower_nodes_and_histories_are_taken():
@@ -130,8 +137,8 @@ def test_of_equal_states_past_the_limit_those_of_lower_nodes_and_histories_are_t
         source=np.append(np.zeros(words, dtype=int), 1 + number % 2),
         target=np.append(1 + number % 2, np.full(words, 3)),
         token=np.append(4 + number, 4 + number),
-        score=np.zeros(2 * words),
-        final_score=np.array([-np.inf, -np.inf, -np.inf, 0.0]),
+        weight=np.zeros(2 * words),
+        end=np.array([-np.inf, -np.inf, -np.inf, 0.0]),
     )
     expansion = expand(graph, Uniform(2), EOS, limit=limit)
     whole = np.flatnonzero(expansion.order == 2)
@@ -148,12 +155,11 @@ def test_a_beam_leaves_paths_of_right_score_and_the_order_s_best(graph, order, b
     )
     if not exact:
         return
-    options = {"language_weight": weight, "beam": beam}
-    expansion = expand(graph, Table(order), EOS, **options)
+    expansion = expand(graph, Table(order, weight), EOS, beam=beam)
     found = dict(expanded_paths(expansion, graph))
     assert found
     for path, score in found.items():
-        assert score == pytest.approx(exact[path], abs=1e-9)
+        assert score == pytest.approx(weight * exact[path], abs=1e-9)
     if order == 1:  # nothing was pruned by a smaller order, so the best is the best
         total = {path: score_of(graph, path) + weight * exact[path] for path in exact}
         assert max(total[path] for path in found) == pytest.approx(max(total.values()), abs=1e-9)
@@ -217,8 +223,8 @@ def test_merged_histories_equal_the_sequence_on_one_path(words, cell, iterations
         source=np.arange(nodes - 1),
         target=np.arange(1, nodes),
         token=np.array(words),
-        score=np.zeros(nodes - 1),
-        final_score=np.where(np.arange(nodes) == nodes - 1, 0.0, -np.inf),
+        weight=np.zeros(nodes - 1),
+        end=np.where(np.arange(nodes) == nodes - 1, 0.0, -np.inf),
     )
     scorer = WindowScorer(build(cell=cell, decoder_layers=2, iterations=iterations).decoder)
     merged = merge(graph, scorer, EOS)

@@ -14,17 +14,17 @@ from hypothesis import strategies as st
 from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.rescoring.lattice_plot import ARCS, plot
 from fairseq_fixedpoint.rescoring.lattice_search import (
-    ScoredGraph,
     best_path,
     nbest,
     posteriors,
 )
+from fairseq_fixedpoint.rescoring.word_graph import WordGraph
 from tests.graphs import all_paths, chain, graphs
 
 INFINITE = float("inf")
 
 
-def distinct(graph: ScoredGraph) -> dict[tuple[str, ...], float]:
+def distinct(graph: WordGraph) -> dict[tuple[str, ...], float]:
     """Each word sequence with the weight of its best path, by looking at all paths."""
     best: dict[tuple[str, ...], float] = {}
     for words, weight, _ in all_paths(graph):
@@ -32,7 +32,7 @@ def distinct(graph: ScoredGraph) -> dict[tuple[str, ...], float]:
     return best
 
 
-def weight_of(graph: ScoredGraph, arcs: list[int]) -> float:
+def weight_of(graph: WordGraph, arcs: list[int]) -> float:
     """The weight of a path, which must be one."""
     state, weight = 0, 0.0
     for arc in arcs:
@@ -109,7 +109,7 @@ class TestNBest:
         ]
 
     def test_a_start_that_is_an_end_has_the_empty_sequence(self):
-        assert nbest(ScoredGraph([], [], [], [], [-2.0]), 5) == [((), -2.0, [])]
+        assert nbest(WordGraph.of_words([], [], [], [], [-2.0]), 5) == [((), -2.0, [])]
 
     def test_refuses_an_empty_list(self):
         with pytest.raises(InputError, match="0 word sequences"):
@@ -130,8 +130,8 @@ class TestBestPath:
         "graph",
         [
             chain([[("a", -INFINITE)]]),
-            ScoredGraph([0], [1], ["a"], [0.0], [-INFINITE, -INFINITE]),
-            ScoredGraph([1], [2], ["a"], [0.0], [-INFINITE, -INFINITE, 0.0]),
+            WordGraph.of_words([0], [1], ["a"], [0.0], [-INFINITE, -INFINITE]),
+            WordGraph.of_words([1], [2], ["a"], [0.0], [-INFINITE, -INFINITE, 0.0]),
         ],
         ids=["closed", "no end", "apart from the start"],
     )
@@ -160,10 +160,10 @@ class TestPosteriors:
             posteriors(chain([[("a", 0.0)]]), scale)
 
 
-class TestScoredGraph:
+class TestWordGraph:
     @settings(deadline=None)
     @given(graphs())
-    def test_layers_are_the_longest_ways(self, graph):
+    def test_layers_are_the_longest_paths(self, graph):
         expected = [0] * len(graph.end)
         for arc in np.argsort(graph.source, kind="stable"):
             source, target = graph.source[arc], graph.target[arc]
@@ -184,7 +184,7 @@ class TestScoredGraph:
     )
     def test_refuses_what_does_not_fit_together(self, arguments, message):
         with pytest.raises(InputError, match=message):
-            ScoredGraph(*arguments)
+            WordGraph.of_words(*arguments)
 
 
 class TestAgainstKaldi:

@@ -17,21 +17,33 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fairseq_fixedpoint.formats import Lattice
+from fairseq_fixedpoint.formats import Lattice, language_scores
 from fairseq_fixedpoint.formats import lattice as lattice_format
 from fairseq_fixedpoint.formats.compact_lattice import CompactLattice
 from fairseq_fixedpoint.formats.slf import Slf
 from fairseq_fixedpoint.rescoring import (
     confusion,
     expansion,
+    lattice_rescorer,
     lattice_search,
-    lattices,
     merging,
     path_sums,
+    word_graph,
 )
 from tests.test_lattices import LatticeRescorer, again, scorer
 
 SIZES = 200, 400
+# Whose calls of numpy are counted, with what they work on.
+MODULES = (
+    confusion,
+    expansion,
+    language_scores,
+    lattice_format,
+    lattice_rescorer,
+    lattice_search,
+    merging,
+    word_graph,
+)
 MOST = 2.3  # times as much for twice the size; quadratic work is 4 times as much
 
 
@@ -45,7 +57,7 @@ class Counter(TorchDispatchMode):
 
     def __enter__(self):
         counted = Counted(np, self)
-        for module in confusion, expansion, lattice_format, lattice_search, lattices, merging:
+        for module in MODULES:
             self._monkeypatch.setattr(module, "np", counted, raising=False)
         self._monkeypatch.setattr(path_sums, "np", counted)
         sys.setprofile(self._called)

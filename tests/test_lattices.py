@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.formats import Lattice, LatticeFormat, spoken
 from fairseq_fixedpoint.formats.compact_lattice import CompactLattice
+from fairseq_fixedpoint.formats.language_scores import unreplaced_score, with_posteriors
 from fairseq_fixedpoint.formats.slf import Slf
 from fairseq_fixedpoint.rescoring.combination import WORDS
 from fairseq_fixedpoint.rescoring.lattice_rescorer import LatticeRescorer, RescoredLattice
@@ -323,7 +324,7 @@ def test_the_model_replaces_the_language_score_that_counts(
         kept_part = -3.0 * scales["ngram"]
     expected = -1.0 + scale * line.log_probability + kept_part
     first = rescored_by(lattice)
-    assert first.unreplaced == unreplaced
+    assert unreplaced_score(lattice) == unreplaced
     for found in first, rescored_by(first.lattice):
         assert found.language == language
         assert best_path(found.graph).weight == pytest.approx(expected, abs=1e-10)
@@ -369,7 +370,7 @@ def test_the_best_are_the_best_of_all_paths_one_by_one(form, data):
 def test_posteriors_are_sums_over_paths(data, scale):
     lattice = data.draw(lattices("slf"))
     found = rescored_by(lattice)
-    made = found.with_posteriors(posteriors(found.graph, scale))
+    made = with_posteriors(found.lattice, posteriors(found.graph, scale))
     back = again(made, Slf())
     every = list(lattice_paths(back))
     weights = np.array([scale * total(back, back.weights, *path) for path in every])
@@ -567,7 +568,7 @@ def test_the_first_pass_has_the_scores_of_the_file():
 def test_scores_that_are_not_finite_are_refused():
     for value in (math.nan, -math.inf):
         lattice = one_path(["w1"], acoustic=value)
-        with pytest.raises(InputError, match="finite score"):
+        with pytest.raises(InputError, match="out of a number"):
             rescored_by(lattice)
 
 

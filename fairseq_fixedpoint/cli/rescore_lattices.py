@@ -27,6 +27,11 @@ from fairseq_fixedpoint.formats import (
     write_lattices,
     write_transcripts,
 )
+from fairseq_fixedpoint.formats.language_scores import (
+    REPLACEABLE,
+    unreplaced_score,
+    with_posteriors,
+)
 from fairseq_fixedpoint.formats.lattice_files import LATTICE_FORMATS
 from fairseq_fixedpoint.formats.nbest import FormatError, OnError, create
 from fairseq_fixedpoint.rescoring.combination import Combination
@@ -35,7 +40,7 @@ from fairseq_fixedpoint.rescoring.confusion import write as write_network
 from fairseq_fixedpoint.rescoring.diagnosis import HasUnknown, run_warnings
 from fairseq_fixedpoint.rescoring.jobs import Journal, Processes, groups, results_of
 from fairseq_fixedpoint.rescoring.lattice_plot import SUFFIXES, plot
-from fairseq_fixedpoint.rescoring.lattice_rescorer import LANGUAGE, LatticeRescorer, RescoredLattice
+from fairseq_fixedpoint.rescoring.lattice_rescorer import LatticeRescorer, RescoredLattice
 from fairseq_fixedpoint.rescoring.lattice_search import best_path, nbest, posteriors
 from fairseq_fixedpoint.rescoring.nbest_rescoring import PreviousTexts
 from fairseq_fixedpoint.rescoring.ngrams import NgramScorer
@@ -367,7 +372,7 @@ def _result(
         "best": " ".join(best.words),
         "states": rescored.states,
         "shortened": rescored.shortened,
-        "kept": rescored.unreplaced,
+        "kept": unreplaced_score(lattice),
         "words": rescored.words,
         "passed by": rescored.passed_by,
         "unknown": rescored.unknown,
@@ -384,7 +389,7 @@ def _result(
             times = made.times[: len(graph.end)] if made.times is not None else None
             result["network"] = confusion_network(graph, shares, best.arcs, times)
         if args.posteriors:
-            made = rescored.with_posteriors(shares)
+            made = with_posteriors(made, shares)
     text = io.StringIO()
     form.write(made, text)
     result["lattice"] = text.getvalue()
@@ -425,7 +430,7 @@ class LatticeSummary:
             for name in (self.rescorer.name, *self.rescorer.ngrams)
         )
         sentence += passed_by(counts["passed by"])
-        for replaced, kept in (LANGUAGE, LANGUAGE[::-1]):
+        for replaced, kept in (REPLACEABLE, REPLACEABLE[::-1]):
             if counts["kept", kept]:
                 sentence += (
                     f"; in {quantity(counts['kept', kept], 'lattice')} that had both, the model "

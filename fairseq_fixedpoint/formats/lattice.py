@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
 from pathlib import Path
@@ -70,6 +70,19 @@ class Lattice:
     header: Any = None
     node_records: list = field(default_factory=list)
     arc_records: list = field(default_factory=list)
+
+    def weighted(self, weights: Mapping[str, float]) -> tuple[np.ndarray, np.ndarray]:
+        """The weighted sums of the scores of arcs, ``(A,)``, and of final nodes, ``(N,)``.
+
+        Args:
+            weights: by name; scores without one are left out.
+        """
+        arcs, ends = np.zeros(len(self.source)), np.zeros(len(self.final))
+        for scores, total in (self.scores, arcs), (self.final_scores, ends):
+            for name, values in scores.items():
+                if name in weights:
+                    total += weights[name] * values
+        return arcs, ends
 
     def rewired(
         self, nodes: np.ndarray, arcs: np.ndarray, source: np.ndarray, target: np.ndarray

@@ -15,7 +15,7 @@ from typing import IO
 import numpy as np
 
 from fairseq_fixedpoint.errors import InputError
-from fairseq_fixedpoint.rescoring.lattice_search import ScoredGraph
+from fairseq_fixedpoint.rescoring.word_graph import WordGraph
 
 LEAST_POSTERIOR = 1e-6
 ROUNDING = 1e-9  # what is missing in a slot and less than this is no word left out
@@ -25,7 +25,7 @@ Network = list[dict[str, float]]
 
 
 def confusion_network(
-    graph: ScoredGraph,
+    graph: WordGraph,
     posteriors: np.ndarray,
     pivot: Sequence[int],
     times: np.ndarray | None = None,
@@ -103,7 +103,7 @@ class _Slot:
 
 
 def _slots(
-    graph: ScoredGraph, has_word: np.ndarray, pivot: Sequence[int], times: list[float]
+    graph: WordGraph, has_word: np.ndarray, pivot: Sequence[int], times: list[float]
 ) -> list[_Slot]:
     """Puts each arc with a word in a slot after those of all arcs before it, and before those of
     the pivot's arcs after it. Arcs that are neither before nor after it do not bind it.
@@ -169,7 +169,7 @@ def _earlier(slots: list[_Slot], begin: float, end: float) -> int:
     return len(slots)
 
 
-def _places(graph: ScoredGraph) -> np.ndarray:
+def _places(graph: WordGraph) -> np.ndarray:
     """Where each state is on the longest path through it, from 0 to 1, ``(S,)``."""
     arcs = np.where(graph.weight > -np.inf, 1.0, -np.inf)
     ends = np.where(graph.end > -np.inf, 0.0, -np.inf)

@@ -23,8 +23,8 @@ import numpy as np
 
 from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.rescoring.path_sums import PathSums, layers
+from fairseq_fixedpoint.rescoring.word_graph import EMPTY, WordGraph
 
-EMPTY = -1  # the word of an arc without one
 ROUNDING = 1e-9  # relative; far more than that of float64, far less than scores tell apart
 
 
@@ -52,36 +52,22 @@ class HistoryScorer(Protocol):
         ...
 
 
-@dataclass(frozen=True, eq=False)
-class WordGraph:
-    """A directed acyclic graph with one start; nodes are numbered in topological order.
-
-    Attributes:
-        source, target: nodes of each arc, ``(A,)``, source < target.
-        token: of each arc, ``(A,)``; :data:`EMPTY` for none.
-        score: of each arc without the language model, natural logarithm, ``(A,)``.
-        final_score: of each node, ``(N,)``; -inf where no path may end. Node 0 is the start.
-    """
-
-    source: np.ndarray
-    target: np.ndarray
-    token: np.ndarray
-    score: np.ndarray
-    final_score: np.ndarray
-
-
 @dataclass(eq=False)
 class Expansion:
-    """States and arcs of an expanded graph; state 0 is before the sentence's first token.
+    """Which states and arcs of a word graph are copied, for which histories, and their scores.
+
+    It is no graph of its own: words and weights stay where they are, however often their arc is
+    copied. States are in the order in which they were made, and state 0 is before the sentence's
+    first token, until :meth:`arranged` puts them in order.
 
     Attributes:
-        node: of the word graph, for each state, ``(S,)``; -1 for state 0.
+        node: the graph's state that each state copies, ``(S,)``; -1 before the sentence.
         order: how many tokens of history the state has, ``(S,)``.
         history: number of its history among those of that order, ``(S,)``.
         is_whole: whether the history reaches back to the sentence's start, ``(S,)``.
         final: log-probability of the sentence's end, ``(S,)``; 0 where no path may end.
         source, target: states of each arc, ``(E,)``.
-        arc: of the word graph, for each arc, ``(E,)``; -1 for the arc out of state 0.
+        arc: the graph's arc that each arc copies, ``(E,)``; -1 for that which begins the sentence.
         language: log-probability of each arc's token after its source's history, ``(E,)``.
     """
 
@@ -95,15 +81,41 @@ class Expansion:
     arc: np.ndarray
     language: np.ndarray
 
-    def weights(self, graph: WordGraph, language_weight: float) -> tuple[np.ndarray, np.ndarray]:
+    def weights(self, graph: WordGraph) -> tuple[np.ndarray, np.ndarray]:
         """Weight of each arc ``(E,)``, and of ending in each state ``(S,)``."""
-        of_arcs = np.append(graph.score, 0.0)[self.arc] + language_weight * self.language
-        of_ends = np.append(graph.final_score, -np.inf)[self.node] + language_weight * self.final
+        of_arcs = np.append(graph.weight, 0.0)[self.arc] + self.language
+        of_ends = np.append(graph.end, -np.inf)[self.node] + self.final
         return of_arcs, of_ends
 
-    def sums(self, layer: np.ndarray) -> PathSums:
-        """Sums over paths; `layer` is that of the graph's nodes, ``(N,)``."""
-        return PathSums(self.source, self.target, np.append(layer, -1)[self.node])
+    def sums(self, graph: WordGraph) -> PathSums:
+        """Sums over paths; a state is of the layer of the graph's state that it copies."""
+        return PathSums(self.source, self.target, np.append(graph.layer, -1)[self.node])
+
+    def arranged(self) -> Expansion:
+        """The same in topological order, without the state before the sentence."""
+        states = np.argsort(self.node, kind="stable")[1:]
+        number = np.full(len(self.node), -1)
+        number[states] = np.arange(len(states))
+        inner = np.flatnonzero(self.arc >= 0)
+        inner = inner[np.argsort(number[self.source[inner]], kind="stable")]
+        return Expansion(
+            node=self.node[states],
+            order=self.order[states],
+            history=self.history[states],
+            is_whole=self.is_whole[states],
+            final=self.final[states],
+            source=number[self.source[inner]],
+            target=number[self.target[inner]],
+            arc=self.arc[inner],
+            language=self.language[inner],
+        )
+
+    def graph(self, graph: WordGraph) -> WordGraph:
+        """What :meth:`arranged` put in order, as a graph with the language model's scores."""
+        weight, end = self.weights(graph)
+        return WordGraph(
+            self.source, self.target, graph.token[self.arc], weight, end, graph.vocabulary
+        )
 
     def shortened(self, order: int) -> int:
         """How many states have a shorter history than the model of that order could use."""
@@ -115,7 +127,6 @@ def expand(
     scorer: HistoryScorer,
     sentence_end: int,
     *,
-    language_weight: float = 1.0,
     beam: float | None = None,
     limit: int | None = None,
 ) -> Expansion:
@@ -125,7 +136,6 @@ def expand(
         graph: what is expanded.
         scorer: the model, fresh.
         sentence_end: the token that every history begins with, and whose probability ends a path.
-        language_weight: what the model's log-probabilities are multiplied by.
         beam: after each order, arcs are dropped whose best path is worse than the best of all by
             more than this (Viterbi, natural logarithm); None drops none, which is exact.
         limit: no step makes more states than this: those on worse paths keep the shorter history
@@ -137,9 +147,8 @@ def expand(
     Raises:
         InputError: if no path of the graph is complete, or its scores are not finite.
     """
-    layer = layers(graph.source, graph.target, len(graph.final_score))
     is_empty = graph.token == EMPTY
-    empty_layer = layers(graph.source[is_empty], graph.target[is_empty], len(graph.final_score))
+    empty_layer = layers(graph.source[is_empty], graph.target[is_empty], len(graph.end))
     expansion = unexpanded(graph)
     through = None
     for order in range(scorer.order):
@@ -149,7 +158,7 @@ def expand(
         scorer.grow(grown.parent, grown.token)
         expansion = grown.expansion
         _score(expansion, graph, scorer, grown.is_new, sentence_end)
-        through = best_through(expansion, graph, layer, language_weight)
+        through = best_through(expansion, graph)
         best = through.max(initial=-np.inf)
         if not np.isfinite(best):
             raise InputError("no path leads from the start to an end with a finite score.")
@@ -160,22 +169,16 @@ def expand(
     return expansion
 
 
-def best_through(
-    expansion: Expansion, graph: WordGraph, layer: np.ndarray, language_weight: float
-) -> np.ndarray:
-    """Weight of the best complete path through each arc, ``(E,)``; -inf where there is none.
-
-    Args:
-        layer: of the graph's nodes, as :func:`~fairseq_fixedpoint.rescoring.path_sums.layers`.
-    """
-    arcs, ends = expansion.weights(graph, language_weight)
-    forward, backward = expansion.sums(layer)(arcs, ends, np.maximum)
+def best_through(expansion: Expansion, graph: WordGraph) -> np.ndarray:
+    """Weight of the best complete path through each arc, ``(E,)``; -inf where there is none."""
+    arcs, ends = expansion.weights(graph)
+    forward, backward = expansion.sums(graph)(arcs, ends, np.maximum)
     return forward[expansion.source] + arcs + backward[expansion.target]
 
 
 def unexpanded(graph: WordGraph) -> Expansion:
     """The graph itself, histories empty; state 0 before it, and node n as state n + 1."""
-    nodes, arcs = len(graph.final_score), len(graph.source)
+    nodes, arcs = len(graph.end), len(graph.source)
     return Expansion(
         node=np.arange(-1, nodes),
         order=np.zeros(nodes + 1, dtype=np.int64),
@@ -346,9 +349,7 @@ def _score(
     """Scores the arcs out of new states, and their ends."""
     token = np.append(graph.token, sentence_end)[expansion.arc]
     arcs = np.flatnonzero(is_new[expansion.source] & (token != EMPTY))
-    ends = np.flatnonzero(
-        is_new & (np.append(graph.final_score, -np.inf)[expansion.node] > -np.inf)
-    )
+    ends = np.flatnonzero(is_new & (np.append(graph.end, -np.inf)[expansion.node] > -np.inf))
     log_probabilities = scorer.log_probabilities(
         np.append(expansion.history[expansion.source[arcs]], expansion.history[ends]),
         np.append(token[arcs], np.full(len(ends), sentence_end)),

@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fairseq_fixedpoint.errors import InputError
-from fairseq_fixedpoint.rescoring.lattice_search import ScoredGraph, best_path, nbest
+from fairseq_fixedpoint.rescoring.lattice_search import best_path, nbest
+from fairseq_fixedpoint.rescoring.path_sums import layers
+from fairseq_fixedpoint.rescoring.word_graph import WordGraph
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,7 +41,7 @@ STRAIGHTNESS = 1e4  # how much more a place on the straight line weighs than ano
 SWEEPS = 24  # over the layers; more change nothing in pictures of this size
 
 
-def plot(before: ScoredGraph, after: Sequence[int], path: FilePath, title: str = "") -> None:
+def plot(before: WordGraph, after: Sequence[int], path: FilePath, title: str = "") -> None:
     """Draws the graph as it was, with its best path then and the path of what is best now.
 
     If the graph has more than 60 arcs, those of the best word sequences are drawn, and the title
@@ -85,7 +87,7 @@ def plot(before: ScoredGraph, after: Sequence[int], path: FilePath, title: str =
     figure.savefig(path, dpi=160)
 
 
-def _chosen(graph: ScoredGraph, paths: Sequence[list[int]]) -> tuple[list[int], str]:
+def _chosen(graph: WordGraph, paths: Sequence[list[int]]) -> tuple[list[int], str]:
     """The arcs to draw, those of `paths` among them, and what to say of those left out."""
     total = len(graph.words)
     if total <= ARCS:
@@ -125,7 +127,7 @@ class _Layout:
         width, height, low: of the picture, and its lowest place.
     """
 
-    def __init__(self, graph: ScoredGraph, arcs: Sequence[int], straight: Sequence[int]):
+    def __init__(self, graph: WordGraph, arcs: Sequence[int], straight: Sequence[int]):
         layer = _layers_of(graph, arcs)
         self.states = {state: _Place(2 * depth) for state, depth in layer.items()}
         self.ways: dict[int, list[_Place]] = {}
@@ -165,17 +167,15 @@ def _middle(way: list[_Place]) -> int:
     return (len(way) - 1) // 2 // 2 * 2 + 1 if len(way) > 3 else 1
 
 
-def _layers_of(graph: ScoredGraph, arcs: Sequence[int]) -> dict[int, int]:
+def _layers_of(graph: WordGraph, arcs: Sequence[int]) -> dict[int, int]:
     """The layer of each state in a graph of these arcs alone; the start is there without any."""
     states, place = np.unique(
         np.concatenate([[0], graph.source[arcs], graph.target[arcs]]).astype(np.intp),
         return_inverse=True,
     )
     source, target = place[1:].reshape(2, -1)
-    drawn = ScoredGraph(
-        source, target, [""] * len(source), np.zeros(len(source)), np.zeros(len(states))
-    )
-    return dict(zip(states.tolist(), drawn.layer.tolist(), strict=True))
+    layer = layers(source, target, len(states))
+    return dict(zip(states.tolist(), layer.tolist(), strict=True))
 
 
 def _arrange(columns: list[list[_Place]], ways: list[list[_Place]]) -> None:
@@ -251,7 +251,7 @@ def _stack(column: list[_Place], heights: list[float]) -> None:
 
 
 def _draw_arcs(
-    axes: Axes, graph: ScoredGraph, layout: _Layout, before: set[int], after: set[int]
+    axes: Axes, graph: WordGraph, layout: _Layout, before: set[int], after: set[int]
 ) -> None:
     from matplotlib.patches import FancyArrowPatch
     from matplotlib.path import Path
@@ -293,7 +293,7 @@ def _draw_arcs(
             )
 
 
-def _draw_states(axes: Axes, graph: ScoredGraph, layout: _Layout) -> None:
+def _draw_states(axes: Axes, graph: WordGraph, layout: _Layout) -> None:
     from matplotlib.patches import Circle
 
     for state, place in layout.states.items():
@@ -305,7 +305,7 @@ def _draw_states(axes: Axes, graph: ScoredGraph, layout: _Layout) -> None:
         axes.add_patch(Circle(centre, RADIUS, fc=colour, ec="black", lw=0.9, zorder=6))
 
 
-def _radius(graph: ScoredGraph, state: int) -> float:
+def _radius(graph: WordGraph, state: int) -> float:
     """A state where a path may end has a second circle."""
     return 1.6 * RADIUS if graph.end[state] > -np.inf else RADIUS
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import cast
@@ -12,24 +12,22 @@ import numpy as np
 
 from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.formats import FILLERS, Lattice, text_words
-from fairseq_fixedpoint.formats.slf import EMPTY_WORD
-from fairseq_fixedpoint.rescoring.combination import WORDS
-from fairseq_fixedpoint.rescoring.expansion import (
-    EMPTY,
-    Expansion,
-    HistoryScorer,
-    WordGraph,
-    expand,
+from fairseq_fixedpoint.formats.language_scores import (
+    language_score,
+    weights_beside_model,
+    with_combined_scores,
 )
-from fairseq_fixedpoint.rescoring.lattice_search import Path, ScoredGraph
+from fairseq_fixedpoint.rescoring.combination import WORDS
+from fairseq_fixedpoint.rescoring.expansion import Expansion, HistoryScorer, expand
+from fairseq_fixedpoint.rescoring.lattice_search import Path
 from fairseq_fixedpoint.rescoring.nbest_rescoring import no_probability
 from fairseq_fixedpoint.rescoring.ngrams import NgramHistories, NgramScorer
 from fairseq_fixedpoint.rescoring.scorer import Previous, Scorer
 from fairseq_fixedpoint.rescoring.token_scorer import LatticeTokenScorer
+from fairseq_fixedpoint.rescoring.word_graph import EMPTY, WordGraph
 from fairseq_fixedpoint.rescoring.words import WordRule
 
-LANGUAGE = ("lm", "ngram")  # scores of SLF that a new model can take the place of
-SENTENCE_END = 0  # among the words of a lattice, which are numbered from 1
+SENTENCE_END = 0  # in the vocabulary of a graph
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +45,7 @@ class RescoredLattice:
         arc: of the lattice that was read, for each arc of the graph, ``(A,)``.
         node: of the lattice that was read, for each state of the graph, ``(S,)``.
         unit: of the combined score: the model's weight, but at least 1.
-        states, arcs: of the expansion.
+        states: of the expansion, with the one before the sentence.
         shortened: states whose history is shorter than the model could use, past the limit.
         words: how many of the lattice's arcs have one.
         passed_by: how many have a filler or a marker instead, which is no word.
@@ -56,23 +54,16 @@ class RescoredLattice:
 
     lattice: Lattice
     language: str
-    graph: ScoredGraph
+    graph: WordGraph
     read: Lattice
     arc: np.ndarray
     node: np.ndarray
     unit: float
     states: int
-    arcs: int
     shortened: int
     words: int
     passed_by: int
     unknown: dict[str, int]
-
-    @property
-    def unreplaced(self) -> str | None:
-        """The language score that the model did not replace, where there are two."""
-        (other,) = set(LANGUAGE) - {self.language} if self.language in LANGUAGE else [None]
-        return other if {self.language, other} <= self.read.scores.keys() else None
 
     def scores_of(self, path: Path) -> dict[str, float]:
         """The scores by name that a path of the graph has in the lattice that was read."""
@@ -83,18 +74,6 @@ class RescoredLattice:
             + float(self.read.final_scores[name][end] if self.read.final_scores else 0.0)
             for name, values in self.read.scores.items()
         }
-
-    def with_posteriors(self, posteriors: np.ndarray) -> Lattice:
-        """The lattice with those of the graph's arcs, ``(A,)``."""
-        graph = self.graph
-        ends = np.flatnonzero(graph.end > -np.inf)
-        arriving = np.bincount(graph.target, posteriors, len(graph.end))
-        arriving[0] += 1
-        ending = arriving - np.bincount(graph.source, posteriors, len(graph.end))
-        order = np.argsort(np.append(graph.source, ends), kind="stable")
-        return replace(
-            self.lattice, posteriors=np.append(posteriors, ending[ends].clip(0, 1))[order]
-        )
 
 
 @dataclass(frozen=True)
@@ -189,23 +168,21 @@ class LatticeRescorer:
             InputError: if a word is no single token of the model, a weight has no score, or a
                 model that is subtracted has no probability for a word.
         """
-        words = list(map(self.rule.word, lattice.words))
-        vocabulary = _vocabulary(words)
-        number = {word: place for place, word in enumerate(vocabulary)} | {"": EMPTY}
-        token = np.array([number[word] for word in words], dtype=np.int64)
-        language = _language(lattice)
-        weights = self._weights_of(lattice, language)
+        language = language_score(lattice)
+        weights = self._weights_of(lattice)
+        graph = self._graph(lattice, weights)
+        vocabulary = graph.vocabulary
         self._check_subtracted(vocabulary[1:], weights)
         unit = max(1.0, weights[self.name])
-        entries = self._entries(vocabulary)  # (V,)
+        entries = self._entries(vocabulary[1:])  # (V,)
         unknown = self._unknown(vocabulary, entries)
         penalties = self._penalties(unknown, weights)
         before = self.model.before(tuple(map(self.rule.text, previous)))
-        graph = _word_graph(lattice, token, weights)
         if self.merges:
-            file_weights = weights | {language: lattice.weights.get(language, 1.0)}
+            # Posteriors are of the first pass, whose language score still has its file's weight.
+            file_weight = lattice.weights.get(language, 1.0)
             expansion = self._merged(
-                _word_graph(lattice, token, file_weights),
+                self._graph(lattice, weights | {language: file_weight}),
                 entries,
                 weights[self.name],
                 penalties[self.name],
@@ -219,24 +196,32 @@ class LatticeRescorer:
             if beam is not None and self.scales_beam:
                 beam *= unit
             expansion = expand(graph, histories, SENTENCE_END, beam=beam, limit=self.limit)
-        unrolled = _Unrolled(lattice, graph, expansion)
-        has_scale = language in LANGUAGE and weights[self.name] > 0
-        scale = weights[self.name] if has_scale else 1.0
+        expansion = expansion.arranged()
+        rescored = expansion.graph(graph)
+        copies = lattice.rewired(expansion.node, expansion.arc, rescored.source, rescored.target)
+        is_word = graph.token != EMPTY
         return RescoredLattice(
-            lattice=unrolled.lattice(language, weights, scale),
+            lattice=with_combined_scores(
+                copies,
+                rescored.weight,
+                rescored.end,
+                weights=weights,
+                model_weight=weights[self.name],
+                word_penalty=weights[WORDS],
+                is_word=is_word[expansion.arc],
+            ),
             language=language,
-            graph=unrolled.graph(words),
+            graph=rescored,
             read=lattice,
-            arc=unrolled.arc,
-            node=unrolled.node,
+            arc=expansion.arc,
+            node=expansion.node,
             unit=unit,
-            states=len(expansion.node),
-            arcs=len(expansion.arc),
+            states=len(expansion.node) + 1,
             shortened=0 if self.merges else expansion.shortened(self._order),
-            words=int((token != EMPTY).sum()),
-            passed_by=sum(bool(word) for word in lattice.words) - sum(map(bool, words)),
+            words=int(is_word.sum()),
+            passed_by=sum(map(bool, lattice.words)) - int(is_word.sum()),
             unknown={
-                name: int(is_unknown[token[token != EMPTY]].sum())
+                name: int(is_unknown[graph.token[is_word]].sum())
                 for name, is_unknown in unknown.items()
             },
         )
@@ -247,22 +232,37 @@ class LatticeRescorer:
         Raises:
             InputError: as when it is called.
         """
-        vocabulary = _vocabulary(map(self.rule.word, lattice.words))
-        self._check_subtracted(vocabulary[1:], self._weights_of(lattice, _language(lattice)))
-        self._entries(vocabulary)
+        weights = self._weights_of(lattice)
+        words = sorted(set(map(self.rule.word, lattice.words)) - {""})
+        self._check_subtracted(words, weights)
+        self._entries(words)
 
-    def first_pass(self, lattice: Lattice) -> ScoredGraph:
+    def first_pass(self, lattice: Lattice) -> WordGraph:
         """The lattice with the scores and weights of its file."""
-        words = list(map(self.rule.word, lattice.words))
-        token = np.array([0 if word else EMPTY for word in words])
-        file_weights = {name: lattice.weights.get(name, 1.0) for name in lattice.scores}
-        graph = _word_graph(lattice, token, file_weights | {WORDS: lattice.word_penalty})
-        return ScoredGraph(lattice.source, lattice.target, words, graph.score, graph.final_score)
+        weights = {name: lattice.weights.get(name, 1.0) for name in lattice.scores}
+        return self._graph(lattice, weights | {WORDS: lattice.word_penalty})
 
     @cached_property
     def rule(self) -> WordRule:
         """What of a lattice's words the models see."""
         return WordRule([self.model, *self.ngrams.values()], self.fillers)
+
+    def _graph(self, lattice: Lattice, weights: Mapping[str, float]) -> WordGraph:
+        """What the lattice itself has, weighted; words are what is spoken."""
+        words = list(map(self.rule.word, lattice.words))
+        with np.errstate(over="ignore", invalid="ignore"):
+            arcs, ends = lattice.weighted(weights)
+        if not (np.isfinite(arcs).all() and np.isfinite(ends).all()):
+            raise InputError(
+                "the lattice's weighted scores are out of a number's range: give smaller weights."
+            )
+        return WordGraph.of_words(
+            lattice.source,
+            lattice.target,
+            words,
+            arcs + weights[WORDS] * np.array([word != "" for word in words], dtype=bool),
+            np.where(lattice.final, ends, -np.inf),
+        )
 
     def _check_subtracted(self, words: Sequence[str], weights: Mapping[str, float]) -> None:
         for name, ngram in self.ngrams.items():
@@ -278,16 +278,10 @@ class LatticeRescorer:
             is_unknown[name] = ~np.array(known)
         return is_unknown
 
-    def _weights_of(self, lattice: Lattice, language: str) -> dict[str, float]:
+    def _weights_of(self, lattice: Lattice) -> dict[str, float]:
         """The weight of each score, of the lattice and of the models."""
-        file_weights = {name: lattice.weights.get(name, 1.0) for name in lattice.scores}
-        new = dict.fromkeys([self.name, *self.ngrams], 1.0)
-        if language in LANGUAGE:
-            scale = lattice.weights.get(language, 1.0)
-            if scale > 0:  # else the file gives no scale to take over
-                new[self.name] = scale
-            # `lm` may be weighed where it is missing.
-            file_weights = {"lm": 0.0} | file_weights | {language: 0.0}
+        file_weights, model_weight = weights_beside_model(lattice)
+        new = {self.name: model_weight} | dict.fromkeys(self.ngrams, 1.0)
         clashes = sorted(file_weights.keys() & new.keys())
         if clashes:
             raise InputError(
@@ -300,14 +294,14 @@ class LatticeRescorer:
                 f"the lattice has no score {unknown[0]}, which the weights name, but "
                 f"{', '.join(known)}."
             )
-        old = {} if self.old_weight is None else {language: self.old_weight}
+        old = {} if self.old_weight is None else {language_score(lattice): self.old_weight}
         return known | dict(self.weights) | old
 
-    def _entries(self, vocabulary: Sequence[str]) -> np.ndarray:
-        """The model's token for each word, ``(V,)``."""
+    def _entries(self, words: Sequence[str]) -> np.ndarray:
+        """The model's token for the sentence's end and for each of the words, ``(1 + words,)``."""
         encoder = self.model.encoder
         entries = [encoder.dictionary.eos()]
-        for word in vocabulary[1:]:
+        for word in words:
             if len(text_words(word)) > 1:
                 raise InputError(
                     f"the word {word!r} has white space inside, a no-break space, too, which parts "
@@ -355,12 +349,13 @@ class LatticeRescorer:
         penalty: np.ndarray,
         before: Sequence[int],
     ) -> Expansion:
-        """The graph's own topology; its scores give the posteriors that states are averaged by."""
-        known = np.where(graph.token == EMPTY, EMPTY, entries[graph.token])
+        """The graph's own topology; its weights give the posteriors that states are averaged by."""
+        is_word = graph.token != EMPTY
+        entry = np.where(is_word, entries[graph.token], EMPTY)
         end = int(entries[SENTENCE_END])
-        merged = self._tokens.merged(replace(graph, token=known), end, before)
-        of_arcs = np.append(penalty[graph.token] * (graph.token != EMPTY), 0.0)
-        merged.language[:] = weight * (merged.language - of_arcs[merged.arc])
+        merged = self._tokens.merged(replace(graph, token=entry), end, before)
+        penalties = np.append(penalty[graph.token] * is_word, 0.0)[merged.arc]
+        merged.language[:] = weight * (merged.language - penalties)
         merged.final[:] = weight * merged.final
         return merged
 
@@ -380,144 +375,4 @@ class _LogLinearHistories:
         return sum(
             weight * (histories.log_probabilities(history, token) - penalty[token])
             for histories, penalty, weight in self._models
-        )
-
-
-def _vocabulary(words: Iterable[str]) -> list[str]:
-    """The sentence's end, and each of the words that are not passed by."""
-    return ["</s>", *sorted(set(words) - {""})]
-
-
-def _language(lattice: Lattice) -> str:
-    """Name of the language score: Kaldi's is one with those of transitions and pronunciations.
-
-    In SLF it is that which is there and counts; else that which would count; else that which is
-    there. Between equals it is `lm`.
-    """
-    if "graph" in lattice.scores:
-        return "graph"
-
-    def standing(name: str) -> tuple[bool, bool, bool]:
-        is_there = name in lattice.scores
-        counts = lattice.weights.get(name, 1.0 if is_there else 0.0) > 0
-        return is_there and counts, counts, is_there
-
-    return max(LANGUAGE, key=standing)  # the first of equals
-
-
-def _word_graph(lattice: Lattice, token: np.ndarray, weights: Mapping[str, float]) -> WordGraph:
-    """What the lattice itself has, weighted."""
-    ends = _weighted(lattice.final_scores, weights, len(lattice.final))
-    of_words = weights[WORDS] * (token != EMPTY)
-    return WordGraph(
-        source=lattice.source,
-        target=lattice.target,
-        token=token,
-        score=_weighted(lattice.scores, weights, len(token)) + of_words,
-        final_score=np.where(lattice.final, ends, -np.inf),
-    )
-
-
-def _weighted(
-    scores: Mapping[str, np.ndarray], weights: Mapping[str, float], size: int
-) -> np.ndarray:
-    return sum((weights[name] * values for name, values in scores.items()), np.zeros(size))
-
-
-class _Unrolled:
-    """An expansion in topological order, without the state before the sentence.
-
-    Attributes:
-        arc: of the lattice, for each arc, ``(A,)``; sorted by source.
-        source, target: of each arc, ``(A,)``.
-        node: of the lattice, for each state, ``(S,)``.
-        weight: of each arc, ``(A,)``.
-        end: weight of ending in each state, ``(S,)``; -inf where no path may end.
-    """
-
-    def __init__(self, lattice: Lattice, graph: WordGraph, expansion: Expansion):
-        states = np.argsort(expansion.node, kind="stable")[1:]
-        place = np.full(len(expansion.node), -1)
-        place[states] = np.arange(len(states))
-        inner = np.flatnonzero(expansion.arc >= 0)
-        inner = inner[np.argsort(place[expansion.source[inner]], kind="stable")]
-        self.read = lattice
-        self.arc = expansion.arc[inner]
-        self.source, self.target = place[expansion.source[inner]], place[expansion.target[inner]]
-        self.node = expansion.node[states]
-        self.is_word = graph.token[self.arc] != EMPTY
-        self.weight = graph.score[self.arc] + expansion.language[inner]
-        self.end = graph.final_score[self.node] + expansion.final[states]
-
-    def graph(self, words: Sequence[str]) -> ScoredGraph:
-        """To be searched; `words` are the lattice's."""
-        spoken_words = [words[arc] for arc in self.arc.tolist()]
-        return ScoredGraph(self.source, self.target, spoken_words, self.weight, self.end)
-
-    def lattice(self, language: str, weights: Mapping[str, float], scale: float) -> Lattice:
-        """As a lattice of the format that was read, with what the models give as language score.
-
-        Args:
-            language: name of that score.
-            scale: the weight that it gets; 1 where the format has none.
-        """
-        made = self.read.rewired(self.node, self.arc, self.source, self.target)
-        others = {name: values for name, values in made.scores.items() if name != language}
-        other_weights = {name: weights[name] for name in others}
-        rest = (
-            self.weight
-            - _weighted(others, other_weights, len(self.arc))
-            - weights[WORDS] * self.is_word
-        )
-        made = replace(
-            made,
-            scores={**others, language: rest / scale},
-            weights={**other_weights, language: scale},
-            word_penalty=weights[WORDS],
-        )
-        if not self.read.final_scores:
-            return self._with_one_end(made, language, self.end / scale)
-        ends = {name: values for name, values in made.final_scores.items() if name != language}
-        of_ends = np.where(made.final, self.end, 0.0) - _weighted(
-            ends, other_weights, len(self.node)
-        )
-        # A format with no place for word penalties has them in the language score.
-        return replace(
-            made,
-            scores={**others, language: rest + weights[WORDS] * self.is_word},
-            final_scores={**ends, language: of_ends},
-        )
-
-    def _with_one_end(self, made: Lattice, language: str, end: np.ndarray) -> Lattice:
-        """A node behind the ends; the arcs to it have the scores that ends have no place for.
-
-        Args:
-            end: language score of ending in each state, ``(S,)``.
-        """
-        ends = np.flatnonzero(made.final)
-        order = np.argsort(np.append(self.source, ends), kind="stable")
-        last = len(self.node)
-
-        def joined(values: np.ndarray, of_ends: np.ndarray | float) -> np.ndarray:
-            return np.append(values, np.broadcast_to(of_ends, len(ends)))[order]
-
-        def listed(values: list, of_ends: object) -> list:
-            together = [*values, *[of_ends] * len(ends)]
-            return [together[number] for number in order.tolist()]
-
-        has_words = any("W" in record for record in made.node_records)
-        return replace(
-            made,
-            source=joined(self.source, ends),
-            target=joined(self.target, last),
-            words=listed(made.words, ""),
-            scores={
-                name: joined(values, end[ends] if name == language else 0.0)
-                for name, values in made.scores.items()
-            },
-            final=np.arange(last + 1) == last,
-            times=None if made.times is None else np.append(made.times, made.times[ends].max()),
-            node_records=made.node_records
-            and [*made.node_records, {"W": EMPTY_WORD} if has_words else {}],
-            arc_records=made.arc_records and listed(made.arc_records, {}),
         )

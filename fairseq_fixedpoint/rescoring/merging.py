@@ -17,8 +17,9 @@ from torch import Tensor
 
 from fairseq_fixedpoint.recurrence.cells import hidden
 from fairseq_fixedpoint.recurrence.iteration import sweep
-from fairseq_fixedpoint.rescoring.expansion import EMPTY, Expansion, WordGraph, unexpanded
+from fairseq_fixedpoint.rescoring.expansion import Expansion, unexpanded
 from fairseq_fixedpoint.rescoring.path_sums import layers
+from fairseq_fixedpoint.rescoring.word_graph import EMPTY, WordGraph
 
 if TYPE_CHECKING:
     from fairseq_fixedpoint.rescoring.window_scorer import WindowScorer
@@ -31,7 +32,7 @@ def merge(
     """Scores each arc of a graph by the averaged state of its source.
 
     Args:
-        graph: whose scores give the posteriors.
+        graph: whose weights give the posteriors.
         scorer: the model.
         sentence_end: what every sentence begins with, and whose probability ends a path.
         before: the tokens before that, for a start that knows them.
@@ -73,7 +74,7 @@ def merge(
                 for after, layer in zip(sweep(stack, x, previous), stack, strict=True)
             ]
     arcs = np.flatnonzero((token != EMPTY) & (scored.source > 0))
-    ends = np.flatnonzero(np.append(graph.final_score, -np.inf)[scored.node] > -np.inf)
+    ends = np.flatnonzero(np.append(graph.end, -np.inf)[scored.node] > -np.inf)
     log_probabilities = scorer.pair_log_probabilities(
         hidden(states[-1], stack[-1].cell),
         torch.from_numpy(np.append(scored.source[arcs], ends)),
@@ -86,9 +87,8 @@ def merge(
 
 def _shares(scored: Expansion, graph: WordGraph) -> np.ndarray:
     """What part of the paths to an arc's target come through it, ``(E,)``."""
-    arcs, ends = scored.weights(graph, language_weight=0.0)
-    layer = layers(graph.source, graph.target, len(graph.final_score))
-    forward, _ = scored.sums(layer)(arcs, ends, np.logaddexp)
+    arcs, ends = scored.weights(graph)
+    forward, _ = scored.sums(graph)(arcs, ends, np.logaddexp)
     return np.exp(forward[scored.source] + arcs - forward[scored.target])
 
 

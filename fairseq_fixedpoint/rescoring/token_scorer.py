@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 
-from fairseq_fixedpoint.rescoring.expansion import Expansion, HistoryScorer, WordGraph
+from fairseq_fixedpoint.rescoring.expansion import Expansion, HistoryScorer
+from fairseq_fixedpoint.rescoring.word_graph import WordGraph
 
 if TYPE_CHECKING:
     from fairseq_fixedpoint.softmax import Predictions
@@ -84,7 +85,7 @@ class LatticeTokenScorer(TokenScorer, Protocol):
         """A graph scored without expanding it, states averaged where arcs meet.
 
         Args:
-            graph: whose scores give the posteriors.
+            graph: whose weights give the posteriors.
             sentence_end: what every sentence begins with, and whose probability ends a path.
             before: the tokens before that.
         """

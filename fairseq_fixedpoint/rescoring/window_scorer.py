@@ -15,8 +15,9 @@ from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.language_model import LanguageModel
 from fairseq_fixedpoint.recurrence.cells import hidden
 from fairseq_fixedpoint.recurrence.iteration import Layer
-from fairseq_fixedpoint.rescoring.expansion import Expansion, WordGraph
+from fairseq_fixedpoint.rescoring.expansion import Expansion
 from fairseq_fixedpoint.rescoring.merging import merge
+from fairseq_fixedpoint.rescoring.word_graph import WordGraph
 from fairseq_fixedpoint.softmax import Predictions, pair_predictions
 from fairseq_fixedpoint.windows import (
     Level,
