@@ -173,10 +173,10 @@ class Predictions(NamedTuple, Generic[Array]):
 
 def predictions(log_probabilities: Tensor, word: Tensor) -> Predictions[Tensor]:
     """From distributions that are held as a whole, ``(n, V)``, and a word of each, ``(n,)``."""
-    found = _room_for(word.numel(), log_probabilities)
+    result = _empty_predictions(word.numel(), log_probabilities)
     for rows in blocks(word.numel(), DISTRIBUTIONS_AT_ONCE):
-        _predict(log_probabilities[rows], word[rows], found, rows)
-    return found
+        _predict(log_probabilities[rows], word[rows], result, rows)
+    return result
 
 
 def pair_predictions(
@@ -186,27 +186,27 @@ def pair_predictions(
 
     Holds the distributions of :data:`DISTRIBUTIONS_AT_ONCE` pairs at a time.
     """
-    found = _room_for(word.numel(), features)
+    result = _empty_predictions(word.numel(), features)
     for rows in blocks(word.numel(), DISTRIBUTIONS_AT_ONCE):
         log_p = softmax.all_log_probabilities(features.index_select(0, context[rows]))  # (r, V)
-        _predict(log_p, word[rows], found, rows)
-    return found
+        _predict(log_p, word[rows], result, rows)
+    return result
 
 
-def _room_for(size: int, like: Tensor) -> Predictions[Tensor]:
+def _empty_predictions(size: int, like: Tensor) -> Predictions[Tensor]:
     """To be filled block by block: were small results allocated between large blocks, the heap
     would grow by almost a block each time."""
     reals, counts = (like.new_empty(2, size, dtype=dtype) for dtype in (like.dtype, torch.long))
     return Predictions(reals[0], reals[1], counts[0], counts[1])
 
 
-def _predict(log_p: Tensor, word: Tensor, found: Predictions[Tensor], rows: slice) -> None:
-    """Fills in rows of what is found: of distributions ``(r, V)`` and a word of each, ``(r,)``."""
+def _predict(log_p: Tensor, word: Tensor, result: Predictions[Tensor], rows: slice) -> None:
+    """Fills in some rows of a result, from distributions ``(r, V)`` and their words ``(r,)``."""
     of_word = log_p.gather(1, word.unsqueeze(1))  # (r, 1)
-    found.log_probability[rows] = of_word.squeeze(1)
-    found.entropy[rows] = torch.special.entr(log_p.exp()).sum(1)
-    found.rank[rows] = (log_p > of_word).sum(1) + 1
-    found.ties[rows] = (log_p == of_word).sum(1) - 1
+    result.log_probability[rows] = of_word.squeeze(1)
+    result.entropy[rows] = torch.special.entr(log_p.exp()).sum(1)
+    result.rank[rows] = (log_p > of_word).sum(1) + 1
+    result.ties[rows] = (log_p == of_word).sum(1) - 1
 
 
 def blocks(size: int, step: int) -> Iterator[slice]:

@@ -90,24 +90,24 @@ def test_a_word_is_the_sum_of_its_tokens_and_predicted_by_the_first(texts, bpe, 
         sequence = [EOS, *(entries.index(token) for word in split for token in word)]
         with torch.no_grad():
             log_p = log_probs(model, torch.tensor([sequence[:-1]]))[0]  # (T, V)
-        found = word_scores(score)
-        assert [word.tokens for word in found] == list(map(len, split))
+        actual = word_scores(score)
+        assert [word.tokens for word in actual] == list(map(len, split))
         begin = 0
-        for word, tokens in zip(found, split, strict=True):
-            own = range(begin, begin + len(tokens))
-            values = [log_p[place, sequence[place + 1]].item() for place in own]
-            assert word.unknown == sum(sequence[place + 1] == entries.unk() for place in own)
+        for word, tokens in zip(actual, split, strict=True):
+            positions = range(begin, begin + len(tokens))
+            values = [log_p[place, sequence[place + 1]].item() for place in positions]
+            assert word.unknown == sum(sequence[place + 1] == entries.unk() for place in positions)
             expected = sum(values) - penalty * word.unknown
             assert word.log_probability == pytest.approx(expected, abs=1e-10)
             begin += len(tokens)
             if not tokens:
                 assert word[3:] == (None, None, None)
                 continue
-            dense = log_p[own[0]]
+            dense = log_p[positions[0]]
             assert word.rank == 1 + sum(other > values[0] for other in dense.tolist())
             entropy = -sum(math.exp(value) * value for value in dense.tolist())
             assert word.entropy == pytest.approx(entropy, abs=1e-10)
-        total = math.fsum(word.log_probability for word in found)
+        total = math.fsum(word.log_probability for word in actual)
         assert total == pytest.approx(score.log_probability, abs=1e-10)
 
 
@@ -143,16 +143,16 @@ def test_predictions_are_those_of_the_dense_softmax(case, options, output, at_on
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(softmax, "DISTRIBUTIONS_AT_ONCE", at_once)
             patch.setattr(block_scorer, "TOKENS_AT_ONCE", 10 * at_once)
-            found = scorer.predictions(sequences, first)
-        for ours, sequence, begin in zip(found, sequences, first, strict=True):
+            actual = scorer.predictions(sequences, first)
+        for ours, sequence, begin in zip(actual, sequences, first, strict=True):
             with torch.no_grad():
                 dense = log_probs(model, torch.tensor([sequence[:-1]]))[0, begin - 1 :].numpy()
-            wanted = np.take_along_axis(dense, np.array(sequence[begin:])[:, None], 1)
-            np.testing.assert_allclose(ours.log_probability, wanted[:, 0], rtol=0, atol=within)
+            of_words = np.take_along_axis(dense, np.array(sequence[begin:])[:, None], 1)
+            np.testing.assert_allclose(ours.log_probability, of_words[:, 0], rtol=0, atol=within)
             entropy = -(np.exp(dense) * dense).sum(1)
             np.testing.assert_allclose(ours.entropy, entropy, rtol=0, atol=10 * within)
-            assert (ours.rank >= 1 + (dense > wanted + within).sum(1)).all()
-            assert (ours.rank <= 1 + (dense > wanted - within).sum(1)).all()
+            assert (ours.rank >= 1 + (dense > of_words + within).sum(1)).all()
+            assert (ours.rank <= 1 + (dense > of_words - within).sum(1)).all()
 
 
 @given(rows=st.integers(1, 8), size=st.integers(1, 9), at_once=st.integers(1, 5), seed=seeds)
@@ -164,28 +164,28 @@ def test_ranks_are_those_of_the_sorted_distribution_and_ties_are_counted(rows, s
     word = torch.randint(size, (rows,))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(softmax, "DISTRIBUTIONS_AT_ONCE", at_once)
-        found = predictions(log_p, word)
+        actual = predictions(log_p, word)
     for row, place in enumerate(word.tolist()):
         values = log_p[row].tolist()
-        assert found.rank[row] == 1 + sorted(values, reverse=True).index(values[place])
-        assert found.ties[row] == values.count(values[place]) - 1
-        assert found.log_probability[row] == values[place]
+        assert actual.rank[row] == 1 + sorted(values, reverse=True).index(values[place])
+        assert actual.ties[row] == values.count(values[place]) - 1
+        assert actual.log_probability[row] == values[place]
 
 
 def test_a_distribution_without_doubt_has_no_entropy():
-    found = predictions(torch.tensor([[0.0, -math.inf], [-math.inf, 0.0]]), torch.tensor([0, 0]))
-    assert found.entropy.tolist() == [0, 0]
-    assert found.rank.tolist() == [1, 2]
+    actual = predictions(torch.tensor([[0.0, -math.inf], [-math.inf, 0.0]]), torch.tensor([0, 0]))
+    assert actual.entropy.tolist() == [0, 0]
+    assert actual.rank.tolist() == [1, 2]
 
 
 def test_pairs_are_predicted_by_their_contexts():
     torch.manual_seed(0)
-    words_ = OutputProjection(torch.randn(7, 3).double(), torch.randn(7).double())
+    projection = OutputProjection(torch.randn(7, 3).double(), torch.randn(7).double())
     features = torch.randn(4, 3).double()
     context, word = torch.tensor([3, 0, 3, 1, 1]), torch.tensor([6, 0, 2, 2, 2])
-    found = pair_predictions(Softmax(words_), features, context, word)
-    dense = F.linear(features, words_.weight, words_.bias).log_softmax(1)
-    for ours, expected in zip(found, predictions(dense[context], word), strict=True):
+    actual = pair_predictions(Softmax(projection), features, context, word)
+    dense = F.linear(features, projection.weight, projection.bias).log_softmax(1)
+    for ours, expected in zip(actual, predictions(dense[context], word), strict=True):
         torch.testing.assert_close(ours, expected)
 
 
@@ -200,6 +200,6 @@ def test_an_unnormalised_model_has_no_distribution():
 
 def test_a_score_that_is_not_by_word_has_a_word_a_token():
     log_p = np.log([0.5, 0.25])
-    found = word_scores(LineScore(["w1", "</s>"], log_p, np.array([True, False])))
-    assert [word.log_probability for word in found] == log_p.tolist()
-    assert [word.unknown for word in found] == [1, 0]
+    actual = word_scores(LineScore(["w1", "</s>"], log_p, np.array([True, False])))
+    assert [word.log_probability for word in actual] == log_p.tolist()
+    assert [word.unknown for word in actual] == [1, 0]

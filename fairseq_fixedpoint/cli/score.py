@@ -179,6 +179,7 @@ def _grouped(lines: Iterable[Scorable[Line]]) -> Iterator[list[Scorable[Line]]]:
 
 
 def _scored(lines: Sequence[Scorable[Line]], scorer: LineScorer, layout: Layout) -> list[Result]:
+    """The result of each line, as the layout has it."""
     results = []
     scores = scorer.score([each.prepared[0] for each in lines], [each.previous for each in lines])
     for (line, _, _), score in zip(lines, scores, strict=True):

@@ -29,7 +29,7 @@ from fairseq_fixedpoint.windows import (
 
 
 class _Pairs(NamedTuple):
-    """The distinct pairs of a context and a word that some sequences want.
+    """The distinct pairs of a context and the word after it in some sequences.
 
     Attributes:
         states: `h` of the contexts, ``(N, H)``.
@@ -127,6 +127,7 @@ class WindowScorer:
         return list(map(Predictions, *map(pairs.by_sequence, of_pairs)))
 
     def _pairs(self, sequences: Sequence[Sequence[int]], first: Sequence[int]) -> _Pairs:
+        """What sequences, at least one, have to be asked of the model."""
         starts = None
         if self.model.summary is not None:  # what precedes a sentence is in its start alone
             before = [tuple(s[: f - 1]) for s, f in zip(sequences, first, strict=True)]
