@@ -12,7 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Generic, NamedTuple, TypeVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -22,6 +24,9 @@ from torch import Tensor
 CONTEXTS_AT_ONCE = 2048
 WORDS_AT_ONCE = 1024
 PAIRS_AT_ONCE = 16384
+DISTRIBUTIONS_AT_ONCE = 128  # of which each holds the whole vocabulary
+
+Array = TypeVar("Array", Tensor, np.ndarray)
 
 
 @dataclass(frozen=True)
@@ -148,6 +153,60 @@ class AdaptiveSoftmax:
             of_cluster = Softmax(tail.output).all_log_probabilities(projected)
             parts.append(head[:, shortlist + number, None] + of_cluster)
         return torch.cat(parts, dim=1)
+
+
+class Predictions(NamedTuple, Generic[Array]):
+    """Words, and the distributions over the whole vocabulary that predict them.
+
+    Attributes:
+        log_probability: of each word, natural logarithm, ``(n,)``.
+        entropy: of its distribution, in nats, ``(n,)``.
+        rank: 1 and how many words of the vocabulary are more probable, ``(n,)``.
+        ties: how many others are as probable, ``(n,)``.
+    """
+
+    log_probability: Array
+    entropy: Array
+    rank: Array
+    ties: Array
+
+
+def predictions(log_probabilities: Tensor, word: Tensor) -> Predictions[Tensor]:
+    """From distributions that are held as a whole, ``(n, V)``, and a word of each, ``(n,)``."""
+    result = _empty_predictions(word.numel(), log_probabilities)
+    for rows in blocks(word.numel(), DISTRIBUTIONS_AT_ONCE):
+        _predict(log_probabilities[rows], word[rows], result, rows)
+    return result
+
+
+def pair_predictions(
+    softmax: Softmax | AdaptiveSoftmax, features: Tensor, context: Tensor, word: Tensor
+) -> Predictions[Tensor]:
+    """Of wanted pairs, as :meth:`Softmax.log_probabilities` takes them.
+
+    Holds the distributions of :data:`DISTRIBUTIONS_AT_ONCE` pairs at a time.
+    """
+    result = _empty_predictions(word.numel(), features)
+    for rows in blocks(word.numel(), DISTRIBUTIONS_AT_ONCE):
+        log_p = softmax.all_log_probabilities(features.index_select(0, context[rows]))  # (r, V)
+        _predict(log_p, word[rows], result, rows)
+    return result
+
+
+def _empty_predictions(size: int, like: Tensor) -> Predictions[Tensor]:
+    """To be filled block by block: were small results allocated between large blocks, the heap
+    would grow by almost a block each time."""
+    reals, counts = (like.new_empty(2, size, dtype=dtype) for dtype in (like.dtype, torch.long))
+    return Predictions(reals[0], reals[1], counts[0], counts[1])
+
+
+def _predict(log_p: Tensor, word: Tensor, result: Predictions[Tensor], rows: slice) -> None:
+    """Fills in some rows of a result, from distributions ``(r, V)`` and their words ``(r,)``."""
+    of_word = log_p.gather(1, word.unsqueeze(1))  # (r, 1)
+    result.log_probability[rows] = of_word.squeeze(1)
+    result.entropy[rows] = torch.special.entr(log_p.exp()).sum(1)
+    result.rank[rows] = (log_p > of_word).sum(1) + 1
+    result.ties[rows] = (log_p == of_word).sum(1) - 1
 
 
 def blocks(size: int, step: int) -> Iterator[slice]:

@@ -76,6 +76,15 @@ def log_probabilities(
     return found["positional_scores"].tolist()[len(previous) :]
 
 
+def distributions(checkpoint: Path, text: str) -> torch.Tensor:
+    """Natural-log probability of every word at each word of a text and at `</s>`, ``(T, V)``."""
+    model, dictionary = _loaded(checkpoint, ())
+    tokens = [dictionary.eos(), *(dictionary.index(word) for word in text.split())]
+    with torch.no_grad():
+        output = model(torch.tensor([tokens]))
+    return model.get_normalized_probs(output, log_probs=True)[0].double()
+
+
 @functools.lru_cache
 def _loaded(checkpoint: Path, overrides: tuple):
     models, _, task = checkpoint_utils.load_model_ensemble_and_task(

@@ -43,6 +43,7 @@ from tests import documents
 from tests.commands import PLUGIN, preprocess, train
 from tests.conftest import write_text
 from tests.documents import ALL, MANUAL, ROOT, Command
+from tests.rescoring import ARPA
 from tests.test_translation_model import command as fairseq_command
 
 # Commands by how they begin, and why they are not run here.
@@ -295,6 +296,7 @@ def prepared(data, models, tmp_path_factory) -> Path:
         hypotheses = ["1\tw1 w2 w3", "1\tw1 w3", "2\tw4 w5", "2\tw4 w9"]
         lines = (line.replace("\t", f"\t{-number}.5\t") for number, line in enumerate(hypotheses))
         (folder / f"{name}.nbest").write_text("".join(f"{line}\n" for line in lines))
+    (folder / "bigram.arpa").write_text(ARPA)
     (folder / "dev.ref").write_text("1\tw1 w3\n2\tw4 w5\n")
     (folder / "weights.json").write_text('{"weights": {"score": 1, "FixedPoint0": 0.5}}\n')
     (folder / "lattices").mkdir()

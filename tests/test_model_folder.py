@@ -97,7 +97,7 @@ def test_commands_need_no_fairseq_for_a_folder(tmp_path):
     folder = written(tmp_path / "model", cell="gru")
     text, scored, alone = (tmp_path / name for name in ("text", "scored", "alone"))
     text.write_text("\n".join(LINES) + "\n")
-    fixedpoint_score(text, "--model", folder, "--output", scored)
+    fixedpoint_score(text, "--model", folder, "--per-word", "--output", scored)
     program = f"""
 import sys
 class Without:
@@ -106,7 +106,7 @@ class Without:
             raise ImportError(name)
 sys.meta_path.insert(0, Without())
 from fairseq_fixedpoint.cli.score import main
-sys.exit(main({["--model", str(folder), "--output", str(alone), str(text)]!r}))
+sys.exit(main({["--model", str(folder), "--per-word", "--output", str(alone), str(text)]!r}))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

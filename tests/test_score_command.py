@@ -24,7 +24,7 @@ from fairseq.checkpoint_utils import load_checkpoint_to_cpu
 
 from fairseq_fixedpoint.cli import score
 from fairseq_fixedpoint.rescoring.text import TextEncoder
-from tests.rescoring import fixedpoint_score, log_probabilities, refused
+from tests.rescoring import distributions, fixedpoint_score, log_probabilities, refused
 
 LINES = ["w1 w2 w3", "", "w4  nowhere </s> <pad> <s> <unk>", "w5\tw6", "w1 w2 w3"]
 KNOWN = ["w1 w2 w3", "", "w4 <unk> <unk>", "w5 w6", "w1 w2 w3"]
@@ -66,10 +66,13 @@ def test_probabilities_are_those_of_fairseq(name, models, text, capsys):
             math.exp(-sum(by_token) / len(by_token)), rel=1e-4
         )
     tokens = sum(map(len, expected))
-    perplexity = math.exp(-sum(map(sum, expected)) / tokens)
+    nats = -sum(map(sum, expected))
+    size = sum(len(line) + 1 for line in LINES)
     assert said == (
         f"fixedpoint-score: 5 lines, {tokens} tokens with </s>, 2 unknown, "
-        f"3 fillers and markers passed by; perplexity {perplexity:.2f}.\n"
+        f"3 fillers and markers passed by; perplexity {math.exp(nats / tokens):.2f}, "
+        f"{nats / size / math.log(2):.3f} bits per byte, "
+        f"{nats / size / math.log(2):.3f} per character.\n"
     )
 
 
@@ -289,9 +292,12 @@ def test_groups_change_nothing(models, text, tmp_path, capsys, monkeypatch):
         )
 
 
-def test_a_stopped_run_is_resumed_to_the_same_bytes(models, text, tmp_path, capfd, monkeypatch):
+@pytest.mark.parametrize("part", ["--per-token", "--per-word"])
+def test_a_stopped_run_is_resumed_to_the_same_bytes(
+    models, text, tmp_path, capfd, monkeypatch, part
+):
     monkeypatch.setattr(score, "TOKENS_A_GROUP", 1)
-    arguments = (text, "--model", models["gru"], "--per-token")
+    arguments = (text, "--model", models["gru"], part)
     assert fixedpoint_score(*arguments, "--output", tmp_path / "whole") == 0
 
     scored = []
@@ -496,3 +502,151 @@ def test_a_bar_is_shown_on_a_terminal_only(models, text, tmp_path, monkeypatch):
                 said += os.read(leader, 65536).decode()
         os.close(leader)
         assert ("5/5" in said) == shown
+
+
+@pytest.mark.parametrize("name", ["gru", "elman", "lstm", "transformer"])
+@pytest.mark.parametrize("base", ["2", "e"])
+def test_words_have_surprisal_rank_and_entropy(name, base, models, text, capsys):
+    assert fixedpoint_score(text, "--model", models[name], "--per-word", "--log-base", base) == 0
+    rows = tsv(capsys.readouterr().out)
+    unit = math.log(float(base)) if base != "e" else 1.0
+    for number, (line, known) in enumerate(zip(LINES, KNOWN, strict=True), 1):
+        of_line = [row for row in rows if row["line"] == str(number)]
+        places = [(place, word) for place, word in enumerate(line.split(), 1) if word not in MARKS]
+        places.append((len(line.split()) + 1, "</s>"))
+        assert [(int(row["position"]), row["word"]) for row in of_line] == places
+        is_unknown = [word == "<unk>" for word in [*known.split(), "</s>"]]
+        assert [int(row["unknown"]) for row in of_line] == is_unknown
+        expected = log_probabilities(models[name], known)
+        for row, value, dense in zip(
+            of_line, expected, distributions(models[name], known), strict=True
+        ):
+            assert float(row["surprisal"]) == pytest.approx(-value / unit, abs=1e-4)
+            entropy = -(dense.exp() * dense).sum().item()
+            assert float(row["entropy"]) == pytest.approx(entropy / unit, abs=1e-4)
+            assert int(row["rank"]) == 1 + (dense > value + 1e-6).sum()
+            assert (row["tokens"], row["ties"]) == ("1", "0")
+
+
+def test_words_in_json_are_those_in_tsv_with_and_without_entropy(models, text, capsys):
+    def run(*arguments):
+        assert fixedpoint_score(text, "--model", models["gru"], "--per-word", *arguments) == 0
+        return capsys.readouterr().out
+
+    rows = tsv(run())
+    objects = [
+        {"line": line, **word}
+        for line, each in enumerate(json_lines(run("--format", "json")), 1)
+        for word in each["words"]
+    ]
+    for row, found in zip(rows, objects, strict=True):
+        assert list(row) == list(found)
+        assert row["word"] == found["word"]
+        numbers = [float(value) for name, value in row.items() if name != "word"]
+        assert numbers == [value for name, value in found.items() if name != "word"]
+    fast = tsv(run("--no-entropy"))
+    assert list(fast[0]) == ["line", "position", "word", "tokens", "unknown", "surprisal"]
+    for row, found in zip(rows, fast, strict=True):
+        assert float(found["surprisal"]) == pytest.approx(float(row["surprisal"]), abs=2e-6)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--iterations", 0),
+        ("--previous-context",),
+        ("--unknown-penalty", 2.5),
+        ("--bpe", "characters"),
+    ],
+    ids=str,
+)
+def test_words_add_up_to_the_line(options, models, text, capsys):
+    arguments = (text, "--model", models["gru"], "--format", "json", *options)
+    assert fixedpoint_score(*arguments) == 0
+    lines = json_lines(capsys.readouterr().out)
+    assert fixedpoint_score(*arguments, "--per-word") == 0
+    for line, by_word in zip(lines, json_lines(capsys.readouterr().out), strict=True):
+        words = by_word["words"]
+        assert sum(word["tokens"] for word in words) == line["tokens"]
+        assert sum(word["unknown"] for word in words) == line["unknown"]
+        bits = sum(word["surprisal"] for word in words)
+        assert bits * math.log(2) == pytest.approx(-line["log_probability"], abs=1e-4)
+
+
+def test_words_of_an_ngram_model_and_a_mixture_have_no_entropy(models, arpa, text, capsys):
+    for options in (("--kenlm", arpa), ("--kenlm", arpa, "--model", models["gru"],
+                                        "--interpolate", 0.3)):  # fmt: skip
+        assert fixedpoint_score(text, *options, "--per-token") == 0
+        by_token = tsv(capsys.readouterr().out)
+        assert fixedpoint_score(text, *options, "--per-word", "--log-base", "e") == 0
+        by_word = tsv(capsys.readouterr().out)
+        assert "entropy" not in by_word[0]
+        surprisals = [float(row["surprisal"]) for row in by_word]
+        assert surprisals == [-float(row["log_probability"]) for row in by_token]
+
+
+def test_a_line_whose_words_have_no_tokens_of_their_own_is_named(
+    models, text, tmp_path, capfd, monkeypatch
+):
+    monkeypatch.setattr(
+        TextEncoder, "symbols", lambda self, text: [f"{text.count(' ')}{w}" for w in text.split()]
+    )
+    (tmp_path / "text").write_text("w1\nw2 w3\n")
+    arguments = (tmp_path / "text", "--model", models["gru"], "--per-word")
+    trouble = refused(capfd, fixedpoint_score, *arguments)
+    assert f"{tmp_path / 'text'}, line 2: " in trouble and "other tokens" in trouble
+    assert fixedpoint_score(*arguments, "--on-error", "skip") == 0
+    assert {row["line"] for row in tsv(capfd.readouterr().out)} == {"1"}
+
+
+def test_a_text_has_bits_per_byte_and_per_character(models, tmp_path, capsys):
+    content = "w1 w\u00e9\nw2"  # the last line ends, too, in </s>
+    (tmp_path / "text").write_text(content)
+    arguments = (tmp_path / "text", "--model", models["gru"], "--output", tmp_path / "out")
+    assert fixedpoint_score(*arguments, "--summary", tmp_path / "summary.json") == 0
+    found = json.loads((tmp_path / "summary.json").read_text())
+    nats = -sum(sum(log_probabilities(models["gru"], line)) for line in ("w1 <unk>", "w2"))
+    counts = {"lines": 2, "words": 3, "tokens": 5, "unknown": 1, "passed_by": 0}
+    sizes = {"bytes": len(content.encode()) + 1, "characters": len(content) + 1}
+    assert found == counts | sizes | {
+        "log_probability": pytest.approx(-nats, abs=1e-4),
+        "perplexity": pytest.approx(math.exp(nats / 5), rel=1e-5),
+        "word_perplexity": pytest.approx(math.exp(nats / 5), rel=1e-5),
+        "bits_per_byte": pytest.approx(nats / math.log(2) / 10, rel=1e-5),
+        "bits_per_character": pytest.approx(nats / math.log(2) / 9, rel=1e-5),
+    }
+    said = capsys.readouterr().err
+    assert f"{found['bits_per_byte']:.3f} bits per byte" in said
+    (tmp_path / "text").write_text("")
+    assert fixedpoint_score(*arguments, "--summary", tmp_path / "summary.json") == 0
+    assert json.loads((tmp_path / "summary.json").read_text())["bits_per_byte"] is None
+
+
+def test_word_perplexity_is_per_word_where_words_are_split(models, tmp_path):
+    (tmp_path / "text").write_text("w1 w2\n")
+    arguments = ("--model", models["gru"], "--bpe", "characters", "--output", tmp_path / "out")
+    assert fixedpoint_score(tmp_path / "text", *arguments, "--summary", tmp_path / "sum") == 0
+    found = json.loads((tmp_path / "sum").read_text())
+    nats = -sum(log_probabilities(models["gru"], "w 1 \u2581 w 2"))
+    assert (found["words"], found["tokens"]) == (2, 6)
+    assert found["perplexity"] == pytest.approx(math.exp(nats / 6), rel=1e-5)
+    assert found["word_perplexity"] == pytest.approx(math.exp(nats / 3), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "trouble"),
+    [
+        (("--log-base", "2"), "--log-base is for --per-word"),
+        (("--no-entropy",), "--no-entropy is for --per-word"),
+        (("--per-word", "--unnormalized"), "--unnormalized does not make"),
+        (("--summary", "out", "--output", "out"), "--output and --summary name one file"),
+    ],
+    ids=str,
+)
+def test_options_of_words_that_cannot_be_honoured(
+    models, text, tmp_path, capfd, monkeypatch, options, trouble
+):
+    monkeypatch.chdir(tmp_path)
+    said = refused(capfd, fixedpoint_score, text, "--model", models["gru"], *options)
+    assert trouble in said
+    assert [item.name for item in tmp_path.iterdir()] == ["text"]

@@ -189,6 +189,6 @@ def test_bf16_stays_near_the_block_in_bf16(output):
 
 
 def test_perplexity_is_per_token():
-    score = LineScore(["a", "</s>"], np.log([0.5, 0.125]), 0)
+    score = LineScore(["a", "</s>"], np.log([0.5, 0.125]), np.zeros(2, bool))
     assert score.perplexity == pytest.approx(4)
     assert perplexity(-1e6, 1) == math.inf

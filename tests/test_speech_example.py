@@ -10,6 +10,7 @@ import re
 import sys
 from collections import Counter
 from importlib.machinery import SourceFileLoader
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 
@@ -46,7 +47,7 @@ def load(name: str) -> ModuleType:
     return module
 
 
-recognise, wer = load("recognise"), load("wer")
+bigram, recognise, wer = load("bigram"), load("recognise"), load("wer")
 
 # Characters with which WikiText-2 and the recogniser write, and a few that neither should.
 TEXTS = st.text(alphabet="abcSTé'\u2019.,-\u2013/@()[]<>&%12 \t\u0130ßø中", max_size=40)
@@ -270,3 +271,23 @@ def test_the_best_of_a_lattice_is_the_best_of_its_paths(slots, jumps, reference)
     assert wer.fewest_errors(lattice, reference) == min(
         errors_between(path, reference) for path in paths(0)
     )
+
+
+def test_the_recogniser_s_bigrams_are_those_of_its_model(tmp_path):
+    kenlm = pytest.importorskip("kenlm")
+    texts = ["the cat sat", "the cat", "", "a strange cat"]
+    known = {"the": -1.5, "cat": -2.5, "sat": -3.0, "a": -1.25, "</s>": -1.0}
+
+    def log10_probability(*words):
+        *before, word = words
+        return known.get(word, -23000.0) + 0.25 * len(" ".join(before)) / 10
+
+    path = tmp_path / "bigram.arpa"
+    path.write_text("".join(f"{line}\n" for line in bigram.arpa(texts, log10_probability)))
+    model = kenlm.Model(str(path))
+    for text in ["the cat sat", "the cat", ""]:
+        words = ["<s>", *text.split(), "</s>"]
+        expected = [log10_probability(*pair) for pair in pairwise(words)]
+        assert [p for p, _, _ in model.full_scores(text)] == pytest.approx(expected, abs=1e-5)
+    assert [unknown for _, _, unknown in model.full_scores("a strange cat")] == [0, 1, 0, 0]
+    assert next(p for p, _, _ in model.full_scores("strange")) == pytest.approx(-3.0)

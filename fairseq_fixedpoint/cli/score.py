@@ -1,4 +1,4 @@
-"""`fixedpoint-score`: log-probability and perplexity of each line of plain text."""
+"""`fixedpoint-score`: log-probability and perplexity of plain text, by line, token or word."""
 
 from __future__ import annotations
 
@@ -11,10 +11,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from fairseq_fixedpoint.cli import options
 from fairseq_fixedpoint.cli.run import Skipped, passed_by, quantity, run, tell
+from fairseq_fixedpoint.cli.score_rows import (
+    Layout,
+    LineLayout,
+    Result,
+    TokenLayout,
+    WordLayout,
+    json_object,
+)
 from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.files import atomic_write
 from fairseq_fixedpoint.formats import stop, text_words
@@ -30,13 +38,14 @@ from fairseq_fixedpoint.rescoring.nbest_rescoring import (
     WordRuleScorer,
     scorable,
 )
+from fairseq_fixedpoint.rescoring.scorer import Scorer
+from fairseq_fixedpoint.rescoring.word_scorer import WordScorer
 from fairseq_fixedpoint.rescoring.words import WordRule
 
 PROGRAM = "fixedpoint-score"
 TOKENS_A_GROUP = 32768
 SEEN = 1000  # words that tell what is wrong with all of them
-COLUMNS = ("log_probability", "perplexity", "tokens", "unknown", "text")
-TOKEN_COLUMNS = ("line", "position", "token", "log_probability")
+LOG_BASES = {"2": 2.0, "e": math.e}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,8 +65,31 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--output", type=Path, help="file, written whole (default: stdout)")
     parser.add_argument("--format", choices=("tsv", "json"), default="tsv", help="default: tsv")
-    parser.add_argument(
+    parts = parser.add_mutually_exclusive_group()
+    parts.add_argument(
         "--per-token", action="store_true", help="the log-probability of each token, too"
+    )
+    parts.add_argument(
+        "--per-word",
+        action="store_true",
+        help="surprisal of each word, its tokens joined, and of a --model the rank of the word and "
+        "the entropy of the distribution that predicts it",
+    )
+    parser.add_argument(
+        "--log-base",
+        choices=LOG_BASES,
+        help="of surprisal and entropy: 2, bits (default), or e, nats",
+    )
+    parser.add_argument(
+        "--no-entropy",
+        action="store_true",
+        help="leave rank and entropy out, which take the whole softmax after each token",
+    )
+    parser.add_argument(
+        "--summary",
+        type=Path,
+        metavar="FILE",
+        help="what all lines add up to, as JSON: perplexity, bits per byte and character",
     )
     options.add_context_option(parser, "the lines before")
     options.add_model_options(parser)
@@ -70,7 +102,10 @@ def _score(args: argparse.Namespace) -> None:
     can_resume = args.output is not None and Path(args.input).is_file()  # read more than once
     if not can_resume and (args.resume or processes.count > 1):
         raise InputError("--resume and several processes need a file to read and --output.")
-    options.check_outputs(args, "output")
+    for option in ("log_base", "no_entropy"):
+        if getattr(args, option) and not args.per_word:
+            raise InputError(f"--{option.replace('_', '-')} is for --per-word: give both.")
+    options.check_outputs(args, "output", "summary")
     scorers = options.line_scorers(args)
     if len(scorers) != 1:
         raise InputError(
@@ -78,15 +113,21 @@ def _score(args: argparse.Namespace) -> None:
             "--interpolate."
         )
     rule = options.word_rule(args, scorers)
-    scorers = {name: WordRuleScorer(scorer, rule) for name, scorer in scorers.items()}
-    ((name, scorer),) = scorers.items()
-    score = partial(_scored, scorer=scorer, per_token=args.per_token)
+    ((name, model),) = scorers.items()
+    layout: Layout = TokenLayout() if args.per_token else LineLayout()
+    if args.per_word:
+        has_entropy = isinstance(model, Scorer) and not args.no_entropy
+        layout = WordLayout(rule, has_entropy, LOG_BASES[args.log_base or "2"])
+        if isinstance(model, Scorer):
+            model = WordScorer(model, has_entropy)
+    scorer = WordRuleScorer(model, rule)
+    score = partial(_scored, scorer=scorer, layout=layout)
     skipped = Skipped(PROGRAM)
     on_error = skipped if args.on_error == "skip" else stop
     path = STANDARD_INPUT if args.input == "-" else Path(args.input)
 
     def read() -> Iterator[Scorable[Line]]:
-        lines = scorable(read_lines(path, on_error), scorers.values(), on_error)
+        lines = scorable(read_lines(path, on_error), [scorer], on_error)
         return _in_context(lines, rule, scorer.context) if scorer.context else lines
 
     shown = options.shows_bar(args)
@@ -95,7 +136,7 @@ def _score(args: argparse.Namespace) -> None:
     if can_resume:
         journal = Journal(
             args.output,
-            options.settings(args, {"output", "format"}),
+            options.settings(args, {"output", "format", "log_base", "summary"}),
             args.resume,
             processes,
             identify=lambda each: "\t".join((each.item.text, *each.previous)),
@@ -103,15 +144,18 @@ def _score(args: argparse.Namespace) -> None:
         with results_of(_grouped(read()), score, journal, shown) as results:
             if results is not None:
                 with _opened(args.output) as file:
-                    totals.write(results, file, args)
+                    totals.write(results, file, args.format, layout)
     else:
         lines = counted(read(), shown, " lines")
         results = (
             pair for group in _grouped(lines) for pair in zip(group, score(group), strict=True)
         )
         with _opened(args.output) as file:
-            totals.write(results, file, args)
+            totals.write(results, file, args.format, layout)
     if processes.is_first:
+        if args.summary is not None:
+            with _opened(args.summary) as file:
+                print(json.dumps(totals.summary(), indent=2), file=file)
         tell(PROGRAM, f"{totals.sentence()}{skipped.sentence()}", *totals.warnings(name, scorer))
 
 
@@ -134,8 +178,8 @@ def _grouped(lines: Iterable[Scorable[Line]]) -> Iterator[list[Scorable[Line]]]:
     )
 
 
-def _scored(lines: Sequence[Scorable[Line]], scorer: LineScorer, per_token: bool) -> list[list]:
-    """For each line its log-probability, tokens and unknown ones, and what each token has."""
+def _scored(lines: Sequence[Scorable[Line]], scorer: LineScorer, layout: Layout) -> list[Result]:
+    """The result of each line, as the layout has it."""
     results = []
     scores = scorer.score([each.prepared[0] for each in lines], [each.previous for each in lines])
     for (line, _, _), score in zip(lines, scores, strict=True):
@@ -144,10 +188,8 @@ def _scored(lines: Sequence[Scorable[Line]], scorer: LineScorer, per_token: bool
             raise line.error(
                 f"the model gives it the log-probability {log_probability}: the model is broken."
             )
-        result: list[Any] = [log_probability, len(score.tokens), score.unknown]
-        if per_token:
-            result += [score.tokens, score.log_probabilities.tolist()]
-        results.append(result)
+        numbers = [log_probability, len(score.tokens), score.unknown]
+        results.append([*numbers, *layout.details(score)])
     return results
 
 
@@ -169,6 +211,7 @@ class Totals:
         words: those that the model sees, and
         passed_by: the other tokens of the text.
         seen: the first of the words.
+        bytes, characters: of the text in UTF-8, with a newline for the `</s>` of each line.
     """
 
     rule: WordRule
@@ -179,68 +222,77 @@ class Totals:
     log_probability: float = 0.0
     tokens: int = 0
     unknown: int = 0
+    bytes: int = 0
+    characters: int = 0
 
     def write(
         self,
-        results: Iterable[tuple[Scorable[Line], list]],
+        results: Iterable[tuple[Scorable[Line], Result]],
         file: IO[str],
-        args: argparse.Namespace,
+        form: str,
+        layout: Layout,
     ) -> None:
-        """Writes each line's result, and adds it up."""
-        rows = _json_rows if args.format == "json" else _tsv_rows
-        if args.format == "tsv":
-            print(*(TOKEN_COLUMNS if args.per_token else COLUMNS), sep="\t", file=file)
+        """Writes each line's result, as `tsv` or `json`, and adds it up."""
+        if form == "tsv":
+            print(*layout.columns, sep="\t", file=file)
         for (line, _, _), result in results:
-            log_probability, tokens, unknown = result[:3]
-            self.lines += 1
-            self.log_probability += log_probability
-            self.tokens += tokens
-            self.unknown += unknown
-            words = self.rule.words(line.text)
-            self.words += len(words)
-            self.passed_by += self.rule.passed_by(line.text)
-            if len(self.seen) < SEEN:
-                self.seen += words
-            file.writelines(row + "\n" for row in rows(line, result))
+            self._add(line, result)
+            if form == "json":
+                object_ = json_object(layout, line, result)
+                print(json.dumps(object_, ensure_ascii=False), file=file)
+            else:
+                for row in layout.rows(line, result):
+                    print(*row, sep="\t", file=file)
+
+    def _add(self, line: Line, result: Result) -> None:
+        log_probability, tokens, unknown = result[:3]
+        self.lines += 1
+        self.log_probability += log_probability
+        self.tokens += tokens
+        self.unknown += unknown
+        self.characters += len(line.text) + 1
+        self.bytes += len(line.text.encode()) + 1
+        words = self.rule.words(line.text)
+        self.words += len(words)
+        self.passed_by += self.rule.passed_by(line.text)
+        if len(self.seen) < SEEN:
+            self.seen += words
 
     def sentence(self) -> str:
-        per_token = perplexity(self.log_probability, self.tokens) if self.tokens else math.nan
         return (
             f"{quantity(self.lines, 'line')}, {quantity(self.tokens, 'token')} with </s>, "
-            f"{self.unknown:,} unknown{passed_by(self.passed_by)}; perplexity {per_token:.2f}."
+            f"{self.unknown:,} unknown{passed_by(self.passed_by)}; perplexity "
+            f"{self._perplexity(self.tokens):.2f}, {self._bits_per(self.bytes):.3f} bits per byte, "
+            f"{self._bits_per(self.characters):.3f} per character."
         )
+
+    def summary(self) -> dict[str, float | None]:
+        """All that the lines add up to; None for what no number can be."""
+        values = {
+            "lines": self.lines,
+            "words": self.words,
+            "tokens": self.tokens,
+            "unknown": self.unknown,
+            "passed_by": self.passed_by,
+            "bytes": self.bytes,
+            "characters": self.characters,
+            "log_probability": self.log_probability,
+            "perplexity": self._perplexity(self.tokens),
+            "word_perplexity": self._perplexity(self.words + self.lines),
+            "bits_per_byte": self._bits_per(self.bytes),
+            "bits_per_character": self._bits_per(self.characters),
+        }
+        return {name: value if math.isfinite(value) else None for name, value in values.items()}
+
+    def _perplexity(self, units: int) -> float:
+        return perplexity(self.log_probability, units) if units else math.nan
+
+    def _bits_per(self, units: int) -> float:
+        return -self.log_probability / units / math.log(2) if units else math.nan
 
     def warnings(self, name: str, scorer: LineScorer) -> list[str]:
         """What is suspicious about the words that the model does not know."""
         return unknown_warnings(name, scorer, self.unknown, self.words, self.seen)
-
-
-def _tsv_rows(line: Line, result: list) -> Iterator[str]:
-    log_probability, tokens, unknown, *by_token = result
-    if by_token:
-        for position, (token, value) in enumerate(zip(*by_token, strict=True), start=1):
-            yield f"{line.number}\t{position}\t{token}\t{value:.6f}"
-    else:
-        text = line.text.replace("\t", " ")
-        per_token = perplexity(log_probability, tokens)
-        yield f"{log_probability:.6f}\t{per_token:.6g}\t{tokens}\t{unknown}\t{text}"
-
-
-def _json_rows(line: Line, result: list) -> Iterator[str]:
-    log_probability, tokens, unknown, *by_token = result
-    per_token = perplexity(log_probability, tokens)
-    row = {
-        "text": line.text,
-        "log_probability": round(log_probability, 6),
-        "perplexity": float(f"{per_token:.6g}") if math.isfinite(per_token) else None,
-        "tokens": tokens,
-        "unknown": unknown,
-    }
-    if by_token:
-        row["token_log_probabilities"] = [
-            [token, round(value, 6)] for token, value in zip(*by_token, strict=True)
-        ]
-    yield json.dumps(row, ensure_ascii=False)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,9 @@ class ModelScorer(BlockScorer):
     def longest(self) -> int:
         return self.model.max_positions()
 
-    def evaluate(self, inputs: Tensor, targets: Tensor, lead: int) -> Tensor:
+    def evaluate(self, inputs: Tensor, targets: Tensor | None, lead: int) -> Tensor:
         """As :meth:`~fairseq_fixedpoint.rescoring.block_scorer.BlockScorer.evaluate`."""
         output = self.model(inputs, src_lengths=inputs.ne(self.padding).sum(1))
-        return self.model.get_normalized_probs(output, log_probs=True, sample={"target": targets})
+        # With targets, an adaptive softmax leaves zeros where a row wants no word of a cluster.
+        sample = None if targets is None else {"target": targets}
+        return self.model.get_normalized_probs(output, log_probs=True, sample=sample)

@@ -13,6 +13,7 @@ from torch import Tensor
 from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.language_model import LanguageModel
 from fairseq_fixedpoint.rescoring.text import Dictionary
+from fairseq_fixedpoint.softmax import Predictions, predictions
 
 # Of one forward pass of a model without windows, whose logits are all held at once.
 TOKENS_AT_ONCE = 2048
@@ -61,12 +62,13 @@ class BlockScorer(ABC):
     def longest(self) -> int | None: ...
 
     @abstractmethod
-    def evaluate(self, inputs: Tensor, targets: Tensor, lead: int) -> Tensor:
+    def evaluate(self, inputs: Tensor, targets: Tensor | None, lead: int) -> Tensor:
         """Natural-log probabilities after each token but the first `lead`, ``(B, T - lead, V)``.
 
         Args:
             inputs: ``(B, T)``, padded at either side.
-            targets: the words that are wanted, ``(B, T - lead)``.
+            targets: the words that are wanted, ``(B, T - lead)``; None for all words. What is
+                given for others may be anything.
             lead: how many of the first tokens the recurrence may leave out; 0 without a window.
         """
 
@@ -79,6 +81,23 @@ class BlockScorer(ABC):
         Raises:
             InputError: for a sequence longer than the model takes.
         """
+        return [values for (values,) in self._scores(sequences, first, whole=False)]
+
+    @torch.inference_mode()
+    def predictions(
+        self, sequences: Sequence[Sequence[int]], first: Sequence[int]
+    ) -> list[Predictions[np.ndarray]]:
+        """As :meth:`TokenScorer.predictions`.
+
+        Raises:
+            InputError: for a sequence longer than the model takes.
+        """
+        return [Predictions(*values) for values in self._scores(sequences, first, whole=True)]
+
+    def _scores(
+        self, sequences: Sequence[Sequence[int]], first: Sequence[int], whole: bool
+    ) -> list[tuple[np.ndarray, ...]]:
+        """Log-probabilities of each sequence's tokens; with `whole` all that predictions have."""
         distinct = dict.fromkeys(
             _Scored(tuple(sequence), position)
             for sequence, position in zip(sequences, first, strict=True)
@@ -89,9 +108,9 @@ class BlockScorer(ABC):
                 f"a line has {longest} tokens, more than the {self.longest} that the model takes: "
                 "leave it out, or use a model without that limit."
             )
-        scores: dict[_Scored, np.ndarray] = {}
+        scores: dict[_Scored, tuple[np.ndarray, ...]] = {}
         for batch in self._batches(distinct):
-            scores |= zip(batch, self._batch(batch), strict=True)
+            scores |= zip(batch, self._batch(batch, whole), strict=True)
         return [
             scores[_Scored(tuple(sequence), position)]
             for sequence, position in zip(sequences, first, strict=True)
@@ -113,8 +132,8 @@ class BlockScorer(ABC):
         if batch:
             yield batch
 
-    def _batch(self, sequences: Sequence[_Scored]) -> list[np.ndarray]:
-        """As :meth:`log_probabilities`.
+    def _batch(self, sequences: Sequence[_Scored], whole: bool) -> list[tuple[np.ndarray, ...]]:
+        """As :meth:`_scores`.
 
         Where the model runs over a window alone, all that is scored begins in one column, after
         padding at the left.
@@ -137,11 +156,24 @@ class BlockScorer(ABC):
         # Words beyond the output's, which --output-dictionary-size makes fewer, are <unk> to it.
         unpredicted = targets >= len(self.dictionary)
         targets = targets.masked_fill(unpredicted, self.dictionary.unk()).contiguous()
-        log_probs = self.evaluate(inputs, targets, lead)  # (B, T - lead, V)
-        scores = log_probs.gather(2, targets.unsqueeze(2)).squeeze(2).cpu().numpy()
+        # (B, T - lead, V)
+        log_probs = self.evaluate(inputs, None if whole else targets, lead)
+        columns: tuple[Tensor, ...]  # (B, T - lead) each
+        if whole:
+            flat = predictions(log_probs.flatten(0, 1), targets.flatten())
+            columns = tuple(column.view_as(targets) for column in flat)
+        else:
+            columns = (log_probs.gather(2, targets.unsqueeze(2)).squeeze(2),)
+        on_host = [column.cpu().numpy() for column in columns]
+        begins = [
+            shift + sequence.first - lead - 1
+            for shift, sequence in zip(shifts, sequences, strict=True)
+        ]
         return [
-            row[shift + sequence.first - lead - 1 :][: len(sequence.tokens) - sequence.first]
-            for row, shift, sequence in zip(scores, shifts, sequences, strict=True)
+            tuple(
+                column[row, begin:][: len(sequence.tokens) - sequence.first] for column in on_host
+            )
+            for row, (begin, sequence) in enumerate(zip(begins, sequences, strict=True))
         ]
 
 
@@ -176,7 +208,7 @@ class LanguageModelScorer(BlockScorer):
         """As :attr:`order`."""
         return self.model.reach
 
-    def evaluate(self, inputs: Tensor, targets: Tensor, lead: int) -> Tensor:
+    def evaluate(self, inputs: Tensor, targets: Tensor | None, lead: int) -> Tensor:
         """As :meth:`BlockScorer.evaluate`."""
         features = self.model.evaluate(inputs, lead=lead).features  # (B, T - lead, C)
         log_probabilities = self.softmax.all_log_probabilities(features.flatten(0, 1))

@@ -141,7 +141,11 @@ def scorable(
 ) -> Iterator[Scorable[Item]]:
     """The lines or hypotheses that all models can take; each other one goes to `on_error`."""
     for item in items:
-        prepared = tuple(scorer.prepared(item.text) for scorer in scorers)
+        try:
+            prepared = tuple(scorer.prepared(item.text) for scorer in scorers)
+        except InputError as error:
+            on_error(item.error(str(error)))
+            continue
         troubles = map(lambda scorer, line: scorer.trouble_with(line), scorers, prepared)
         trouble = next(filter(None, troubles), None)
         if trouble is None:

@@ -113,7 +113,7 @@ class NgramScorer:
             log_probabilities = np.array([log10_p for log10_p, _, _ in full_scores]) * LOG_10
         penalties = self.unknown_penalty * is_unknown
         log_probabilities -= penalties
-        return LineScore([*tokens, "</s>"], log_probabilities, int(is_unknown.sum()), penalties)
+        return LineScore([*tokens, "</s>"], log_probabilities, is_unknown, penalties)
 
 
 class NgramHistories:
@@ -222,7 +222,8 @@ class InterpolatedScorer:
     def score(
         self, lines: Sequence[str | _ByWord], previous: Sequence[Previous] | None = None
     ) -> list[LineScore]:
-        """As :meth:`Scorer.score`, one token a word; what the neural model does not know counts."""
+        """As :meth:`Scorer.score`, one token a word; unknown are those that the neural model has
+        no token for."""
         by_word = list(map(self._by_word, lines))
         neural = self.neural.score([line.tokens() for line in by_word], previous)
         ngram = self.ngram.score([line.text for line in by_word])
@@ -247,6 +248,7 @@ class InterpolatedScorer:
         unpunished = mixed(
             neural.log_probabilities + neural.penalties, ngram.log_probabilities + ngram.penalties
         )
+        is_unknown = np.bincount(word[neural.is_unknown], minlength=len(by_word) + 1) > 0
         return LineScore(
-            ngram.tokens, log_probabilities, neural.unknown, unpunished - log_probabilities
+            ngram.tokens, log_probabilities, is_unknown, unpunished - log_probabilities
         )

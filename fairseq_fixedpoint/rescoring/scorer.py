@@ -21,6 +21,8 @@ from fairseq_fixedpoint.rescoring.token_scorer import TokenScorer
 if TYPE_CHECKING:
     import torch
 
+    from fairseq_fixedpoint.softmax import Predictions
+
 # What was said before a line: texts, in order.
 Previous = tuple[str, ...]
 
@@ -35,14 +37,24 @@ class LineScore:
     Attributes:
         tokens: the model's tokens, `</s>` last; unknown ones as they were in the text.
         log_probabilities: natural logarithm of each, ``(n,)``, penalties of unknown tokens counted.
-        unknown: how many tokens the model does not know.
+        is_unknown: which tokens the model does not know, bool, ``(n,)``.
         penalties: what was subtracted for it from each unknown token, ``(n,)``, or 0 for none.
+        predictions: the distributions that the tokens come from, where they were asked for.
+        word_lengths: how many tokens each word has, ``(w,)``, `</s>` a word of its own; None where
+            the line was not scored word by word, or each token is a word.
     """
 
     tokens: list[str]
     log_probabilities: np.ndarray
-    unknown: int
+    is_unknown: np.ndarray
     penalties: np.ndarray | float = 0.0
+    predictions: Predictions[np.ndarray] | None = None
+    word_lengths: np.ndarray | None = None
+
+    @property
+    def unknown(self) -> int:
+        """How many tokens the model does not know."""
+        return int(np.count_nonzero(self.is_unknown))
 
     @property
     def penalty(self) -> float:
@@ -190,6 +202,7 @@ class Scorer:
         self,
         lines: Sequence[str | list[str]],
         previous: Sequence[Previous] | None = None,
+        predictions: bool = False,
     ) -> list[LineScore]:
         """Scores a batch of lines; the larger it is, the more they share.
 
@@ -197,6 +210,8 @@ class Scorer:
             lines: the text, or what :meth:`prepared` made of it; a line may be empty, which leaves
                 `</s>`.
             previous: the texts before each line, as far as `previous_context` makes use of them.
+            predictions: whether the scores have :attr:`LineScore.predictions`, which take the whole
+                softmax after each token.
 
         Returns:
             One score a line, in order.
@@ -205,8 +220,14 @@ class Scorer:
         previous = previous if previous is not None else [()] * len(lines)
         for batch in self._batches(zip(lines, previous, strict=True)):
             symbols, sequences, first = zip(*batch, strict=True)
-            log_probabilities = self.tokens.log_probabilities(sequences, first)
-            scores += map(self._line_score, symbols, sequences, first, log_probabilities)
+            of_lines: Sequence[Predictions[np.ndarray] | None]
+            if predictions:
+                of_lines = whole = self.tokens.predictions(sequences, first)
+                log_probabilities = [each.log_probability for each in whole]
+            else:
+                of_lines = [None] * len(batch)
+                log_probabilities = self.tokens.log_probabilities(sequences, first)
+            scores += map(self._line_score, symbols, sequences, first, log_probabilities, of_lines)
         return scores
 
     def _batches(
@@ -255,13 +276,18 @@ class Scorer:
         return self._context(previous, 0)[:-1]
 
     def _line_score(
-        self, symbols: list[str], sequence: list[int], first: int, log_probabilities: np.ndarray
+        self,
+        symbols: list[str],
+        sequence: list[int],
+        first: int,
+        log_probabilities: np.ndarray,
+        predictions: Predictions[np.ndarray] | None,
     ) -> LineScore:
         dictionary = self.encoder.dictionary
-        scored = sequence[first:]
-        is_unknown = self.encoder.is_unknown(scored)
-        tokens, unknown = [*symbols, dictionary[dictionary.eos()]], int(is_unknown.sum())
-        if not (unknown and self.unknown_penalty):
-            return LineScore(tokens, log_probabilities, unknown)
-        penalties = self.unknown_penalty * is_unknown
-        return LineScore(tokens, log_probabilities - penalties, unknown, penalties)
+        is_unknown = self.encoder.is_unknown(sequence[first:])
+        tokens = [*symbols, dictionary[dictionary.eos()]]
+        penalties: np.ndarray | float = 0.0
+        if self.unknown_penalty and is_unknown.any():
+            penalties = self.unknown_penalty * is_unknown
+            log_probabilities = log_probabilities - penalties
+        return LineScore(tokens, log_probabilities, is_unknown, penalties, predictions)

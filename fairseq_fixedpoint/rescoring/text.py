@@ -11,6 +11,7 @@ import numpy as np
 
 from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.formats import text_words
+from fairseq_fixedpoint.formats.nbest import shown
 from fairseq_fixedpoint.rescoring.words import CASES
 
 
@@ -114,14 +115,25 @@ class TextEncoder:
     def symbols_by_word(self, text: str) -> list[list[str]]:
         """The symbols of each word of `text`, one word after another.
 
+        What a splitter puts between two words, as the mark of a character model or the space that
+        a byte-level BPE begins a word with, belongs to the second.
+
         Raises:
-            InputError: if the words one by one give other symbols than the line does.
+            InputError: if the words have other symbols in the line than one by one.
         """
-        words = [self.symbols(word) for word in text_words(text)]
-        if list(chain.from_iterable(words)) != self.symbols(text):
-            raise InputError(
-                f"the words of {text!r} do not keep their tokens when they are split one by one, "
-                "so their probabilities cannot be interpolated with an n-gram model's: leave "
-                "--interpolate out and give both models as features."
-            )
-        return words
+        words = text_words(text)
+        symbols = self.symbols(text)
+        by_word = list(map(self.symbols, words))
+        if list(chain.from_iterable(by_word)) == symbols:
+            return by_word
+        by_word[1:] = [
+            self.symbols(f"{before} {word}")[len(of_before) :]
+            for before, of_before, word in zip(words, by_word, words[1:], strict=False)
+        ]
+        if list(chain.from_iterable(by_word)) == symbols:
+            return by_word
+        raise InputError(
+            f"the words of {shown(text)} have other tokens when they are split one by one, so that "
+            "there are no probabilities of single words: leave out what asks for them "
+            "(--per-word, --interpolate), or use another --tokenizer and --bpe."
+        )

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 
 from fairseq_fixedpoint.rescoring.expansion import Expansion, HistoryScorer
 from fairseq_fixedpoint.rescoring.word_graph import WordGraph
+
+if TYPE_CHECKING:
+    from fairseq_fixedpoint.softmax import Predictions
 
 
 class TokenScorer(Protocol):
@@ -44,6 +47,16 @@ class TokenScorer(Protocol):
 
         Returns:
             One array a sequence, float32 or the model's own precision.
+        """
+        ...
+
+    def predictions(
+        self, sequences: Sequence[Sequence[int]], first: Sequence[int]
+    ) -> list[Predictions[np.ndarray]]:
+        """As :meth:`log_probabilities`, with what takes the whole distribution of each token.
+
+        Raises:
+            InputError: for a model whose normaliser is taken to be 1.
         """
         ...
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import chain
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from fairseq_fixedpoint.recurrence.iteration import Layer
 from fairseq_fixedpoint.rescoring.expansion import Expansion
 from fairseq_fixedpoint.rescoring.merging import merge
 from fairseq_fixedpoint.rescoring.word_graph import WordGraph
+from fairseq_fixedpoint.softmax import Predictions, pair_predictions
 from fairseq_fixedpoint.windows import (
     Level,
     SharedWindows,
@@ -24,6 +26,27 @@ from fairseq_fixedpoint.windows import (
     context_states,
     distinct_windows,
 )
+
+
+class _Pairs(NamedTuple):
+    """The distinct pairs of a context and the word after it in some sequences.
+
+    Attributes:
+        states: `h` of the contexts, ``(N, H)``.
+        context, word: of each pair, ``(Q',)``.
+        pair: of each scored token, ``(Q,)``.
+        splits: where the tokens of another sequence begin.
+    """
+
+    states: Tensor
+    context: Tensor
+    word: Tensor
+    pair: Tensor
+    splits: np.ndarray
+
+    def by_sequence(self, values: Tensor) -> list[np.ndarray]:
+        """From one value a pair, ``(Q',)``, those of each sequence."""
+        return np.split(values.cpu()[self.pair].numpy(), self.splits)
 
 
 class WindowScorer:
@@ -43,6 +66,7 @@ class WindowScorer:
     def __init__(self, model: LanguageModel, bf16: bool = False, normalized: bool = True):
         self.model = model
         self.bf16 = bf16
+        self.normalized = normalized
         try:
             self.softmax = model.softmax(torch.bfloat16 if bf16 else None, normalized)
         except ValueError as error:
@@ -79,6 +103,31 @@ class WindowScorer:
         """As :meth:`TokenScorer.log_probabilities`."""
         if not sequences:
             return []
+        pairs = self._pairs(sequences, first)
+        return pairs.by_sequence(
+            self.pair_log_probabilities(pairs.states, pairs.context, pairs.word)
+        )
+
+    @torch.inference_mode()
+    def predictions(
+        self, sequences: Sequence[Sequence[int]], first: Sequence[int]
+    ) -> list[Predictions[np.ndarray]]:
+        """As :meth:`TokenScorer.predictions`."""
+        if not self.normalized:
+            raise InputError(
+                "rank and entropy are those of a distribution, which --unnormalized does not make: "
+                "leave it out, or do without them (--no-entropy)."
+            )
+        if not sequences:
+            return []
+        pairs = self._pairs(sequences, first)
+        of_pairs = pair_predictions(
+            self.softmax, *self._softmax_inputs(pairs.states, pairs.context, pairs.word)
+        )
+        return list(map(Predictions, *map(pairs.by_sequence, of_pairs)))
+
+    def _pairs(self, sequences: Sequence[Sequence[int]], first: Sequence[int]) -> _Pairs:
+        """What sequences, at least one, have to be asked of the model."""
         starts = None
         if self.model.summary is not None:  # what precedes a sentence is in its start alone
             before = [tuple(s[: f - 1]) for s, f in zip(sequences, first, strict=True)]
@@ -102,30 +151,20 @@ class WindowScorer:
         context = torch.div(pairs, words, rounding_mode="floor")
 
         contexts = None if starts is None else list(number)
-        log_probabilities = self._evaluate(used, contexts, windows, context, pairs % words)[
-            pair
-        ]  # (Q,)
-        return np.split(log_probabilities.numpy(), np.cumsum(scored)[:-1])
+        states = self._states(used, contexts, windows)
+        return _Pairs(states, context, pairs % words, pair, np.cumsum(scored)[:-1])
 
-    def _evaluate(
-        self,
-        used: Tensor,
-        before: Sequence[Sequence[int]] | None,
-        windows: SharedWindows,
-        context: Tensor,
-        word: Tensor,
+    def _states(
+        self, used: Tensor, before: Sequence[Sequence[int]] | None, windows: SharedWindows
     ) -> Tensor:
-        """Log-probability of each pair, ``(Q',)``: what runs on the model's device."""
+        """`h` of each context, ``(N, H)``, on the model's device."""
         with self.precision():
             layers, projected = self.inputs(used)
             starts = None
             if before is not None:
                 summary = self.summary_of(before)  # (U, S)
                 starts = [layer.start(summary).to(projected.dtype) for layer in layers]
-            states = context_states(
-                layers, projected, windows.to(self.model.device), starts
-            )  # (N, H)
-        return self.pair_log_probabilities(states, context, word)
+            return context_states(layers, projected, windows.to(self.model.device), starts)
 
     def summary_of(self, before: Sequence[Sequence[int]]) -> Tensor:
         """The summary of each text before a sentence, ``(U, S)``.
@@ -156,13 +195,18 @@ class WindowScorer:
 
     def pair_log_probabilities(self, states: Tensor, context: Tensor, word: Tensor) -> Tensor:
         """Log-probability of each pair, ``(Q',)``, after the contexts' `h` ``(N, H)``."""
+        return self.softmax.log_probabilities(*self._softmax_inputs(states, context, word)).cpu()
+
+    def _softmax_inputs(
+        self, states: Tensor, context: Tensor, word: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Features ``(N, C)`` of the contexts, and the pairs in what the softmax predicts."""
         with self.precision():
             features = self.model.output_features(states)  # (N, C)
         features = features.to(self.model.dtype)
         config = self.model.config
         word = word.masked_fill(word >= config.predicted, config.unknown)
-        context, word = context.to(self.model.device), word.to(self.model.device)
-        return self.softmax.log_probabilities(features, context, word).cpu()
+        return features, context.to(self.model.device), word.to(self.model.device)
 
     @property
     def knows_sentences_before(self) -> bool:

@@ -12,9 +12,16 @@ from tests.fuzzing.models import Scored
 from tests.fuzzing.setups import Setup, random_setup
 from tests.fuzzing.words import random_text
 
+PARTS = ("line", "line", "token", "word")
+PART_OPTIONS = {
+    "line": [],
+    "token": ["--per-token"],
+    "word": ["--per-word", "--no-entropy", "--log-base", "e"],
+}
+
 
 def score_lines(case: Case) -> None:
-    """`fixedpoint-score`: each line, each token, as TSV and as JSON, interrupted or not."""
+    """`fixedpoint-score`: each line, each token or word, as TSV and as JSON, interrupted or not."""
     setup = random_setup(case.chooser, case.models, single=True)
     texts = [random_text(case.chooser) for _ in range(case.chooser.choice((1, 3, 30)))]
     check_scores_of_lines(case, setup, texts)
@@ -25,8 +32,8 @@ def check_scores_of_lines(case: Case, setup: Setup, texts: Sequence[str]) -> Non
     path = store(
         case.folder / f"lines{len(case.commands)}", [t + ending for t in texts], case.chooser
     )
-    per_token, as_json = case.maybe(0.3), case.maybe(0.5)
-    options = ["--per-token"] * per_token + ["--format", "json"] * as_json
+    part, as_json = case.chooser.choice(PARTS), case.maybe(0.5)
+    options = [*PART_OPTIONS[part], *["--format", "json"] * as_json]
     found = resumed_or_not(case, "fixedpoint-score", [path, *options, *setup.arguments])
     right = [next(iter(setup.score(setup.spoken(text)).values())) for text in texts]
     lines = lines_of(found)
@@ -35,13 +42,15 @@ def check_scores_of_lines(case: Case, setup: Setup, texts: Sequence[str]) -> Non
         for text, line, expected in zip(texts, lines, right, strict=True):
             row = json.loads(line)
             _check_line(text, expected, row["log_probability"], row["tokens"], row["unknown"])
-            if per_token:
+            if part == "token":
                 _check_tokens(text, expected, [p for _, p in row["token_log_probabilities"]])
-    elif per_token:
+            elif part == "word":
+                _check_tokens(text, expected, [-word["surprisal"] for word in row["words"]])
+    elif part != "line":
         by_line: dict[int, list[float]] = defaultdict(list)
         for line in lines[1:]:
-            place, _, _, log_p = line.split("\t")
-            by_line[int(place)].append(float(log_p))
+            place, *_, value = line.split("\t")
+            by_line[int(place)].append(-float(value) if part == "word" else float(value))
         for place, (text, expected) in enumerate(zip(texts, right, strict=True), 1):
             _check_tokens(text, expected, by_line[place])
     else:
