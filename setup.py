@@ -34,6 +34,7 @@ EXTRAS = {
     ],
     "kenlm": ["ufal-kenlm>=26.4"],  # the code and module of `kenlm`, which has no wheels
     "rescoring": ["jiwer>=4", "sacrebleu>=2,<3", "tqdm>=4.60"],
+    "spectral": ["scipy>=1.10"],
     "demo": ["matplotlib>=3.5"],
     "test": [
         "hypothesis>=6",
