@@ -75,6 +75,7 @@ setup(
             "fixedpoint-convert = fairseq_fixedpoint.cli.convert:main",
             "fixedpoint-score = fairseq_fixedpoint.cli.score:main",
             "fixedpoint-rescore = fairseq_fixedpoint.cli.rescore:main",
+            "fixedpoint-spectral = fairseq_fixedpoint.cli.spectral:main",
         ],
     },
     zip_safe=False,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import linalg
 
 from fairseq_fixedpoint.spectral.windows import Array
 
@@ -58,7 +59,7 @@ def decompose(tensor: Array, rank: int, generator: np.random.Generator) -> Decom
 def _jennrich(core: Array, generator: np.random.Generator) -> tuple[Array, float, bool]:
     """Rows ``(k, k)`` of norm 1, the gap of their eigenvalues, and whether any is complex."""
     first, second = np.tensordot(generator.standard_normal((2, len(core))), core, axes=1)
-    values, vectors = np.linalg.eig(first @ np.linalg.pinv(second))
+    values, vectors = np.linalg.eig(first @ linalg.pinv(second))
     is_complex = bool(np.iscomplexobj(values) and np.abs(values.imag).max() > 0)
     # Of a pair of conjugates one gives the real part for a row, the other the imaginary one.
     rows = np.where(values.imag < 0, vectors.imag, vectors.real).T
@@ -74,7 +75,7 @@ def _alternating(core: Array, rows: Array, gap: float, is_complex: bool) -> Deco
     for _ in range(ROUNDS):
         # One of the two equal factors by least squares, with the other as it is.
         others = np.einsum("io,ij->ioj", weights, rows).reshape(len(rows), -1)
-        new_rows = _of_norm_1(np.linalg.pinv(others).T @ core.reshape(-1, len(rows)))
+        new_rows = _of_norm_1(linalg.pinv(others).T @ core.reshape(-1, len(rows)))
         new_weights = _weights(core, new_rows)
         new_residual = _residual(core, new_weights, new_rows)
         if not new_residual < residual - TOLERANCE:
@@ -86,7 +87,7 @@ def _alternating(core: Array, rows: Array, gap: float, is_complex: bool) -> Deco
 def _weights(tensor: Array, rows: Array) -> Array:
     """The best weights for given rows, ``(k, o)``."""
     products = np.einsum("ij,il->ijl", rows, rows).reshape(len(rows), -1)  # (k, d * d)
-    return np.linalg.pinv(products).T @ tensor.reshape(len(tensor), -1).T
+    return linalg.pinv(products).T @ tensor.reshape(len(tensor), -1).T
 
 
 def _residual(tensor: Array, weights: Array, rows: Array) -> float:

@@ -17,7 +17,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-from scipy import optimize
+from scipy import linalg, optimize
 
 from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.spectral.decomposition import decompose
@@ -64,7 +64,7 @@ def elman_start(windows: Windows, units: int, generator: np.random.Generator) ->
     tensor = third.reshape(outputs * features, features, features)
     decomposition = decompose(tensor, units, generator)
     rows = decomposition.rows
-    of_first = first @ np.linalg.pinv(rows)  # (o, k), A2_i s_i E tanh'
+    of_first = first @ linalg.pinv(rows)  # (o, k), A2_i s_i E tanh'
     of_third = np.einsum("iod,id->oi", decomposition.weights.reshape(units, outputs, -1), rows)
     ratios = (of_third * of_first).sum(0) / (of_first**2).sum(0)
     covariance = density.covariance[now, :, now]  # (d, d)
@@ -73,7 +73,7 @@ def elman_start(windows: Windows, units: int, generator: np.random.Generator) ->
     scales, slopes = widths / deviations, np.array([mean_slope(width) for width in widths])
     input_weight = scales[:, None] * rows
     output_weight = (of_first / (scales * slopes)).T  # (k, o)
-    recurrent_weight = np.linalg.pinv(output_weight.T) @ before @ np.linalg.pinv(input_weight)
+    recurrent_weight = linalg.pinv(output_weight.T) @ before @ linalg.pinv(input_weight)
     recurrent_weight = recurrent_weight / np.outer(slopes, slopes)
     recurrent_weight, clipped = _clipped(recurrent_weight)
     network = Network(

@@ -21,6 +21,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
+from scipy import linalg
 
 from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.spectral.decomposition import Decomposition, decompose
@@ -118,9 +119,7 @@ def from_moments(
 
 def directions(input_weight: Array, output_weight: Array) -> tuple[Array, Array]:
     """B ``(k, d)`` and C ``(o, k)``, along which a sum over units has the term of one alone."""
-    inputs: Array = np.linalg.pinv(input_weight).T
-    outputs: Array = np.linalg.pinv(output_weight)
-    return inputs, outputs
+    return linalg.pinv(input_weight).T, linalg.pinv(output_weight)
 
 
 def with_bias(
