@@ -49,7 +49,8 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         metavar="N",
         help="how many of the H units come from the moments, at most as many as there are "
-        "features (default: all or that many); the others are random",
+        "features (default: all, or that many). The others are random; with 0, only the output "
+        "layer is fitted",
     )
     parser.add_argument(
         "--window",

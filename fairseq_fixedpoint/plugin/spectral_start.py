@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -11,14 +12,13 @@ import torch
 from fairseq import options, tasks, utils
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 
+from fairseq_fixedpoint.cli.run import quantity
 from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.files import atomic_write
 from fairseq_fixedpoint.formats.features import FeatureSplit, read_features
 from fairseq_fixedpoint.plugin import registration
 from fairseq_fixedpoint.plugin.checkpoints import untrained_checkpoint, write_checkpoint
-from fairseq_fixedpoint.plugin.models.fixedpoint_features import (
-    FeatureRecurrence,
-)
+from fairseq_fixedpoint.plugin.models.fixedpoint_features import FeatureRecurrence
 from fairseq_fixedpoint.spectral import (
     Estimate,
     Network,
@@ -42,68 +42,75 @@ def make_start(args: argparse.Namespace) -> list[str]:
     split = read_features(args.data, "train")
     features, targets = split.sequences(split.features), _targets(split)
     units = min(args.hidden_size, split.features.shape[1]) if args.units is None else args.units
-    if not 1 <= units <= args.hidden_size:
+    if not 0 <= units <= args.hidden_size:
         raise InputError(
-            f"--units {units} has to be at least 1, and at most --hidden-size ({args.hidden_size})."
+            f"--units {units} has to be at least 0, and at most --hidden-size ({args.hidden_size})."
         )
-    windows = Windows(features, targets, args.window - 1)
-    estimate = elman_start(windows, units, np.random.default_rng(args.seed))
     cfg = _configuration(args)
     utils.set_torch_seed(args.seed)
     model = tasks.setup_task(cfg.task).build_model(cfg.model)
-    network = widened(estimate.network, model.recurrence)
+    network = network_of(model.recurrence)
+    sentences = []
+    if units:
+        windows = Windows(features, targets, args.window - 1)
+        estimate = elman_start(windows, units, np.random.default_rng(args.seed))
+        network = with_first_units(network, estimate.network)
+        sentences = _described(windows, estimate, args.hidden_size)
     if split.has_labels:  # E[y | h] is a softmax, not linear in h: that is left to training
-        readout = np.zeros(network.output_weight.T.shape), np.zeros(split.target_size)
+        output_weight, output_bias = 0 * network.output_weight.T, 0 * network.output_bias
     else:
         of_model = Windows(features, targets, args.iterations - 1)
-        readout = least_squares_readout(of_model, network.states)
-    put_into(network, *readout, model.recurrence)
+        output_weight, output_bias = least_squares_readout(of_model, network.states)
+    network = replace(network, output_weight=output_weight.T, output_bias=output_bias)
+    put_into(network, model.recurrence)
     with atomic_write(args.output) as made:
         write_checkpoint(untrained_checkpoint(cfg, model, "FixedPointFeaturesCriterion"), made)
-    return _sentences(args, windows, units, estimate)
+    return [
+        *sentences,
+        f"train it: fairseq-train {args.data} {' '.join(_training_options(args))} --restore-file "
+        f"{args.output} ...",
+    ]
 
 
-def widened(network: Network, recurrence: FeatureRecurrence) -> Network:
-    """The network with further units, which have the weights that the layer has now.
-
-    The others do not depend on them.
-    """
-    units = len(network.bias)
-    layer = recurrence.rnn.effective_layers()[0]
-    weight_ih, weight_hh, bias = (
-        tensor.detach().double().numpy().copy()
-        for tensor in (layer.weight_ih, layer.weight_hh, layer.bias_ih + layer.bias_hh)
+def network_of(recurrence: FeatureRecurrence) -> Network:
+    """What a model of one Elman layer computes."""
+    [layer] = recurrence.rnn.effective_layers()
+    input_weight, recurrent_weight, bias, output_weight, output_bias = (
+        tensor.detach().double().numpy()
+        for tensor in (
+            layer.weight_ih,
+            layer.weight_hh,
+            layer.bias_ih + layer.bias_hh,
+            recurrence.output.weight.t(),
+            recurrence.output.bias,
+        )
     )
-    weight_ih[:units], bias[:units] = network.input_weight, network.bias
-    weight_hh[:units] = 0
-    weight_hh[:units, :units] = network.recurrent_weight
-    output_weight = np.zeros((len(bias), network.output_weight.shape[1]))
-    output_weight[:units] = network.output_weight
-    return replace(
-        network,
-        input_weight=weight_ih,
-        recurrent_weight=weight_hh,
-        bias=bias,
-        output_weight=output_weight,
-    )
+    return Network(input_weight, recurrent_weight, bias, output_weight, output_bias, np.tanh)
+
+
+def with_first_units(network: Network, first: Network) -> Network:
+    """The network with its first units replaced by those of another, which see no others."""
+    units = len(first.bias)
+    input_weight, bias = network.input_weight.copy(), network.bias.copy()
+    recurrent_weight = network.recurrent_weight.copy()
+    input_weight[:units], bias[:units] = first.input_weight, first.bias
+    recurrent_weight[:units] = 0
+    recurrent_weight[:units, :units] = first.recurrent_weight
+    return replace(network, input_weight=input_weight, recurrent_weight=recurrent_weight, bias=bias)
 
 
 @torch.no_grad()
-def put_into(
-    network: Network,
-    output_weight: np.ndarray,
-    output_bias: np.ndarray,
-    recurrence: FeatureRecurrence,
-) -> None:
-    """Gives a model of one layer the weights of a network, and an output layer's."""
-    layer = recurrence.rnn.layers[0]
+def put_into(network: Network, recurrence: FeatureRecurrence) -> None:
+    """Gives a model of one Elman layer the weights of a network."""
+    [layer] = recurrence.rnn.effective_layers()  # the parameters themselves
+    output = recurrence.output
     for parameter, values in (
-        (layer.weight_ih_l0, network.input_weight),
-        (layer.weight_hh_l0, network.recurrent_weight),
-        (layer.bias_ih_l0, network.bias),
-        (layer.bias_hh_l0, np.zeros(len(network.bias))),
-        (recurrence.output.weight, output_weight),
-        (recurrence.output.bias, output_bias),
+        (layer.weight_ih, network.input_weight),
+        (layer.weight_hh, network.recurrent_weight),
+        (layer.bias_ih, network.bias),
+        (layer.bias_hh, np.zeros(len(network.bias))),
+        (output.weight, network.output_weight.T),
+        (output.bias, network.output_bias),
     ):
         parameter.copy_(torch.from_numpy(values))
 
@@ -126,11 +133,12 @@ def _targets(split: FeatureSplit) -> list[np.ndarray]:
 
 def _configuration(args: argparse.Namespace) -> Any:
     """What `fairseq-train` stores of a training with the model's options."""
-    parser = options.get_training_parser()
-    given = options.parse_args_and_arch(
-        parser, [str(args.data), *_training_options(args), "--restore-file", str(args.output)]
+    parsed = options.parse_args_and_arch(
+        options.get_training_parser(), [str(args.data), *_training_options(args)]
     )
-    return convert_namespace_to_omegaconf(given)
+    with warnings.catch_warnings():  # by hydra, of a way of fairseq's
+        warnings.filterwarnings("ignore", r"\s*'config' is validated", UserWarning)
+        return convert_namespace_to_omegaconf(parsed)
 
 
 def _training_options(args: argparse.Namespace) -> list[str]:
@@ -141,18 +149,15 @@ def _training_options(args: argparse.Namespace) -> list[str]:
     ]
 
 
-def _sentences(
-    args: argparse.Namespace, windows: Windows, units: int, estimate: Estimate
-) -> list[str]:
+def _described(windows: Windows, estimate: Estimate, hidden_size: int) -> list[str]:
     report = estimate.report
-    skipped = f", {windows.skipped:,} shorter sequences passed by" if windows.skipped else ""
+    skipped = f", {quantity(windows.skipped, 'shorter sequence')} passed by"
     return [
-        f"{windows.count:,} windows of {windows.size} inputs{skipped}; {units} of "
-        f"{args.hidden_size} units come from their moments.",
+        f"{quantity(windows.count, 'window')} of {windows.size} inputs"
+        f"{skipped if windows.skipped else ''}; {len(estimate.network.bias)} of {hidden_size} "
+        "units come from their moments.",
         f"the decomposition leaves {report.residual:.3f} of the moment of order 3; condition "
         f"numbers {report.input_condition:.3g} and {report.output_condition:.3g}, least gap of "
         f"eigenvalues {report.gap:.2g}.",
         *(f"warning: {warning}" for warning in report.warnings),
-        f"train it: fairseq-train {args.data} {' '.join(_training_options(args))} --restore-file "
-        f"{args.output} ...",
     ]

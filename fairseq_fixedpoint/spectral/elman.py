@@ -28,7 +28,10 @@ from fairseq_fixedpoint.spectral.report import Estimate, report_of, tail_warning
 from fairseq_fixedpoint.spectral.scores import GaussianWindow
 from fairseq_fixedpoint.spectral.windows import Array, Windows
 
-LEAST_DEVIATION, LARGEST_DEVIATION = 0.05, 4.0  # of a unit's input, where the ratio tells it
+# Of a unit's input. Below the first tanh is nearly linear, and small units need large weights after
+# them; beyond the second the ratio hardly changes.
+LEAST_DEVIATION, LARGEST_DEVIATION = 0.25, 4.0
+NOISE = 0.1  # singular values below, relative to the largest, are not divided by
 LARGEST_NORM = 0.95  # of U, so that the iteration contracts
 # Gauss-Hermite rules of tens of nodes are wrong, even in sign, for wide inputs: tanh''' is narrow.
 GRID = np.linspace(-10, 10, 4001)
@@ -73,9 +76,9 @@ def elman_start(windows: Windows, units: int, generator: np.random.Generator) ->
     scales, slopes = widths / deviations, np.array([mean_slope(width) for width in widths])
     input_weight = scales[:, None] * rows
     output_weight = (of_first / (scales * slopes)).T  # (k, o)
-    recurrent_weight = linalg.pinv(output_weight.T) @ before @ linalg.pinv(input_weight)
-    recurrent_weight = recurrent_weight / np.outer(slopes, slopes)
-    recurrent_weight, clipped = _clipped(recurrent_weight)
+    norms = np.linalg.norm(of_first, axis=0)  # so that a unit of small weights is no noise
+    along = linalg.pinv(of_first / norms, rtol=NOISE) @ before @ linalg.pinv(rows, rtol=NOISE)
+    recurrent_weight, clipped = _clipped(along * np.outer(scales / norms, 1 / (scales * slopes)))
     network = Network(
         input_weight, recurrent_weight, np.zeros(units), output_weight, np.zeros(outputs), np.tanh
     )

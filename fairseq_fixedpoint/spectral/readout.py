@@ -1,4 +1,4 @@
-"""The best linear output layer of states that are there."""
+"""The best linear output layer of a layer that is there."""
 
 from __future__ import annotations
 
@@ -9,23 +9,26 @@ from scipy import linalg
 
 from fairseq_fixedpoint.spectral.windows import Array, Windows
 
+RIDGE = 1e-3  # of the mean square: far below that of a state in use, above that of a dead one
+
 
 def least_squares_readout(
     windows: Windows, states: Callable[[Array], Array]
 ) -> tuple[Array, Array]:
     """Weight ``(o, h)`` and bias ``(o,)`` with the least squared error of the targets.
 
+    A small ridge keeps the weights of states that say the same from growing against each other:
+    training could not go on from there.
+
     Args:
         windows: of K inputs that end at t.
         states: of windows ``(N, K, d)``, ``(N, h)``.
     """
-    gram: Array | None = None
+    gram, cross = np.zeros(()), np.zeros(())
     for chunk, targets in windows.chunks():
-        terms = np.column_stack([states(chunk), np.ones(len(chunk))])
-        if gram is None:
-            gram = np.zeros((terms.shape[1], terms.shape[1]))
-            cross = np.zeros((terms.shape[1], targets.shape[1]))
-        gram += terms.T @ terms
-        cross += terms.T @ targets
-    solved = linalg.lstsq(gram, cross)[0]  # (h + 1, o)
+        terms = np.column_stack([states(chunk), np.ones(len(chunk))])  # (n, h + 1)
+        gram = gram + terms.T @ terms
+        cross = cross + terms.T @ targets
+    is_state = np.arange(len(gram)) < len(gram) - 1  # the bias has no ridge
+    solved = linalg.lstsq(gram + RIDGE * windows.count * np.diag(is_state), cross)[0]
     return solved[:-1].T, solved[-1]

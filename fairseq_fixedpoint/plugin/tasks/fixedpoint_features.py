@@ -33,6 +33,13 @@ class FixedPointFeaturesTask(TrainingTask):
         self.output_size = train.target_size
         self._has_labels = train.has_labels
 
+    @classmethod
+    def setup_task(
+        cls, cfg: FixedPointFeaturesTaskConfig, **kwargs: Any
+    ) -> "FixedPointFeaturesTask":
+        """Reads the sizes of the training split."""
+        return cls(cfg)
+
     def load_dataset(
         self, split: str, combine: bool = False, task_cfg: Any = None, **kwargs: Any
     ) -> None:
