@@ -22,6 +22,7 @@ from fairseq_fixedpoint.plugin.models.fixedpoint_features import (
 )
 from fairseq_fixedpoint.plugin.spectral_start import network_of
 from tests.commands import PLUGIN
+from tests.features import write_split
 from tests.test_spectral import tanh_sample
 
 TASK = ("--user-dir", PLUGIN, "--task", "fixedpoint_features", "--cpu", "--no-progress-bar")
@@ -32,22 +33,14 @@ TRAINING = (
 )  # fmt: skip
 
 
-def write(folder: Path, split: str, features: list, targets: list) -> None:
-    np.save(folder / f"{split}.npy", np.concatenate(features).astype(np.float32))
-    targets = np.concatenate(targets)
-    dtype = np.float32 if targets.dtype.kind == "f" else targets.dtype
-    np.save(folder / f"{split}.targets.npy", targets.astype(dtype))
-    (folder / f"{split}.lengths").write_text("".join(f"{len(x)}\n" for x in features))
-
-
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory) -> dict[str, Path]:
     """What a tanh network says of Gaussian sequences: its numbers, and which is the largest."""
     _, x, y = tanh_sample(0, sequences=600)
     folders = {kind: tmp_path_factory.mktemp(kind) for kind in ("numbers", "labels")}
     for split, rows in (("train", slice(100, 600)), ("valid", slice(100))):
-        write(folders["numbers"], split, x[rows], y[rows])
-        write(folders["labels"], split, x[rows], [each.argmax(1) for each in y[rows]])
+        write_split(folders["numbers"], split, x[rows], y[rows])
+        write_split(folders["labels"], split, x[rows], [each.argmax(1) for each in y[rows]])
     return folders
 
 
@@ -126,7 +119,7 @@ def test_padding_and_batches_do_not_matter(teacher, tmp_path):
             x = [rng.standard_normal((n, 6)) for n in (*lengths, 500 * (split == "train") + 6)]
             labels = [np.arange(len(each)) % 6 for each in x]
             y = labels if kind == "labels" else [each @ np.ones((6, 6)) for each in x]
-            write(folder, split, x, y)
+            write_split(folder, split, x, y)
         assert start(folder, made, "--window", 2, "--units", 0) == 0
         found = []
         for size in (1, 3, 6):
@@ -166,7 +159,7 @@ def test_options_that_cannot_be_honoured(teacher, tmp_path, capsys, options, sen
 
 @pytest.fixture
 def small(tmp_path) -> Path:
-    write(tmp_path, "train", [np.ones((3, 2)), np.ones((2, 2))], [np.ones((5, 1))])
+    write_split(tmp_path, "train", [np.ones((3, 2)), np.ones((2, 2))], [np.ones((5, 1))])
     return tmp_path
 
 
@@ -206,7 +199,7 @@ def test_labels_that_are_all_one(small, capsys):
 
 def test_a_split_of_other_features(teacher, tmp_path):
     _, x, y = tanh_sample(0, sequences=30)
-    write(tmp_path, "train", x, y)
-    write(tmp_path, "valid", [each[:, :5] for each in x], y)
+    write_split(tmp_path, "train", x, y)
+    write_split(tmp_path, "valid", [each[:, :5] for each in x], y)
     with pytest.raises(InputError, match=r"the split valid in .* has 5 features"):
         train_for(1, tmp_path, tmp_path / "a")
