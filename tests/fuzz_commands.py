@@ -29,6 +29,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+import fairseq_fixedpoint
 from tests.fuzzing.case import Case
 from tests.fuzzing.check_lattices import rescore_lattices
 from tests.fuzzing.check_lines import score_lines
@@ -59,7 +60,7 @@ def fuzz(
     Returns:
         Whether all agreed.
     """
-    begin = told = time.monotonic()
+    begin = reported = time.monotonic()
     counts: Counter[str] = Counter()
     for number in numbers:
         if time.monotonic() - begin > 60 * minutes:
@@ -74,9 +75,9 @@ def fuzz(
             return False
         shutil.rmtree(case.folder)
         counts[kind] += 1
-        if time.monotonic() - told > 30:
-            told = time.monotonic()
-            print(f"{told - begin:.0f} s: {_counted(counts)}", flush=True)
+        if time.monotonic() - reported > 30:
+            reported = time.monotonic()
+            print(f"{reported - begin:.0f} s: {_counted(counts)}", flush=True)
     print(f"seed {seed}: {_counted(counts)}; no disagreement.")
     return True
 
@@ -92,6 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--case", type=int, help="this case alone; give its --seed and --kind, too")
     args = parser.parse_args(argv)
     folder = Path(tempfile.mkdtemp(prefix="fuzz-commands-"))
+    fairseq_fixedpoint.register()  # as tests/conftest.py does: --user-dir comes after the imports
     models = make_models(folder / "models")
     kinds = [args.kind] if args.kind else list(KINDS)
     numbers = itertools.count() if args.case is None else [args.case]

@@ -21,7 +21,7 @@ import pytest
 import torch
 from fairseq.checkpoint_utils import load_checkpoint_to_cpu
 
-from fairseq_fixedpoint.cli import rescore, rescore_lattices
+from fairseq_fixedpoint.cli import nbest_lists, rescore_lattices
 from tests.commands import train
 from tests.rescoring import nbest
 from tests.test_lattice_command import lattice, sausage, store
@@ -106,7 +106,7 @@ class Folder:
 
 
 def test_nbest_is_killed(models, tmp_path, kills, monkeypatch):
-    monkeypatch.setattr(rescore, "TOKENS_A_GROUP", 4096)
+    monkeypatch.setattr(nbest_lists, "TOKENS_A_GROUP", 4096)
     chooser = random.Random(1)
     with (tmp_path / "in").open("w") as file:
         for line in range(1500):

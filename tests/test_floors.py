@@ -107,6 +107,26 @@ def test_formats_and_commands_are_imported_without_torch(part):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("registers", [False, True])
+def test_user_dir_is_passed_over_once_the_package_is_imported_unless_registered(registers):
+    """fairseq imports the package of `--user-dir` only where no other import came before."""
+    done = run(f"""
+import fairseq_fixedpoint
+from fairseq import options
+
+if {registers}:
+    fairseq_fixedpoint.register()
+parser = options.get_training_parser()
+options.parse_args_and_arch(
+    parser,
+    ["data", "--user-dir", {str(PACKAGE)!r}, "--task", "fixedpoint_language_modeling"]
+    + ["--arch", "fixedpoint_lm"],
+)
+""")
+    assert (done.returncode == 0) == registers
+    assert ("argument --task: invalid choice: 'fixedpoint_lang" in done.stderr) != registers
+
+
 def test_importing_the_plugin_registers_and_patches_nothing():
     modules = [
         name_of(path) for path in modules_of(3) if path.parts[-2:] != ("tasks", "register.py")

@@ -163,7 +163,7 @@ class TestPosteriors:
 class TestWordGraph:
     @settings(deadline=None)
     @given(graphs())
-    def test_layers_are_the_longest_ways(self, graph):
+    def test_layers_are_the_longest_paths(self, graph):
         expected = [0] * len(graph.end)
         for arc in np.argsort(graph.source, kind="stable"):
             source, target = graph.source[arc], graph.target[arc]

@@ -568,7 +568,7 @@ def test_the_first_pass_has_the_scores_of_the_file():
 def test_scores_that_are_not_finite_are_refused():
     for value in (math.nan, -math.inf):
         lattice = one_path(["w1"], acoustic=value)
-        with pytest.raises(InputError, match=r"finite score|must be a number"):
+        with pytest.raises(InputError, match="out of a number"):
             rescored_by(lattice)
 
 

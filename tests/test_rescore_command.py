@@ -841,7 +841,7 @@ def test_a_full_disk_leaves_what_was_there(models, tmp_path, capfd, monkeypatch,
     (tmp_path / "out").write_text("before")
     arguments = (path, "--model", models["gru"], "--output", tmp_path / "out")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    before_it = {"items": "groups", "journal": "scored", "output": "combined"}[part]
+    before_it = {"items": "grouped", "journal": "scored", "output": "combined"}[part]
     genuine = getattr(rescore, before_it)
 
     def full(*given, **named):

@@ -14,17 +14,10 @@ from hypothesis import strategies as st
 
 from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.rescoring import metrics
+from fairseq_fixedpoint.rescoring.candidate_pool import CandidatePool, score_of, selected
 from fairseq_fixedpoint.rescoring.metrics import METRICS, Metric, make_metric
-from fairseq_fixedpoint.rescoring.tuning import (
-    CandidatePool,
-    TuningReport,
-    bootstrap,
-    line_search,
-    oracle,
-    score_of,
-    selected,
-    tune,
-)
+from fairseq_fixedpoint.rescoring.tuning import line_search, tune
+from fairseq_fixedpoint.rescoring.tuning_report import TuningReport, bootstrap, oracle
 
 seeds = st.integers(0, 2**32 - 1)
 

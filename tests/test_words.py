@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fairseq_fixedpoint.cli import rescore, rescore_lattices
+from fairseq_fixedpoint.cli import rescore, rescore_lattices, rescore_tune
 from fairseq_fixedpoint.formats import FORMATS, Lattice
 from fairseq_fixedpoint.formats.compact_lattice import CompactLattice
 from fairseq_fixedpoint.formats.slf import Slf
@@ -464,7 +464,7 @@ def test_references_of_another_form_are_told_of_before_anything_is_scored(
     (tmp_path / "references").write_text("u\tW1 W2\n")
     arguments = ("--references", tmp_path / "references", "--metric", "wer")
     arguments += ("--kenlm", ngrams["holds"], "--output", tmp_path / "weights")
-    monkeypatch.setattr(rescore, "scored", stops)
+    monkeypatch.setattr(rescore_tune, "scored", stops)
     assert tune(tmp_path / "list", *arguments) == 130
     assert "without differences of case" in capsys.readouterr().err
 

@@ -18,6 +18,7 @@ from fairseq_fixedpoint.cli import options
 from fairseq_fixedpoint.cli.run import quantity
 from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.files import atomic_write
+from fairseq_fixedpoint.rescoring.loading import check_one_start
 from fairseq_fixedpoint.rescoring.scorer import Scorer
 from fairseq_fixedpoint.rescoring.token_scorer import LatticeTokenScorer
 from fairseq_fixedpoint.rescoring.words import WordRule
@@ -112,8 +113,4 @@ def _check_model(scorer: Scorer, checkpoint: Path) -> None:
             "makes every prediction depend on hundreds of words. Convert an lstm_lm to a "
             "fixedpoint_lm first, with --iterations K."
         )
-    if scorer.encoder.add_bos_token:
-        raise InputError(
-            f"{checkpoint} was trained with --add-bos-token, so that a sentence begins with two "
-            "tokens, and an n-gram model knows one: train without it."
-        )
+    check_one_start(checkpoint, scorer.encoder.add_bos_token)

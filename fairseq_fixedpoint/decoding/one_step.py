@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.language_model import LanguageModel
-from fairseq_fixedpoint.rescoring.loading import load
+from fairseq_fixedpoint.rescoring.loading import check_one_start, load
 from fairseq_fixedpoint.rescoring.text import Dictionary
 from fairseq_fixedpoint.rescoring.window_scorer import WindowScorer
 
@@ -94,9 +94,5 @@ def load_one_step(
             "name one without --start stream and --summary-input (fixedpoint-convert makes one of "
             "an lstm_lm)."
         )
-    if loaded.add_bos_token:
-        raise InputError(
-            f"{path} was trained with --add-bos-token, so that a sentence begins with two tokens, "
-            "and here it begins with one: train without it."
-        )
+    check_one_start(path, loaded.add_bos_token)
     return OneStep(loaded.tokens.model, loaded.dictionary)

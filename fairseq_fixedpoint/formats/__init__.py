@@ -18,7 +18,7 @@ from fairseq_fixedpoint.formats.lattice_files import (
     write_lattices,
 )
 from fairseq_fixedpoint.formats.mlm_scoring import MlmScoring, references
-from fairseq_fixedpoint.formats.moses import Moses
+from fairseq_fixedpoint.formats.moses import Moses, absent_score
 from fairseq_fixedpoint.formats.nbest import (
     FormatError,
     Hypothesis,
@@ -41,6 +41,7 @@ __all__ = [
     "LatticeFormat",
     "NBestFormat",
     "Rescored",
+    "absent_score",
     "detect",
     "lattice_files",
     "lattice_format",

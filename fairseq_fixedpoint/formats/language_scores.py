@@ -90,12 +90,12 @@ def with_combined_scores(
     combined = replace(lattice, weights={**weights, name: scale}, word_penalty=word_penalty)
     if not lattice.final_scores:
         language = (arcs - other_arcs - penalties) / scale
-        combined = replace(combined, scores=_last(lattice.scores, name, language))
+        combined = replace(combined, scores=_with_score(lattice.scores, name, language))
         return _with_one_end(combined, name, ends / scale)
     return replace(
         combined,
-        scores=_last(lattice.scores, name, arcs - other_arcs),
-        final_scores=_last(
+        scores=_with_score(lattice.scores, name, arcs - other_arcs),
+        final_scores=_with_score(
             lattice.final_scores, name, np.where(lattice.final, ends, 0.0) - other_ends
         ),
         word_penalty=0.0,  # it is in the language score
@@ -119,7 +119,9 @@ def with_posteriors(lattice: Lattice, posteriors: np.ndarray) -> Lattice:
     return replace(lattice, posteriors=of_arcs)
 
 
-def _last(scores: dict[str, np.ndarray], name: str, values: np.ndarray) -> dict[str, np.ndarray]:
+def _with_score(
+    scores: dict[str, np.ndarray], name: str, values: np.ndarray
+) -> dict[str, np.ndarray]:
     """The scores with those of `name` replaced, or added, and last."""
     return {each: scores[each] for each in scores if each != name} | {name: values}
 

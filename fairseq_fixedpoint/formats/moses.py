@@ -63,6 +63,11 @@ class Moses(NBestFormat):
                 file.write(_rewritten(item) + "\n")
 
 
+def absent_score(name: str) -> float | None:
+    """What a score counts as where a hypothesis lacks it: 0 for a sparse feature, else None."""
+    return 0.0 if is_sparse(name) else None
+
+
 def is_sparse(name: str) -> bool:
     """Whether a feature is absent where it is 0; Moses allows this mark in no other's name."""
     return "_" in name

@@ -36,6 +36,7 @@ from fairseq_fixedpoint.formats.nbest import (
     utterance_of,
     words,
 )
+from fairseq_fixedpoint.formats.slf_fields import Fields, fields_text, read_fields
 
 MORE = [f"x{number}" for number in range(1, 10)]  # SRILM's further scores, named as their keys
 SCORES = {
@@ -72,22 +73,6 @@ LINK_KEYS = {
     "language": "l",
     "ngram": "n",
 }
-
-# A quote begins a quoted value only where its partner ends it: 'em and 'cause are words. A
-# backslash quotes the character after it, or begins the three octal digits of a byte.
-SPECIAL = re.compile(rf"""=["']|\\|[{SPACE}]#""")
-FIELD = re.compile(
-    rf"""(?P<comment>\#.*)
-    |(?P<key>[^={SPACE}]+)=(?:
-        (?P<quote>["'])(?P<quoted>(?:\\.|(?!(?P=quote))[^\\])*)(?P=quote)(?=[{SPACE}]|$)
-        |(?P<bare>(?:[^{SPACE}\\]|\\.|\\$)*)
-    )
-    |(?P<other>[^{SPACE}]+)""",
-    re.DOTALL | re.VERBOSE,
-)
-ESCAPE = re.compile(rb"\\([0-3][0-7]{2}|.)", re.DOTALL)
-
-Fields = dict[str, str]
 
 
 class Slf(LatticeFormat):
@@ -127,18 +112,20 @@ class Slf(LatticeFormat):
         check_scores(lattice, set(SCORES.values()), "SLF")
         others = dict(lattice.header or {})
         base = others.pop("base", str(math.e))
-        file.write(_text({"VERSION": others.pop("VERSION", "1.1"), "UTTERANCE": lattice.utterance}))
+        file.write(
+            fields_text({"VERSION": others.pop("VERSION", "1.1"), "UTTERANCE": lattice.utterance})
+        )
         scales = {
             scale: format(lattice.weights[name], ".15g")
             for scale, (name, _) in SCALES.items()
             if name in lattice.weights
         }
         penalty = format(lattice.word_penalty / math.log(float(base)), ".15g")
-        file.write(_text({"base": base} | scales | {"wdpenalty": penalty}))
+        file.write(fields_text({"base": base} | scales | {"wdpenalty": penalty}))
         if others:
-            file.write(_text(others))
-        file.write(_text(_ends(lattice)))
-        file.write(_text({"N": str(len(lattice.final)), "L": str(len(lattice.source))}))
+            file.write(fields_text(others))
+        file.write(fields_text(_ends(lattice)))
+        file.write(fields_text({"N": str(len(lattice.final)), "L": str(len(lattice.source))}))
         file.writelines(_node_lines(lattice))
         file.writelines(_link_lines(lattice, math.log(float(base))))
 
@@ -154,7 +141,7 @@ class _Header(dict[str, tuple[Line, str]]):
     """The fields before the first node. What is read of them is taken out."""
 
     def add(self, line: Line) -> None:
-        for key, value in _fields(line, HEADER_KEYS).items():
+        for key, value in read_fields(line, HEADER_KEYS).items():
             if key in self:
                 raise line.error(f"{key} is on line {self[key][0].number} too; remove one.")
             if key in ("I", "J"):
@@ -194,9 +181,9 @@ def _read(path: Path) -> Lattice:
     for line in _lines(path):
         key = line.text.lstrip(SPACE)[:2]
         if key == "J=":
-            _add(links, "link", _Entry(line, _fields(line, LINK_KEYS)), "J")
+            _add(links, "link", _Entry(line, read_fields(line, LINK_KEYS)), "J")
         elif key == "I=":
-            fields = _fields(line, NODE_KEYS)
+            fields = read_fields(line, NODE_KEYS)
             _check_node(line, fields)
             _add(nodes, "node", _Entry(line, fields), "I")
         elif nodes or links:
@@ -225,46 +212,6 @@ def _add(entries: dict[int, _Entry], noun: str, entry: _Entry, key: str) -> None
     if number in entries:
         raise entry.line.error(f"{noun} {number} is on line {entries[number].line.number} too.")
     entries[number] = entry
-
-
-def _fields(line: Line, keys: dict[str, str]) -> Fields:
-    if SPECIAL.search(line.text):
-        pairs = _quoted_pairs(line)
-    else:
-        pairs = [token.partition("=") for token in words(line.text)]
-    fields = {keys.get(key, key): value for key, equals, value in pairs if key and equals}
-    if len(fields) != len(pairs):
-        raise line.error("must be fields key=value separated by spaces, each of another key.")
-    return fields
-
-
-def _quoted_pairs(line: Line) -> list[tuple[str, str, str]]:
-    pairs = []
-    for match in FIELD.finditer(line.text):
-        if match["comment"] is not None:
-            break
-        key, value = match["key"] or "", match["quoted"] or match["bare"] or ""
-        pairs.append((key, key and "=", _unescaped(line, value)))
-    return pairs
-
-
-def _unescaped(line: Line, text: str) -> str:
-    if "\\" not in text:
-        return text
-
-    def unescaped(match: re.Match[bytes]) -> bytes:
-        code = match[1]
-        if len(code) == 1:
-            return code
-        byte = int(code, 8)
-        if byte < ord(" "):
-            raise line.error(f"{shown(text)} stands for a control character.")
-        return bytes([byte])
-
-    try:
-        return ESCAPE.sub(unescaped, text.encode()).decode()
-    except UnicodeDecodeError as error:
-        raise line.error(f"the escaped bytes of {shown(text)} are not UTF-8.") from error
 
 
 def _lattice(
@@ -477,7 +424,7 @@ def _node_lines(lattice: Lattice) -> Iterator[str]:
     records = lattice.node_records or [{}] * len(lattice.final)
     for node, (time, record) in enumerate(zip(times, records, strict=True)):
         timed = {} if math.isnan(time) else {"t": format(time, ".15g")}
-        yield _text({"I": str(node)} | timed | record)
+        yield fields_text({"I": str(node)} | timed | record)
 
 
 def _link_lines(lattice: Lattice, unit: float) -> Iterator[str]:
@@ -496,20 +443,5 @@ def _link_lines(lattice: Lattice, unit: float) -> Iterator[str]:
         if lattice.arc_records:
             texts |= lattice.arc_records[link]
         numbers = "".join(f"\t{key}={values[link]}" for key, values in columns.items())
-        between = f"\t{_text(texts, end='')}" if texts else ""
+        between = f"\t{fields_text(texts, end='')}" if texts else ""
         yield f"J={link}\tS={source}\tE={target}{between}{numbers}\n"
-
-
-def _text(fields: Fields, end: str = "\n") -> str:
-    """A line of fields, quoted if it would be read back as something else without."""
-    text = "\t".join(f"{key}={value}" for key, value in fields.items())
-    if len(words(text)) != len(fields) or SPECIAL.search(text):
-        # No backslash stays bare, because it would quote what comes after these fields.
-        pairs = [(key, "=", value) for key, value in fields.items()]
-        if "\\" in text or _quoted_pairs(Line(Path(), 0, text)) != pairs:
-            text = "\t".join(f"{key}={_quoted(value)}" for key, value in fields.items())
-    return text + end
-
-
-def _quoted(value: str) -> str:
-    return '"' + re.sub(r'(["\\])', r"\\\1", value) + '"'

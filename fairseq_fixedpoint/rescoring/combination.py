@@ -1,8 +1,7 @@
-"""The log-linear combination of scores, and the file that holds its weights."""
+"""The log-linear combination of scores."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from fairseq_fixedpoint.errors import InputError
-from fairseq_fixedpoint.formats import Hypothesis
-from fairseq_fixedpoint.formats.moses import is_sparse
-from fairseq_fixedpoint.formats.nbest import opened
+from fairseq_fixedpoint.formats import Hypothesis, absent_score
+from fairseq_fixedpoint.formats.weights import read_weights, write_weights
 from fairseq_fixedpoint.rescoring.words import WordRule
 
 WORDS = "words"  # the number of words, whose weight is the word penalty
@@ -90,10 +88,7 @@ class Combination:
 
     def save(self, path: Path, **more: Any) -> None:
         """Writes the weights as JSON that :meth:`load` reads; `more` is for people."""
-        content = {"weights": dict(self.weights), "lenpen": self.lenpen, **more}
-        with path.open("w", encoding="utf-8") as file:
-            json.dump(content, file, indent=2, ensure_ascii=False)
-            file.write("\n")
+        write_weights(path, self.weights, self.lenpen, **more)
 
     @classmethod
     def load(cls, path: Path) -> Combination:
@@ -103,21 +98,9 @@ class Combination:
             InputError: if it is not JSON, or holds something else.
             OSError: if it cannot be read.
         """
+        weights, lenpen = read_weights(path)
         try:
-            with opened(path) as file:
-                content = json.loads(file.read(), parse_int=float)
-        except (ValueError, RecursionError) as error:
-            raise InputError(
-                f"{path} is not JSON ({error}): give a file that fixedpoint-rescore tune wrote."
-            ) from error
-        weights = content.get("weights") if isinstance(content, dict) else None
-        if not isinstance(weights, dict):
-            raise InputError(
-                f'{path} has no weights: it must look like {{"weights": {{"NAME": 0.5}}, '
-                '"lenpen": 0}.'
-            )
-        try:
-            return cls(weights, content.get("lenpen", 0.0))
+            return cls(weights, lenpen)
         except InputError as error:
             raise InputError(f"{path}: {error}") from error
 
@@ -137,9 +120,7 @@ def _is_finite(weight: Any) -> bool:
 
 
 def _value(hypothesis: Hypothesis, scores: Mapping[str, float], name: str) -> float:
-    value = scores.get(name)
-    if value is None and is_sparse(name):
-        return 0.0
+    value = scores.get(name, absent_score(name))
     if value is None:
         raise InputError(
             f"{place(hypothesis)}: the hypothesis has no score {name}, which the weights name, but "

@@ -174,7 +174,7 @@ class Journal:
     def groups(
         self, selects: Callable[[int], bool] = lambda number: True
     ) -> Iterator[tuple[int, int, list]]:
-        """Number and size of each stored group, and its items if it is wanted, else none."""
+        """Number and size of each stored group, and its items, or none where `selects` is false."""
         with (self.folder / ITEMS).open("rb") as file:
             for number in itertools.count():
                 head = file.read(HEAD.size)

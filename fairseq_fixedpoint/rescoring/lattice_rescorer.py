@@ -250,7 +250,12 @@ class LatticeRescorer:
     def _graph(self, lattice: Lattice, weights: Mapping[str, float]) -> WordGraph:
         """What the lattice itself has, weighted; words are what is spoken."""
         words = list(map(self.rule.word, lattice.words))
-        arcs, ends = lattice.weighted(weights)
+        with np.errstate(over="ignore", invalid="ignore"):
+            arcs, ends = lattice.weighted(weights)
+        if not (np.isfinite(arcs).all() and np.isfinite(ends).all()):
+            raise InputError(
+                "the lattice's weighted scores are out of a number's range: give smaller weights."
+            )
         return WordGraph.of_words(
             lattice.source,
             lattice.target,

@@ -1,10 +1,10 @@
 """Best paths, distinct word sequences and posteriors of a graph whose arcs have their scores.
 
 The n best word sequences are found best first (A*, after Hart, Nilsson and Raphael, 1968). A
-lattice has many paths with the same words, so what is searched are not paths but the beginnings of
+lattice has many paths with the same words, so what is searched are not paths but the prefixes of
 word sequences, each with all the states it can lead to: the graph is made deterministic, but only
-where the search goes. What the best end of a beginning is worth is known beforehand, so every
-beginning that is looked at is one of a sequence that belongs in the list.
+where the search goes. What the best end of a prefix is worth is known beforehand, so every
+prefix that is looked at is one of a sequence that belongs in the list.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ RANK_DIGITS = 9  # after the point: finer than what weights mean, coarser than r
 
 
 class Path(NamedTuple):
-    """A way through a graph.
+    """A path from the start to an end.
 
     Attributes:
         words: those that are not empty.
@@ -60,28 +60,28 @@ def nbest(graph: WordGraph, size: int) -> list[Path]:
     the order of their words, and of those that differ by less than 1e-9 any can be left out.
 
     The cost is that of the sequences found, not of the paths there are: of each at most all
-    beginnings are looked at, and a few times `size` of them are kept for later.
+    prefixes are looked at, and a few times `size` of them are kept for later.
 
     Raises:
         InputError: if no path is complete, or size is below 1.
     """
     if size < 1:
         raise InputError(f"{size} word sequences were asked for: ask for one at least.")
-    search = _Beginnings(graph)
+    search = _PrefixSearch(graph)
     paths: list[Path] = []
-    queue = [_Waiting(0.0, _Words(), {0: START})]
+    queue = [_QueueEntry(0.0, _Prefix(), {0: START})]
     while queue and len(paths) < size:
-        _, words, ways = heappop(queue)
-        if isinstance(ways, _Reached):
-            paths.append(_path(graph, ways.weight, _arcs(ways)))
+        _, words, partials = heappop(queue)
+        if isinstance(partials, _PartialPath):
+            paths.append(_path(graph, partials.weight, _arcs(partials)))
             continue
-        ways = search.through_empty(ways)
-        whole = search.ended(ways)
+        partials = search.epsilon_closure(partials)
+        whole = search.ended(partials)
         if whole is not None:
-            heappush(queue, _Waiting(_rank(whole.weight), words, whole))
-        for word, following in search.followed(ways).items():
-            rank = _rank(search.outlook(following))
-            heappush(queue, _Waiting(rank, _Words(words, word), following))
+            heappush(queue, _QueueEntry(_rank(whole.weight), words, whole))
+        for word, following in search.extensions(partials).items():
+            rank = _rank(search.best_total(following))
+            heappush(queue, _QueueEntry(rank, _Prefix(words, word), following))
         if len(queue) > 4 * size:
             # Each becomes one sequence at least, so no more are needed.
             queue = nsmallest(size - len(paths), queue)
@@ -107,41 +107,41 @@ def posteriors(graph: WordGraph, scale: float = 1.0) -> np.ndarray:
     return np.exp(np.minimum(share, 0.0))  # rounding can lift a certain arc above 1
 
 
-class _Reached(NamedTuple):
-    """The best way to a state by given words.
+class _PartialPath(NamedTuple):
+    """The best path from the start to a state by some words.
 
     Attributes:
-        weight: of the way.
-        arc: its last, -1 for the empty way.
-        before: the way without it.
+        weight: of its arcs.
+        arc: its last, -1 for the empty path.
+        before: the path without it.
     """
 
     weight: float
     arc: int
-    before: _Reached | None
+    before: _PartialPath | None
 
 
-START = _Reached(0.0, -1, None)
+START = _PartialPath(0.0, -1, None)
 
 
-class _Words:
-    """The words of a beginning: those of the beginning before it, and one more.
+class _Prefix:
+    """The words of a prefix: those of the prefix before it, and one more.
 
-    Only equals in rank are compared, so a long sequence is not copied for each of its beginnings.
+    Only equals in rank are compared, so a long sequence is not copied for each of its prefixes.
     """
 
     __slots__ = ("before", "count", "last")
 
-    before: _Words
+    before: _Prefix
     count: int
 
-    def __init__(self, before: _Words | None = None, last: str = ""):
+    def __init__(self, before: _Prefix | None = None, last: str = ""):
         # That of no words has none, and is not asked for it.
-        self.before = cast("_Words", before)
+        self.before = cast("_Prefix", before)
         self.last = last
         self.count = 0 if before is None else before.count + 1
 
-    def __lt__(self, other: _Words) -> bool:
+    def __lt__(self, other: _Prefix) -> bool:
         """In the order of their words, as tuples have it; of the two, one may begin the other."""
         left, right = self, other
         while left.count > right.count:
@@ -149,39 +149,39 @@ class _Words:
         while right.count > left.count:
             right = right.before
         is_less = self.count < other.count
-        while left is not right:  # they part after the last beginning that they share
+        while left is not right:  # they part after the last prefix that they share
             if left.last != right.last:
                 is_less = left.last < right.last
             left, right = left.before, right.before
         return is_less
 
 
-class _Waiting(NamedTuple):
-    """The beginning of a word sequence, or a whole one, on its way to be looked at.
+class _QueueEntry(NamedTuple):
+    """A prefix of a word sequence, or a whole one, in the queue.
 
     Attributes:
         rank: of the best that it can become; equals go by their words, which no two have in
             common.
-        ways: to the states that a beginning can lead to, or the one of a whole sequence.
+        partials: the paths to the states that a prefix can lead to, or that of a whole sequence.
     """
 
     rank: float
-    words: _Words
-    ways: dict[int, _Reached] | _Reached
+    words: _Prefix
+    partials: dict[int, _PartialPath] | _PartialPath
 
 
 def _rank(weight: float) -> float:
     """The place of a weight in the queue.
 
-    A sequence's beginnings should all have the same weight, but each is added up in another order.
-    If one came later than a shorter one for that alone, all beginnings of equal weight would be
+    A sequence's prefixes should all have the same weight, but each is added up in another order.
+    If one came later than a shorter one for that alone, all prefixes of equal weight would be
     looked at before one of them is whole.
     """
     return round(-weight, RANK_DIGITS)
 
 
-class _Beginnings:
-    """Beginnings of word sequences: each is the best ways to the states it can lead to."""
+class _PrefixSearch:
+    """Prefixes of word sequences: each is the best paths to the states that it can lead to."""
 
     def __init__(self, graph: WordGraph):
         self.backward = _backward(graph).tolist()
@@ -191,58 +191,60 @@ class _Beginnings:
         self._words = graph.words
         self._leaving = graph.leaving
 
-    def through_empty(self, ways: dict[int, _Reached]) -> dict[int, _Reached]:
+    def epsilon_closure(self, partials: dict[int, _PartialPath]) -> dict[int, _PartialPath]:
         """With the states that arcs without a word lead on to."""
-        ways = dict(ways)
-        waiting = list(ways)  # later states wait longer, so that each is final when it leads on
+        partials = dict(partials)
+        waiting = list(partials)  # the later ones last, so that each is final when it leads on
         heapify(waiting)
         while waiting:
             state = heappop(waiting)
             for arc in self._leaving[state].tolist():
                 target = self._target[arc]
-                if not self._words[arc] and self._lead_on(ways, ways[state], arc, target):
+                if not self._words[arc] and self._extend(partials, partials[state], arc, target):
                     heappush(waiting, target)
-        return ways
+        return partials
 
-    def followed(self, ways: dict[int, _Reached]) -> dict[str, dict[int, _Reached]]:
+    def extensions(self, partials: dict[int, _PartialPath]) -> dict[str, dict[int, _PartialPath]]:
         """For each word that can come next, the states that it leads to."""
-        following: dict[str, dict[int, _Reached]] = {}
-        for state, reached in ways.items():
+        following: dict[str, dict[int, _PartialPath]] = {}
+        for state, partial in partials.items():
             for arc in self._leaving[state].tolist():
                 word = self._words[arc]
                 if word:
-                    self._lead_on(following.setdefault(word, {}), reached, arc, self._target[arc])
-        return {word: reached for word, reached in following.items() if reached}
+                    self._extend(following.setdefault(word, {}), partial, arc, self._target[arc])
+        return {word: partial for word, partial in following.items() if partial}
 
-    def _lead_on(self, ways: dict[int, _Reached], before: _Reached, arc: int, target: int) -> bool:
-        """Keeps the way through an arc if it is the best to its target; whether it is the first."""
+    def _extend(
+        self, partials: dict[int, _PartialPath], before: _PartialPath, arc: int, target: int
+    ) -> bool:
+        """Keeps a path through an arc if it is the best to its target; whether it is the first."""
         weight = before.weight + self._weight[arc]
         if weight + self.backward[target] == -np.inf:
             return False
-        known = ways.get(target)
+        known = partials.get(target)
         if known is None or weight > known.weight:
-            ways[target] = _Reached(weight, arc, before)
+            partials[target] = _PartialPath(weight, arc, before)
         return known is None
 
-    def outlook(self, ways: dict[int, _Reached]) -> float:
-        """The weight of the best complete path with this beginning."""
-        return max(reached.weight + self.backward[state] for state, reached in ways.items())
+    def best_total(self, partials: dict[int, _PartialPath]) -> float:
+        """The weight of the best complete path with this prefix."""
+        return max(partial.weight + self.backward[state] for state, partial in partials.items())
 
-    def ended(self, ways: dict[int, _Reached]) -> _Reached | None:
-        """The best way that ends here, its weight with that of the end; None if none does."""
+    def ended(self, partials: dict[int, _PartialPath]) -> _PartialPath | None:
+        """The best path that ends here, its weight with that of the end; None if none does."""
         whole = [
-            reached._replace(weight=reached.weight + self._end[state])
-            for state, reached in sorted(ways.items())
+            partial._replace(weight=partial.weight + self._end[state])
+            for state, partial in sorted(partials.items())
             if self._end[state] > -np.inf
         ]
-        return max(whole, key=lambda reached: reached.weight, default=None)
+        return max(whole, key=lambda partial: partial.weight, default=None)
 
 
-def _arcs(reached: _Reached) -> list[int]:
+def _arcs(partial: _PartialPath) -> list[int]:
     arcs = []
-    while reached.before is not None:
-        arcs.append(reached.arc)
-        reached = reached.before
+    while partial.before is not None:
+        arcs.append(partial.arc)
+        partial = partial.before
     return arcs[::-1]
 
 
@@ -251,7 +253,7 @@ def _path(graph: WordGraph, weight: float, arcs: list[int]) -> Path:
 
 
 def _backward(graph: WordGraph) -> np.ndarray:
-    """The weight of the best way from each state to an end, ``(S,)``."""
+    """The weight of the best path from each state to an end, ``(S,)``."""
     _, backward = graph.sums(graph.weight, graph.end, np.maximum)
     _require_path(backward)
     return backward

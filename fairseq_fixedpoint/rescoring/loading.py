@@ -138,6 +138,15 @@ def load(
     )
 
 
+def check_one_start(path: str | Path, add_bos_token: bool) -> None:
+    """Raises InputError for a model whose sentences begin with two tokens, `<s> </s>`."""
+    if add_bos_token:
+        raise InputError(
+            f"{path} was trained with --add-bos-token, so that a sentence begins with two tokens, "
+            "and n-gram models and single steps begin it with one: train without it."
+        )
+
+
 def _from_folder(
     path: Path,
     data: str | Path | None,

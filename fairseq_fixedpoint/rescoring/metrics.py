@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import zip_longest
 from types import ModuleType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
@@ -27,6 +27,7 @@ from fairseq_fixedpoint.formats import text_words
 
 METRICS = ("bleu", "chrf", "ter", "wer")
 
+Score = TypeVar("Score", float, np.ndarray)  # of one sum of statistics, or of many
 Pair = tuple[str, tuple[str, ...]]  # a hypothesis and its references
 
 
@@ -96,6 +97,10 @@ class Metric:
         Error rates are in percent and can exceed 100.
         """
         raise NotImplementedError
+
+    def gain(self, score: Score) -> Score:
+        """The score or minus it, so that greater is better."""
+        return score if self.higher_is_better else -score
 
     def _count(self, pairs: list[Pair]) -> list[list[float]]:
         raise NotImplementedError

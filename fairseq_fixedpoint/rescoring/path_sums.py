@@ -1,6 +1,6 @@
 """Sums over all paths of a directed acyclic graph, forward and backward.
 
-States are taken layer by layer, a layer being all states whose longest way from the start has one
+States are taken layer by layer, a layer being all states whose longest path from the start has one
 length, so a few array operations serve a whole layer.
 """
 
@@ -13,7 +13,7 @@ import numpy as np
 
 
 def layers(source: np.ndarray, target: np.ndarray, states: int) -> np.ndarray:
-    """The longest way to each state, in arcs, ``(S,)``.
+    """The longest path to each state, in arcs, ``(S,)``.
 
     Args:
         source, target: of each arc, ``(A,)``; source < target.

@@ -1,4 +1,4 @@
-"""Weights of the scores in an n-best list that serve a metric best.
+"""Minimum error rate training: weights of the scores in an n-best list that serve a metric best.
 
 Every hypothesis has F scores; the hypothesis with the greatest weighted sum is chosen for its
 utterance, and the metric judges all choices together. Along a line in the space of weights the
@@ -7,160 +7,32 @@ Training in Statistical Machine Translation" (2003), section 5: the sum of a hyp
 in the step, the chosen ones are the upper envelope of an utterance's lines, and where the
 envelopes bend, the statistics of the metric change (:func:`line_search`). :func:`tune` searches
 along one weight after the other.
-
-The best that any choice could reach (:func:`oracle`) and intervals by resampling the utterances
-(:func:`bootstrap`) say how much a gain is worth.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import NamedTuple, TypeVar, cast
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from fairseq_fixedpoint.errors import InputError
+from fairseq_fixedpoint.rescoring.candidate_pool import (
+    CandidatePool,
+    combined,
+    first_greatest,
+    score_of,
+    selected,
+)
 from fairseq_fixedpoint.rescoring.metrics import Metric
 
 GRID = (0.0, 0.1, 0.3, 1.0, 3.0)  # of a new weight, relative to the greatest old one
 GRID_WEIGHTS = 3  # with more new weights than these, all share one value in the grid
 RESTARTS = 3  # searches from random weights, after the one from the grid's best
-Score = TypeVar("Score", float, np.ndarray)
-
 LEAST_GAIN = 1e-9  # what less than this improves is rounding
 LEAST_ANGLE = 1e-9  # intervals of steps narrower than this are not entered
-
-
-@dataclass(frozen=True, eq=False)
-class CandidatePool:
-    """N hypotheses of U utterances, those of one utterance next to each other.
-
-    Attributes:
-        features: the scores that are weighted and added, float64 ``(N, F)``, higher is better.
-        names: of the F scores.
-        lengths: of the hypotheses in tokens, ``(N,)``, for :meth:`normalised`.
-        statistics: what the metric counted (:meth:`Metric.statistics`), ``(N, S)``.
-        offsets: where each utterance begins, and N, ``(U + 1,)``.
-        ids: of the U utterances, for messages.
-        subtracted: the scores that a weight below 0 is for, ``(N, F)``; None if they are the same.
-            A model's penalties for unknown words are left out of these.
-        not_subtracted: names of the scores whose weight must not be below 0.
-
-    Raises:
-        InputError: if they do not fit together, an utterance has no hypothesis, or a number
-            is not finite.
-    """
-
-    features: np.ndarray
-    names: Sequence[str]
-    lengths: np.ndarray
-    statistics: np.ndarray
-    offsets: np.ndarray
-    ids: Sequence[str]
-    subtracted: np.ndarray | None = None
-    not_subtracted: Collection[str] = ()
-
-    def __post_init__(self) -> None:
-        for name in ("features", "subtracted", "lengths", "statistics"):
-            values = getattr(self, name)
-            if values is not None:
-                object.__setattr__(self, name, np.asarray(values, dtype=np.float64))
-        object.__setattr__(self, "offsets", np.asarray(self.offsets, dtype=np.intp))
-        self._check_shapes()
-        self._check_numbers()
-
-    def _check_shapes(self) -> None:
-        total = len(self.features)
-        for values in (self.features, self.when_subtracted):
-            if values.shape != (total, len(self.names)) or not self.names:
-                raise InputError(
-                    f"features of shape {values.shape} do not fit the {len(self.names)} names "
-                    f"({', '.join(self.names)}): one column for each name, at least one."
-                )
-        if len(set(self.names)) < len(self.names):
-            raise InputError(
-                f"two scores have the same name ({', '.join(self.names)}): rename one."
-            )
-        shapes = (self.statistics.shape[:1], self.lengths.shape)
-        if self.statistics.ndim != 2 or shapes != ((total,), (total,)):
-            raise InputError(
-                f"{total} hypotheses have statistics of shape {self.statistics.shape} and lengths "
-                f"of shape {self.lengths.shape}: both need one row for each hypothesis."
-            )
-        if self.offsets.shape != (len(self.ids) + 1,) or not len(self.ids):
-            raise InputError(
-                f"{len(self.ids)} utterances need one offset more than that, but there are "
-                f"{self.offsets.size}: where each begins, and the number of hypotheses."
-            )
-        if self.offsets[0] != 0 or self.offsets[-1] != total:
-            raise InputError(
-                f"offsets go from {self.offsets[0]} to {self.offsets[-1]} instead of from 0 to "
-                f"{total}, the number of hypotheses."
-            )
-        if (self.sizes < 1).any():
-            without = self.ids[int(np.argmax(self.sizes < 1))]
-            raise InputError(
-                f"utterance {without!r} has no hypothesis: leave it out of the references too."
-            )
-
-    def _check_numbers(self) -> None:
-        for values, what in (
-            (self.features, "score"),
-            (self.when_subtracted, "score"),
-            (self.statistics, "statistic"),
-            (self.lengths[:, None], "length"),
-        ):
-            bad = ~np.isfinite(values)
-            if what == "length":
-                bad |= values <= 0
-            if bad.any():
-                row, column = np.argwhere(bad)[0]
-                which = f" {self.names[column]}" if what == "score" else ""
-                utterance = int(np.searchsorted(self.offsets, row, side="right")) - 1
-                raise InputError(
-                    f"hypothesis {row - self.offsets[utterance] + 1} of utterance "
-                    f"{self.ids[utterance]!r} has the {what}{which} {values[row, column]}: "
-                    + (
-                        "it must be positive (the end of the sentence counts too)."
-                        if what == "length"
-                        else "it must be a finite number."
-                    )
-                )
-
-    @property
-    def when_subtracted(self) -> np.ndarray:
-        """The scores that a weight below 0 is for, ``(N, F)``."""
-        return self.features if self.subtracted is None else self.subtracted
-
-    @property
-    def sizes(self) -> np.ndarray:
-        """The number of hypotheses of each utterance, ``(U,)``."""
-        return np.diff(self.offsets)
-
-    def normalised(self, lenpen: float) -> CandidatePool:
-        """The same hypotheses with all scores divided by their ``length ** lenpen``."""
-        power = self.lengths[:, None] ** lenpen
-        subtracted = None if self.subtracted is None else self.subtracted / power
-        return replace(self, features=self.features / power, subtracted=subtracted)
-
-
-def selected(candidates: CandidatePool, weights: np.ndarray) -> np.ndarray:
-    """The hypothesis with the greatest weighted sum of each utterance, the first of equal ones.
-
-    Args:
-        weights: ``(F,)``.
-
-    Returns:
-        Indices into the N hypotheses, ``(U,)``.
-    """
-    return _first_greatest(_combined(candidates, weights), candidates.offsets)
-
-
-def score_of(candidates: CandidatePool, selection: np.ndarray, metric: Metric) -> float:
-    """The metric of a selection ``(U,)``."""
-    return float(metric.score(candidates.statistics[selection].sum(0)))
 
 
 class Step(NamedTuple):
@@ -193,10 +65,10 @@ def line_search(
             weight is 0 or its direction is: the sums bend at step 0 then.
         forward: look at positive steps alone.
     """
-    positive = _along(candidates, metric, weights, _combined(candidates, direction))
+    positive = _along(candidates, metric, weights, combined(candidates, direction))
     negative = positive
     if not np.array_equal(candidates.features, candidates.when_subtracted):
-        negative = _along(candidates, metric, weights, -_combined(candidates, -direction))
+        negative = _along(candidates, metric, weights, -combined(candidates, -direction))
     steps = np.append(negative.steps[negative.steps <= 0], positive.steps[positive.steps > 0])
     left, right = np.searchsorted(negative.edges, 0.0), np.searchsorted(positive.edges, 0.0)
     edges = np.append(negative.edges[:left], positive.edges[right:])
@@ -209,7 +81,7 @@ def line_search(
     middles = scale * np.tan((angles[:-1] + angles[1:]) / 2)
 
     eligible = (widths > LEAST_ANGLE) & (not forward or middles > 0)
-    gains = np.where(eligible, _gain(metric, scores), -np.inf)
+    gains = np.where(eligible, metric.gain(scores), -np.inf)
     equal = np.flatnonzero(gains >= gains.max() - LEAST_GAIN)
     best = equal[np.lexsort((widths[equal], middles[equal] > 0))[-1]]
     return Step(float(middles[best]), float(scores[best]))
@@ -238,7 +110,7 @@ class _Along(NamedTuple):
 def _along(
     candidates: CandidatePool, metric: Metric, weights: np.ndarray, slopes: np.ndarray
 ) -> _Along:
-    changes = _changes(_combined(candidates, weights), slopes, candidates.offsets)
+    changes = _changes(combined(candidates, weights), slopes, candidates.offsets)
     difference = candidates.statistics[changes.after] - candidates.statistics[changes.before]
     matters = difference.any(axis=1)
     steps, difference = changes.steps[matters], difference[matters]
@@ -324,7 +196,7 @@ class _Search:
         return score_of(self.candidates, selected(self.candidates, weights), self.metric)
 
     def better(self, score: float, than: float) -> bool:
-        return _gain(self.metric, score) > _gain(self.metric, than) + LEAST_GAIN
+        return self.metric.gain(score) > self.metric.gain(than) + LEAST_GAIN
 
     def describe(self, weights: np.ndarray) -> str:
         named = zip(self.candidates.names, weights, strict=True)
@@ -415,25 +287,6 @@ def _around(
     return weights
 
 
-def _combined(candidates: CandidatePool, weights: np.ndarray) -> np.ndarray:
-    """Weighted sums ``(N,)``; unlike a matrix product's, those of equal rows are equal exactly."""
-    weights = np.asarray(weights, dtype=np.float64)
-    features = np.where(weights < 0, candidates.when_subtracted, candidates.features)
-    return (features * weights).sum(axis=1)
-
-
-def _gain(metric: Metric, score: Score) -> Score:
-    """The score or minus it, so that greater is better."""
-    return score if metric.higher_is_better else -score
-
-
-def _first_greatest(values: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """The index of the first greatest value between every two offsets, ``(len(offsets) - 1,)``."""
-    greatest = np.maximum.reduceat(values, offsets[:-1])
-    hits = np.flatnonzero(values == np.repeat(greatest, np.diff(offsets)))
-    return hits[np.searchsorted(hits, offsets[:-1])]
-
-
 class _Changes(NamedTuple):
     """What is chosen along a line.
 
@@ -458,7 +311,7 @@ def _changes(intercepts: np.ndarray, slopes: np.ndarray, offsets: np.ndarray) ->
     """
     sizes = np.diff(offsets)
     flattest = slopes == np.repeat(np.minimum.reduceat(slopes, offsets[:-1]), sizes)
-    top = _first_greatest(np.where(flattest, intercepts, -np.inf), offsets)
+    top = first_greatest(np.where(flattest, intercepts, -np.inf), offsets)
     first = top.copy()
     steps, before, after = [], [], []
     lines, owners = np.arange(len(slopes)), np.repeat(np.arange(len(sizes)), sizes)
@@ -470,7 +323,7 @@ def _changes(intercepts: np.ndarray, slopes: np.ndarray, offsets: np.ndarray) ->
         present = top[owners]
         crossings = (intercepts[present] - intercepts[lines]) / (slopes[lines] - slopes[present])
         moving, starts = np.unique(owners, return_index=True)
-        nearest = _first_greatest(-crossings, np.append(starts, lines.size))
+        nearest = first_greatest(-crossings, np.append(starts, lines.size))
         steps.append(crossings[nearest])
         before.append(top[moving])
         after.append(lines[nearest])
@@ -479,175 +332,3 @@ def _changes(intercepts: np.ndarray, slopes: np.ndarray, offsets: np.ndarray) ->
         nothing = np.empty(0, dtype=np.intp)
         return _Changes(first, np.empty(0), nothing, nothing)
     return _Changes(first, *(np.concatenate(parts) for parts in (steps, before, after)))
-
-
-def oracle(candidates: CandidatePool, metric: Metric) -> np.ndarray:
-    """The selection ``(U,)`` with the best metric, or nearly.
-
-    It begins with each utterance's best hypothesis by itself and replaces one at a time by what
-    serves the whole set better, until nothing does. For WER and TER, whose errors add up, no
-    selection is better; for BLEU and chrF, what is reached is a lower bound on the best.
-    """
-    scores = _gain(metric, metric.score(candidates.statistics))
-    selection = _first_greatest(scores, candidates.offsets)
-    total = candidates.statistics[selection].sum(0)
-    best = _gain(metric, metric.score(total))
-    improved = True
-    while improved:
-        improved = False
-        for utterance, (begin, end) in enumerate(itertools.pairwise(candidates.offsets)):
-            others = total - candidates.statistics[selection[utterance]]
-            totals = others + candidates.statistics[begin:end]
-            gains = _gain(metric, metric.score(totals))
-            if gains.max() > best + LEAST_GAIN:
-                selection[utterance] = begin + gains.argmax()
-                total, best, improved = totals[gains.argmax()], gains.max(), True
-    return selection
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A value, and the interval that holds 95% of its values on resampled utterances."""
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.value:9.2f}   {self.low:.2f} .. {self.high:.2f}"
-
-
-@dataclass(frozen=True)
-class Bootstrap:
-    """What :func:`bootstrap` found.
-
-    Attributes:
-        score: of a.
-        difference: of a minus b; None without b.
-        share_better: the share of samples in which a is better than b; None without b.
-    """
-
-    score: Estimate
-    difference: Estimate | None
-    share_better: float | None
-
-
-def bootstrap(
-    statistics_a: np.ndarray,
-    statistics_b: np.ndarray | None,
-    metric: Metric,
-    samples: int = 1000,
-    seed: int = 1,
-) -> Bootstrap:
-    """Draws the utterances again, with replacement, and scores a and b on the same draws.
-
-    After Koehn, "Statistical Significance Tests for Machine Translation Evaluation" (2004).
-
-    Args:
-        statistics_a, statistics_b: of the selected hypotheses of two systems, ``(U, S)``; b may
-            be None.
-
-    Raises:
-        InputError: if a and b differ in shape, or there are no utterances.
-    """
-    systems = [statistics_a] if statistics_b is None else [statistics_a, statistics_b]
-    systems = [np.asarray(system, dtype=np.float64) for system in systems]
-    shapes = [system.shape for system in systems]
-    if shapes[0] != shapes[-1] or len(shapes[0]) != 2 or not shapes[0][0]:
-        raise InputError(
-            f"resampling needs the statistics of at least one utterance, and as many of both "
-            f"systems, but got the shapes {' and '.join(map(str, shapes))}."
-        )
-    utterances = shapes[0][0]
-    generator = np.random.default_rng(seed)
-    at_once = max(1, 2**20 // utterances)  # samples; their counts take 8 MB
-    parts = []
-    for begin in range(0, samples, at_once):
-        size = min(at_once, samples - begin)
-        counts = generator.multinomial(utterances, np.full(utterances, 1 / utterances), size)
-        parts.append([metric.score(counts @ system) for system in systems])
-    drawn = np.concatenate(parts, axis=1)  # (systems, samples)
-    observed = [float(metric.score(system.sum(0))) for system in systems]
-    score = _estimate(observed[0], drawn[0])
-    if statistics_b is None:
-        return Bootstrap(score, None, None)
-    return Bootstrap(
-        score,
-        _estimate(observed[0] - observed[1], drawn[0] - drawn[1]),
-        float(np.mean(_gain(metric, drawn[0] - drawn[1]) > LEAST_GAIN)),
-    )
-
-
-def _estimate(value: float, drawn: np.ndarray) -> Estimate:
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return Estimate(value, float(low), float(high))
-
-
-@dataclass(frozen=True)
-class TuningReport:
-    """What tuning gave, on the utterances that it saw.
-
-    Attributes:
-        metric: its name.
-        utterances, hypotheses: how many there were.
-        weights: what was found, by the names of the scores.
-        baseline, tuned: the metric before and after.
-        oracle: the metric of the best choice from the same lists (:func:`oracle`).
-        difference: tuned minus baseline.
-        share_better: the share of resampled sets in which tuned is better.
-    """
-
-    metric: str
-    utterances: int
-    hypotheses: int
-    weights: dict[str, float]
-    baseline: Estimate
-    tuned: Estimate
-    oracle: float
-    difference: Estimate
-    share_better: float
-
-    @classmethod
-    def of(
-        cls,
-        candidates: CandidatePool,
-        metric: Metric,
-        baseline: np.ndarray,
-        tuned: np.ndarray,
-        weights: np.ndarray,
-    ) -> TuningReport:
-        """The report of two selections ``(U,)``, `tuned` being what `weights` ``(F,)`` select."""
-        statistics = candidates.statistics
-        compared = bootstrap(statistics[tuned], statistics[baseline], metric)
-        return cls(
-            metric=metric.name,
-            utterances=len(candidates.ids),
-            hypotheses=len(statistics),
-            weights=dict(zip(candidates.names, map(float, weights), strict=True)),
-            baseline=bootstrap(statistics[baseline], None, metric).score,
-            tuned=compared.score,
-            oracle=score_of(candidates, oracle(candidates, metric), metric),
-            # None of one system alone.
-            difference=cast("Estimate", compared.difference),
-            share_better=cast("float", compared.share_better),
-        )
-
-    def table(self) -> str:
-        """The report as a person reads it, several lines without a newline at the end."""
-        width = max(map(len, [*self.weights, "difference"]))
-        lines = [
-            f"{self.utterances} utterances, {self.hypotheses} hypotheses",
-            "",
-            f"{'':{width}} {self.metric:>9}   95% interval",
-            f"{'baseline':{width}} {self.baseline}",
-            f"{'tuned':{width}} {self.tuned}",
-            f"{'difference':{width}} {self.difference}",
-            f"{'oracle':{width}} {self.oracle:9.2f}",
-            "",
-            f"{'':{width}} {'weight':>9}",
-            *(f"{name:{width}} {weight:9.4g}" for name, weight in self.weights.items()),
-            "",
-            f"Better in {100 * self.share_better:.1f}% of resampled sets.",
-            "The weights were chosen on these utterances: measure on others.",
-        ]
-        return "\n".join(line.rstrip() for line in lines)

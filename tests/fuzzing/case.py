@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from unittest import mock
 
-from fairseq_fixedpoint.cli import rescore, rescore_lattices, score
+from fairseq_fixedpoint.cli import nbest_lists, rescore, rescore_lattices, score
 from fairseq_fixedpoint.rescoring import block_scorer, jobs, scorer
 from tests.fuzzing.models import Models
 
@@ -20,7 +20,7 @@ COMMANDS = {"fixedpoint-score": score.main, "fixedpoint-rescore": rescore.main}
 # How much is done at once, which must change nothing.
 SIZES = (
     (score, "TOKENS_A_GROUP"),
-    (rescore, "TOKENS_A_GROUP"),
+    (nbest_lists, "TOKENS_A_GROUP"),
     (rescore_lattices, "ARCS_A_GROUP"),
     (scorer, "TOKENS_AT_ONCE"),
     (block_scorer, "TOKENS_AT_ONCE"),

@@ -1,0 +1,174 @@
+"""What `fixedpoint-rescore nbest` and `tune` share: the list, its models and its combination."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from pathlib import Path
+
+from fairseq_fixedpoint.cli import options
+from fairseq_fixedpoint.errors import InputError
+from fairseq_fixedpoint.formats import (
+    FORMATS,
+    Hypothesis,
+    NBestFormat,
+    detect,
+)
+from fairseq_fixedpoint.formats.nbest import OnError, name_taken
+from fairseq_fixedpoint.rescoring.combination import (
+    WORDS,
+    Combination,
+    place,
+)
+from fairseq_fixedpoint.rescoring.jobs import groups
+from fairseq_fixedpoint.rescoring.nbest_rescoring import (
+    LineScorer,
+    Scorable,
+    WordRuleScorer,
+    context_of,
+    in_context,
+    subtracted_without_probability,
+)
+from fairseq_fixedpoint.rescoring.words import WordRule
+
+PROGRAM = "fixedpoint-rescore"
+TOKENS_A_GROUP = 32768
+
+
+def add_list_options(parser: argparse.ArgumentParser) -> None:
+    """The list, and how its scores are combined."""
+    parser.add_argument("input", type=Path, help="n-best list: a file or a folder")
+    parser.add_argument(
+        "--format", choices=sorted(FORMATS), help="of the list (default: what it looks like)"
+    )
+    combination = parser.add_argument_group("combination of the scores")
+    combination.add_argument(
+        "--weight",
+        action="append",
+        default=[],
+        metavar="NAME=W",
+        help="of one score, in place of the default or the file's; may be repeated. Default: new "
+        "scores 1, those in the list as its format has it",
+    )
+    combination.add_argument(
+        "--word-penalty", type=float, metavar="W", help="added for each word (default: 0)"
+    )
+    combination.add_argument(
+        "--lenpen",
+        type=float,
+        metavar="P",
+        help="divide by the number of words, </s> counted, to this power (default: 0)",
+    )
+    options.add_context_option(parser, "the utterances before, as the first pass has them")
+
+
+def line_scorers(args: argparse.Namespace) -> tuple[dict[str, LineScorer], WordRule]:
+    """The models by the name of their score, and the rule that they are asked by."""
+    models = options.line_scorers(args)
+    rule = options.word_rule(args, models)
+    return {name: WordRuleScorer(model, rule) for name, model in models.items()}, rule
+
+
+def can_be_subtracted(
+    each: Scorable[Hypothesis],
+    scorers: Mapping[str, LineScorer],
+    weights: Mapping[str, float],
+    on_error: OnError,
+) -> bool:
+    """Whether models of a weight below 0 can be asked for it; `on_error` is told if not."""
+    trouble = subtracted_without_probability(each.item, scorers, weights)
+    if trouble is not None:
+        on_error(trouble)
+    return trouble is None
+
+
+def list_format(args: argparse.Namespace) -> NBestFormat:
+    """The format of the list, which is read more than once."""
+    if args.input.exists() and not (args.input.is_file() or args.input.is_dir()):
+        raise InputError(
+            f"{args.input} is neither a file nor a folder, and a list is read more than once: "
+            "store it in a file first."
+        )
+    return FORMATS[args.format] if args.format else detect(args.input)
+
+
+def checked_hypotheses(
+    hypotheses: Iterable[Scorable[Hypothesis]],
+    args: argparse.Namespace,
+    scorers: Mapping[str, LineScorer],
+    combination: Combination,
+) -> Iterator[Scorable[Hypothesis]]:
+    """The hypotheses, once they are what the options take them for.
+
+    Raises:
+        FormatError: if the list has a score of a model's name.
+        InputError: if it has nowhere a score that is weighed, or a hypothesis lacks one; with
+            --previous-context, if the hypotheses of an utterance are not next to each other.
+    """
+    unseen = combination.weights.keys() - {WORDS, *scorers}
+    any_seen, last = False, None
+    ended: set[str] = set()
+    for each in hypotheses:
+        hypothesis = each.item
+        clashes = sorted(scorers.keys() & hypothesis.scores.keys())
+        if clashes:
+            raise name_taken(hypothesis, clashes[0])
+        unseen, any_seen = unseen - hypothesis.scores.keys(), True
+        if args.previous_context != 0 and hypothesis.utterance != last:
+            if hypothesis.utterance in ended:
+                raise InputError(
+                    f"{place(hypothesis)}: utterance {hypothesis.utterance} is in two places of "
+                    "the list, so there is no telling what comes before it: put its hypotheses "
+                    "together for --previous-context."
+                )
+            ended.add(hypothesis.utterance)
+            last = hypothesis.utterance
+        combination.total(hypothesis, dict.fromkeys(scorers, 0.0))
+        yield each
+    if unseen and any_seen:
+        raise InputError(f"no hypothesis of {args.input} has a score {min(unseen)}.")
+
+
+def combinations(
+    args: argparse.Namespace,
+    listed: NBestFormat,
+    names: Collection[str],
+    scorers: Mapping[str, LineScorer],
+    rule: WordRule,
+) -> tuple[Combination, Combination]:
+    """That of the first pass, whose scores have `names`, and the one that the options ask for."""
+    first_pass = Combination(listed.default_weights(names), rule=rule)
+    weights, lenpen = {**first_pass.weights, **dict.fromkeys(scorers, 1.0)}, 0.0
+    if getattr(args, "weights", None) is not None:
+        loaded = Combination.load(args.weights)
+        weights, lenpen = dict(loaded.weights), loaded.lenpen
+        unused = sorted(scorers.keys() - weights.keys())
+        if unused:
+            raise InputError(
+                f"{args.weights} has no weight for {', '.join(unused)}: tune with this model, or "
+                "give the model the name that it had (--model NAME=CHECKPOINT)."
+            )
+    weights |= options.parsed_weights(args)
+    return first_pass, Combination(weights, lenpen if args.lenpen is None else args.lenpen, rule)
+
+
+def with_context(
+    hypotheses: Iterable[Scorable[Hypothesis]],
+    first_pass: Combination,
+    scorers: Mapping[str, LineScorer],
+) -> Iterable[Scorable[Hypothesis]]:
+    """With what comes before, if anybody looks at it."""
+    context = context_of(scorers.values())
+    return in_context(hypotheses, first_pass, context) if context else hypotheses
+
+
+def grouped(
+    hypotheses: Iterable[Scorable[Hypothesis]], combination: Combination
+) -> Iterator[list[Scorable[Hypothesis]]]:
+    """In groups to be scored at once, in which an utterance's hypotheses stay together."""
+    return groups(
+        hypotheses,
+        lambda each: combination.length(each.item),
+        TOKENS_A_GROUP,
+        lambda each: each.item.utterance,
+    )
