@@ -103,8 +103,7 @@ def bidirectional(
         networks.append(of_uncentred_inputs(network, origin))
     report = report_of(decomposition, tail_warnings(windows))
     estimate = BidirectionalEstimate(networks[0], networks[1], report)
-    mean_target = PolynomialFit.fit(windows, density, 0).coefficients[0]
-    output_bias = mean_target - estimate.outputs(sample).mean(0)
+    output_bias = windows.mean_target() - estimate.outputs(sample).mean(0)
     return replace(estimate, forward=replace(estimate.forward, output_bias=output_bias))
 
 

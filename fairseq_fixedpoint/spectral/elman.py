@@ -1,8 +1,8 @@
 """Algorithm T: a start for the network with `act = tanh`, from moments of orders 1 and 3.
 
 Not a consistent estimator: what a unit receives is taken to be normal, of variance `v_i^2 = s_i^2
-a_i^T Cov(x) a_i` and mean 0, as if there were no recurrence. With a mean of 0
-(t,t) vanishes, as `tanh''` is odd. With `A1_i = s_i a_i`, a_i of norm 1,
+a_i^T Cov(x) a_i` and mean 0, as if there were no recurrence. The moment (t,t) then vanishes, as
+`tanh''` is odd. With `A1_i = s_i a_i`, a_i of norm 1,
 
     (t)      sum_i  A2_i (x) a_i  s_i E tanh'(v_i g)                                   (S4)
     (t,t,t)  sum_i  A2_i (x) a_i (x) a_i (x) a_i  s_i^3 E tanh'''(v_i g)               (S5)
@@ -21,7 +21,7 @@ from scipy import linalg, optimize
 
 from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.spectral.decomposition import decompose
-from fairseq_fixedpoint.spectral.moments import PolynomialFit, residual_moment
+from fairseq_fixedpoint.spectral.moments import residual_moment
 from fairseq_fixedpoint.spectral.network import Network
 from fairseq_fixedpoint.spectral.quadratic import SAMPLE, of_uncentred_inputs
 from fairseq_fixedpoint.spectral.report import Estimate, report_of, tail_warnings
@@ -41,8 +41,8 @@ DENSITY = np.exp(-(GRID**2) / 2) / np.exp(-(GRID**2) / 2).sum()
 def elman_start(windows: Windows, units: int, generator: np.random.Generator) -> Estimate:
     """A start for an Elman layer and its linear output, from windows of at least two inputs.
 
-    A window may be shorter than the K of the layer: what is before it must then not depend on it,
-    or is taken for its own.
+    A window may be shorter than the K of the layer. If inputs depend on each other, what those
+    before the window do is then taken for the window's doing.
 
     Args:
         windows: `before` is at least 1; `after` is 0.
@@ -52,8 +52,7 @@ def elman_start(windows: Windows, units: int, generator: np.random.Generator) ->
     Raises:
         InputError: for more units than that, or windows that say too little.
     """
-    if windows.before < 1:
-        raise InputError("a window of one input says nothing of the recurrence: give at least 2.")
+    windows.check_past()
     if not 1 <= units <= windows.input_size:
         raise InputError(
             f"{units} units cannot be told apart by {windows.input_size} features: give at least 1 "
@@ -83,8 +82,7 @@ def elman_start(windows: Windows, units: int, generator: np.random.Generator) ->
         input_weight, recurrent_weight, np.zeros(units), output_weight, np.zeros(outputs), np.tanh
     )
     network = of_uncentred_inputs(network, density.mean.mean(0))
-    mean_target = PolynomialFit.fit(windows, density, 0).coefficients[0]
-    output_bias = mean_target - network.outputs(windows.sample(SAMPLE)).mean(0)
+    output_bias = windows.mean_target() - network.outputs(windows.sample(SAMPLE)).mean(0)
     network = replace(network, output_bias=output_bias)
     return Estimate(network, report_of(decomposition, (*clipped, *tail_warnings(windows))))
 

@@ -15,6 +15,7 @@ import numpy as np
 from scipy import linalg
 
 from fairseq_fixedpoint.errors import InputError
+from fairseq_fixedpoint.spectral.moments import check_count
 from fairseq_fixedpoint.spectral.network import Network
 from fairseq_fixedpoint.spectral.windows import Array, Windows
 
@@ -46,10 +47,10 @@ def linear(windows: Windows, units: int) -> LinearEstimate:
         units: k, the rank.
 
     Raises:
-        InputError: for more units than K Markov parameters determine.
+        InputError: for more units than K Markov parameters determine, or too few windows.
     """
-    if windows.before < 1:
-        raise InputError("a window of one input says nothing of the recurrence: K is at least 2.")
+    windows.check_past()
+    check_count(windows, 1)
     markov, constant = _least_squares(windows)
     network, singular_values = realisation(markov, units)
     radius = np.abs(np.linalg.eigvals(network.recurrent_weight)).max()

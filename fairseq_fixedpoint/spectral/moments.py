@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from math import comb
 
 import numpy as np
 from scipy import linalg
@@ -45,14 +46,7 @@ class PolynomialFit:
         Raises:
             InputError: for fewer than ten windows a polynomial.
         """
-        count = _polynomials(windows.size * windows.input_size, degree)
-        if windows.count < WINDOWS_PER_POLYNOMIAL * count:
-            raise InputError(
-                f"{windows.count} windows are too few for the {count} polynomials of degree up to "
-                f"{degree} of a window ({windows.size} positions of {windows.input_size} "
-                f"features): give {WINDOWS_PER_POLYNOMIAL * count} at least, fewer features, or a "
-                "shorter window."
-            )
+        count = check_count(windows, degree)
         gram, cross = np.zeros((count, count)), np.zeros((count, windows.target_size))
         for chunk, targets in windows.chunks():
             terms = polynomials(density.whitened(chunk), degree)
@@ -78,8 +72,20 @@ def polynomials(whitened: Array, degree: int) -> Array:
     return np.concatenate(terms, axis=1)
 
 
-def _polynomials(variables: int, degree: int) -> int:
-    return [1, 1 + variables, 1 + variables + variables * (variables + 1) // 2][degree]
+def check_count(windows: Windows, degree: int) -> int:
+    """How many polynomials up to a degree a window has.
+
+    Raises:
+        InputError: for fewer than ten windows for each.
+    """
+    count = comb(windows.size * windows.input_size + degree, degree)
+    if windows.count < WINDOWS_PER_POLYNOMIAL * count:
+        raise InputError(
+            f"{windows.count} windows are too few for the {count} polynomials of degree up to "
+            f"{degree} of a window ({windows.size} positions of {windows.input_size} features): "
+            f"give {WINDOWS_PER_POLYNOMIAL * count} at least, fewer features, or a shorter window."
+        )
+    return count
 
 
 def residual_moment(windows: Windows, density: GaussianWindow, positions: Sequence[int]) -> Array:

@@ -49,8 +49,7 @@ def quadratic(windows: Windows, units: int, generator: np.random.Generator) -> E
     Raises:
         InputError: for more units than that, or windows that say too little.
     """
-    if windows.before < 1:
-        raise InputError("a window of one input says nothing of the recurrence: K is at least 2.")
+    windows.check_past()
     check_units(windows, units)
     now = windows.before
     density = GaussianWindow.fit(windows)
@@ -65,9 +64,9 @@ def quadratic(windows: Windows, units: int, generator: np.random.Generator) -> E
         generator,
         lambda network: network.states(sample[:, :-1] - origin),
     )
-    mean_target = PolynomialFit.fit(windows, density, 0).coefficients[0]
     network = of_uncentred_inputs(network, origin)
-    network = replace(network, output_bias=mean_target - network.outputs(sample).mean(0))
+    output_bias = windows.mean_target() - network.outputs(sample).mean(0)
+    network = replace(network, output_bias=output_bias)
     return Estimate(network, report_of(decomposition, tail_warnings(windows)))
 
 

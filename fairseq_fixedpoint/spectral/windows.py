@@ -96,6 +96,18 @@ class Windows:
         if pieces:
             yield _joined(pieces)
 
+    def check_past(self) -> None:
+        """Raises InputError for windows that see one input, or what comes after t."""
+        if self.before < 1 or self.after:
+            raise InputError(
+                f"windows of {self.before} inputs before t and {self.after} after it say nothing "
+                "of a recurrence up to t: give at least 1 and 0, as K is at least 2."
+            )
+
+    def mean_target(self) -> Array:
+        """The mean of y, ``(o,)``."""
+        return sum((targets.sum(0) for _, targets in self.chunks()), np.zeros(())) / self.count
+
     def sample(self, count: int) -> Array:
         """The first windows, at least `count` if there are so many, ``(n, size, d)``."""
         taken: list[Array] = []
