@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 from unittest import mock
@@ -146,6 +147,7 @@ def test_a_batch_has_the_longest_width(teacher):
         (("--iterations", 1), "below K = 2"),
         (("--window", 5), "--window 5 has to be at least 2, and at most --iterations (4)"),
         (("--hidden-size", 0), "--hidden-size must be at least 1"),
+        (("--seed", -1), "--seed must be at least 0"),
         (("--units", 8), "at most --hidden-size (7)"),
         (("--units", 7), "7 units cannot be told apart by 6 features"),
     ],
@@ -203,3 +205,12 @@ def test_a_split_of_other_features(teacher, tmp_path):
     write_split(tmp_path, "valid", [each[:, :5] for each in x], y)
     with pytest.raises(InputError, match=r"the split valid in .* has 5 features"):
         train_for(1, tmp_path, tmp_path / "a")
+
+
+def test_the_example_writes_what_the_task_reads(tmp_path):
+    prepare = Path(__file__).parents[1] / "examples" / "spectral" / "prepare"
+    subprocess.run([sys.executable, prepare, "teacher", tmp_path], check=True)
+    for split, count in (("train", 4000), ("valid", 500)):
+        read = read_features(tmp_path, split)
+        assert read.lengths.tolist() == [24] * count and not read.has_labels
+        assert read.features.shape == read.targets.shape == (24 * count, 6)

@@ -80,6 +80,8 @@ def _start(args: argparse.Namespace) -> None:
         )
     if args.hidden_size < 1:
         raise InputError(f"--hidden-size must be at least 1, not {args.hidden_size}.")
+    if args.seed < 0:
+        raise InputError(f"--seed must be at least 0, not {args.seed}.")
     try:
         make_start = resolve_name(START)
     except ImportError as error:
