@@ -39,6 +39,7 @@ EXTRAS = {
     # The beam search of torchaudio's `ctc_decoder`, without wheels for Python 3.13. pyctcdecode is
     # not here: it asks for numpy below 2, so pip would go back to an old numpy (docs/install.md).
     "ctc": ["flashlight-text>=0.0.7; python_version < '3.13'"],
+    "spectral": ["scipy>=1.10"],
     "demo": ["matplotlib>=3.5"],
     "test": [
         "hypothesis>=6",
@@ -79,6 +80,7 @@ setup(
             "fixedpoint-convert = fairseq_fixedpoint.cli.convert:main",
             "fixedpoint-score = fairseq_fixedpoint.cli.score:main",
             "fixedpoint-rescore = fairseq_fixedpoint.cli.rescore:main",
+            "fixedpoint-spectral = fairseq_fixedpoint.cli.spectral:main",
         ],
     },
     zip_safe=False,

@@ -36,13 +36,14 @@ from fairseq.models import MODEL_DATACLASS_REGISTRY
 from fairseq.registry import REGISTRIES
 from fairseq.tasks import TASK_DATACLASS_REGISTRY
 
-from fairseq_fixedpoint.cli import convert, options, rescore, score
+from fairseq_fixedpoint.cli import convert, options, rescore, score, spectral
 from scripts.benchmarks import __main__ as benchmark
 from scripts.benchmarks import rendering
 from tests import documents
 from tests.commands import PLUGIN, preprocess, train
 from tests.conftest import write_text
 from tests.documents import ALL, MANUAL, ROOT, Command
+from tests.features import write_features
 from tests.rescoring import ARPA
 from tests.test_translation_model import command as fairseq_command
 
@@ -78,7 +79,12 @@ PARSERS = {
     ),
     "fairseq-preprocess": fairseq_options.get_preprocessing_parser,
 }
-COMMANDS = {"fixedpoint-score": score, "fixedpoint-convert": convert, "fixedpoint-rescore": rescore}
+COMMANDS = {
+    "fixedpoint-score": score,
+    "fixedpoint-convert": convert,
+    "fixedpoint-rescore": rescore,
+    "fixedpoint-spectral": spectral,
+}
 # What stands for the reader's own settings: the options that a small model is trained with.
 ELLIPSIS = [
     "--optimizer", "adam", "--lr", "0.01", "--max-update", "2", "--batch-size", "8",
@@ -290,6 +296,7 @@ def prepared(data, models, tmp_path_factory) -> Path:
         [f"{folder}/checkpoints/k5/checkpoint_best.pt", "--to", "folder", "--output",
          f"{folder}/k5-model"]
     )  # fmt: skip
+    write_features(folder / "data-bin" / "gestures")
     for name in ("corpus.txt", "text.txt", "train.txt"):
         write_text(folder / name, 5, seed=1)
     for name in ("dev", "test"):

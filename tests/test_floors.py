@@ -16,7 +16,8 @@ PACKAGE = Path(fairseq_fixedpoint.__file__).parent
 # From the ground up; a module of several floors below may be imported, none of those above.
 FLOORS = [
     {"errors", "files", "perplexity", "progress"},  # what all stand on: Python alone
-    {"recurrence", "softmax", "cross_entropy", "windows", "language_model"},  # torch
+    # torch; of `spectral` numpy and scipy
+    {"recurrence", "softmax", "cross_entropy", "windows", "language_model", "spectral"},
     # numpy, and torch where a model of ours runs
     {"formats", "rescoring", "backoff", "decoding", "cli"},
     {"plugin", "tasks"},  # fairseq

@@ -1,1 +1,1 @@
-"""The commands `fixedpoint-score` and `fixedpoint-rescore`: what they read and write."""
+"""The commands: what they read and write."""

@@ -22,7 +22,7 @@ def run(program: str, command: Callable[[], None]) -> int:
         The exit status: 0; 1 after an error, which is printed; 130 after an interruption.
     """
     # fairseq sets the root logger to report everything.
-    for package in ("fairseq", "matplotlib", "onnx_ir", "onnxscript"):
+    for package in ("fairseq", "hydra", "matplotlib", "onnx_ir", "onnxscript"):
         logging.getLogger(package).setLevel(logging.WARNING)
     # Of no use to who runs this; our own are not among them.
     warnings.filterwarnings("ignore", module=r"(fairseq|hydra|torch)(\.|$)")

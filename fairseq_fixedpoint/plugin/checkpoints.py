@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 from pathlib import Path
 from textwrap import shorten
@@ -10,8 +11,9 @@ from typing import Any
 import torch
 from fairseq import checkpoint_utils, tasks, utils
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
-from fairseq.models import FairseqLanguageModel
+from fairseq.models import BaseFairseqModel, FairseqLanguageModel
 from fairseq.tasks import FairseqTask
+from omegaconf import OmegaConf
 
 from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.language_model import LanguageModel
@@ -159,6 +161,39 @@ def read_checkpoint(path: Path, trusted: bool = False) -> dict[str, Any]:
 
 def _shown(error: Exception) -> str:
     return shorten(f"{type(error).__name__}: {error}", 200, placeholder=" ...")
+
+
+def untrained_checkpoint(cfg: Any, model: BaseFairseqModel, criterion: str) -> dict[str, Any]:
+    """What fairseq's commands and ours read of a model whose training is about to begin.
+
+    Args:
+        cfg: the configuration as `fairseq-train` would store it for the model.
+        criterion: the name of its class.
+    """
+    return {
+        "args": None,
+        "cfg": OmegaConf.to_container(cfg, resolve=True, enum_to_str=True),
+        "model": model.state_dict(),
+        "criterion": None,
+        "optimizer_history": [  # fairseq looks at the last, even without an optimizer's state
+            {
+                "criterion_name": criterion,
+                "optimizer_name": "",
+                "lr_scheduler_state": {},
+                "num_updates": 0,
+            }
+        ],
+        "task_state": {},
+        "extra_state": {"train_iterator": {"epoch": 1, "iterations_in_epoch": 0}},
+        "last_optimizer_state": None,
+    }
+
+
+def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
+    """Writes a file; PyTorch's own writing hides that a disk is full."""
+    content = io.BytesIO()
+    torch.save(checkpoint, content)
+    path.write_bytes(content.getbuffer())
 
 
 def configuration(path: Path, state: dict[str, Any]) -> Any:

@@ -26,6 +26,7 @@ from fairseq_fixedpoint.plugin.checkpoints import (
     configuration,
     dictionary_folder,
     read_checkpoint,
+    untrained_checkpoint,
 )
 from fairseq_fixedpoint.plugin.criterions.fixedpoint_cross_entropy import (
     FixedPointCrossEntropyConfig,
@@ -67,23 +68,7 @@ class Converted:
 
     def checkpoint(self) -> dict[str, Any]:
         """What fairseq's commands and ours read: as if training were about to begin."""
-        return {
-            "args": None,
-            "cfg": OmegaConf.to_container(self.cfg, resolve=True, enum_to_str=True),
-            "model": self.model.state_dict(),
-            "criterion": None,
-            "optimizer_history": [  # fairseq looks at the last, even without an optimizer's state
-                {
-                    "criterion_name": "FixedPointCrossEntropy",
-                    "optimizer_name": "",
-                    "lr_scheduler_state": {},
-                    "num_updates": 0,
-                }
-            ],
-            "task_state": {},
-            "extra_state": {"train_iterator": {"epoch": 1, "iterations_in_epoch": 0}},
-            "last_optimizer_state": None,
-        }
+        return untrained_checkpoint(self.cfg, self.model, "FixedPointCrossEntropy")
 
     def training_options(self) -> str:
         """What `fairseq-train` must be told to train the same model, but for `--iterations`."""

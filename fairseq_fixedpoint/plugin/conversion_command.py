@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import sys
 from contextlib import ExitStack
 
-import torch
-
 from fairseq_fixedpoint.cli.options import device
 from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.files import atomic_write
+from fairseq_fixedpoint.plugin.checkpoints import write_checkpoint
 from fairseq_fixedpoint.plugin.conversion import Converted, convert
 from fairseq_fixedpoint.plugin.evaluation import OrderReport
 
@@ -37,9 +35,7 @@ def convert_checkpoint(args: argparse.Namespace) -> list[str]:
     )
     with ExitStack() as outputs:
         made = outputs.enter_context(atomic_write(args.output))
-        content = io.BytesIO()  # PyTorch's own writing hides that a disk is full
-        torch.save(converted.checkpoint(), content)
-        made.write_bytes(content.getbuffer())
+        write_checkpoint(converted.checkpoint(), made)
         if args.report is not None:
             report = _report(converted, args)
             if args.report_json is not None:

@@ -13,7 +13,12 @@ from fairseq_fixedpoint.plugin.criterions.fixedpoint_cross_entropy import (
     FixedPointCrossEntropy,
     FixedPointCrossEntropyConfig,
 )
-from fairseq_fixedpoint.plugin.models import fixedpoint, fixedpoint_lm
+from fairseq_fixedpoint.plugin.criterions.fixedpoint_features import FixedPointFeaturesCriterion
+from fairseq_fixedpoint.plugin.models import fixedpoint, fixedpoint_features, fixedpoint_lm
+from fairseq_fixedpoint.plugin.tasks.fixedpoint_features import (
+    FixedPointFeaturesTask,
+    FixedPointFeaturesTaskConfig,
+)
 from fairseq_fixedpoint.plugin.tasks.fixedpoint_language_modeling import (
     FixedPointLanguageModelingConfig,
     FixedPointLanguageModelingTask,
@@ -31,6 +36,7 @@ def register() -> None:
     register_criterion("fixedpoint_cross_entropy", dataclass=FixedPointCrossEntropyConfig)(
         FixedPointCrossEntropy
     )
+    register_criterion("fixedpoint_features")(FixedPointFeaturesCriterion)
     for name, config, model, architectures in (
         (
             "fixedpoint_lm",
@@ -44,6 +50,12 @@ def register() -> None:
             fixedpoint.FixedPointTranslationModel,
             fixedpoint.ARCHITECTURES,
         ),
+        (
+            "fixedpoint_features",
+            fixedpoint_features.FixedPointFeaturesConfig,
+            fixedpoint_features.FixedPointFeaturesModel,
+            {},
+        ),
     ):
         register_model(name, dataclass=config)(model)
         for architecture, defaults in architectures.items():
@@ -55,6 +67,7 @@ def register() -> None:
             FixedPointLanguageModelingTask,
         ),
         ("fixedpoint_translation", FixedPointTranslationTaskConfig, FixedPointTranslationTask),
+        ("fixedpoint_features", FixedPointFeaturesTaskConfig, FixedPointFeaturesTask),
     ):
         register_task(name, dataclass=config)(task)
 

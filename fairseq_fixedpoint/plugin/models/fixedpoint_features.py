@@ -1,0 +1,95 @@
+"""`fixedpoint_features`: a fixed-point recurrence from features to numbers or labels."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from fairseq.models import BaseFairseqModel
+from fairseq.tasks import FairseqTask
+from torch import Tensor, nn
+
+from fairseq_fixedpoint.language_model.config import check_iterations
+from fairseq_fixedpoint.language_model.model import dropped
+from fairseq_fixedpoint.language_model.order import Iterated
+from fairseq_fixedpoint.plugin.models.config_values import check_at_least_one, with_defaults
+from fairseq_fixedpoint.plugin.models.recurrent import RecurrenceConfig, build_recurrence
+from fairseq_fixedpoint.recurrence import check_probability
+
+
+@dataclass
+class FixedPointFeaturesConfig(RecurrenceConfig):
+    """Options of `fixedpoint_features`."""
+
+    hidden_size: int = field(default=128, metadata={"help": "width of the layers"})
+    layers: int = field(default=1, metadata={"help": "number of layers"})
+    dropout: float = field(default=0.0, metadata={"help": "dropout of every layer's output"})
+
+
+class FixedPointFeaturesModel(BaseFairseqModel):
+    """A stack of recurrent layers with K parallel iterations, and a linear output."""
+
+    def __init__(self, cfg: FixedPointFeaturesConfig, input_size: int, output_size: int):
+        super().__init__()
+        self.recurrence = FeatureRecurrence(cfg, input_size, output_size)
+
+    @classmethod
+    def build_model(
+        cls, cfg: FixedPointFeaturesConfig, task: FairseqTask
+    ) -> "FixedPointFeaturesModel":
+        """Builds the model.
+
+        Raises:
+            ValueError: naming the option that is out of range, or a task without features.
+        """
+        if not hasattr(task, "input_size"):
+            raise ValueError("fixedpoint_features is for --task fixedpoint_features: give that.")
+        cfg = with_defaults(cfg, FixedPointFeaturesConfig)
+        return cls(cfg, task.input_size, task.output_size)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features ``(B, T, d)``, padded on the right, to outputs or logits ``(B, T, o)``."""
+        return self.recurrence(features)
+
+    def max_positions(self) -> int:
+        """A recurrence has no limit."""
+        return int(1e9)
+
+    def load_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        strict: bool = True,
+        model_cfg: Any = None,
+        args: Any = None,
+    ) -> Any:
+        """Loads a checkpoint, with a warning of one that was trained at another K."""
+        self.recurrence._check_trained_iterations(state_dict)
+        return super().load_state_dict(state_dict, strict, model_cfg, args)
+
+
+class FeatureRecurrence(Iterated):
+    """What the model computes.
+
+    Raises:
+        ValueError: naming the option that is out of range.
+    """
+
+    part = "recurrence"
+    iterations_option = "--iterations"
+
+    def __init__(self, cfg: FixedPointFeaturesConfig, input_size: int, output_size: int):
+        super().__init__()
+        check_at_least_one(cfg, "hidden_size", "layers", "gradient_iterations")
+        check_iterations("--iterations", cfg.iterations)
+        check_probability("--dropout", cfg.dropout)
+        self._set_iterations(cfg.iterations, cfg.gradient_iterations, cfg.checkpoint_iterations)
+        self.dropout, self.variational_dropout = cfg.dropout, cfg.variational_dropout
+        self.rnn = build_recurrence(cfg, input_size, cfg.hidden_size, cfg.layers, cfg.dropout)
+        self.output = nn.Linear(cfg.hidden_size, output_size)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """``(B, T, d)`` to ``(B, T, o)``; what is on the right of a position does not matter."""
+        self._note_training()
+        x = features.transpose(0, 1)  # (T, B, d)
+        states = self.rnn(x, self.iterations, **self.gradient_options).output  # (T, B, H)
+        if self.training:
+            states = dropped(states, self.dropout, self.variational_dropout)
+        return self.output(states).transpose(0, 1)
