@@ -110,7 +110,7 @@ def windows(cells: tuple[str, ...], every: int, baseline: int) -> Callable[[Runs
     def reached(runs: Runs) -> float | None:
         shapes = stride.by_shape(runs["stride"]["records"]) if "stride" in runs else {}
         pairs = [
-            (ways["constant", baseline]["ms"], ways["constant", every]["ms"])
+            tuple(ways.get(("constant", c), {}).get("ms") for c in (baseline, every))
             for (cell, _, _, precision), ways in shapes.items()
             if cell in cells and precision == "fp32"
         ]
