@@ -27,13 +27,14 @@ import speech_text
 from speech_text import (
     NUMBER,
     UNKNOWN,
+    articles,
     choose,
     clean_hypothesis,
     distinct,
     limit_vocabulary,
     normalise,
+    previous_sentences,
     respelled,
-    sentences,
 )
 
 SPEECH = Path(speech_text.__file__).parent
@@ -88,20 +89,34 @@ def test_normalised_words_are_normal(text):
     assert normalise(" ".join(words)).split() == words
 
 
-def test_sentences_leave_headings_out_and_end_where_sentences_end():
+def test_articles_leave_headings_out_and_sentences_end_where_they_end():
     text = (
         " \n = Lobster = \n \n"
         ' It is a lobster . " It may grow . " Does it , in the U.S. ? Yes ; it does ! \n'
         " = = Life cycle = = \n"
         " A line without an end \n . . \n"
+        " = 1 = 2 = \n Another article . \n"
     )
-    assert list(sentences(text)) == [
-        "it is a lobster",
-        "it may grow",
-        "does it in the u s",
-        "yes it does",
-        "a line without an end",
+    assert list(articles(text)) == [
+        [],
+        [
+            "it is a lobster",
+            "it may grow",
+            "does it in the u s",
+            "yes it does",
+            "a line without an end",
+        ],
+        ["another article"],
     ]
+
+
+@given(st.lists(SENTENCES, max_size=4), st.randoms())
+def test_previous_sentences_are_those_before_in_the_article(texts, random):
+    chosen = [sentence for article in texts for sentence in article]
+    random.shuffle(chosen)
+    for sentence, before in zip(chosen, previous_sentences(chosen, texts), strict=True):
+        article = next(article for article in texts if sentence in article)
+        assert before == article[: article.index(sentence)]
 
 
 @given(SENTENCES, st.integers(1, 5))

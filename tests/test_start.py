@@ -387,6 +387,52 @@ def test_lists_and_lattices_know_what_was_said_before(started, tmp_path):
         assert list(map(float, found)) == pytest.approx(expected, abs=1e-4)
 
 
+def test_previous_texts_take_the_place_of_the_utterances_before(started, tmp_path):
+    """The order of the lists and lattices does not matter then."""
+    lists, lattices, texts = (tmp_path / name for name in ("list", "lattices", "previous"))
+    numbers = [3, 0, 4, 2, 1]
+    lists.write_text("".join(f"u{n}\t-1\t{TEXTS[n]}\n" for n in numbers))
+    lattices.write_text("".join(kaldi(f"u{n}", TEXTS[n].split()) for n in numbers))
+    texts.write_text("".join(f"u{n}\t{text}\n" for n in numbers for text in TEXTS[:n]))
+    options = ("--model", f"A={started['sentence']}", "--previous-context")
+    options += ("--previous-texts", texts)
+    assert nbest(lists, *options, "--output", tmp_path / "rescored") == 0
+    assert lattice(
+        lattices, *options, "--prune-beam", "none", "--nbest", tmp_path / "nbest",
+        "--acoustic-scale", 0, "--weight", "graph=0", "--output", tmp_path / "out",
+    ) == 0  # fmt: skip
+    model, task = load(started["sentence"])
+    expected = [
+        sum(of_stream(model.decoder, task.source_dictionary, TEXTS[: n + 1])) for n in numbers
+    ]
+    in_list = [row.split("\t")[3] for row in (tmp_path / "rescored").read_text().splitlines()[1:]]
+    in_lattices = [row.split("\t")[1] for row in (tmp_path / "nbest").read_text().splitlines()[1:]]
+    for found in (in_list, in_lattices):
+        assert list(map(float, found)) == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("command", [nbest, lattice])
+@pytest.mark.parametrize(
+    ("content", "context", "message"),
+    [
+        ("u\tw2\n", (), "--previous-texts needs --previous-context"),
+        ("other\tw2\n", ("--previous-context",), "nothing before any utterance, such as u:"),
+        ("u w2\n", ("--previous-context",), "line 1: must be the utterance's id, a tab"),
+    ],
+)
+def test_previous_texts_that_say_nothing_are_refused(
+    started, tmp_path, capfd, command, content, context, message
+):
+    text = "u\t-1\tw1\n" if command is nbest else kaldi("u", ["w1"])
+    (tmp_path / "input").write_text(text)
+    (tmp_path / "previous").write_text(content)
+    options = ("--model", started["sentence"], "--output", tmp_path / "out", *context)
+    options += ("--previous-texts", tmp_path / "previous")
+    assert command(tmp_path / "input", *options) == 1
+    assert message in capfd.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def kaldi(name, words):
     """A CompactLattice of one path, an empty arc for no words."""
     words = words or ["<eps>"]

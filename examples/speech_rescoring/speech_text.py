@@ -12,7 +12,7 @@ import random
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 UNKNOWN = "<unk>"
 NUMBER = "<number>"
@@ -27,6 +27,7 @@ _ENGLISH = re.compile(r"[a-z']+")
 _INITIALS = re.compile(r"(?:[a-z]\.)+")
 _SENTENCE_END = re.compile(r'(?<= [.?!]) (?:["\')] )*')
 _HEADING = re.compile(r" = .* = ")
+_TITLE = re.compile(r" = (?!= ).* = ")  # " = Lobster = ", and not " = = Life cycle = = "
 
 
 def normalise(text: str) -> str:
@@ -70,19 +71,36 @@ def _words(token: str) -> Iterator[str]:
             yield word if re.fullmatch("[a-z']+", word) else UNKNOWN
 
 
-def sentences(text: str) -> Iterator[str]:
-    """The normalised sentences of WikiText-2, in order; headings and empty ones are left out.
+def articles(text: str) -> Iterator[list[str]]:
+    """The normalised sentences of each article of WikiText-2, in order.
+
+    Headings and empty sentences are left out. What is before the first title comes first, and may
+    be nothing.
 
     Args:
         text: a split of the corpus: paragraphs and headings, one a line.
     """
+    article: list[str] = []
     for line in text.splitlines():
-        if _HEADING.fullmatch(line):
-            continue
-        for sentence in _SENTENCE_END.split(line):
-            words = normalise(sentence)
-            if words:
-                yield words
+        if _TITLE.fullmatch(line):
+            yield article
+            article = []
+        elif not _HEADING.fullmatch(line):
+            article += filter(None, map(normalise, _SENTENCE_END.split(line)))
+    yield article
+
+
+def previous_sentences(
+    chosen: Iterable[str], articles: Iterable[Sequence[str]]
+) -> Iterator[Sequence[str]]:
+    """What is before each of the chosen sentences in its article, or in the first that has it."""
+    before: dict[str, tuple[Sequence[str], int]] = {}
+    for article in articles:
+        for number, sentence in enumerate(article):
+            before.setdefault(sentence, (article, number))
+    for sentence in chosen:
+        article, number = before[sentence]
+        yield article[:number]
 
 
 def limit_vocabulary(train: Iterable[str], least: int) -> list[str]:

@@ -30,6 +30,7 @@ from fairseq_fixedpoint.rescoring.nbest_rescoring import (
     context_of,
     in_context,
     subtracted_without_probability,
+    with_previous,
 )
 from fairseq_fixedpoint.rescoring.words import WordRule
 
@@ -83,6 +84,7 @@ def add_list_options(parser: argparse.ArgumentParser) -> None:
         help="divide by the number of words, </s> counted, to this power (default: 0)",
     )
     options.add_context_option(parser, "the utterances before, as the first pass has them")
+    options.add_previous_texts_option(parser)
 
 
 def _positive(text: str) -> int:
@@ -142,6 +144,7 @@ def checked_hypotheses(
         InputError: if it has nowhere a score that is weighed, or a hypothesis lacks one; with
             --previous-context, if the hypotheses of an utterance are not next to each other.
     """
+    looks_back = args.previous_context != 0 and args.previous_texts is None
     unseen = combination.weights.keys() - {*COUNTS, *scorers}
     any_seen, last = False, None
     ended: set[str] = set()
@@ -151,7 +154,7 @@ def checked_hypotheses(
         if clashes:
             raise name_taken(hypothesis, clashes[0])
         unseen, any_seen = unseen - hypothesis.scores.keys(), True
-        if args.previous_context != 0 and hypothesis.utterance != last:
+        if looks_back and hypothesis.utterance != last:
             if hypothesis.utterance in ended:
                 raise InputError(
                     f"{place(hypothesis)}: utterance {hypothesis.utterance} is in two places of "
@@ -191,12 +194,17 @@ def combinations(
 
 def with_context(
     hypotheses: Iterable[Scorable[Hypothesis]],
+    args: argparse.Namespace,
     first_pass: Combination,
     scorers: Mapping[str, LineScorer],
 ) -> Iterable[Scorable[Hypothesis]]:
     """With what comes before, if anybody looks at it."""
     context = context_of(scorers.values())
-    return in_context(hypotheses, first_pass, context) if context else hypotheses
+    texts = options.previous_texts(args, context, first_pass.rule)
+    if texts is None:
+        return in_context(hypotheses, first_pass, context) if context else hypotheses
+    pairs = with_previous(hypotheses, lambda each: each.item.utterance, texts)
+    return (each._replace(previous=previous) for each, previous in pairs)
 
 
 def grouped(

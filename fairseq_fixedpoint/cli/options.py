@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.files import require_replaceable
-from fairseq_fixedpoint.formats import FILLERS
+from fairseq_fixedpoint.formats import FILLERS, read_previous_texts
 from fairseq_fixedpoint.rescoring.combination import CHARACTERS, COUNTS, WORDS
-from fairseq_fixedpoint.rescoring.nbest_rescoring import LineScorer
+from fairseq_fixedpoint.rescoring.nbest_rescoring import LineScorer, PreviousTexts
 from fairseq_fixedpoint.rescoring.ngrams import BACKOFFS, InterpolatedScorer, NgramScorer
-from fairseq_fixedpoint.rescoring.scorer import Scorer
+from fairseq_fixedpoint.rescoring.scorer import Previous, Scorer
 from fairseq_fixedpoint.rescoring.text import Splitter
 from fairseq_fixedpoint.rescoring.words import CASES, WordRule
 
@@ -183,6 +183,44 @@ def add_context_option(parser: argparse._ActionsContainer, before: str) -> None:
         help=f"let models see the last N tokens of {before} (without N: as many as the model can "
         "use)",
     )
+
+
+def add_previous_texts_option(parser: argparse._ActionsContainer) -> None:
+    """Where what was said before an utterance is, if that is not the utterances before it."""
+    parser.add_argument(
+        "--previous-texts",
+        type=Path,
+        metavar="FILE",
+        help="what --previous-context lets models see, in place of the utterances before: "
+        "`id<TAB>text`, a line for each text before utterance id, in order",
+    )
+
+
+def previous_texts(
+    args: argparse.Namespace, context: float, rule: WordRule
+) -> dict[str, Previous] | None:
+    """What `--previous-texts` has before each utterance, by its id; None without the option.
+
+    Args:
+        context: how many tokens of it some model looks at.
+
+    Raises:
+        FormatError: for a malformed file.
+        InputError: if no model looks at it.
+    """
+    if args.previous_texts is None:
+        return None
+    if not context:
+        raise InputError(
+            "--previous-texts needs --previous-context, which lets models see what was said before."
+        )
+    before = {}
+    for utterance, texts in read_previous_texts(args.previous_texts).items():
+        window = PreviousTexts(context)
+        for text in texts:
+            window.add(text, len(rule.words(text)))
+        before[utterance] = window.texts
+    return before
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:

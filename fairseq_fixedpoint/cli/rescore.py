@@ -112,7 +112,7 @@ def _nbest(args: argparse.Namespace) -> None:
         identify=lambda each: "\t".join((each.item.utterance, each.item.text, *each.previous)),
     )
     with results_of(
-        grouped(with_context(hypotheses, first_pass, scorers), first_pass),
+        grouped(with_context(hypotheses, args, first_pass, scorers), first_pass),
         partial(scored, scorers=scorers),
         journal,
         progress=options.shows_bar(args),

@@ -6,9 +6,10 @@ import io
 import math
 from argparse import ArgumentTypeError, Namespace
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
+from itertools import starmap
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -42,7 +43,7 @@ from fairseq_fixedpoint.rescoring.jobs import Journal, Processes, groups, result
 from fairseq_fixedpoint.rescoring.lattice_plot import SUFFIXES, plot
 from fairseq_fixedpoint.rescoring.lattice_rescorer import LatticeRescorer, RescoredLattice
 from fairseq_fixedpoint.rescoring.lattice_search import best_path, nbest, posteriors
-from fairseq_fixedpoint.rescoring.nbest_rescoring import PreviousTexts
+from fairseq_fixedpoint.rescoring.nbest_rescoring import PreviousTexts, with_previous
 from fairseq_fixedpoint.rescoring.ngrams import NgramScorer
 from fairseq_fixedpoint.rescoring.scorer import Previous, Scorer
 
@@ -149,6 +150,7 @@ def add_parser(commands: Any, program: str) -> None:
         "cheaper, and not exact (default: expand)",
     )
     options.add_context_option(parser, "the utterances before, as their first pass has them")
+    options.add_previous_texts_option(parser)
     options.add_model_options(parser, mixes=False)
     options.add_run_options(parser)
 
@@ -174,6 +176,7 @@ def _lattice(program: str, args: Namespace) -> None:
     single = files == [args.input]
     _check_options(args, form, None if single else [file.name for file in files])
     rescorer = _rescorer(args, form)
+    texts = options.previous_texts(args, rescorer.model.context, rescorer.rule)
     skipped = Skipped(program, shown=math.inf)  # each is a whole utterance
     contents = _Contents()
     on_error = skipped if args.on_error == "skip" else stop
@@ -192,7 +195,7 @@ def _lattice(program: str, args: Namespace) -> None:
     )
     with results_of(
         groups(
-            _in_context(contents.checked(read, args, rescorer, on_error), rescorer),
+            _in_context(contents.checked(read, args, rescorer, on_error), rescorer, texts),
             lambda each: len(each.lattice.words),
             ARCS_A_GROUP,
             lambda each: each.lattice.path,
@@ -221,7 +224,8 @@ def _lattice(program: str, args: Namespace) -> None:
                 write_transcripts(best, summary.best, form.name)
             if args.plot is not None and contents.last is not None:
                 picture = outputs.enter_context(atomic_write(args.plot))
-                _draw(picture, contents.last, rescorer)
+                previous = (texts or {}).get(contents.last.utterance, ())
+                _draw(picture, InContext(contents.last, previous), rescorer)
     tell(program, f"{summary.sentence()}{skipped.sentence('lattice')}", *summary.warnings())
 
 
@@ -232,8 +236,14 @@ class InContext(NamedTuple):
     previous: Previous = ()
 
 
-def _in_context(lattices: Iterable[Lattice], rescorer: LatticeRescorer) -> Iterator[InContext]:
-    """With the utterances before, in the order of the files, as far as the model looks back."""
+def _in_context(
+    lattices: Iterable[Lattice], rescorer: LatticeRescorer, texts: Mapping[str, Previous] | None
+) -> Iterator[InContext]:
+    """With the texts before, or the utterances before in the order of the files where there are no
+    texts, as far as the model looks back."""
+    if texts is not None:
+        yield from starmap(InContext, with_previous(lattices, lambda each: each.utterance, texts))
+        return
     context = rescorer.model.context
     before = PreviousTexts(context)
     for lattice in lattices:
@@ -496,7 +506,8 @@ class _ResultWriter(LatticeFormat):
             yield lattice
 
 
-def _draw(path: Path, lattice: Lattice, rescorer: LatticeRescorer) -> None:
-    rescored = rescorer(lattice)
+def _draw(path: Path, in_context: InContext, rescorer: LatticeRescorer) -> None:
+    lattice = in_context.lattice
+    rescored = rescorer(*in_context)
     after = rescored.arc[best_path(rescored.graph).arcs].tolist()
     plot(rescorer.first_pass(lattice), after, path, title=lattice.utterance)

@@ -113,7 +113,7 @@ def _tune(args: argparse.Namespace) -> None:
 
     results = []
     with Bar(options.shows_bar(args), " lines", len(prepared)) as bar:
-        for group in grouped(with_context(prepared, first_pass, scorers), first_pass):
+        for group in grouped(with_context(prepared, args, first_pass, scorers), first_pass):
             results += scored(group, scorers)
             bar.update(len(group))
     candidates = _candidates(metric, hypotheses, results, texts, start, scorers)

@@ -32,7 +32,11 @@ from fairseq_fixedpoint.formats.nbest import (
     text_words,
 )
 from fairseq_fixedpoint.formats.srilm import Srilm
-from fairseq_fixedpoint.formats.transcripts import read_transcripts, write_transcripts
+from fairseq_fixedpoint.formats.transcripts import (
+    read_previous_texts,
+    read_transcripts,
+    write_transcripts,
+)
 from fairseq_fixedpoint.formats.tsv import Tsv
 
 __all__ = [
@@ -51,6 +55,7 @@ __all__ = [
     "lattice_files",
     "lattice_format",
     "read_lattices",
+    "read_previous_texts",
     "read_symbols",
     "read_transcripts",
     "spoken",

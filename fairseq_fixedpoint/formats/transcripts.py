@@ -40,6 +40,22 @@ def read_transcripts(path: Path, format_name: str) -> dict[str, str]:
     return texts
 
 
+def read_previous_texts(path: Path) -> dict[str, list[str]]:
+    """What was said before each utterance, as `id<TAB>text` lines.
+
+    An id has a line for each text before its utterance, in order; where nothing was said before an
+    utterance, its id has none.
+
+    Raises:
+        FormatError: for a file that cannot be read, or a line without an id.
+    """
+    previous: dict[str, list[str]] = {}
+    for line in read_lines(path):
+        utterance, text = _split(line, "tsv")
+        previous.setdefault(utterance, []).append(text)
+    return previous
+
+
 def write_transcripts(path: Path, texts: Mapping[str, str], format_name: str) -> None:
     """Writes a file that :func:`read_transcripts` reads, in the order of `texts`.
 

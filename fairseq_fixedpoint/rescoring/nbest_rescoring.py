@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
@@ -198,6 +198,26 @@ def in_context(
                 best, best_total = each.item, total
         if best is not None:
             before.add(best.text, len(first_pass.rule.words(best.text)))
+
+
+def with_previous(
+    items: Iterable[Any], utterance: Callable[[Any], str], texts: Mapping[str, Previous]
+) -> Iterator[tuple[Any, Previous]]:
+    """Pairs each item with the texts before its utterance, by the utterance's id.
+
+    Raises:
+        InputError: after the last item, if no utterance has a text: the ids are then others.
+    """
+    name, matches = None, False
+    for item in items:
+        name = utterance(item)
+        matches = matches or name in texts
+        yield item, texts.get(name, ())
+    if name is not None and not matches:
+        raise InputError(
+            f"--previous-texts has nothing before any utterance, such as {name}: its lines start "
+            "with the ids of the utterances that they were said before."
+        )
 
 
 def scored(
