@@ -34,8 +34,8 @@ EXTRAS = {
     ],
     "kenlm": ["ufal-kenlm>=26.4"],  # the code and module of `kenlm`, which has no wheels
     "rescoring": ["jiwer>=4", "sacrebleu>=2,<3", "tqdm>=4.60"],
-    # The step of a model as an ONNX file, and what runs it.
-    "onnx": ["onnx>=1.16", "onnxruntime>=1.18", "onnxscript>=0.5"],
+    # The step of a model as an ONNX file, with PyTorch 2.13 or later, and what runs it.
+    "onnx": ["onnx>=1.23", "onnxruntime>=1.32", "onnxscript>=0.7"],
     # The beam search of torchaudio's `ctc_decoder`, without wheels for Python 3.13. pyctcdecode is
     # not here: it asks for numpy below 2, so pip would go back to an old numpy (docs/install.md).
     "ctc": ["flashlight-text>=0.0.7; python_version < '3.13'"],

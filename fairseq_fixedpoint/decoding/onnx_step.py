@@ -23,7 +23,7 @@ def write_onnx(step: OneStep, path: Path) -> None:
     exact recurrence), `eos` and `unk` (entries of the dictionary, whose `dict.txt` has the words).
 
     Raises:
-        InputError: if a package that PyTorch needs for it is not installed.
+        InputError: if a package that PyTorch needs for it is not installed, or PyTorch is too old.
     """
     state = step.initial_state(2)
     example = (torch.zeros(2, dtype=torch.int64), state, torch.zeros(2, dtype=torch.bool))
@@ -42,6 +42,11 @@ def write_onnx(step: OneStep, path: Path) -> None:
         raise InputError(
             f"ONNX files need the packages onnx and onnxscript ({error}): install this package's "
             "extra onnx."
+        ) from error
+    except torch.onnx.OnnxExporterError as error:  # PyTorch 2.7's takes no batch of any size
+        raise InputError(
+            f"PyTorch {torch.__version__} fails to write the model as ONNX: take PyTorch 2.13 or "
+            "later, which does."
         ) from error
     program = cast("torch.onnx.ONNXProgram", exported)  # by `dynamo`; without it there is none
     program.model.metadata_props.update(
