@@ -19,6 +19,7 @@ from fairseq_fixedpoint.rescoring.words import Vocabulary, WordRule
 
 Prepared = Any  # a line as its scorer takes it: text, or what had to be split to be checked
 Item = TypeVar("Item", bound=Line | Hypothesis)
+Each = TypeVar("Each")
 
 
 class LineScorer(Vocabulary, Protocol):
@@ -201,8 +202,8 @@ def in_context(
 
 
 def with_previous(
-    items: Iterable[Any], utterance: Callable[[Any], str], texts: Mapping[str, Previous]
-) -> Iterator[tuple[Any, Previous]]:
+    items: Iterable[Each], utterance: Callable[[Each], str], texts: Mapping[str, Previous]
+) -> Iterator[tuple[Each, Previous]]:
     """Pairs each item with the texts before its utterance, by the utterance's id.
 
     Raises:
