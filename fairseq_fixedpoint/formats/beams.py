@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -53,9 +53,6 @@ class Beams(NBestFormat):
             return False
         columns = first_line(path).split("\t")
         return len(columns) == 2 and bool(NUMBER.fullmatch(columns[1]))
-
-    def default_weights(self, names: Collection[str]) -> dict[str, float]:
-        return {name: float(name == "score") for name in names}
 
     def read(self, path: Path, on_error: OnError = stop) -> Iterator[Hypothesis]:
         utterances = None if self.manifest is None else list(_manifest(self.manifest))

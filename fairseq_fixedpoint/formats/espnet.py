@@ -57,9 +57,6 @@ class Espnet(NBestFormat):
     def recognises(self, path: Path) -> bool:
         return path.is_dir() and bool(_jobs(path))
 
-    def default_weights(self, names: Collection[str]) -> dict[str, float]:
-        return {name: float(name == SCORE) for name in names}
-
     def read(self, path: Path, on_error: OnError = stop) -> Iterator[Hypothesis]:
         jobs = _jobs(path)
         if not jobs:

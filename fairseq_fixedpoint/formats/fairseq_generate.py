@@ -64,9 +64,6 @@ class FairseqGenerate(NBestFormat):
     def recognises(self, path: Path) -> bool:
         return path.is_file() and HYPOTHESIS.search(beginning(path)) is not None
 
-    def default_weights(self, names: Collection[str]) -> dict[str, float]:
-        return {name: float(name == RANKED_BY) for name in names}
-
     def initial_weights(self, names: Collection[str]) -> dict[str, float]:
         # The score of a language model is divided by no length, and neither are these.
         unnormalised = TOTAL if TOTAL in names else MODEL

@@ -6,7 +6,7 @@ The layouts differ in their keys, by which they are known: see :data:`LAYOUTS`.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -94,9 +94,6 @@ class JsonLists(NBestFormat):
 
     def recognises(self, path: Path) -> bool:
         return self.name == "jsonl" and path.is_file() and bool(LIST.match(beginning(path)))
-
-    def default_weights(self, names: Collection[str]) -> dict[str, float]:
-        return {name: float(name == SCORE) for name in names}
 
     def read(self, path: Path, on_error: OnError = stop) -> Iterator[Hypothesis]:
         has_score = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,9 +45,6 @@ class MlmScoring(NBestFormat):
 
     def recognises(self, path: Path) -> bool:
         return path.is_file() and bool(LIST.match(beginning(path)))
-
-    def default_weights(self, names: Collection[str]) -> dict[str, float]:
-        return {name: float(name == "score") for name in names}
 
     def read(self, path: Path, on_error: OnError = stop) -> Iterator[Hypothesis]:
         for utterance, entry in _document(path).items():

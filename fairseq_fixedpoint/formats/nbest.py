@@ -120,9 +120,10 @@ class NBestFormat(ABC):
             FormatError: for a path that cannot be read.
         """
 
-    @abstractmethod
     def default_weights(self, names: Collection[str]) -> dict[str, float]:
-        """A weight for each of `names`, scores already in the list: the ranking as it was."""
+        """A weight for each of `names`, scores already in the list: the ranking as it was, which is
+        that of `score` where a format does not say otherwise."""
+        return {name: float(name == "score") for name in names}
 
     @abstractmethod
     def read(self, path: Path, on_error: OnError = stop) -> Iterator[Hypothesis]:

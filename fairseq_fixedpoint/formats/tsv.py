@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
 
@@ -43,9 +43,6 @@ class Tsv(NBestFormat):
         line = first_line(path)
         columns = line.split("\t")
         return _is_header(line) or (len(columns) == 3 and bool(NUMBER.fullmatch(columns[SCORE])))
-
-    def default_weights(self, names: Collection[str]) -> dict[str, float]:
-        return {name: float(name == "score") for name in names}
 
     def read(self, path: Path, on_error: OnError = stop) -> Iterator[Hypothesis]:
         header = _header(path)
