@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fairseq_fixedpoint.recurrence import FixedOrder, FixedPointRNN, chains
+from fairseq_fixedpoint.recurrence import FixedOrder, FixedPointRNN, piece
 from fairseq_fixedpoint.recurrence.cells import hidden
 from fairseq_fixedpoint.recurrence.reference import cell_step, sequential, window_by_window
 
@@ -42,7 +42,7 @@ def block(length, batch=2, size=3) -> torch.Tensor:
 def _one_row_at_once():
     with pytest.MonkeyPatch.context() as patch:
         for rows in ("ROWS_ON_CPU", "ROWS_RECOMPUTED_ON_CPU"):
-            patch.setattr(chains, rows, 1)
+            patch.setattr(piece, rows, 1)
         yield
 
 

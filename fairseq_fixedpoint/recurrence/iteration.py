@@ -28,8 +28,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fairseq_fixedpoint.recurrence.arguments import check_block, check_shape
+from fairseq_fixedpoint.recurrence.block import Block, LayerWeights
 from fairseq_fixedpoint.recurrence.cells import Cell, hidden
-from fairseq_fixedpoint.recurrence.chains import Block, LayerWeights, iterate
+from fairseq_fixedpoint.recurrence.chains import iterate
 
 
 @dataclass(frozen=True)
