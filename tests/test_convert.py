@@ -261,8 +261,8 @@ def test_another_dictionary(models, tmp_path, capfd):
     [
         (("nowhere.pt",), "nowhere.pt is no file"),
         (("dict.txt",), "The file dict.txt is not a checkpoint"),
-        (("given.pt", "--output", "given.pt"), "is the checkpoint to convert"),
-        (("given.pt", "--output", "link.pt"), "is the checkpoint to convert"),
+        (("given.pt", "--output", "given.pt"), "is what is read, and it is kept"),
+        (("given.pt", "--output", "link.pt"), "is what is read, and it is kept"),
         (("given.pt", "--output", "nowhere/out.pt"), "its folder is not there"),
         (("given.pt", "--iterations", -1), "--iterations must be 0 (exact) or more"),
         (("given.pt", "--report-json", "out.json"), "--report-json needs --report"),

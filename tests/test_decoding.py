@@ -31,6 +31,7 @@ OPTIONS = [
     {"cell": "lstm", "iterations": 0},
     {"cell": "lstm", "adaptive_softmax_cutoff": "3,6"},
     {"cell": "elman", "orthogonal": True},
+    {"cell": "lstm", "start": "sentence", "reset_at_eos": True},
 ]
 options = pytest.mark.parametrize("options", OPTIONS, ids=str)
 
@@ -40,6 +41,8 @@ def built(names: tuple):
     torch.manual_seed(1)
     model = build(**dict(names))
     torch.nn.init.uniform_(model.decoder.rnn.initial_state)
+    if model.decoder.rnn.start_weight is not None:
+        torch.nn.init.uniform_(model.decoder.rnn.start_weight)
     return model
 
 

@@ -103,7 +103,7 @@ def test_every_way_to_another_order_tells_the_same(
             assert not told(caplog), name
             continue
         assert told(caplog) == [
-            f"the checkpoint's decoder was trained with --iterations {order} and is now used with "
+            f"the decoder was trained with --iterations {order} and is now used with "
             f"--iterations {now}: a state that has learned from {learned} now sees {sees}, and the "
             "model's probabilities are other ones, better or worse."
         ], name

@@ -353,7 +353,7 @@ def test_empty_text(models, tmp_path, capsys):
     assert fixedpoint_score(tmp_path / "text", "--model", models["gru"]) == 0
     written, said = capsys.readouterr()
     assert tsv(written) == []
-    assert said.startswith("fixedpoint-score: 0 lines, 0 tokens")
+    assert said == "fixedpoint-score: 0 lines: there is nothing to score in the text.\n"
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from fairseq_fixedpoint.cli.run import run, tell
 from fairseq_fixedpoint.errors import InputError
 
 PROGRAM = "fixedpoint-convert"
-ORDERS = "1,2,3,4,5,8,12,16,20"
+ORDERS = [1, 2, 3, 4, 5, 8, 12, 16, 20]
 # By its name, as what needs fairseq stands above.
 OF_LSTM_LM = "fairseq_fixedpoint.plugin.conversion_command:convert_checkpoint"
 EXPORTS = {"folder": export_folder.export, "arpa": export_arpa.export, "onnx": export_onnx.export}
@@ -75,9 +75,8 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument(
         "--orders",
         type=_orders,
-        default=_orders(ORDERS),
         metavar="K,K,...",
-        help=f"of the report, from one pass over the text (default: {ORDERS})",
+        help=f"of the report, from one pass over the text (default: {','.join(map(str, ORDERS))})",
     )
     report.add_argument("--report-json", type=Path, metavar="FILE", help="the same as JSON")
     report.add_argument(
@@ -124,6 +123,8 @@ def _check_options(args: argparse.Namespace) -> None:
             f"--report is of an lstm_lm that is converted, and not for --to {args.to}: leave one "
             "of them out."
         )
+    if args.orders is not None and args.report is None:
+        raise InputError("--orders are those of --report: give it, or leave --orders out.")
     for option in export_arpa.OPTIONS:
         if args.to != "arpa" and getattr(args, option) is not None:
             raise InputError(f"--{option} is for --to arpa: add that, or leave it out.")
@@ -131,10 +132,8 @@ def _check_options(args: argparse.Namespace) -> None:
 
 def _check_outputs(args: argparse.Namespace) -> None:
     """Refuses places that the results could not take, before any work is done."""
-    options.check_outputs(args, "output", "report_json")
-    for path in filter(None, (args.output, args.report_json)):
-        if path.exists() and args.checkpoint.exists() and path.samefile(args.checkpoint):
-            raise InputError(f"{path} is the checkpoint to convert, which is kept: name another.")
+    folders = {"output": export_folder.names()} if args.to == "folder" else {}
+    options.check_outputs(args, "output", "report_json", folders=folders)
     if args.report_json is not None and args.report is None:
         raise InputError("--report-json needs --report and the name of a split.")
 

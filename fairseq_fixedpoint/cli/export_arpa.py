@@ -108,9 +108,9 @@ def _check_model(scorer: Scorer, checkpoint: Path) -> None:
     """Raises InputError for a model whose probabilities no n-grams hold."""
     if not isinstance(scorer.tokens, LatticeTokenScorer):
         raise InputError(
-            f"{checkpoint} is no model of its last K words: --to arpa takes a fixedpoint_lm, whose "
-            "start does not move with the tokens (--start stream or --summary-input), as that "
-            "makes every prediction depend on hundreds of words. Convert an lstm_lm to a "
+            f"{checkpoint} is no model of its last K words: --to arpa takes a fixedpoint_lm "
+            "without --start stream and --summary-input, by which every prediction depends on "
+            "hundreds of words. Convert an lstm_lm to a "
             "fixedpoint_lm first, with --iterations K."
         )
     check_one_start(checkpoint, scorer.encoder.add_bos_token)

@@ -9,6 +9,13 @@ from fairseq_fixedpoint.files import atomic_write
 from fairseq_fixedpoint.rescoring.loading import load
 
 
+def names() -> set[str]:
+    """Those of the files in the folder."""
+    from fairseq_fixedpoint.language_model.folder import CONFIG, WEIGHTS, WORDS
+
+    return {CONFIG, WEIGHTS, WORDS}
+
+
 def export(args: argparse.Namespace) -> list[str]:
     """Writes `args.output`; returns what there is to say of it.
 

@@ -305,8 +305,13 @@ def check_outputs(
     Raises:
         OSError: if something of another kind is there, or would be lost, or the place's folder is
             not there.
-        InputError: if two of them are one.
+        InputError: if two of them are one, or one is what another argument names, which is read.
     """
+    read = [
+        Path(value)
+        for name, value in vars(args).items()
+        if name not in names and (name == "input" or isinstance(value, Path))
+    ]
     option_of: dict[Path, str] = {}
     for name in names:
         path = getattr(args, name)
@@ -314,9 +319,11 @@ def check_outputs(
             continue
         require_replaceable(path, (folders or {}).get(name))
         option = f"--{name.replace('_', '-')}"
-        other = option_of.setdefault(path.resolve(), option)
-        if other != option:
-            raise InputError(f"{other} and {option} name one file: they need two.")
+        earlier = option_of.setdefault(path.resolve(), option)
+        if earlier != option:
+            raise InputError(f"{earlier} and {option} name one file: they need two.")
+        if path.exists() and any(other.exists() and path.samefile(other) for other in read):
+            raise InputError(f"{option} {path} is what is read, and it is kept: name another.")
 
 
 def line_scorers(args: argparse.Namespace) -> dict[str, LineScorer]:

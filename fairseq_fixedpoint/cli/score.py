@@ -106,11 +106,14 @@ def _score(args: argparse.Namespace) -> None:
         if getattr(args, option) and not args.per_word:
             raise InputError(f"--{option.replace('_', '-')} is for --per-word: give both.")
     options.check_outputs(args, "output", "summary")
+    path = STANDARD_INPUT if args.input == "-" else Path(args.input)
+    if path != STANDARD_INPUT:
+        path.stat()  # before a model is loaded
     scorers = options.line_scorers(args)
     if len(scorers) != 1:
         raise InputError(
-            f"there are {len(scorers)} models: give one with --model or --kenlm, or mix two with "
-            "--interpolate."
+            f"{'several models are' if scorers else 'no model is'} given: name one with --model or "
+            "--kenlm, or mix two with --interpolate."
         )
     rule = options.word_rule(args, scorers)
     ((name, model),) = scorers.items()
@@ -124,7 +127,6 @@ def _score(args: argparse.Namespace) -> None:
     score = partial(_scored, scorer=scorer, layout=layout)
     skipped = Skipped(PROGRAM)
     on_error = skipped if args.on_error == "skip" else stop
-    path = STANDARD_INPUT if args.input == "-" else Path(args.input)
 
     def read() -> Iterator[Scorable[Line]]:
         lines = scorable(read_lines(path, on_error), [scorer], on_error)
@@ -259,6 +261,8 @@ class Totals:
             self.seen += words
 
     def sentence(self) -> str:
+        if not self.lines:
+            return "0 lines: there is nothing to score in the text."
         return (
             f"{quantity(self.lines, 'line')}, {quantity(self.tokens, 'token')} with </s>, "
             f"{self.unknown:,} unknown{passed_by(self.passed_by)}; perplexity "

@@ -19,6 +19,8 @@ from fairseq_fixedpoint.rescoring.window_scorer import WindowScorer
 class OneStep(nn.Module):
     """The function that takes a language model one token further, at the order K that it now has.
 
+    A model with `--start sentence` starts as if nothing had been said before.
+
     Args:
         model: in evaluation mode.
         dictionary: of the words that it predicts.
@@ -63,7 +65,10 @@ class OneStep(nn.Module):
             Natural-log probabilities of the next token, ``(B, V)``, and the new state.
         """
         embedded = self.model.embed_tokens(token)
-        h, state = self.model.rnn.step(embedded, state, begins, self._layers)
+        summary = None
+        if self.model.summary is not None:  # of no tokens, which is 0
+            summary = embedded.new_zeros(embedded.size(0), self.model.summary.size)
+        h, state = self.model.rnn.step(embedded, state, begins, self._layers, summary)
         features = self.model.output_features(h)  # (B, C)
         return self._softmax.all_log_probabilities(features), state
 

@@ -92,6 +92,8 @@ def detect(path: Path) -> NBestFormat:
         path.stat()
     except OSError as error:
         raise FormatError(path, None, f"cannot be read: {error.strerror or error}.") from error
+    if path.is_file() and path.stat().st_size == 0:
+        raise FormatError(path, None, "is empty: there is no list in it.")
     matching = [name for name, candidate in FORMATS.items() if candidate.recognises(path)]
     if len(matching) == 1:
         return FORMATS[matching[0]]

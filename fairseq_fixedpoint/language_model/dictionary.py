@@ -46,11 +46,11 @@ class WordList:
                 symbol, _, count = symbol.rpartition(" ")
             if not count.lstrip("-").isdigit():
                 raise InputError(
-                    f"{path}:{number}: a dict.txt has a token and its count on each line, not "
-                    f"{line.rstrip()!r}."
+                    f"{path}, line {number}: a dict.txt has a token and its count on each line, "
+                    f"not {line.rstrip()!r}."
                 )
             if symbol in known and not overwrites:
-                raise InputError(f"{path}:{number}: the token {symbol!r} stands here again.")
+                raise InputError(f"{path}, line {number}: the token {symbol!r} stands here again.")
             symbols.append(symbol)
             known.add(symbol)
         return cls(symbols, predicted)

@@ -78,8 +78,8 @@ class LanguageModel(Iterated, nn.Module):
     """
 
     part = "model"
-    iterations_option = "iterations"
-    stride_option: ClassVar[str] = "stride"
+    iterations_option = "--iterations"
+    stride_option: ClassVar[str] = "--stride"
 
     def __init__(self, config: LanguageModelConfig, **base: Any):
         super().__init__(**base)

@@ -100,7 +100,7 @@ class Iterated(nn.Module):
         )
         option = self.iterations_option
         logger.warning(
-            f"the checkpoint's {self.part} was trained with {option} {before} and is now used with "
+            f"the {self.part} was trained with {option} {before} and is now used with "
             f"{option} {now}: a state that has learned from {learned} now sees {seen}, "
             "and the model's probabilities are other ones, better or worse."
         )

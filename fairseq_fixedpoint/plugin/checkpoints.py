@@ -147,7 +147,7 @@ def read_checkpoint(path: Path, trusted: bool = False) -> dict[str, Any]:
         InputError: if it is none, or cannot be read.
     """
     if not path.is_file():
-        raise InputError(f"{path} is no file: name a checkpoint of fairseq-train.")
+        raise InputError(f"{path} is no file: a checkpoint of fairseq-train belongs here.")
     try:
         with compat.reading(trusted):
             return checkpoint_utils.load_checkpoint_to_cpu(str(path))

@@ -115,7 +115,8 @@ def convert(
     if name != "lstm_lm":
         raise InputError(
             f"{path} holds {f'a model of architecture {name}' if name else 'no model'}: only "
-            "fairseq's lstm_lm can be converted."
+            "fairseq's lstm_lm can be converted to a fixedpoint_lm, and --to makes something else "
+            "of one."
         )
     folder = dictionary_folder(path, cfg.task.get("data"), data)
     try:

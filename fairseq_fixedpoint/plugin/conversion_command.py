@@ -7,6 +7,7 @@ import json
 import sys
 from contextlib import ExitStack
 
+from fairseq_fixedpoint.cli.convert import ORDERS
 from fairseq_fixedpoint.cli.options import device
 from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.files import atomic_write
@@ -58,7 +59,7 @@ def _report(converted: Converted, args: argparse.Namespace) -> OrderReport:
         ) from error
     decoder = converted.model.to(device(args.device)).decoder
     progress = not args.no_progress_bar and sys.stderr.isatty()
-    return OrderReport.of(decoder, task.dataset(args.report), args.orders, progress)
+    return OrderReport.of(decoder, task.dataset(args.report), args.orders or ORDERS, progress)
 
 
 def _json(report: OrderReport, split: str) -> dict:

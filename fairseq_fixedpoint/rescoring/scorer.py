@@ -83,10 +83,13 @@ class Scorer:
             included, the model sees, as far as it has room for them; 0 starts every line from
             `</s>` alone (`<s> </s>` with `--add-bos-token`), and None is all that the model can
             use.
+        kind: what scores of such models are called, before they are numbered.
 
     Raises:
         InputError: for a penalty or a context out of range.
     """
+
+    has_unknown = True
 
     def __init__(
         self,
@@ -94,6 +97,7 @@ class Scorer:
         encoder: TextEncoder,
         unknown_penalty: float = 0.0,
         previous_context: int | None = 0,
+        kind: str = "FixedPoint",
     ):
         if not math.isfinite(unknown_penalty):
             raise InputError(f"--unknown-penalty must be a number, not {unknown_penalty}.")
@@ -109,6 +113,7 @@ class Scorer:
         self.encoder = encoder
         self.unknown_penalty = unknown_penalty
         self.previous_context = previous_context
+        self.kind = kind
         self._encoded: dict[str, list[int]] = {}  # what was said before
 
     @classmethod
@@ -155,17 +160,13 @@ class Scorer:
                 f"--previous-context means nothing to {path}: it was trained with --reset-at-eos, "
                 "so a sentence starts anew. Drop the one or train without the other."
             )
-        scorer = cls(
+        return cls(
             model.tokens,
             TextEncoder(model.dictionary, tokenizer, bpe, case, model.add_bos_token),
             unknown_penalty,
             previous_context,
+            model.kind,
         )
-        scorer.kind = model.kind
-        return scorer
-
-    kind = "FixedPoint"  # what scores of such models are called
-    has_unknown = True
 
     @property
     def context(self) -> float:
@@ -215,7 +216,12 @@ class Scorer:
 
         Returns:
             One score a line, in order.
+
+        Raises:
+            InputError: for one line in place of a list.
         """
+        if isinstance(lines, str):
+            raise InputError(f"a list of lines is scored, and {lines!r} is one: give [line].")
         scores: list[LineScore] = []
         previous = previous if previous is not None else [()] * len(lines)
         for batch in self._batches(zip(lines, previous, strict=True)):

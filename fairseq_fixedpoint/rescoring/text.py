@@ -63,6 +63,9 @@ class TextEncoder:
         case: that of the model's words, one of
             :data:`~fairseq_fixedpoint.rescoring.words.CASES`; the text is folded to it.
         add_bos_token: whether a text comes after `<s> </s>`, as with fairseq's option.
+
+    Raises:
+        InputError: for another case.
     """
 
     dictionary: Dictionary
@@ -70,6 +73,10 @@ class TextEncoder:
     bpe: Splitter | None = None
     case: str = "keep"
     add_bos_token: bool = False
+
+    def __post_init__(self) -> None:
+        if self.case not in CASES:
+            raise InputError(f"the case is one of {', '.join(CASES)}, not {self.case!r}.")
 
     @property
     def start(self) -> list[int]:

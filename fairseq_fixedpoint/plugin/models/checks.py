@@ -18,10 +18,15 @@ def check_dictionary(state_dict: dict, module: str, dictionary: Dictionary) -> N
     stored = state_dict.get(f"{module}.dictionary_fingerprint")
     if stored is not None and not torch.equal(stored.cpu(), fingerprint(dictionary)):
         rows = state_dict[f"{module}.embed_tokens.weight"].size(0)
+        differs = (
+            f"{rows} entries, and this data's has {len(dictionary)}"
+            if rows != len(dictionary)
+            else "as many entries as this data's, but others, or in another order"
+        )
         raise ValueError(
-            f"the checkpoint's {module} was trained with another dictionary ({rows} entries) than "
-            f"this data's ({len(dictionary)} entries): evaluate it on data that was prepared with "
-            "its own dictionary (fairseq-preprocess --srcdict, --tgtdict)."
+            f"the checkpoint's {module} was trained with another dictionary ({differs}): evaluate "
+            "it on data that was prepared with its own dictionary (fairseq-preprocess --srcdict, "
+            "--tgtdict)."
         )
 
 

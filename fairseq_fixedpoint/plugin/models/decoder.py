@@ -112,8 +112,6 @@ class FixedPointDecoder(LanguageModel, FairseqIncrementalDecoder):
     """
 
     part = "decoder"
-    iterations_option = "--iterations"
-    stride_option = "--stride"
 
     resets_at_eos: Tensor
     # Of FairseqIncrementalDecoder, which has no types.
