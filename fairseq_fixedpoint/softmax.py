@@ -14,7 +14,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -26,7 +25,7 @@ WORDS_AT_ONCE = 1024
 PAIRS_AT_ONCE = 16384
 DISTRIBUTIONS_AT_ONCE = 128  # of which each holds the whole vocabulary
 
-Array = TypeVar("Array", Tensor, np.ndarray)
+Array = TypeVar("Array")  # a tensor, or what is made of it for those who have no torch
 
 
 @dataclass(frozen=True)
