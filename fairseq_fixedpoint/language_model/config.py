@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -46,6 +47,8 @@ class LanguageModelConfig:
         word_dropout: of whole words of the input.
         variational_dropout: one dropout mask a sequence instead of one a token.
         weight_dropout: of the recurrent matrices.
+        l0_penalty: weight of the expected number of neurons whose gate is open, in nats a token; 0
+            is a model without gates.
     """
 
     vocabulary_size: int
@@ -80,6 +83,7 @@ class LanguageModelConfig:
     word_dropout: float = 0.0
     variational_dropout: bool = False
     weight_dropout: float = 0.0
+    l0_penalty: float = 0.0
 
     @property
     def predicted(self) -> int:
@@ -120,8 +124,20 @@ class LanguageModelConfig:
         check_iterations(option("iterations"), self.iterations)
         for name in ("dropout_in", "word_dropout"):
             check_probability(option(name), getattr(self, name))
+        self._check_gates(option)
         self._check_output(option)
         self._check_start(option)
+
+    def _check_gates(self, option: Callable[[str], str]) -> None:
+        if not 0 <= self.l0_penalty < math.inf:
+            raise ValueError(
+                f"{option('l0_penalty')} must be 0 or a positive number, not {self.l0_penalty}."
+            )
+        if self.l0_penalty and self.orthogonal:
+            raise ValueError(
+                f"{option('l0_penalty')} cuts neurons out of the recurrent matrices, and what is "
+                f"left of an orthogonal one is not orthogonal: drop {option('orthogonal')}."
+            )
 
     def _check_output(self, option: Callable[[str], str]) -> None:
         cutoff, share = self.adaptive_softmax_cutoff, option("share_embeddings")
