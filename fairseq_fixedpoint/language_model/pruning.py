@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from fairseq_fixedpoint.language_model.config import LanguageModelConfig
 from fairseq_fixedpoint.language_model.model import LanguageModel
@@ -70,6 +70,22 @@ def prune(model: LanguageModel) -> LanguageModel:
     state = {name: x for name, x in model.state_dict().items() if name in pruned.state_dict()}
     pruned.load_state_dict({**state, **gated})
     return pruned.eval()
+
+
+def what_is_left(model: LanguageModel, pruned: LanguageModel) -> str:
+    """Of a model, once it is pruned, as the part of a sentence."""
+    before, after = model.config, pruned.config
+    parameters = [
+        sum(
+            parameter.numel() for name, parameter in each.named_parameters() if "gates." not in name
+        )
+        for each in (pruned, model)
+    ]
+    return (
+        f"{after.embed_dim} of {before.embed_dim} dimensions of the embeddings, "
+        f"{after.hidden_size} of {before.hidden_size} neurons a layer, "
+        f"{parameters[0]:,} of {parameters[1]:,} parameters"
+    )
 
 
 def _check_open(gates: GateValues) -> None:

@@ -21,7 +21,7 @@ class FixedPointLanguageModelConfig(FixedPointDecoderConfig, StartConfig):
     l0_penalty: float = field(
         default=0.0,
         metadata={
-            "help": "weight of the expected number of neurons that are not pruned, in nats a token: "
+            "help": "weight of the expected number of neurons that stay, in nats a token: it "
             "closes gates on embeddings and neurons, which fixedpoint-convert --prune cuts out"
         },
     )
