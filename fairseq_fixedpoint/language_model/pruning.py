@@ -183,10 +183,10 @@ def _output(
     """The output layer's parameters; `gate` ``(H,)`` and `kept` are of the top layer's neurons."""
     if model.additional_fc is not None:
         weight = _columns(model.additional_fc.weight, gate, kept)
-        bias = model.additional_fc.bias
+        state = {"additional_fc.weight": weight, "additional_fc.bias": model.additional_fc.bias}
         if model.config.share_embeddings:  # the output embeddings have their gates
-            weight, bias = weight[embedding], bias[embedding]
-        return {"additional_fc.weight": weight, "additional_fc.bias": bias}
+            state = {name: parameter[embedding] for name, parameter in state.items()}
+        return state
     if model.fc_out is not None:
         return {"fc_out.weight": _columns(model.fc_out.weight, gate, kept)}
     if model.adaptive_softmax is None:  # the embeddings are the output's

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 BETA, GAMMA, ZETA = 2 / 3, -0.1, 1.1
 # Log alpha of a gate that is open, exactly 1 in evaluation and 7 times in 10 in training.
 OPEN = 2.5
-# An optimizer such as Adam moves a parameter by about the learning rate whatever the gradient. Log
-# alpha, which has to go from 2.5 to -2.4, is a multiple of the parameter to get there in time.
-SCALE = 4.0
+# Adam moves a parameter by about the learning rate at most, whatever the gradient. Log alpha, which
+# has to go from 2.5 to -2.4, is a multiple of the parameter to get there in an epoch or two.
+SCALE = 20.0
 
 
 class HardConcreteGates(nn.Module):
