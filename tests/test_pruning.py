@@ -221,20 +221,16 @@ def trained(data, tmp_path_factory):
 def test_a_pruned_checkpoint_is_evaluated_and_trained(data, trained, tmp_path, capfd):
     pruned = tmp_path / "pruned.pt"
     assert fixedpoint_convert(trained, "--prune", "--output", pruned) == 0
-    assert "neurons a layer" in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert "neurons a layer" in said
+    options = said.partition("--finetune-from-model")[2].split()[1:]
     models = [load_language_model(path)[0].decoder for path in (trained, pruned)]
     widths = [model.config.hidden_size for model in models]
     assert widths[1] < widths[0] and models[1].gates is None
     perplexities = [evaluate(data, path) for path in (trained, pruned)]
     assert perplexities[1] == pytest.approx(perplexities[0], rel=1e-5)
     # Its training may go on.
-    sizes = models[1].config
-    train(
-        data, tmp_path, "--finetune-from-model", pruned, "--cell", "lstm", "--decoder-layers", 2,
-        "--iterations", 3, "--adaptive-softmax-cutoff", "8,20", "--max-update", 1,
-        "--decoder-embed-dim", sizes.embed_dim, "--decoder-hidden-size", sizes.hidden_size,
-        "--adaptive-softmax-factor", sizes.adaptive_softmax_factor,
-    )  # fmt: skip
+    train(data, tmp_path, "--finetune-from-model", pruned, *options, "--max-update", 1)
 
 
 def test_a_pruned_folder_scores_as_the_checkpoint(trained, tmp_path):

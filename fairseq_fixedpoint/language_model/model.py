@@ -354,7 +354,7 @@ class LanguageModel(Iterated, nn.Module):
             recent = recent[max(0, recent.size(0) - self.summary.tokens) :]  # (t, B)
         last = None if summary is None else summary[-1]  # (B, S)
         # A copy: fairseq divides by its temperature in place, and `output` may be the cache.
-        features = self._features(output.unsqueeze(0).clone(), None, self._gate_values())
+        features = self._features(output.unsqueeze(0).clone(), None)
         return features, StepCache(iterates, layers, recent, last)
 
     def _step_resets(self, tokens: Tensor) -> Tensor:
@@ -387,17 +387,22 @@ class LanguageModel(Iterated, nn.Module):
     def _resets(self, tokens: Tensor) -> Tensor | None:
         return tokens.eq(self.config.eos) if self.reset_at_eos else None
 
-    def _features(self, output: Tensor, mask: Tensor | None, gates: GateValues | None) -> Tensor:
+    def _features(
+        self, output: Tensor, mask: Tensor | None, gates: GateValues | None = None
+    ) -> Tensor:
         """``(T, B, H)`` to ``(B, T, C)``."""
         if mask is not None:
             output = output * mask
-        return self._gated_features(output, gates).transpose(0, 1)
+        return self.output_features(output, gates).transpose(0, 1)
 
-    def output_features(self, h: Tensor) -> Tensor:
-        """From the top layer's `h` ``(..., H)`` to the input of the output layer, ``(..., C)``."""
-        return self._gated_features(h, self._gate_values())
+    def output_features(self, h: Tensor, gates: GateValues | None = None) -> Tensor:
+        """From the top layer's `h` ``(..., H)`` to the input of the output layer, ``(..., C)``.
 
-    def _gated_features(self, h: Tensor, gates: GateValues | None) -> Tensor:
+        Args:
+            gates: that the pass has drawn; those of evaluation if None.
+        """
+        if gates is None:
+            gates = self._gate_values()
         if gates is not None:
             h = h * gates.hidden[-1]
         if self.additional_fc is None:

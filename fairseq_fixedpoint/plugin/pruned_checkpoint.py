@@ -15,9 +15,9 @@ from fairseq_fixedpoint.plugin.checkpoints import (
     configuration,
     load_language_model,
     read_checkpoint,
-    untrained_checkpoint,
     write_checkpoint,
 )
+from fairseq_fixedpoint.plugin.conversion import Converted
 
 
 def prune_checkpoint(args: argparse.Namespace) -> list[str]:
@@ -57,9 +57,12 @@ def prune_checkpoint(args: argparse.Namespace) -> list[str]:
     # What fairseq's decoder stores beside the parameters is as it was.
     state = {name: x for name, x in model.state_dict().items() if name in smaller.state_dict()}
     smaller.load_state_dict({**state, **pruned.state_dict(prefix="decoder.")})
+    converted = Converted(cfg, smaller.eval())
     with atomic_write(args.output) as made:
-        write_checkpoint(untrained_checkpoint(cfg, smaller, "FixedPointCrossEntropy"), made)
+        write_checkpoint(converted.checkpoint(), made)
     return [
         f"{args.output} is the same model as {path} without what its gates have closed: left are "
-        f"{what_is_left(model.decoder, pruned)}."
+        f"{what_is_left(model.decoder, pruned)}.",
+        f"to train it further: fairseq-train ... --finetune-from-model {args.output} "
+        f"{converted.training_options()} --iterations {config.iterations}",
     ]
