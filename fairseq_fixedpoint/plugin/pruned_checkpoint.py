@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import cast
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.files import atomic_write
@@ -52,7 +53,8 @@ def prune_checkpoint(args: argparse.Namespace) -> list[str]:
         "spectral_bound": None,
         "l0_penalty": 0.0,
     }
-    cfg = OmegaConf.merge(cfg, {"model": options, "task": {"data": task.args.data}})
+    changes = {"model": options, "task": {"data": task.args.data}}
+    cfg = cast("DictConfig", OmegaConf.merge(cfg, changes))  # as `cfg` is one
     smaller = task.build_model(cfg.model, from_checkpoint=True)
     # What fairseq's decoder stores beside the parameters is as it was.
     state = {name: x for name, x in model.state_dict().items() if name in smaller.state_dict()}
