@@ -99,11 +99,9 @@ def test_a_pruned_model_is_the_gated_one(
                 all_log_probabilities(model, tokens, iterations),
                 **EXACT,
             )
-        expected = pruned.evaluate(tokens).features
-        torch.testing.assert_close(stepped(pruned, tokens), expected, **EXACT)
-        if shape in {"untied", "tied"}:  # features are the open neurons of the top layer
+        for each in (model, pruned):
             torch.testing.assert_close(
-                stepped(model, tokens), model.evaluate(tokens).features, **EXACT
+                stepped(each, tokens), each.evaluate(tokens).features, **EXACT
             )
 
 

@@ -25,7 +25,7 @@ def prune(model: LanguageModel) -> LanguageModel:
     """The same function of text, without gates and without the neurons that they have closed.
 
     All layers keep as many neurons as the one that has most, and more where the output layer needs
-    them (:func:`_widths`); a neuron that is kept though it is closed hands on nothing. A bound on
+    them (:func:`_pruned_config`); a neuron that is kept though it is closed hands on nothing. A bound on
     the spectral norm is in the matrices and no longer in the options.
 
     Args:
@@ -39,31 +39,11 @@ def prune(model: LanguageModel) -> LanguageModel:
         raise ValueError("the model has no gates: train it with --l0-penalty.")
     gates = cast("GateValues", model.gates())
     _check_open(gates)
-    config, tied = model.config, model.gates.embedding is None
-    embed_dim, hidden_size = _widths(config, gates)
-    hidden = [_largest(layer, hidden_size) for layer in gates.hidden]
-    embedding = hidden[-1] if tied else _largest(gates.embedding, embed_dim)
-    has_fc = model.additional_fc is not None
-    out_embed_dim = config.out_embed_dim if has_fc else hidden_size
-    if config.share_embeddings:
-        out_embed_dim = embed_dim
-    tails = _tail_widths(config)
-    pruned = LanguageModel(
-        replace(
-            config,
-            iterations=model.iterations,
-            embed_dim=embed_dim,
-            hidden_size=hidden_size,
-            out_embed_dim=out_embed_dim,
-            adaptive_softmax_factor=(
-                config.adaptive_softmax_factor
-                if has_fc or not tails
-                else _factor(hidden_size, tails)
-            ),
-            spectral_bound=None,
-            l0_penalty=0.0,
-        )
-    ).to(model.embed_tokens.weight)
+    pruned = LanguageModel(_pruned_config(model, gates)).to(model.embed_tokens.weight)
+    config = pruned.config
+    hidden = [_largest(layer, config.hidden_size) for layer in gates.hidden]
+    tied = model.gates.embedding is None
+    embedding = hidden[-1] if tied else _largest(gates.embedding, config.embed_dim)
     gated = {"embed_tokens.weight": _columns(model.embed_tokens.weight, gates.embedding, embedding)}
     gated |= _recurrence(model, gates, embedding, hidden)
     gated |= _output(model, pruned, gates.hidden[-1], embedding, hidden[-1])
@@ -94,29 +74,47 @@ def _check_open(gates: GateValues) -> None:
     for part, gate in ({"the embeddings": gates.embedding} | layers).items():
         if not gate.any():
             raise ValueError(
-                f"all gates of {part} are closed, so that the model predicts the same after every "
-                "text: train it with a lower --l0-penalty."
+                f"all gates of {part} are closed, so that no word comes through: train the model "
+                "with a lower --l0-penalty."
             )
 
 
-def _widths(config: LanguageModelConfig, gates: GateValues) -> tuple[int, int]:
-    """E and H of the pruned model.
+def _pruned_config(model: LanguageModel, gates: GateValues) -> LanguageModelConfig:
+    """What the pruned model is made from.
 
-    Beside the open gates they depend on two things that its options cannot say otherwise: an
-    adaptive softmax on the layers has no cluster wider than they are, and layers that go through a
-    linear map to the output embeddings are not as wide as those.
+    Its widths depend on the open gates, and on two things that options cannot say: an adaptive
+    softmax on the layers has no cluster wider than they are, and layers that go through a linear
+    map to the output embeddings are not as wide as those.
     """
+    config = model.config
     embed_dim = int(gates.embedding.count_nonzero())
     hidden_size = int(gates.hidden.count_nonzero(1).max())
-    if config.out_embed_dim == config.hidden_size:
-        hidden_size = max([hidden_size, *_tail_widths(config)])
-        return (hidden_size if config.share_embeddings else embed_dim), hidden_size
-    if hidden_size == (embed_dim if config.share_embeddings else config.out_embed_dim):
-        if hidden_size < config.hidden_size:
-            hidden_size += 1
-        else:
-            embed_dim += 1
-    return embed_dim, hidden_size
+    out_embed_dim, factor = config.out_embed_dim, config.adaptive_softmax_factor
+    if model.additional_fc is None:
+        tails = _tail_widths(config)
+        hidden_size = out_embed_dim = max([hidden_size, *tails])
+        if tails:
+            factor = _factor(hidden_size, tails)
+        if config.share_embeddings:
+            embed_dim = hidden_size
+    else:
+        if hidden_size == (embed_dim if config.share_embeddings else out_embed_dim):
+            if hidden_size < config.hidden_size:
+                hidden_size += 1
+            else:
+                embed_dim += 1
+        if config.share_embeddings:
+            out_embed_dim = embed_dim
+    return replace(
+        config,
+        iterations=model.iterations,
+        embed_dim=embed_dim,
+        hidden_size=hidden_size,
+        out_embed_dim=out_embed_dim,
+        adaptive_softmax_factor=factor,
+        spectral_bound=None,
+        l0_penalty=0.0,
+    )
 
 
 def _tail_widths(config: LanguageModelConfig) -> list[int]:
