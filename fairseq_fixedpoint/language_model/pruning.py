@@ -25,8 +25,8 @@ def prune(model: LanguageModel) -> LanguageModel:
     """The same function of text, without gates and without the neurons that they have closed.
 
     All layers keep as many neurons as the one that has most, and more where the output layer needs
-    them (:func:`_pruned_config`); a neuron that is kept though it is closed hands on nothing. A bound on
-    the spectral norm is in the matrices and no longer in the options.
+    them (:func:`_pruned_config`); a neuron that is kept though it is closed hands on nothing. A
+    bound on the spectral norm is in the matrices and no longer in the options.
 
     Args:
         model: with gates, in evaluation mode.
