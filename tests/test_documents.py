@@ -292,6 +292,7 @@ def prepared(data, models, tmp_path_factory) -> Path:
     for place, name in (("checkpoints/k5", "elman"), ("checkpoints/k4", "gru"), ("lstm", "lstm")):
         (folder / place).mkdir(parents=True)
         shutil.copy(models[name], folder / place / "checkpoint_best.pt")
+    train(data, folder / "checkpoints" / "gated", "--l0-penalty", 0.01, "--max-update", 2)
     COMMANDS["fixedpoint-convert"].main(
         [f"{folder}/checkpoints/k5/checkpoint_best.pt", "--to", "folder", "--output",
          f"{folder}/k5-model"]

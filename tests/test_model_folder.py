@@ -169,6 +169,11 @@ def change(folder: Path, **values) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
+def reconfigure(folder: Path, **values) -> None:
+    path = folder / "config.json"
+    change(folder, model=json.loads(path.read_text())["model"] | values)
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -178,15 +183,25 @@ def change(folder: Path, **values) -> None:
         (lambda f: change(f, version=2), "is of version 2, and this program reads version 1"),
         (lambda f: change(f, model={"colour": 1}), "has a wrong entry, colour"),
         (lambda f: change(f, model=None), "has a wrong entry, model"),
+        (lambda f: reconfigure(f, iterations=2.5), "has a wrong value of iterations, 2.5"),
+        (lambda f: reconfigure(f, embed_dim="8"), 'has a wrong value of embed_dim, "8"'),
+        (lambda f: reconfigure(f, reset_at_eos=1), "has a wrong value of reset_at_eos, 1"),
+        (lambda f: reconfigure(f, start_decays=[0.5, "a"]), "has a wrong value of start_decays"),
+        (lambda f: reconfigure(f, cell="foo"), "config.json: unknown cell 'foo'"),
+        (lambda f: reconfigure(f, eos=5000), "config.json: eos must be the place of one of 44"),
+        (lambda f: reconfigure(f, output_vocabulary_size=50), "output_vocabulary_size must be at"),
         (
             lambda f: (f / "dict.txt").write_text("w0 1\nw1 1\n"),
             "is not the dictionary that the model was written with",
         ),
         (lambda f: (f / "dict.txt").write_bytes(b"w\xff 1\n"), "dict.txt is not UTF-8"),
-        (lambda f: (f / "dict.txt").write_text("w0\n"), "dict.txt:1: a dict.txt has a token and"),
+        (
+            lambda f: (f / "dict.txt").write_text("w0\n"),
+            "dict.txt, line 1: a dict.txt has a token",
+        ),
         (
             lambda f: (f / "dict.txt").write_text("w0 1\nw0 1\n"),
-            "dict.txt:2: the token 'w0' stands here again",
+            "dict.txt, line 2: the token 'w0' stands here again",
         ),
         (
             lambda f: (f / "model.safetensors").write_bytes(
@@ -230,6 +245,7 @@ def test_convert_writes_no_folder_of_another_model(models, capfd, tmp_path):
         (("--to", "folder", "--order", 3), "--order is for --to arpa"),
         (("--text", "text"), "--text is for --to arpa"),
         (("--to", "onnx", "--kenlm", "arpa"), "--kenlm is for --to arpa"),
+        (("--to", "folder", "--orders", "1,2"), "--orders are those of --report"),
     ],
 )
 def test_options_of_another_conversion_are_refused(models, capfd, tmp_path, options, message):

@@ -17,6 +17,7 @@ PROGRAM = "fixedpoint-convert"
 ORDERS = [1, 2, 3, 4, 5, 8, 12, 16, 20]
 # By its name, as what needs fairseq stands above.
 OF_LSTM_LM = "fairseq_fixedpoint.plugin.conversion_command:convert_checkpoint"
+PRUNED = "fairseq_fixedpoint.plugin.pruned_checkpoint:prune_checkpoint"
 EXPORTS = {"folder": export_folder.export, "arpa": export_arpa.export, "onnx": export_onnx.export}
 
 
@@ -36,7 +37,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "checkpoint",
         type=Path,
-        help="an lstm_lm that fairseq-train wrote; for --to a fixedpoint_lm, or a folder of one",
+        help="an lstm_lm that fairseq-train wrote; for --to and --prune a fixedpoint_lm, for --to "
+        "also a folder of one",
     )
     parser.add_argument(
         "--output", type=Path, required=True, help="the converted model, written whole"
@@ -46,6 +48,12 @@ def _parser() -> argparse.ArgumentParser:
         choices=EXPORTS,
         help="make something else of a fixedpoint_lm: a folder that needs no fairseq (folder), an "
         "n-gram model (arpa), or the step from one token to the next (onnx)",
+    )
+    parser.add_argument(
+        "--prune",
+        action="store_true",
+        help="of a fixedpoint_lm that was trained with --l0-penalty, the same model without the "
+        "neurons that its gates have closed; a checkpoint, or with --to folder a folder",
     )
     parser.add_argument(
         "--data",
@@ -58,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         metavar="K",
         help="of the converted model (default: 0, the exact recurrence, which an lstm_lm is; with "
-        "--to, the checkpoint's)",
+        "--to or --prune, the checkpoint's)",
     )
     parser.add_argument(
         "--trust-checkpoint",
@@ -107,7 +115,7 @@ def _convert(args: argparse.Namespace) -> None:
         tell(PROGRAM, *EXPORTS[args.to](args))
         return
     try:
-        convert_checkpoint = resolve_name(OF_LSTM_LM)
+        convert_checkpoint = resolve_name(PRUNED if args.prune else OF_LSTM_LM)
     except ImportError as error:
         raise InputError(
             f"a checkpoint of fairseq is converted with fairseq, which cannot be imported here "
@@ -118,13 +126,23 @@ def _convert(args: argparse.Namespace) -> None:
 
 def _check_options(args: argparse.Namespace) -> None:
     """Refuses options of something else than what is made, which would be without effect."""
-    if args.to is not None and args.report is not None:
+    if args.report is not None and (args.to is not None or args.prune):
+        other = "--prune" if args.to is None else f"--to {args.to}"
         raise InputError(
-            f"--report is of an lstm_lm that is converted, and not for --to {args.to}: leave one "
+            f"--report is of an lstm_lm that is converted, and not for {other}: leave one "
             "of them out."
         )
     if args.orders is not None and args.report is None:
         raise InputError("--orders are those of --report: give it, or leave --orders out.")
+    if args.prune and args.to not in {None, "folder"}:
+        raise InputError(
+            f"--prune makes a checkpoint or a folder, of which --to {args.to} makes the rest: "
+            "prune first, and convert what that gives."
+        )
+    if args.prune and args.to is None and args.checkpoint.is_dir():
+        raise InputError(
+            f"{args.checkpoint} is a folder, of which no checkpoint can be made: add --to folder."
+        )
     for option in export_arpa.OPTIONS:
         if args.to != "arpa" and getattr(args, option) is not None:
             raise InputError(f"--{option} is for --to arpa: add that, or leave it out.")

@@ -24,6 +24,7 @@ def export(args: argparse.Namespace) -> list[str]:
     """
     from fairseq_fixedpoint.language_model import LanguageModel
     from fairseq_fixedpoint.language_model.folder import write_folder
+    from fairseq_fixedpoint.language_model.pruning import prune, what_is_left
 
     loaded = load(
         args.checkpoint,
@@ -37,6 +38,14 @@ def export(args: argparse.Namespace) -> list[str]:
             f"{args.checkpoint} holds no fixedpoint_lm, which a folder is for: convert an lstm_lm "
             "to one first, without --to."
         )
+    left = ""
+    if args.prune:
+        try:
+            pruned = prune(model)
+        except ValueError as error:
+            raise InputError(f"{args.checkpoint}: {error}") from error
+        left = f", pruned to {what_is_left(model, pruned)}"
+        model = pruned
     with atomic_write(args.output) as made:
         made.mkdir()
         write_folder(
@@ -47,6 +56,6 @@ def export(args: argparse.Namespace) -> list[str]:
             loaded.trained_with_penalty,
         )
     return [
-        f"{args.output} holds {args.checkpoint} at --iterations {model.iterations}: give it to "
-        "--model, with or without fairseq."
+        f"{args.output} holds {args.checkpoint} at --iterations {model.iterations}{left}: give "
+        "it to --model, with or without fairseq."
     ]

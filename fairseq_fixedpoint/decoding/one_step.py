@@ -45,7 +45,7 @@ class OneStep(nn.Module):
         self.dictionary = dictionary
         self.order = model.order
         self._softmax = model.softmax()
-        self._layers = model.rnn.effective_layers()  # constrained matrices are made once
+        self._layers = model.effective_layers()  # constrained matrices are made once
 
     def initial_state(self, batch_size: int = 1) -> Tensor:
         """The iterates before any token, ``(L, K + 1, B, P*H)``; one for the exact recurrence."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -46,6 +47,8 @@ class LanguageModelConfig:
         word_dropout: of whole words of the input.
         variational_dropout: one dropout mask a sequence instead of one a token.
         weight_dropout: of the recurrent matrices.
+        l0_penalty: weight of the expected number of neurons whose gate is open, in nats a token; 0
+            is a model without gates.
     """
 
     vocabulary_size: int
@@ -80,6 +83,7 @@ class LanguageModelConfig:
     word_dropout: float = 0.0
     variational_dropout: bool = False
     weight_dropout: float = 0.0
+    l0_penalty: float = 0.0
 
     @property
     def predicted(self) -> int:
@@ -118,10 +122,37 @@ class LanguageModelConfig:
             if value is not None and value < 1:
                 raise ValueError(f"{option(name)} must be at least 1, not {value}.")
         check_iterations(option("iterations"), self.iterations)
-        for name in ("dropout_in", "word_dropout"):
+        for name in ("dropout_in", "dropout_out", "word_dropout", "weight_dropout"):
             check_probability(option(name), getattr(self, name))
+        self._check_vocabulary(option)
+        self._check_gates(option)
         self._check_output(option)
         self._check_start(option)
+
+    def _check_vocabulary(self, option: Callable[[str], str]) -> None:
+        for name in ("padding", "eos", "unknown"):
+            place = getattr(self, name)
+            if not 0 <= place < self.vocabulary_size:
+                raise ValueError(
+                    f"{option(name)} must be the place of one of {self.vocabulary_size} words, "
+                    f"from 0, not {place}."
+                )
+        if not self.unknown < self.predicted <= self.vocabulary_size:
+            raise ValueError(
+                f"{option('output_vocabulary_size')} must be at most the words of the input, "
+                f"{self.vocabulary_size}, and have <unk> among them, not {self.predicted}."
+            )
+
+    def _check_gates(self, option: Callable[[str], str]) -> None:
+        if not 0 <= self.l0_penalty < math.inf:
+            raise ValueError(
+                f"{option('l0_penalty')} must be 0 or a positive number, not {self.l0_penalty}."
+            )
+        if self.l0_penalty and self.orthogonal:
+            raise ValueError(
+                f"{option('l0_penalty')} cuts neurons out of the recurrent matrices, and what is "
+                f"left of an orthogonal one is not orthogonal: drop {option('orthogonal')}."
+            )
 
     def _check_output(self, option: Callable[[str], str]) -> None:
         cutoff, share = self.adaptive_softmax_cutoff, option("share_embeddings")

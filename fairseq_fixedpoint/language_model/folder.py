@@ -10,6 +10,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
 
 from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.language_model import safetensors
@@ -20,7 +21,6 @@ from fairseq_fixedpoint.language_model.model import LanguageModel
 CONFIG, WEIGHTS, WORDS = "config.json", "model.safetensors", "dict.txt"
 FORMAT = "fairseq_fixedpoint.language_model"
 VERSION = 1
-AS_TUPLES = ("adaptive_softmax_cutoff", "start_decays")  # JSON has lists
 
 
 @dataclass(frozen=True)
@@ -79,13 +79,14 @@ def write_folder(
         safetensors.write(file, {name: state[name] for name in parameters})
 
 
-def read_folder(folder: Path) -> ModelFolder:
+def read_folder(folder: str | Path) -> ModelFolder:
     """Reads a model.
 
     Raises:
         InputError: for a folder that lacks a file, is of a later version, or whose files do not go
             together.
     """
+    folder = Path(folder)
     for name in (CONFIG, WEIGHTS, WORDS):
         if not (folder / name).is_file():
             raise InputError(f"{folder} is no folder of a model: {name} is not there.")
@@ -97,7 +98,10 @@ def read_folder(folder: Path) -> ModelFolder:
             f"{folder / WORDS} is not the dictionary that the model was written with: take all "
             "files of the folder from one conversion."
         )
-    model = LanguageModel(config)
+    try:
+        model = LanguageModel(config)
+    except ValueError as error:
+        raise InputError(f"{folder / CONFIG}: {error}") from error
     state = safetensors.read(folder / WEIGHTS)
     kinds = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
     if len(kinds) == 1:
@@ -139,10 +143,27 @@ def _config(path: Path, described: dict) -> LanguageModelConfig:
     if not isinstance(values, dict) or values.keys() - known:
         unknown = sorted(values.keys() - known) if isinstance(values, dict) else ["model"]
         raise InputError(f"{path} has a wrong entry, {unknown[0]}.")
-    values = values | {name: tuple(values[name]) for name in AS_TUPLES if name in values}
+    values = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+    }
+    hints = get_type_hints(LanguageModelConfig)
+    for name, value in values.items():
+        if not _is_a(value, hints[name]):
+            raise InputError(f"{path} has a wrong value of {name}, {json.dumps(value)}.")
     try:
         config = LanguageModelConfig(**values)
-        config.check()
+        config.check()  # before there is anything of these sizes
     except (TypeError, ValueError) as error:
         raise InputError(f"{path}: {error}") from error
     return config
+
+
+def _is_a(value: object, hint: Any) -> bool:
+    """Whether a value of a JSON file, lists being tuples, is of the type that a field has."""
+    if get_origin(hint) is tuple:
+        return isinstance(value, tuple) and all(_is_a(each, get_args(hint)[0]) for each in value)
+    if get_origin(hint) is not None:  # a union
+        return any(_is_a(value, each) for each in get_args(hint))
+    if isinstance(value, bool):  # which Python counts among the integers
+        return hint is bool
+    return isinstance(value, (int, float) if hint is float else hint)

@@ -15,6 +15,7 @@ from fairseq_fixedpoint.language_model.config import LanguageModelConfig
 from fairseq_fixedpoint.language_model.order import Iterated
 from fairseq_fixedpoint.language_model.text_summary import TextSummary
 from fairseq_fixedpoint.recurrence import FixedPointRNN, dropout_mask
+from fairseq_fixedpoint.recurrence.gates import GateValues, NeuronGates
 from fairseq_fixedpoint.recurrence.iteration import Layer, Solution
 from fairseq_fixedpoint.softmax import AdaptiveSoftmax, OutputProjection, Softmax, Tail
 
@@ -73,7 +74,7 @@ class LanguageModel(Iterated, nn.Module):
     evaluated: :meth:`evaluate` takes blocks of text, :meth:`step` one token at a time.
 
     Args:
-        config: what it computes, already checked.
+        config: what it computes.
         base: for the class that a subclass has beside this one.
     """
 
@@ -82,6 +83,7 @@ class LanguageModel(Iterated, nn.Module):
     stride_option: ClassVar[str] = "--stride"
 
     def __init__(self, config: LanguageModelConfig, **base: Any):
+        config.check()
         super().__init__(**base)
         self.config = config
         self._set_iterations(
@@ -113,6 +115,10 @@ class LanguageModel(Iterated, nn.Module):
             orthogonal=config.orthogonal,
             summary_size=summary_size if self.starts_from_summary else 0,
         )
+        self.gates: NeuronGates | None = None
+        if config.l0_penalty:
+            tied = config.share_embeddings and config.out_embed_dim == config.hidden_size
+            self.gates = NeuronGates(config.embed_dim, config.hidden_size, config.layers, tied)
         self.additional_fc = None
         if config.out_embed_dim != config.hidden_size:
             self.additional_fc = linear(config.hidden_size, config.out_embed_dim)
@@ -204,14 +210,15 @@ class LanguageModel(Iterated, nn.Module):
         self._note_training()
         tokens = tokens.t()  # (T, B)
         summary = self._summary(tokens, lead, carried_state)
-        solution = self._solve(tokens[lead:], summary, orders, residuals, carried_state)
+        gates = self._gate_values()
+        solution = self._solve(tokens[lead:], summary, gates, orders, residuals, carried_state)
         mask = None
         if self.training and self.dropout_out > 0:  # one mask for all iterates
             mask = dropout_mask(solution.output, self.dropout_out, self.variational_dropout)
 
         return Evaluation(
-            self._features(solution.output, mask),
-            {k: self._features(solution.iterates[k], mask) for k in orders},
+            self._features(solution.output, mask, gates),
+            {k: self._features(solution.iterates[k], mask, gates) for k in orders},
             solution.squared_residuals,
         )
 
@@ -231,6 +238,7 @@ class LanguageModel(Iterated, nn.Module):
         self,
         tokens: Tensor,
         summary: Tensor | None,
+        gates: GateValues | None,
         orders: Collection[int],
         residuals: bool,
         carried_state: dict | None,
@@ -252,6 +260,7 @@ class LanguageModel(Iterated, nn.Module):
             resets=self._resets(tokens),
             padding_mask=padding_mask if padding_mask.any() else None,
             summary=self._start_of(summary),
+            gates=gates,
             **options,
         )
         if carried_state is not None and self.iterations == 0:
@@ -315,7 +324,7 @@ class LanguageModel(Iterated, nn.Module):
         summary = self._step_summary(tokens, new, cache)  # (new, B, S)
         begins = self._start_of(summary)
         x = self._input(self.embed_tokens(tokens[:, -new:].t()), summary)  # (new, B, D)
-        layers = self._step_layers() if cache is None else cache.layers
+        layers = self.effective_layers() if cache is None else cache.layers
         if cache is None and self.iterations == 0:
             solution = self.rnn(
                 x,
@@ -323,6 +332,7 @@ class LanguageModel(Iterated, nn.Module):
                 resets=self._resets(tokens.t()),
                 padding_mask=tokens.t().eq(self.padding_idx),
                 summary=begins,
+                gates=self._gate_values(),
             )
             output, iterates = solution.output[-1], solution.final_state.unsqueeze(1)
         else:  # K steps, as many as a block's, for a text that is new
@@ -367,22 +377,42 @@ class LanguageModel(Iterated, nn.Module):
         return summary if self.starts_from_summary else None
 
     @torch.no_grad()
-    def _step_layers(self) -> list[Layer]:
-        """The layers of all steps of a generation, whose constrained matrices are made once."""
-        return self.rnn.effective_layers()
+    def effective_layers(self) -> list[Layer]:
+        """The layers of all steps of an evaluation, constraints and gates applied once."""
+        return self.rnn.effective_layers(gates=self._gate_values())
+
+    def _gate_values(self) -> GateValues | None:
+        """The gates of a pass, drawn anew in training."""
+        return None if self.gates is None else self.gates()
 
     def _resets(self, tokens: Tensor) -> Tensor | None:
         return tokens.eq(self.config.eos) if self.reset_at_eos else None
 
-    def _features(self, output: Tensor, mask: Tensor | None) -> Tensor:
+    def _features(
+        self, output: Tensor, mask: Tensor | None, gates: GateValues | None = None
+    ) -> Tensor:
         """``(T, B, H)`` to ``(B, T, C)``."""
         if mask is not None:
             output = output * mask
-        return self.output_features(output).transpose(0, 1)
+        return self.output_features(output, gates).transpose(0, 1)
 
-    def output_features(self, h: Tensor) -> Tensor:
-        """From the top layer's `h` ``(..., H)`` to the input of the output layer, ``(..., C)``."""
-        return h if self.additional_fc is None else self.additional_fc(h)
+    def output_features(self, h: Tensor, gates: GateValues | None = None) -> Tensor:
+        """From the top layer's `h` ``(..., H)`` to the input of the output layer, ``(..., C)``.
+
+        Args:
+            gates: that the pass has drawn; those of evaluation if None.
+        """
+        if gates is None:
+            gates = self._gate_values()
+        if gates is not None:
+            h = h * gates.hidden[-1]
+        if self.additional_fc is None:
+            return h
+        features = self.additional_fc(h)
+        # Output embeddings that are the input's have its gates.
+        if gates is not None and self.config.share_embeddings:
+            features = features * gates.embedding
+        return features
 
     @property
     def output_projection(self) -> tuple[Tensor, Tensor | None]:

@@ -73,7 +73,7 @@ class Converted:
     def training_options(self) -> str:
         """What `fairseq-train` must be told to train the same model, but for `--iterations`."""
         words = ["--task fixedpoint_language_modeling", "--criterion fixedpoint_cross_entropy"]
-        if self.cfg.task.reset_at_eos:
+        if self.cfg.task.get("reset_at_eos"):
             words.append("--sample-break-mode eos --reset-at-eos")
         words.append("--arch fixedpoint_lm")
         for field in fields(FixedPointLanguageModelConfig):

@@ -14,6 +14,7 @@ from fairseq_fixedpoint.recurrence.arguments import check_mask, check_shape
 from fairseq_fixedpoint.recurrence.cells import hidden, make_cell
 from fairseq_fixedpoint.recurrence.dropout import check_probability, dropout_mask
 from fairseq_fixedpoint.recurrence.exact import exact
+from fairseq_fixedpoint.recurrence.gates import GateValues
 from fairseq_fixedpoint.recurrence.iteration import Layer, Solution, fixed_point, sweep
 from fairseq_fixedpoint.recurrence.parametrization import constrain
 
@@ -109,11 +110,15 @@ class FixedPointRNN(nn.Module):
             )
         return super()._apply(fn, recurse)
 
-    def effective_layers(self, x: Tensor | None = None) -> list[Layer]:
+    def effective_layers(
+        self, x: Tensor | None = None, gates: GateValues | None = None
+    ) -> list[Layer]:
         """The layers of one forward pass: parametrised, with weight dropout and masks drawn.
 
         Args:
             x: the block's input ``(T, B, D)``, for the shape of the masks; no masks if None.
+            gates: of the first E inputs and of the neurons, folded into the columns that take
+                them. The top layer's on its way out is left to the caller.
 
         Raises:
             ValueError: for another shape of `x`.
@@ -126,6 +131,12 @@ class FixedPointRNN(nn.Module):
                 weight_hh = recurrence.weight_hh_l0  # a parametrisation needs full precision
             if self.training and self.weight_dropout > 0:
                 weight_hh = F.dropout(weight_hh, self.weight_dropout)
+            weight_ih = recurrence.weight_ih_l0
+            if gates is not None:
+                below = gates.embedding if number == 0 else gates.hidden[number - 1]
+                ungated = weight_ih.size(1) - below.numel()
+                weight_ih = weight_ih * F.pad(below, (0, ungated), value=1.0)
+                weight_hh = weight_hh * gates.hidden[number]
             mask = None
             if x is not None and number > 0 and self.training and self.dropout > 0:
                 features = recurrence.input_size
@@ -133,7 +144,7 @@ class FixedPointRNN(nn.Module):
             layers.append(
                 Layer(
                     cell=self.cell,
-                    weight_ih=recurrence.weight_ih_l0,
+                    weight_ih=weight_ih,
                     weight_hh=weight_hh,
                     bias_ih=recurrence.bias_ih_l0,
                     bias_hh=recurrence.bias_hh_l0,
@@ -159,6 +170,7 @@ class FixedPointRNN(nn.Module):
         stride: int = 1,
         phase: int = 0,
         summary: Tensor | None = None,
+        gates: GateValues | None = None,
     ) -> Solution:
         """Evaluates a block.
 
@@ -171,6 +183,7 @@ class FixedPointRNN(nn.Module):
                 three are for K >= 1 only, and a stride for training.
             initial_state: a carried state, ``(L, B, P*H)``, for the exact recurrence only: the
                 iteration's window would otherwise be longer than K.
+            gates: see :meth:`effective_layers`.
 
         Raises:
             ValueError: for K < 0, a tensor of another shape or type, or an argument that the chosen
@@ -178,7 +191,7 @@ class FixedPointRNN(nn.Module):
         """
         if iterations < 0:
             raise ValueError(f"iterations must be 0 (exact) or more, not {iterations}.")
-        layers = self.effective_layers(x)
+        layers = self.effective_layers(x, gates)
         self._check_summary(summary)
         if stride != 1 and not self.training:
             raise ValueError(

@@ -187,7 +187,7 @@ class WindowScorer:
 
         With the tokens `before` a sentence, the layers start from what is known of them.
         """
-        layers = self.model.rnn.effective_layers()
+        layers = self.model.effective_layers()
         if before is not None and self.model.summary is not None:
             summary = self.summary_of([before])[0]  # (S,)
             layers = [replace(layer, initial=layer.start(summary)) for layer in layers]

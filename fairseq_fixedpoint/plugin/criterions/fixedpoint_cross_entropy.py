@@ -129,6 +129,11 @@ class FixedPointCrossEntropy(FairseqCriterion):
                 loss = loss + self.residual_penalty * squared_residuals[-1] * ntokens
             for k, value in enumerate(squared_residuals.detach().unbind(), start=1):
                 logging_output[f"squared_residual_{k}"] = value * ntokens
+        if getattr(decoder, "gates", None) is not None:
+            neurons = decoder.gates.expected_open()
+            if model.training:
+                loss = loss + decoder.config.l0_penalty * neurons * ntokens
+            logging_output["neurons"] = neurons.detach() * ntokens
         logging_output["loss"] = loss.detach()
         self._check_finite(loss, model)
         return loss, sample_size, logging_output
@@ -194,7 +199,7 @@ class FixedPointCrossEntropy(FairseqCriterion):
 
     @classmethod
     def reduce_metrics(cls, logging_outputs: Sequence[dict[str, Any]]) -> None:
-        """Averages over workers: losses in bits a token, residuals, `log Z` in nats."""
+        """Averages over workers: losses in bits a token, residuals, `log Z` in nats, neurons."""
         total = {
             key: sum(log.get(key, 0) for log in logging_outputs)
             for key in dict.fromkeys(key for log in logging_outputs for key in log)
@@ -205,6 +210,8 @@ class FixedPointCrossEntropy(FairseqCriterion):
         metrics.log_derived("ppl", lambda meters: utils.get_perplexity(meters["nll_loss"].avg))
         if "log_z" in total:
             metrics.log_scalar("log_z", total["log_z"] / ntokens, ntokens, round=3)
+        if "neurons" in total:
+            metrics.log_scalar("neurons", total["neurons"] / ntokens, ntokens, round=1)
         for key, value in total.items():
             if key.startswith("squared_residual_"):
                 residual = (torch.as_tensor(value) / ntokens).sqrt()

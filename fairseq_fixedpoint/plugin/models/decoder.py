@@ -85,14 +85,19 @@ OPTIONS = {
     "adaptive_softmax_cutoff": "--adaptive-softmax-cutoff",
     "adaptive_softmax_factor": "--adaptive-softmax-factor",
     "dropout_in": "--decoder-dropout-in (or --dropout)",
+    "dropout_out": "--decoder-dropout-out (or --dropout)",
     "word_dropout": "--decoder-word-dropout",
+    "weight_dropout": "--weight-dropout",
     "reset_at_eos": "--reset-at-eos (of --task fixedpoint_language_modeling)",
     "start": "--start",
     "start_tokens": "--start-tokens",
     "start_decays": "--start-decays",
     "start_width": "--start-width",
     "stride": "--stride",
+    "l0_penalty": "--l0-penalty",
+    "orthogonal": "--orthogonal",
     "vocabulary_size": "the dictionary's size",
+    "output_vocabulary_size": "the output dictionary's size",
 }
 
 
@@ -106,6 +111,7 @@ class FixedPointDecoder(LanguageModel, FairseqIncrementalDecoder):
         reset_at_eos: whether every window ends at its sentence's start.
         start: where the iteration starts and training's windows begin; as a constant, at every
             token, if not given.
+        l0_penalty: see :class:`~fairseq_fixedpoint.language_model.LanguageModelConfig`.
 
     Raises:
         ValueError: naming the option that is out of range.
@@ -125,9 +131,10 @@ class FixedPointDecoder(LanguageModel, FairseqIncrementalDecoder):
         output_dictionary: Dictionary,
         reset_at_eos: bool = False,
         start: StartConfig | None = None,
+        l0_penalty: float = 0.0,
     ):
         config = _model_config(
-            cfg, dictionary, output_dictionary, reset_at_eos, start or StartConfig()
+            cfg, dictionary, output_dictionary, reset_at_eos, start or StartConfig(), l0_penalty
         )
         config.check(lambda name: OPTIONS.get(name, name))
         super().__init__(config, dictionary=dictionary)
@@ -273,6 +280,7 @@ class FixedPointDecoder(LanguageModel, FairseqIncrementalDecoder):
             ValueError: if it was trained with another dictionary, or another start.
         """
         check_summary(state_dict, "decoder", self.state_dict())
+        self._open_missing_gates(state_dict)
         resets_at_eos = state_dict.get("decoder.resets_at_eos")
         if resets_at_eos is not None and bool(resets_at_eos) != self.reset_at_eos:
             trained = "with" if resets_at_eos else "without"
@@ -284,6 +292,13 @@ class FixedPointDecoder(LanguageModel, FairseqIncrementalDecoder):
         self._check_trained_iterations(state_dict)
         check_dictionary(state_dict, "decoder", self.dictionary)
 
+    def _open_missing_gates(self, state_dict: dict) -> None:
+        """Adds open gates to a checkpoint that was trained without, which compute the same."""
+        if self.gates is None or any(name.startswith("decoder.gates.") for name in state_dict):
+            return
+        for name, gate in self.gates.state_dict(prefix="decoder.gates.").items():
+            state_dict[name] = gate.clone()
+
 
 def _model_config(
     cfg: FixedPointDecoderConfig,
@@ -291,6 +306,7 @@ def _model_config(
     output_dictionary: Dictionary,
     reset_at_eos: bool,
     start: StartConfig,
+    l0_penalty: float,
 ) -> LanguageModelConfig:
     """What the options describe, defaults filled in."""
     hidden_size = or_default(cfg.decoder_hidden_size, cfg.decoder_embed_dim)
@@ -331,6 +347,7 @@ def _model_config(
         word_dropout=cfg.decoder_word_dropout,
         variational_dropout=cfg.variational_dropout,
         weight_dropout=cfg.weight_dropout,
+        l0_penalty=l0_penalty,
     )
 
 

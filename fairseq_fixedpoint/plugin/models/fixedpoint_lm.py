@@ -3,7 +3,7 @@
 Names are those of fairseq's `lstm_lm` wherever the meaning is the same.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from fairseq.models import FairseqLanguageModel
@@ -16,7 +16,15 @@ from fairseq_fixedpoint.plugin.models.start import StartConfig
 
 @dataclass
 class FixedPointLanguageModelConfig(FixedPointDecoderConfig, StartConfig):
-    """Options of `fixedpoint_lm`: those of its decoder, and of where its iteration starts."""
+    """Options of `fixedpoint_lm`: its decoder's, where its iteration starts, and its gates."""
+
+    l0_penalty: float = field(
+        default=0.0,
+        metadata={
+            "help": "weight of the expected number of neurons that stay, in nats a token: it "
+            "closes gates on embeddings and neurons, which fixedpoint-convert --prune cuts out"
+        },
+    )
 
 
 class FixedPointLanguageModel(FairseqLanguageModel):
@@ -47,7 +55,12 @@ class FixedPointLanguageModel(FairseqLanguageModel):
         reset_at_eos = getattr(task, "reset_at_eos", False)  # other tasks have no such option
         return cls(
             FixedPointDecoder(
-                cfg, task.source_dictionary, task.target_dictionary, reset_at_eos, start=cfg
+                cfg,
+                task.source_dictionary,
+                task.target_dictionary,
+                reset_at_eos,
+                start=cfg,
+                l0_penalty=cfg.l0_penalty,
             )
         )
 

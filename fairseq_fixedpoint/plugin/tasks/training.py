@@ -40,8 +40,14 @@ class TrainingTask(FairseqTask):
             ValueError: for options that the model to be trained cannot honour.
         """
         criterion = super().build_criterion(cfg, *args, **kwargs)
+        decoder = getattr(self._in_training, "decoder", None)
         if self._in_training is not None and isinstance(criterion, FixedPointCrossEntropy):
-            criterion.check_training(getattr(self._in_training, "decoder", None))
+            criterion.check_training(decoder)
+        elif getattr(decoder, "gates", None) is not None:
+            raise ValueError(
+                "--l0-penalty is a term of --criterion fixedpoint_cross_entropy, and another "
+                "criterion would train gates that nothing closes: choose it, or drop the penalty."
+            )
         return criterion
 
     def begin_epoch(self, epoch: int, model: nn.Module) -> None:
