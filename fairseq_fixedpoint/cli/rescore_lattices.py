@@ -13,6 +13,8 @@ from itertools import starmap
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+import numpy as np
+
 from fairseq_fixedpoint.cli import options
 from fairseq_fixedpoint.cli.run import Skipped, passed_by, quantity, tell
 from fairseq_fixedpoint.errors import InputError
@@ -28,15 +30,22 @@ from fairseq_fixedpoint.formats import (
     write_lattices,
     write_transcripts,
 )
+from fairseq_fixedpoint.formats.ctm import TimedWord, check_ctm_id, write_ctm
 from fairseq_fixedpoint.formats.language_scores import (
     REPLACEABLE,
     unreplaced_score,
     with_posteriors,
 )
 from fairseq_fixedpoint.formats.lattice_files import LATTICE_FORMATS
+from fairseq_fixedpoint.formats.lattice_times import FRAME_SHIFT, node_times
 from fairseq_fixedpoint.formats.nbest import FormatError, OnError, create
 from fairseq_fixedpoint.rescoring.combination import Combination
-from fairseq_fixedpoint.rescoring.confusion import confusion_network
+from fairseq_fixedpoint.rescoring.confusion import (
+    confusion_network,
+    consensus,
+    pivot_words,
+    timed_words,
+)
 from fairseq_fixedpoint.rescoring.confusion import write as write_network
 from fairseq_fixedpoint.rescoring.diagnosis import HasUnknown, run_warnings
 from fairseq_fixedpoint.rescoring.jobs import Journal, Processes, groups, results_of
@@ -46,6 +55,7 @@ from fairseq_fixedpoint.rescoring.lattice_search import best_path, nbest, poster
 from fairseq_fixedpoint.rescoring.nbest_rescoring import PreviousTexts, with_previous
 from fairseq_fixedpoint.rescoring.ngrams import NgramScorer
 from fairseq_fixedpoint.rescoring.scorer import Previous, Scorer
+from fairseq_fixedpoint.rescoring.word_times import word_spans
 
 ARCS_A_GROUP = 10_000
 PRUNE_BEAM = 12.0
@@ -93,6 +103,25 @@ def add_parser(commands: Any, program: str) -> None:
         type=Path,
         metavar="FILE",
         help="confusion networks: `id<TAB>slot<TAB>word<TAB>posterior`",
+    )
+    outputs.add_argument(
+        "--ctm",
+        type=Path,
+        metavar="FILE",
+        help="the words of the best text with times and posteriors, NIST's CTM: `id channel start "
+        "duration word confidence`",
+    )
+    outputs.add_argument(
+        "--frame-shift",
+        type=float,
+        metavar="S",
+        help=f"seconds a frame of Kaldi's lattices, for --ctm (default: {FRAME_SHIFT:g})",
+    )
+    outputs.add_argument(
+        "--mbr",
+        action="store_true",
+        help="minimum Bayes risk: the text of --one-best and --ctm is that of the fewest expected "
+        "word errors in the confusion network",
     )
     outputs.add_argument(
         "--posterior-scale",
@@ -172,9 +201,9 @@ def _lattice(program: str, args: Namespace) -> None:
     processes = Processes.joined()
     symbols = read_symbols(args.symbols) if args.symbols else None
     form = lattice_format(args.input, args.format, symbols)
-    files = lattice_files(args.input)
-    single = files == [args.input]
-    _check_options(args, form, None if single else [file.name for file in files])
+    inputs = lattice_files(args.input)
+    single = inputs == [args.input]
+    _check_options(args, form, None if single else [file.name for file in inputs])
     rescorer = _rescorer(args, form)
     texts = options.previous_texts(args, rescorer.model.context, rescorer.rule)
     skipped = Skipped(program, shown=math.inf)  # each is a whole utterance
@@ -183,7 +212,7 @@ def _lattice(program: str, args: Namespace) -> None:
     read = read_lattices(args.input, form, on_error)
 
     summary = LatticeSummary(rescorer)
-    settings = options.settings(Namespace(**vars(args), files=files), OF_THE_OUTPUT)
+    settings = options.settings(Namespace(**vars(args), files=inputs), OF_THE_OUTPUT)
     journal = Journal(
         args.output,
         settings,
@@ -213,8 +242,8 @@ def _lattice(program: str, args: Namespace) -> None:
                     return None
                 return outputs.enter_context(create(outputs.enter_context(atomic_write(path))))
 
-            lists, networks = created(args.nbest), created(args.confusion)
-            writer = _ResultWriter(form, summary, lists, list(contents.scores), networks, skipped)
+            files = _Files(*map(created, (args.nbest, args.confusion, args.ctm)))
+            writer = _ResultWriter(form, summary, files, list(contents.scores), skipped)
             made = outputs.enter_context(atomic_write(args.output))
             write_lattices(writer.lattices(results), writer, args.input, made)
             if not summary.best:
@@ -284,6 +313,8 @@ class _Contents:
             done = "rescored"
             try:
                 rescorer.check(lattice)
+                if args.ctm is not None:
+                    _check_for_ctm(lattice)
             except InputError as error:
                 on_error(FormatError(lattice.path, lattice.line, str(error)))
                 continue
@@ -296,6 +327,17 @@ class _Contents:
             raise InputError(f"--plot draws one lattice, and {args.input} has {self.total}.")
 
 
+def _check_for_ctm(lattice: Lattice) -> None:
+    """Refuses what has no times, or an id that no CTM can hold."""
+    check_ctm_id(lattice.utterance)
+    times = node_times(lattice)
+    if times is None or np.isnan(times).any():
+        raise InputError(
+            "the lattice lacks times, which --ctm writes: SLF has t= of each node, and Kaldi's "
+            "lattices have transition ids, as many on all ways to a state."
+        )
+
+
 def _check_options(args: Namespace, form: LatticeFormat, names: list[str] | None) -> None:
     """Refuses what could not be done or written, before any work is done.
 
@@ -304,13 +346,19 @@ def _check_options(args: Namespace, form: LatticeFormat, names: list[str] | None
     """
     options.check_outputs(
         args,
-        *("output", "one_best", "nbest", "confusion", "plot"),
+        *("output", "one_best", "nbest", "confusion", "ctm", "plot"),
         folders={} if names is None else {"output": names},
     )
     if args.plot is not None and args.plot.suffix.lower() not in SUFFIXES:
         raise InputError(f"--plot: a picture's name ends in {', '.join(SUFFIXES)}.")
     if args.posteriors and form.name != "slf":
         raise InputError("--posteriors are for SLF: Kaldi's lattices have no place for them.")
+    if args.mbr and args.one_best is None and args.ctm is None:
+        raise InputError("--mbr chooses the text of --one-best and --ctm: give one of them.")
+    if args.frame_shift is not None and (args.ctm is None or form.name != "kaldi"):
+        raise InputError("--frame-shift is for --ctm of Kaldi's lattices: others have times.")
+    if args.frame_shift is not None and not 0 < args.frame_shift < math.inf:
+        raise InputError("--frame-shift must be a positive number of seconds.")
     if args.nbest_size < 1 or args.max_states < 1:
         raise InputError("--nbest-size and --max-states must be at least 1.")
     if args.posterior_scale is not None and not 0 < args.posterior_scale < math.inf:
@@ -380,6 +428,7 @@ def _result(
     best = best_path(graph)
     result: dict[str, Any] = {
         "best": " ".join(best.words),
+        "other": False,  # than the text of the best path
         "states": rescored.states,
         "shortened": rescored.shortened,
         "kept": unreplaced_score(lattice),
@@ -392,14 +441,24 @@ def _result(
             (path.weight, " ".join(path.words), rescored.scores_of(path))
             for path in nbest(graph, args.nbest_size)
         ]
-    if args.posteriors or args.confusion is not None:
+    wants_network = args.confusion is not None or args.ctm is not None or args.mbr
+    if args.posteriors or wants_network:
         scale = 1 / rescored.unit if args.posterior_scale is None else args.posterior_scale
         shares = posteriors(graph, scale)
-        if args.confusion is not None:
-            times = made.times[: len(graph.end)] if made.times is not None else None
-            result["network"] = confusion_network(graph, shares, best.arcs, times)
         if args.posteriors:
             made = with_posteriors(made, shares)
+    if wants_network:
+        spans = word_spans(
+            lattice, graph, rescored.node, shares, best.arcs, args.frame_shift or FRAME_SHIFT
+        )
+        network = confusion_network(graph, shares, best.arcs, spans)
+        words = consensus(network) if args.mbr else pivot_words(network)
+        result["best"] = " ".join(filter(None, words))
+        result["other"] = words != pivot_words(network)
+        if args.confusion is not None:
+            result["network"] = [each.posteriors for each in network]
+        if args.ctm is not None:
+            result["ctm"] = timed_words(network, words)
     text = io.StringIO()
     form.write(made, text)
     result["lattice"] = text.getvalue()
@@ -418,6 +477,7 @@ class LatticeSummary:
     def add(self, lattice: Lattice, result: dict[str, Any]) -> None:
         self.best[lattice.utterance] = result["best"]
         self.counts["shortened lattices"] += result["shortened"] > 0
+        self.counts["other"] += result["other"]
         self.counts["kept", result["kept"]] += 1
         for name in ("states", "shortened", "words", "passed by"):
             self.counts[name] += result[name]
@@ -440,6 +500,11 @@ class LatticeSummary:
             for name in (self.rescorer.name, *self.rescorer.ngrams)
         )
         sentence += passed_by(counts["passed by"])
+        if counts["other"]:
+            sentence += (
+                f"; in {quantity(counts['other'], 'lattice')} another text than that of the best "
+                "path has the fewest expected errors"
+            )
         for replaced, kept in (REPLACEABLE, REPLACEABLE[::-1]):
             if counts["kept", kept]:
                 sentence += (
@@ -455,6 +520,14 @@ class LatticeSummary:
         return f"{sentence}."
 
 
+class _Files(NamedTuple):
+    """Open files of what is wanted beside the lattices; None where it is not."""
+
+    lists: IO[str] | None
+    networks: IO[str] | None
+    ctm: IO[str] | None
+
+
 class _ResultWriter(LatticeFormat):
     """Writes lattices as they were when they were rescored, and what else is wanted of them.
 
@@ -466,13 +539,12 @@ class _ResultWriter(LatticeFormat):
         self,
         form: LatticeFormat,
         summary: LatticeSummary,
-        lists: IO[str] | None,
+        files: _Files,
         scores: list[str],
-        networks: IO[str] | None,
         skipped: OnError,
     ):
         self.name = form.name
-        self._summary, self._lists, self._networks = summary, lists, networks
+        self._summary, self._files = summary, files
         self._scores = scores
         self._skipped = skipped
         self._text = ""
@@ -488,8 +560,9 @@ class _ResultWriter(LatticeFormat):
 
     def lattices(self, results: Iterable[tuple[InContext, dict[str, Any]]]) -> Iterator[Lattice]:
         """The lattices that could be rescored; what else there is of each is written on the way."""
-        if self._lists is not None:
-            self._lists.write("\t".join(("id", "score", "hypothesis", *self._scores)) + "\n")
+        lists, networks, ctm = self._files
+        if lists is not None:
+            lists.write("\t".join(("id", "score", "hypothesis", *self._scores)) + "\n")
         for (lattice, _), result in results:
             if "trouble" in result:
                 trouble = FormatError(lattice.path, lattice.line, result["trouble"])
@@ -497,12 +570,14 @@ class _ResultWriter(LatticeFormat):
                 continue
             self._summary.add(lattice, result)
             self._text = result["lattice"]
-            if self._lists is not None:
+            if lists is not None:
                 for weight, words, scores in result["nbest"]:
                     numbers = "".join(f"\t{scores.get(name, 0.0):.10g}" for name in self._scores)
-                    self._lists.write(f"{lattice.utterance}\t{weight:.10g}\t{words}{numbers}\n")
-            if self._networks is not None:
-                write_network(lattice.utterance, result["network"], self._networks)
+                    lists.write(f"{lattice.utterance}\t{weight:.10g}\t{words}{numbers}\n")
+            if networks is not None:
+                write_network(lattice.utterance, result["network"], networks)
+            if ctm is not None:
+                write_ctm(lattice.utterance, starmap(TimedWord, result["ctm"]), ctm)
             yield lattice
 
 
