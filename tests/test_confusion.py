@@ -26,7 +26,7 @@ from fairseq_fixedpoint.rescoring.confusion import (
 )
 from fairseq_fixedpoint.rescoring.lattice_search import best_path, posteriors
 from fairseq_fixedpoint.rescoring.word_graph import WordGraph
-from tests.graphs import all_paths, chain, graphs
+from tests.graphs import all_paths, chain, edit_distance, graphs
 
 CLOSE = pytest.approx
 
@@ -57,15 +57,6 @@ def texts_of(graph: WordGraph) -> dict[tuple[str, ...], float]:
     for words, weight, _ in paths:
         texts[words] = texts.get(words, 0.0) + float(np.exp(weight - total))
     return texts
-
-
-def edit_distance(one: Sequence[str], other: Sequence[str]) -> int:
-    row = list(range(len(other) + 1))
-    for place, word in enumerate(one, 1):
-        before, row = row, [place]
-        for number, second in enumerate(other, 1):
-            row.append(min(before[number] + 1, row[-1] + 1, before[number - 1] + (word != second)))
-    return row[-1]
 
 
 def expected_edits(texts: dict[tuple[str, ...], float], words: Sequence[str]) -> float:

@@ -54,7 +54,7 @@ def add_list_options(parser: argparse.ArgumentParser) -> None:
     )
     beams.add_argument(
         "--beam-size",
-        type=_positive,
+        type=positive,
         metavar="N",
         help="hypotheses of each utterance (default: up to where a score is better than the one "
         "before)",
@@ -87,7 +87,8 @@ def add_list_options(parser: argparse.ArgumentParser) -> None:
     options.add_previous_texts_option(parser)
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """A whole number above 0, as the type of an option."""
     if not (text.isascii() and text.isdigit() and int(text)):
         raise argparse.ArgumentTypeError(f"takes a whole number above 0, not {text!r}")
     return int(text)
@@ -142,9 +143,11 @@ def checked_hypotheses(
     Raises:
         FormatError: if the list has a score of a model's name.
         InputError: if it has nowhere a score that is weighed, or a hypothesis lacks one; with
-            --previous-context, if the hypotheses of an utterance are not next to each other.
+            --previous-context or --mbr, if the hypotheses of an utterance are not next to each
+            other.
     """
     looks_back = args.previous_context != 0 and args.previous_texts is None
+    is_mbr = getattr(args, "mbr", False)  # which `tune` does not have
     unseen = combination.weights.keys() - {*COUNTS, *scorers}
     any_seen, last = False, None
     ended: set[str] = set()
@@ -154,12 +157,12 @@ def checked_hypotheses(
         if clashes:
             raise name_taken(hypothesis, clashes[0])
         unseen, any_seen = unseen - hypothesis.scores.keys(), True
-        if looks_back and hypothesis.utterance != last:
+        if (looks_back or is_mbr) and hypothesis.utterance != last:
             if hypothesis.utterance in ended:
                 raise InputError(
                     f"{place(hypothesis)}: utterance {hypothesis.utterance} is in two places of "
-                    "the list, so there is no telling what comes before it: put its hypotheses "
-                    "together for --previous-context."
+                    "the list: put its hypotheses together for "
+                    f"{'--previous-context' if looks_back else '--mbr'}."
                 )
             ended.add(hypothesis.utterance)
             last = hypothesis.utterance
