@@ -146,7 +146,7 @@ def wide(size: int) -> Lattice:
 
 def apart(size: int) -> Lattice:
     """Two ways of many words that meet at the end alone."""
-    ways = [[0, *range(1 + way, size, 2), size + 1] for way in range(2)]
+    ways = [[0, *range(1 + way, size, 2), size] for way in range(2)]
     arcs = [(*arc, f"w{arc[0] % 20}") for way in ways for arc in pairwise(way)]
     return made(sorted(arcs))
 
