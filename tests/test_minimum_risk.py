@@ -14,6 +14,8 @@ from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.rescoring.minimum_risk import expected_errors, least_risk, posteriors
 from tests.graphs import edit_distance
 
+pytest.importorskip("rapidfuzz")
+
 TEXTS = st.lists(st.sampled_from(["a", "b", "ab", "é"]), max_size=5).map(tuple)
 
 

@@ -33,6 +33,7 @@ from fairseq_fixedpoint.formats import (
 from fairseq_fixedpoint.formats.ctm import TimedWord, check_ctm_id, write_ctm
 from fairseq_fixedpoint.formats.language_scores import (
     REPLACEABLE,
+    language_score,
     unreplaced_score,
     with_posteriors,
 )
@@ -41,12 +42,14 @@ from fairseq_fixedpoint.formats.lattice_times import FRAME_SHIFT, node_times
 from fairseq_fixedpoint.formats.nbest import FormatError, OnError, create
 from fairseq_fixedpoint.rescoring.combination import Combination
 from fairseq_fixedpoint.rescoring.confusion import (
+    Network,
     confusion_network,
     consensus,
     pivot_words,
     timed_words,
 )
 from fairseq_fixedpoint.rescoring.confusion import write as write_network
+from fairseq_fixedpoint.rescoring.confusion_plot import plot_networks
 from fairseq_fixedpoint.rescoring.diagnosis import HasUnknown, run_warnings
 from fairseq_fixedpoint.rescoring.jobs import Journal, Processes, groups, results_of
 from fairseq_fixedpoint.rescoring.lattice_plot import SUFFIXES, plot
@@ -55,12 +58,13 @@ from fairseq_fixedpoint.rescoring.lattice_search import best_path, nbest, poster
 from fairseq_fixedpoint.rescoring.nbest_rescoring import PreviousTexts, with_previous
 from fairseq_fixedpoint.rescoring.ngrams import NgramScorer
 from fairseq_fixedpoint.rescoring.scorer import Previous, Scorer
+from fairseq_fixedpoint.rescoring.word_graph import WordGraph
 from fairseq_fixedpoint.rescoring.word_times import word_spans
 
 ARCS_A_GROUP = 10_000
 PRUNE_BEAM = 12.0
 MOST_STATES = 200_000
-OF_THE_OUTPUT = {"output", "one_best", "plot"}  # a resumed run may change it
+OF_THE_OUTPUT = {"output", "one_best", "plot", "plot_confusion"}  # a resumed run may change it
 
 
 def add_parser(commands: Any, program: str) -> None:
@@ -135,6 +139,12 @@ def add_parser(commands: Any, program: str) -> None:
         type=Path,
         metavar="FILE",
         help="a picture (.png, .svg, .pdf) of a small lattice, with its best path before and after",
+    )
+    outputs.add_argument(
+        "--plot-confusion",
+        type=Path,
+        metavar="FILE",
+        help="a picture of its confusion network, before and after",
     )
     scores = parser.add_argument_group("combination of the scores")
     scores.add_argument("--weights", type=Path, metavar="FILE", help="what `tune` wrote")
@@ -251,10 +261,14 @@ def _lattice(program: str, args: Namespace) -> None:
             if args.one_best is not None:
                 best = outputs.enter_context(atomic_write(args.one_best))
                 write_transcripts(best, summary.best, form.name)
-            if args.plot is not None and contents.last is not None:
-                picture = outputs.enter_context(atomic_write(args.plot))
+            if contents.last is not None:
                 previous = (texts or {}).get(contents.last.utterance, ())
-                _draw(picture, InContext(contents.last, previous), rescorer)
+                last = InContext(contents.last, previous)
+                if args.plot is not None:
+                    _draw(outputs.enter_context(atomic_write(args.plot)), last, rescorer)
+                if args.plot_confusion is not None:
+                    picture = outputs.enter_context(atomic_write(args.plot_confusion))
+                    _draw_networks(picture, last, rescorer, args)
     tell(program, f"{summary.sentence()}{skipped.sentence('lattice')}", *summary.warnings())
 
 
@@ -306,7 +320,7 @@ class _Contents:
         """The lattices that can be rescored, while they are counted; `on_error` is told of others.
 
         Raises:
-            InputError: if there is none, or more than --plot can draw.
+            InputError: if there is none, or more than a picture can show.
         """
         done = "read"
         for lattice in lattices:
@@ -323,8 +337,12 @@ class _Contents:
             yield lattice
         if self.total == 0:
             raise InputError(f"{args.input} has no lattice that can be {done}.")
-        if args.plot is not None and self.total != 1:
-            raise InputError(f"--plot draws one lattice, and {args.input} has {self.total}.")
+        for option in ("plot", "plot_confusion"):
+            if getattr(args, option) is not None and self.total != 1:
+                raise InputError(
+                    f"--{option.replace('_', '-')} draws one lattice, and {args.input} has "
+                    f"{self.total}."
+                )
 
 
 def _check_for_ctm(lattice: Lattice) -> None:
@@ -346,11 +364,12 @@ def _check_options(args: Namespace, form: LatticeFormat, names: list[str] | None
     """
     options.check_outputs(
         args,
-        *("output", "one_best", "nbest", "confusion", "ctm", "plot"),
+        *("output", "one_best", "nbest", "confusion", "ctm", "plot", "plot_confusion"),
         folders={} if names is None else {"output": names},
     )
-    if args.plot is not None and args.plot.suffix.lower() not in SUFFIXES:
-        raise InputError(f"--plot: a picture's name ends in {', '.join(SUFFIXES)}.")
+    for option, path in ("--plot", args.plot), ("--plot-confusion", args.plot_confusion):
+        if path is not None and path.suffix.lower() not in SUFFIXES:
+            raise InputError(f"{option}: a picture's name ends in {', '.join(SUFFIXES)}.")
     if args.posteriors and form.name != "slf":
         raise InputError("--posteriors are for SLF: Kaldi's lattices have no place for them.")
     if args.mbr and args.one_best is None and args.ctm is None:
@@ -443,15 +462,11 @@ def _result(
         ]
     wants_network = args.confusion is not None or args.ctm is not None or args.mbr
     if args.posteriors or wants_network:
-        scale = 1 / rescored.unit if args.posterior_scale is None else args.posterior_scale
-        shares = posteriors(graph, scale)
+        shares = posteriors(graph, _posterior_scale(args, rescored.unit))
         if args.posteriors:
             made = with_posteriors(made, shares)
     if wants_network:
-        spans = word_spans(
-            lattice, graph, rescored.node, shares, best.arcs, args.frame_shift or FRAME_SHIFT
-        )
-        network = confusion_network(graph, shares, best.arcs, spans)
+        network = _network(lattice, graph, rescored.node, shares, args)
         words = consensus(network) if args.mbr else pivot_words(network)
         result["best"] = " ".join(filter(None, words))
         result["other"] = words != pivot_words(network)
@@ -463,6 +478,25 @@ def _result(
     form.write(made, text)
     result["lattice"] = text.getvalue()
     return result
+
+
+def _posterior_scale(args: Namespace, unit: float) -> float:
+    """What combined scores of a unit are multiplied by."""
+    return 1 / unit if args.posterior_scale is None else float(args.posterior_scale)
+
+
+def _network(
+    lattice: Lattice, graph: WordGraph, node: np.ndarray, shares: np.ndarray, args: Namespace
+) -> Network:
+    """The confusion network of a graph, around its best path.
+
+    Args:
+        node: of the lattice, for each state of the graph, ``(S,)``.
+        shares: posteriors of its arcs, ``(A,)``.
+    """
+    best = best_path(graph).arcs
+    spans = word_spans(lattice, graph, node, shares, best, args.frame_shift or FRAME_SHIFT)
+    return confusion_network(graph, shares, best, spans)
 
 
 class LatticeSummary:
@@ -586,3 +620,21 @@ def _draw(path: Path, in_context: InContext, rescorer: LatticeRescorer) -> None:
     rescored = rescorer(*in_context)
     after = rescored.arc[best_path(rescored.graph).arcs].tolist()
     plot(rescorer.first_pass(lattice), after, path, title=lattice.utterance)
+
+
+def _draw_networks(
+    path: Path, in_context: InContext, rescorer: LatticeRescorer, args: Namespace
+) -> None:
+    lattice = in_context.lattice
+    rescored, first = rescorer(*in_context), rescorer.first_pass(lattice)
+    nodes = np.arange(len(lattice.final))
+    unit = max(1.0, lattice.weights.get(language_score(lattice), 1.0))
+    drawn = []
+    for graph, node, of_unit in (
+        (first, nodes, unit),
+        (rescored.graph, rescored.node, rescored.unit),
+    ):
+        shares = posteriors(graph, _posterior_scale(args, of_unit))
+        network = _network(lattice, graph, node, shares, args)
+        drawn += [network, consensus(network) if args.mbr else pivot_words(network)]
+    plot_networks(*drawn, path, title=lattice.utterance)
