@@ -24,6 +24,7 @@ from fairseq_fixedpoint.rescoring.confusion import (
     timed_words,
     write,
 )
+from fairseq_fixedpoint.rescoring.confusion_plot import SETS, plot_networks
 from fairseq_fixedpoint.rescoring.lattice_search import best_path, posteriors
 from fairseq_fixedpoint.rescoring.word_graph import WordGraph
 from tests.graphs import all_paths, chain, edit_distance, graphs
@@ -238,6 +239,39 @@ class TestTimes:
             TimedWord("c", 2.5, 5.0, 1.0),
         ]
         assert timed_words([], []) == []
+
+
+class TestPicture:
+    @settings(max_examples=20, deadline=None)
+    @given(graphs(), graphs())
+    def test_any_two_networks_can_be_drawn(self, tmp_path_factory, before, after):
+        pytest.importorskip("matplotlib")
+        path = tmp_path_factory.mktemp("pictures") / "networks.svg"
+        first, second = network_of(before), network_of(after)
+        plot_networks(first, pivot_words(first), second, consensus(second), path)
+        assert path.stat().st_size
+
+    def test_shows_words_posteriors_and_the_best_texts(self, tmp_path):
+        pytest.importorskip("matplotlib")
+        first = network_of(chain([[("$a$", 0.0), ("b", 0.0)], [("", 0.0), ("c", -1.0)]]))
+        second = network_of(chain([[("d", 0.0)]]))
+        path = tmp_path / "networks.svg"
+        words = ["$a$", "c"]
+        plot_networks(first, words, second, ["d"], path, title="u")
+        drawn = path.read_text()
+        for text in "b", "c", "d", "&lt;eps&gt;", "0.50", "0.73", "0.27", "1.00", "u":
+            assert f"<!-- {text} -->" in drawn
+        assert "best after: d" in drawn
+
+    def test_refuses_what_cannot_be_drawn(self, tmp_path):
+        pytest.importorskip("matplotlib")
+        network = network_of(chain([[("a", 0.0)]]))
+        with pytest.raises(InputError, match=r"ends in \.pdf, \.png, \.svg"):
+            plot_networks(network, ["a"], network, ["a"], tmp_path / "networks.bmp")
+        long = network_of(chain([[("a", 0.0)]] * (SETS + 1)))
+        with pytest.raises(InputError, match="41 sets of words, and more than 40 cannot be read"):
+            plot_networks(network, ["a"], long, pivot_words(long), tmp_path / "networks.png")
+        assert not list(tmp_path.iterdir())
 
 
 def test_is_written_a_word_a_line():

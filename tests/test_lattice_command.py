@@ -429,18 +429,19 @@ def test_words_may_stand_on_nodes(models, tmp_path):
     assert links and not any("W=" in link for link in links)
 
 
-def test_a_picture(models, small, tmp_path, capfd):
-    arguments = (small, "--model", models["gru"], "--output", tmp_path / "out", "--plot")
+@pytest.mark.parametrize("option", ["--plot", "--plot-confusion"])
+def test_a_picture(option, models, small, tmp_path, capfd):
+    arguments = (small, "--model", models["gru"], "--output", tmp_path / "out", option)
     trouble = refused(capfd, lattice, *arguments, tmp_path / "picture.bmp")
-    assert "--plot: a picture's name ends in .pdf, .png, .svg" in trouble
+    assert f"{option}: a picture's name ends in .pdf, .png, .svg" in trouble
     assert not (tmp_path / "out").exists()
     pytest.importorskip("matplotlib")
     assert lattice(*arguments, tmp_path / "picture.png") == 0
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
     path = store(tmp_path / "two", "slf", sausage(1, 2, 2, 1.0), sausage(2, 2, 2, 1.0))
-    arguments = (path, *arguments[1:3], "--output", tmp_path / "new", "--plot")
+    arguments = (path, *arguments[1:3], "--output", tmp_path / "new", option)
     trouble = refused(capfd, lattice, *arguments, tmp_path / "new.png")
-    assert f"--plot draws one lattice, and {path} has 2" in trouble
+    assert f"{option} draws one lattice, and {path} has 2" in trouble
 
 
 def test_files_keep_their_names_and_compression(models, tmp_path):
