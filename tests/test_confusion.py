@@ -248,7 +248,7 @@ class TestPicture:
         pytest.importorskip("matplotlib")
         path = tmp_path_factory.mktemp("pictures") / "networks.svg"
         first, second = network_of(before), network_of(after)
-        plot_networks(first, pivot_words(first), second, consensus(second), path)
+        plot_networks((first, pivot_words(first)), (second, consensus(second)), path)
         assert path.stat().st_size
 
     def test_shows_words_posteriors_and_the_best_texts(self, tmp_path):
@@ -257,7 +257,7 @@ class TestPicture:
         second = network_of(chain([[("d", 0.0)]]))
         path = tmp_path / "networks.svg"
         words = ["$a$", "c"]
-        plot_networks(first, words, second, ["d"], path, title="u")
+        plot_networks((first, words), (second, ["d"]), path, title="u")
         drawn = path.read_text()
         for text in "b", "c", "d", "&lt;eps&gt;", "0.50", "0.73", "0.27", "1.00", "u":
             assert f"<!-- {text} -->" in drawn
@@ -267,10 +267,10 @@ class TestPicture:
         pytest.importorskip("matplotlib")
         network = network_of(chain([[("a", 0.0)]]))
         with pytest.raises(InputError, match=r"ends in \.pdf, \.png, \.svg"):
-            plot_networks(network, ["a"], network, ["a"], tmp_path / "networks.bmp")
+            plot_networks((network, ["a"]), (network, ["a"]), tmp_path / "networks.bmp")
         long = network_of(chain([[("a", 0.0)]] * (SETS + 1)))
         with pytest.raises(InputError, match="41 sets of words, and more than 40 cannot be read"):
-            plot_networks(network, ["a"], long, pivot_words(long), tmp_path / "networks.png")
+            plot_networks((network, ["a"]), (long, pivot_words(long)), tmp_path / "networks.png")
         assert not list(tmp_path.iterdir())
 
 

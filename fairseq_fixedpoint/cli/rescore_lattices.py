@@ -13,9 +13,13 @@ from itertools import starmap
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-import numpy as np
-
 from fairseq_fixedpoint.cli import options
+from fairseq_fixedpoint.cli.lattice_networks import (
+    check_for_ctm,
+    draw_networks,
+    network_and_words,
+    posteriors_of,
+)
 from fairseq_fixedpoint.cli.run import Skipped, passed_by, quantity, tell
 from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.files import atomic_write
@@ -30,36 +34,26 @@ from fairseq_fixedpoint.formats import (
     write_lattices,
     write_transcripts,
 )
-from fairseq_fixedpoint.formats.ctm import TimedWord, check_ctm_id, write_ctm
+from fairseq_fixedpoint.formats.ctm import TimedWord, write_ctm
 from fairseq_fixedpoint.formats.language_scores import (
     REPLACEABLE,
-    language_score,
     unreplaced_score,
     with_posteriors,
 )
 from fairseq_fixedpoint.formats.lattice_files import LATTICE_FORMATS
-from fairseq_fixedpoint.formats.lattice_times import FRAME_SHIFT, node_times
+from fairseq_fixedpoint.formats.lattice_times import FRAME_SHIFT
 from fairseq_fixedpoint.formats.nbest import FormatError, OnError, create
 from fairseq_fixedpoint.rescoring.combination import Combination
-from fairseq_fixedpoint.rescoring.confusion import (
-    Network,
-    confusion_network,
-    consensus,
-    pivot_words,
-    timed_words,
-)
+from fairseq_fixedpoint.rescoring.confusion import pivot_words, timed_words
 from fairseq_fixedpoint.rescoring.confusion import write as write_network
-from fairseq_fixedpoint.rescoring.confusion_plot import plot_networks
 from fairseq_fixedpoint.rescoring.diagnosis import HasUnknown, run_warnings
 from fairseq_fixedpoint.rescoring.jobs import Journal, Processes, groups, results_of
 from fairseq_fixedpoint.rescoring.lattice_plot import SUFFIXES, plot
 from fairseq_fixedpoint.rescoring.lattice_rescorer import LatticeRescorer, RescoredLattice
-from fairseq_fixedpoint.rescoring.lattice_search import best_path, nbest, posteriors
+from fairseq_fixedpoint.rescoring.lattice_search import best_path, nbest
 from fairseq_fixedpoint.rescoring.nbest_rescoring import PreviousTexts, with_previous
 from fairseq_fixedpoint.rescoring.ngrams import NgramScorer
 from fairseq_fixedpoint.rescoring.scorer import Previous, Scorer
-from fairseq_fixedpoint.rescoring.word_graph import WordGraph
-from fairseq_fixedpoint.rescoring.word_times import word_spans
 
 ARCS_A_GROUP = 10_000
 PRUNE_BEAM = 12.0
@@ -268,7 +262,7 @@ def _lattice(program: str, args: Namespace) -> None:
                     _draw(outputs.enter_context(atomic_write(args.plot)), last, rescorer)
                 if args.plot_confusion is not None:
                     picture = outputs.enter_context(atomic_write(args.plot_confusion))
-                    _draw_networks(picture, last, rescorer, args)
+                    draw_networks(picture, *last, rescorer, args)
     tell(program, f"{summary.sentence()}{skipped.sentence('lattice')}", *summary.warnings())
 
 
@@ -328,7 +322,7 @@ class _Contents:
             try:
                 rescorer.check(lattice)
                 if args.ctm is not None:
-                    _check_for_ctm(lattice)
+                    check_for_ctm(lattice)
             except InputError as error:
                 on_error(FormatError(lattice.path, lattice.line, str(error)))
                 continue
@@ -343,17 +337,6 @@ class _Contents:
                     f"--{option.replace('_', '-')} draws one lattice, and {args.input} has "
                     f"{self.total}."
                 )
-
-
-def _check_for_ctm(lattice: Lattice) -> None:
-    """Refuses what has no times, or an id that no CTM can hold."""
-    check_ctm_id(lattice.utterance)
-    times = node_times(lattice)
-    if times is None or np.isnan(times).any():
-        raise InputError(
-            "the lattice lacks times, which --ctm writes: SLF has t= of each node, and Kaldi's "
-            "lattices have transition ids, as many on all ways to a state."
-        )
 
 
 def _check_options(args: Namespace, form: LatticeFormat, names: list[str] | None) -> None:
@@ -462,12 +445,11 @@ def _result(
         ]
     wants_network = args.confusion is not None or args.ctm is not None or args.mbr
     if args.posteriors or wants_network:
-        shares = posteriors(graph, _posterior_scale(args, rescored.unit))
+        shares = posteriors_of(graph, rescored.unit, args)
         if args.posteriors:
             made = with_posteriors(made, shares)
     if wants_network:
-        network = _network(lattice, graph, rescored.node, shares, args)
-        words = consensus(network) if args.mbr else pivot_words(network)
+        network, words = network_and_words(lattice, graph, rescored.node, shares, args)
         result["best"] = " ".join(filter(None, words))
         result["other"] = words != pivot_words(network)
         if args.confusion is not None:
@@ -478,25 +460,6 @@ def _result(
     form.write(made, text)
     result["lattice"] = text.getvalue()
     return result
-
-
-def _posterior_scale(args: Namespace, unit: float) -> float:
-    """What combined scores of a unit are multiplied by."""
-    return 1 / unit if args.posterior_scale is None else float(args.posterior_scale)
-
-
-def _network(
-    lattice: Lattice, graph: WordGraph, node: np.ndarray, shares: np.ndarray, args: Namespace
-) -> Network:
-    """The confusion network of a graph, around its best path.
-
-    Args:
-        node: of the lattice, for each state of the graph, ``(S,)``.
-        shares: posteriors of its arcs, ``(A,)``.
-    """
-    best = best_path(graph).arcs
-    spans = word_spans(lattice, graph, node, shares, best, args.frame_shift or FRAME_SHIFT)
-    return confusion_network(graph, shares, best, spans)
 
 
 class LatticeSummary:
@@ -620,21 +583,3 @@ def _draw(path: Path, in_context: InContext, rescorer: LatticeRescorer) -> None:
     rescored = rescorer(*in_context)
     after = rescored.arc[best_path(rescored.graph).arcs].tolist()
     plot(rescorer.first_pass(lattice), after, path, title=lattice.utterance)
-
-
-def _draw_networks(
-    path: Path, in_context: InContext, rescorer: LatticeRescorer, args: Namespace
-) -> None:
-    lattice = in_context.lattice
-    rescored, first = rescorer(*in_context), rescorer.first_pass(lattice)
-    nodes = np.arange(len(lattice.final))
-    unit = max(1.0, lattice.weights.get(language_score(lattice), 1.0))
-    drawn = []
-    for graph, node, of_unit in (
-        (first, nodes, unit),
-        (rescored.graph, rescored.node, rescored.unit),
-    ):
-        shares = posteriors(graph, _posterior_scale(args, of_unit))
-        network = _network(lattice, graph, node, shares, args)
-        drawn += [network, consensus(network) if args.mbr else pivot_words(network)]
-    plot_networks(*drawn, path, title=lattice.utterance)

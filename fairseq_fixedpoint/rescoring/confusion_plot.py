@@ -38,17 +38,15 @@ Column = list[tuple[str, float, bool]]  # words, posteriors, and which is of the
 
 
 def plot_networks(
-    before: Network,
-    best_before: Sequence[str],
-    after: Network,
-    best_after: Sequence[str],
+    before: tuple[Network, Sequence[str]],
+    after: tuple[Network, Sequence[str]],
     path: FilePath,
     title: str = "",
 ) -> None:
     """Draws the first network above the second.
 
     Args:
-        best_before, best_after: the best word of each set, "" for none.
+        before, after: a network, and the best word of each of its sets, "" for none.
         path: where the picture goes; .png, .svg or .pdf.
 
     Raises:
@@ -56,10 +54,7 @@ def plot_networks(
             sets with more than one word to draw, or one that is certain.
     """
     require_picture(path)
-    blocks = [
-        (_columns(network, best), colour)
-        for network, best, colour in ((before, best_before, BEFORE), (after, best_after, AFTER))
-    ]
+    blocks = [(_columns(*before), BEFORE), (_columns(*after), AFTER)]
     widths = [sum(_width(column) + GAP for column in columns) for columns, _ in blocks]
     heights = [ROW * max(map(len, columns), default=0) for columns, _ in blocks]
     figure, axes = new_picture(max(widths), -sum(heights) - ROW, sum(heights) + ROW, title)
@@ -70,8 +65,8 @@ def plot_networks(
     draw_legend(
         figure,
         {
-            "before": ([word for word in best_before if word], BEFORE),
-            "after": ([word for word in best_after if word], AFTER),
+            "before": (list(filter(None, before[1])), BEFORE),
+            "after": (list(filter(None, after[1])), AFTER),
         },
     )
     figure.savefig(path, dpi=160)
