@@ -591,6 +591,28 @@ def test_tuning_normalises_by_length_as_rescoring_does(models, tmp_path):
         assert measured("wer", tmp_path / "best", wanted) == errors
 
 
+def test_a_character_penalty_is_searched_for_where_asked(tmp_path):
+    """Both hypotheses of an utterance have as many words, so that no other weight can choose."""
+    (tmp_path / "list").write_text("1\t-2\tw10 w11\n1\t-1\tw1 w2\n2\t-5\tw12\n2\t-4\tw3\n")
+    (tmp_path / "references").write_text("1\tw10 w11\n2\tw12\n")
+    weights, best = tmp_path / "weights", tmp_path / "best"
+    arguments = (
+        "--references", tmp_path / "references", "--metric", "wer", "--output", weights,
+    )  # fmt: skip
+    for options, rate in (
+        ((), 100),
+        (("--character-penalty", 0.25, "--weight", "score=1"), 100),
+        (("--character-penalty",), 0),
+        (("--character-penalty", "--word-penalty", -1), 0),
+    ):
+        assert tune(tmp_path / "list", *arguments, *options) == 0
+        assert reported(weights)["tuned"]["value"] == pytest.approx(rate)
+    assert Combination.load(weights).weights["words"] == -1
+    outputs = ("--output", tmp_path / "out", "--one-best", best)
+    assert nbest(tmp_path / "list", *outputs, "--weights", weights) == 0
+    assert read_transcripts(best, "tsv") == {"1": "w10 w11", "2": "w12"}
+
+
 @every_kind
 def test_a_hypothesis_too_long_for_a_model_is_named_or_skipped(kind, models, tmp_path, capfd):
     """The transformer was trained with 20 tokens a sample, which is what it takes."""

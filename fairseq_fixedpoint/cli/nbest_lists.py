@@ -18,6 +18,7 @@ from fairseq_fixedpoint.formats import (
 )
 from fairseq_fixedpoint.formats.nbest import OnError, name_taken
 from fairseq_fixedpoint.rescoring.combination import (
+    CHARACTERS,
     COUNTS,
     Combination,
     place,
@@ -38,8 +39,12 @@ PROGRAM = "fixedpoint-rescore"
 TOKENS_A_GROUP = 32768
 
 
-def add_list_options(parser: argparse.ArgumentParser) -> None:
-    """The list, and how its scores are combined."""
+def add_list_options(parser: argparse.ArgumentParser, searches: bool = False) -> None:
+    """The list, and how its scores are combined.
+
+    Args:
+        searches: whether --character-penalty without a number asks for the best one.
+    """
     parser.add_argument("input", type=Path, help="n-best list: a file or a folder")
     parser.add_argument(
         "--format", choices=sorted(FORMATS), help="of the list (default: what it looks like)"
@@ -74,8 +79,11 @@ def add_list_options(parser: argparse.ArgumentParser) -> None:
     combination.add_argument(
         "--character-penalty",
         type=float,
+        nargs="?" if searches else None,
+        const=options.SEARCHED if searches else None,
         metavar="W",
-        help="added for each character, spaces between words counted (default: 0)",
+        help="added for each character, spaces between words counted (default: 0"
+        + ("; without W: the best is searched for, as that for each word is)" if searches else ")"),
     )
     combination.add_argument(
         "--lenpen",
@@ -191,6 +199,8 @@ def combinations(
                 f"{args.weights} has no weight for {', '.join(unused)}: tune with this model, or "
                 "give the model the name that it had (--model NAME=CHECKPOINT)."
             )
+    if args.character_penalty == options.SEARCHED:
+        weights[CHARACTERS] = 0.0
     weights |= options.parsed_weights(args)
     return first_pass, Combination(weights, lenpen if args.lenpen is None else args.lenpen, rule)
 
