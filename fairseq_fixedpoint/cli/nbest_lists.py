@@ -80,7 +80,7 @@ def add_list_options(parser: argparse.ArgumentParser, searches: bool = False) ->
         "--character-penalty",
         type=float,
         nargs="?" if searches else None,
-        const=options.SEARCHED if searches else None,
+        const=True if searches else None,
         metavar="W",
         help="added for each character, spaces between words counted (default: 0"
         + ("; without W: the best is searched for, as that for each word is)" if searches else ")"),
@@ -199,7 +199,7 @@ def combinations(
                 f"{args.weights} has no weight for {', '.join(unused)}: tune with this model, or "
                 "give the model the name that it had (--model NAME=CHECKPOINT)."
             )
-    if args.character_penalty == options.SEARCHED:
+    if args.character_penalty is True:  # it is to be found
         weights[CHARACTERS] = 0.0
     weights |= options.parsed_weights(args)
     return first_pass, Combination(weights, lenpen if args.lenpen is None else args.lenpen, rule)

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 RESERVED = {*COUNTS, "id", "score", "hypothesis", "text", "total"}
 NAMED_PATH = re.compile(r"([A-Za-z][A-Za-z0-9.-]*)=(.+)")
-SEARCHED = "searched"  # a weight that `tune` is to find
 SPLITTERS = ("tokenizer", "bpe")
 # By its name, as what needs fairseq stands above: it is imported where an option asks for it.
 SPLITTERS_OF_FAIRSEQ = "fairseq_fixedpoint.plugin.splitters"
@@ -395,8 +394,9 @@ def parsed_weights(args: argparse.Namespace) -> dict[str, float]:
             raise InputError(f"--weight takes NAME=NUMBER, not {argument!r}.")
     if args.word_penalty is not None:
         weights[WORDS] = args.word_penalty
-    if getattr(args, "character_penalty", None) not in (None, SEARCHED):  # lattices have none
-        weights[CHARACTERS] = args.character_penalty
+    character_penalty = getattr(args, "character_penalty", None)  # lattices have none
+    if isinstance(character_penalty, float):
+        weights[CHARACTERS] = character_penalty
     return weights
 
 
