@@ -8,20 +8,23 @@ from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 
-from fairseq_fixedpoint.formats import FORMATS, read_transcripts
+from fairseq_fixedpoint.formats import read_transcripts
 from tests.fuzzing.case import LIKELY, Case, require, require_close, resumed_or_not, tolerance
 from tests.fuzzing.check_lines import check_scores_of_lines
-from tests.fuzzing.lists import KINDS, Row, Written, random_entries, rescored, write
+from tests.fuzzing.lists import KINDS, random_entries, rescored, write
 from tests.fuzzing.models import Scored
 from tests.fuzzing.setups import Setup, again, number, random_setup
+from tests.fuzzing.written import Row, Written
 
 
 def rescore_lists(case: Case) -> None:
     """`nbest`: one content in two formats, again over the result, and by `fixedpoint-score`."""
     may_look_back = case.maybe(0.3)
     setup = random_setup(case.chooser, case.models, previous=may_look_back)
-    entries = random_entries(case.chooser, together=setup.reading.previous_context != 0)
     kinds = case.chooser.sample(KINDS, 2)
+    has_beams = "beams" in kinds
+    looks_back = setup.reading.previous_context != 0
+    entries = random_entries(case.chooser, together=looks_back or has_beams, as_many=has_beams)
     lists = [
         write(kind, entries, case.folder / kind.replace(" ", "-"), case.chooser) for kind in kinds
     ]
@@ -35,7 +38,7 @@ def rescore_lists(case: Case) -> None:
 
 def _check_read(written: Written) -> None:
     """The list comes back as it was written."""
-    hypotheses = list(FORMATS[written.format].read(written.path))
+    hypotheses = list(written.reader.read(written.path))
     require(len(hypotheses) == len(written.entries), len(hypotheses), "hypotheses read")
     for hypothesis, entry, scores in zip(hypotheses, written.entries, written.scores, strict=True):
         require(hypothesis.utterance == entry.utterance, hypothesis, "instead of", entry)
@@ -56,7 +59,7 @@ def _check_same(one: Written, other: Written) -> None:
     contents = []
     for written in one, other:
         texts: dict[str, list[list[str]]] = defaultdict(list)
-        for hypothesis in FORMATS[written.format].read(written.path):
+        for hypothesis in written.reader.read(written.path):
             texts[hypothesis.utterance].append(_bare(hypothesis.text))
         contents.append(texts)
     require(contents[0] == contents[1], "two formats differ:", *contents)
@@ -70,7 +73,7 @@ def _check_rescored(case: Case, setup: Setup, written: Written) -> None:
     setup = replace(setup, subtracted={name for name, weight in weights.items() if weight < 0})
     new = [setup.score(*pair) for pair in zip(words, previous, strict=True)]
     one_best = case.place("one-best")
-    given = [written.path, *setup.arguments, *options]
+    given = [written.path, *written.reading, *setup.arguments, *options]
     if case.maybe(0.2):
         given += ["--format", written.format]
     output = resumed_or_not(
@@ -86,7 +89,7 @@ def _check_rescored(case: Case, setup: Setup, written: Written) -> None:
         )
         by = (length + 1) ** lenpen
         right.append((total / by, slack / by))
-    rows = rescored(written.format, output, [] if written.format == "srilm" else setup.names)
+    rows = rescored(written.format, output, setup.names if written.keeps_scores else [])
     require(len(rows) == len(right), len(rows), "hypotheses written")
     for row, entry, of_models, (total, slack) in zip(
         rows, written.entries, new, right, strict=True
@@ -120,7 +123,7 @@ def _random_combination(
     """Weights, the power of the length, and the options that say so."""
     chooser = case.chooser
     old = set.intersection(*(set(scores) for scores in written.scores))
-    weights = written.first_pass | dict.fromkeys(setup.names, 1.0)
+    weights = (written.initial or written.first_pass) | dict.fromkeys(setup.names, 1.0)
     options: list[object] = []
     given: dict[str, float] = {}
     for name in [*setup.names, *sorted(old)]:
@@ -150,11 +153,12 @@ def _random_combination(
 
 def _check_one_best(written: Written, path: Path, right: list[tuple[float, float]]) -> None:
     """Each text is one of the utterance's, and none is better."""
-    texts = read_transcripts(path, written.format)
+    layout = written.reader.transcripts
+    texts = read_transcripts(path, layout)
     by_utterance: dict[str, list[int]] = defaultdict(list)
     for row, entry in enumerate(written.entries):
         by_utterance[entry.utterance].append(row)
-    if written.format == "moses":  # a line for each number there is
+    if layout == "moses":  # a line for each number there is
         texts = {key: text for key, text in texts.items() if key in by_utterance}
     require(texts.keys() == by_utterance.keys(), "best texts of", *texts)
     for utterance, rows in by_utterance.items():
@@ -187,9 +191,10 @@ def _check_second_pass(
         passes.append([*again(setup, case.chooser), *weighed])
     for options in passes:
         output_again = case.place("again")
-        case.run("fixedpoint-rescore", "nbest", output, "--output", output_again, *options)
+        given = [output, *written.reading_again, *options]
+        case.run("fixedpoint-rescore", "nbest", *given, "--output", output_again)
         names: list[str] = []
-        if written.format != "srilm":
+        if written.keeps_scores:
             new = [f"Again{place}" for place in range(len(setup.neural) + len(setup.ngrams))]
             names = [*setup.names, *new] if options else setup.names
         for found, row in zip(rescored(written.format, output_again, names), rows, strict=True):
