@@ -6,6 +6,7 @@ import json
 import math
 from collections import defaultdict
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 
 from fairseq_fixedpoint.formats import read_transcripts
@@ -15,6 +16,7 @@ from tests.fuzzing.lists import KINDS, random_entries, rescored, write
 from tests.fuzzing.models import Scored
 from tests.fuzzing.setups import Setup, again, number, random_setup
 from tests.fuzzing.written import Row, Written
+from tests.graphs import edit_distance
 
 
 def rescore_lists(case: Case) -> None:
@@ -80,8 +82,10 @@ def _check_rescored(case: Case, setup: Setup, written: Written) -> None:
         case, "fixedpoint-rescore", ["nbest", *given], ["--one-best", one_best], setup.names
     )
     right = []
-    for length, scores, of_models in zip(map(len, words), written.scores, new, strict=True):
-        values = {"words": length, **scores, **{n: each.total for n, each in of_models.items()}}
+    for spoken, scores, of_models in zip(words, written.scores, new, strict=True):
+        length = len(spoken)
+        values = {"words": length, "characters": len(" ".join(spoken)), **scores}
+        values |= {name: each.total for name, each in of_models.items()}
         total = math.fsum(weight * values.get(name, 0.0) for name, weight in weights.items())
         slack = math.fsum(
             abs(weights.get(name, 0.0)) * tolerance(length + 1, each.rounding)
@@ -100,6 +104,8 @@ def _check_rescored(case: Case, setup: Setup, written: Written) -> None:
             require_close(found, expected.total, within, name, "of", entry)
         require_close(row.total, total, slack + written.rounding, "total of", entry)
     _check_one_best(written, one_best, right)
+    if case.maybe(0.3) and _is_together(written):
+        _check_least_risk(case, given, written, words, right)
     _check_second_pass(case, setup, written, output, rows, weights, lenpen)
 
 
@@ -145,6 +151,9 @@ def _random_combination(
     if case.maybe(0.4):
         given["words"] = round(chooser.uniform(-2, 2), 3)
         options += ["--word-penalty", number(chooser, given["words"])]
+    if case.maybe(0.2):
+        given["characters"] = round(chooser.uniform(-1, 1), 3)
+        options += ["--character-penalty", number(chooser, given["characters"])]
     if case.maybe(0.3):
         lenpen = chooser.choice((0.0, 0.6, 1.0, -0.25))
         options += ["--lenpen", number(chooser, lenpen)]
@@ -171,6 +180,52 @@ def _check_one_best(written: Written, path: Path, right: list[tuple[float, float
         best = max(right[row][0] - right[row][1] for row in rows)
         chosen = max(total + slack for total, slack in totals)
         require(chosen >= best - 1e-6, repr(texts[utterance]), "is not the best of", utterance)
+
+
+def _is_together(written: Written) -> bool:
+    """Whether the hypotheses of each utterance follow each other."""
+    runs = [utterance for utterance, _ in groupby(entry.utterance for entry in written.entries)]
+    return len(runs) == len(set(runs))
+
+
+def _check_least_risk(
+    case: Case,
+    given: list[object],
+    written: Written,
+    words: list[list[str]],
+    right: list[tuple[float, float]],
+) -> None:
+    """`--mbr`: no other hypothesis has fewer expected errors than what it chooses."""
+    scale = case.chooser.choice((0.02, 0.1, 1.0))
+    one_best = case.place("least-risk")
+    options = ["--mbr", "--posterior-scale", scale, "--one-best", one_best]
+    output = case.place("output")
+    case.run("fixedpoint-rescore", "nbest", *given, *options, "--output", output)
+    texts = read_transcripts(one_best, written.reader.transcripts)
+    for utterance, group in groupby(
+        range(len(right)), key=lambda row: written.entries[row].utterance
+    ):
+        rows = list(group)
+        top = max(right[row][0] for row in rows)
+        shares = [math.exp(scale * (right[row][0] - top)) for row in rows]
+        risks = [
+            math.fsum(
+                share * edit_distance(words[row], words[other])
+                for other, share in zip(rows, shares, strict=True)
+            )
+            / math.fsum(shares)
+            for row in rows
+        ]
+        # A total that is off by so much makes each share another by that factor at most.
+        off = math.expm1(2 * scale * max(right[row][1] for row in rows))
+        slack = 2 * off * max(len(words[row]) for row in rows) + 1e-6
+        chosen = [
+            risk
+            for row, risk in zip(rows, risks, strict=True)
+            if _bare(written.entries[row].text) == _bare(texts[utterance])
+        ]
+        require(bool(chosen), repr(texts[utterance]), "is no hypothesis of", utterance)
+        require(min(chosen) <= min(risks) + slack, repr(texts[utterance]), "has not the least risk")
 
 
 def _check_second_pass(
