@@ -131,6 +131,10 @@ def _nbest(args: argparse.Namespace) -> None:
     hypotheses = checked_hypotheses(chain(first, hypotheses), args, scorers, combination)
     hypotheses = _reported(hypotheses, scorers, combination.weights, on_error)
 
+    risk = None
+    if args.mbr:
+        scale = _posterior_scale(args, scorers, combination.weights)
+        risk = MinimumRisk(rule, scale, args.mbr_size)
     summary = RescoringSummary()
     journal = Journal(
         args.output,
@@ -148,9 +152,7 @@ def _nbest(args: argparse.Namespace) -> None:
         if results is None:
             return
         rescored = combined(results, scorers, combination, first_pass, summary)
-        if args.mbr:
-            scale = _posterior_scale(args, scorers, combination.weights)
-            risk = MinimumRisk(combination.rule, scale, args.mbr_size)
+        if risk is not None:
             rescored = risk.chosen(rescored, summary.best)
         with ExitStack() as outputs:
             destination = outputs.enter_context(atomic_write(args.output))

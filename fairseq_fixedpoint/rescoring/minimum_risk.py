@@ -43,20 +43,24 @@ def expected_errors(texts: Sequence[Sequence[str]], probabilities: np.ndarray) -
     Raises:
         InputError: without rapidfuzz, which counts.
     """
+    number_of = {word: number for number, word in enumerate({w for text in texts for w in text})}
+    place_of = {text: place for place, text in enumerate(dict.fromkeys(map(tuple, texts)))}
+    numbers = [[number_of[word] for word in text] for text in place_of]
+    places = np.array([place_of[tuple(text)] for text in texts])  # (N,), of the distinct texts
+    return (_edit_distances(numbers) @ np.bincount(places, probabilities))[places]
+
+
+def _edit_distances(sequences: Sequence[Sequence[int]]) -> np.ndarray:
+    """Of every one to every other, ``(N, N)``."""
     try:
         from rapidfuzz.distance import Levenshtein
         from rapidfuzz.process import cdist
     except ImportError as error:
         raise InputError(
-            "--mbr needs the package rapidfuzz, which cannot be imported here "
+            "minimum Bayes risk needs the package rapidfuzz, which cannot be imported here "
             f"({error}): install this package's extra rescoring."
         ) from error
-    number_of = {word: number for number, word in enumerate({w for text in texts for w in text})}
-    place_of = {text: place for place, text in enumerate(dict.fromkeys(map(tuple, texts)))}
-    numbers = [[number_of[word] for word in text] for text in place_of]
-    places = np.array([place_of[tuple(text)] for text in texts])  # (N,), of the distinct texts
-    distances = cdist(numbers, numbers, scorer=Levenshtein.distance, dtype=np.float64)
-    return (distances @ np.bincount(places, probabilities))[places]
+    return cdist(sequences, sequences, scorer=Levenshtein.distance, dtype=np.float64)
 
 
 def least_risk(texts: Sequence[Sequence[str]], totals: np.ndarray, scale: float = 1.0) -> int:
@@ -82,11 +86,17 @@ class MinimumRisk:
         scale: of the combined scores, for the probabilities.
         size: how many of an utterance's hypotheses are compared, those of the greatest totals. Each
             is compared with each other.
+
+    Raises:
+        InputError: without rapidfuzz.
     """
 
     rule: WordRule
     scale: float
     size: int
+
+    def __post_init__(self) -> None:
+        _edit_distances([[]])  # before anything is scored
 
     def choose(self, rescored: Sequence[Rescored]) -> Rescored:
         """That of the fewest expected word errors."""
