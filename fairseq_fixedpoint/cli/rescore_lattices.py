@@ -205,9 +205,9 @@ def _lattice(program: str, args: Namespace) -> None:
     processes = Processes.joined()
     symbols = read_symbols(args.symbols) if args.symbols else None
     form = lattice_format(args.input, args.format, symbols)
-    inputs = lattice_files(args.input)
-    single = inputs == [args.input]
-    _check_options(args, form, None if single else [file.name for file in inputs])
+    files = lattice_files(args.input)
+    single = files == [args.input]
+    _check_options(args, form, None if single else [file.name for file in files])
     rescorer = _rescorer(args, form)
     texts = options.previous_texts(args, rescorer.model.context, rescorer.rule)
     skipped = Skipped(program, shown=math.inf)  # each is a whole utterance
@@ -216,7 +216,7 @@ def _lattice(program: str, args: Namespace) -> None:
     read = read_lattices(args.input, form, on_error)
 
     summary = LatticeSummary(rescorer)
-    settings = options.settings(Namespace(**vars(args), files=inputs), OF_THE_OUTPUT)
+    settings = options.settings(Namespace(**vars(args), files=files), OF_THE_OUTPUT)
     journal = Journal(
         args.output,
         settings,
@@ -246,8 +246,8 @@ def _lattice(program: str, args: Namespace) -> None:
                     return None
                 return outputs.enter_context(create(outputs.enter_context(atomic_write(path))))
 
-            files = _Files(*map(created, (args.nbest, args.confusion, args.ctm)))
-            writer = _ResultWriter(form, summary, files, list(contents.scores), skipped)
+            beside = _Files(*map(created, (args.nbest, args.confusion, args.ctm)))
+            writer = _ResultWriter(form, summary, beside, list(contents.scores), skipped)
             made = outputs.enter_context(atomic_write(args.output))
             write_lattices(writer.lattices(results), writer, args.input, made)
             if not summary.best:
@@ -355,16 +355,16 @@ def _check_options(args: Namespace, form: LatticeFormat, names: list[str] | None
             raise InputError(f"{option}: a picture's name ends in {', '.join(SUFFIXES)}.")
     if args.posteriors and form.name != "slf":
         raise InputError("--posteriors are for SLF: Kaldi's lattices have no place for them.")
+    if args.nbest_size < 1 or args.max_states < 1:
+        raise InputError("--nbest-size and --max-states must be at least 1.")
+    if args.posterior_scale is not None and not 0 < args.posterior_scale < math.inf:
+        raise InputError("--posterior-scale must be a positive number.")
     if args.mbr and args.one_best is None and args.ctm is None:
         raise InputError("--mbr chooses the text of --one-best and --ctm: give one of them.")
     if args.frame_shift is not None and (args.ctm is None or form.name != "kaldi"):
         raise InputError("--frame-shift is for --ctm of Kaldi's lattices: others have times.")
     if args.frame_shift is not None and not 0 < args.frame_shift < math.inf:
         raise InputError("--frame-shift must be a positive number of seconds.")
-    if args.nbest_size < 1 or args.max_states < 1:
-        raise InputError("--nbest-size and --max-states must be at least 1.")
-    if args.posterior_scale is not None and not 0 < args.posterior_scale < math.inf:
-        raise InputError("--posterior-scale must be a positive number.")
 
 
 def _rescorer(args: Namespace, form: LatticeFormat) -> LatticeRescorer:
@@ -536,12 +536,12 @@ class _ResultWriter(LatticeFormat):
         self,
         form: LatticeFormat,
         summary: LatticeSummary,
-        files: _Files,
+        beside: _Files,
         scores: list[str],
         skipped: OnError,
     ):
         self.name = form.name
-        self._summary, self._files = summary, files
+        self._summary, self._beside = summary, beside
         self._scores = scores
         self._skipped = skipped
         self._text = ""
@@ -557,7 +557,7 @@ class _ResultWriter(LatticeFormat):
 
     def lattices(self, results: Iterable[tuple[InContext, dict[str, Any]]]) -> Iterator[Lattice]:
         """The lattices that could be rescored; what else there is of each is written on the way."""
-        lists, networks, ctm = self._files
+        lists, networks, ctm = self._beside
         if lists is not None:
             lists.write("\t".join(("id", "score", "hypothesis", *self._scores)) + "\n")
         for (lattice, _), result in results:

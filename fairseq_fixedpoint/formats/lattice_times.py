@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from fairseq_fixedpoint.formats.compact_lattice import SCORES
 from fairseq_fixedpoint.formats.lattice import EMPTY_WORDS, Lattice
 
 FRAME_SHIFT = 0.01  # seconds a frame, as Kaldi's programs have it by default
@@ -21,11 +22,10 @@ def node_times(lattice: Lattice, frame_shift: float = FRAME_SHIFT) -> np.ndarray
     Returns:
         None if there are none, or two ways to a node have different numbers of frames.
     """
-    if lattice.times is not None or not lattice.arc_records:
+    if lattice.times is not None or set(lattice.scores) != set(SCORES):
         return lattice.times
-    if not all(isinstance(record, str) for record in lattice.arc_records):
-        return None
-    frames = [record.count("_") + 1 if record else 0 for record in lattice.arc_records]
+    ids = lattice.arc_records or [""] * len(lattice.source)
+    frames = [each.count("_") + 1 if each else 0 for each in ids]
     before = [0] + [-1] * (len(lattice.final) - 1)  # frames; -1 where no arc has come yet
     for source, target, count in zip(
         lattice.source.tolist(), lattice.target.tolist(), frames, strict=True
