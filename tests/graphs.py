@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from hypothesis import assume
@@ -59,3 +59,13 @@ def chain(layers: list[list[tuple[str, float]]]) -> WordGraph:
         weight=[weight for _, _, weight in arcs],
         end=[-np.inf] * len(layers) + [0.0],
     )
+
+
+def edit_distance(one: Sequence[str], other: Sequence[str]) -> int:
+    """Substitutions, insertions and deletions from one text to another, in words."""
+    row = list(range(len(other) + 1))
+    for place, word in enumerate(one, 1):
+        before, row = row, [place]
+        for number, second in enumerate(other, 1):
+            row.append(min(before[number] + 1, row[-1] + 1, before[number - 1] + (word != second)))
+    return row[-1]

@@ -247,6 +247,97 @@ def test_outputs_of_a_small_lattice(name, models, small, tmp_path, capsys):
     assert dict(counts) == pytest.approx(dict(expected_count), abs=1e-5)
 
 
+def test_a_ctm_has_the_times_and_posteriors_of_the_best_words(models, small, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in ("v", "u"):
+        file_of(SMALL.replace("UTTERANCE=u", f"UTTERANCE={name}"), folder / f"{name}.lat")
+    outputs = ("--output", tmp_path / "out", "--ctm", tmp_path / "ctm")
+    assert lattice(folder, "--model", models["gru"], *EXACT, *outputs) == 0
+    totals = small_totals(models["gru"])
+    scaled = {text: total / 9.5 for text, total in totals.items()}
+    most = np.logaddexp.reduce(list(scaled.values()))
+    shares = {text: math.exp(total - most) for text, total in scaled.items()}
+    spans = {"w1": (0, 0.5), "w2": (0, 0.75), "nowhere": (0.75, 0.25), "w3": (0.5, 0.5)}
+    expected = [
+        (name, "1", *spans[word], word, sum(s for text, s in shares.items() if word in text))
+        for name in ("u", "v")
+        for word in max(totals, key=totals.get).split()
+    ]
+    lines = [line.split(" ") for line in (tmp_path / "ctm").read_text().splitlines()]
+    for columns, (name, channel, start, duration, word, posterior) in zip(
+        lines, expected, strict=True
+    ):
+        assert (*columns[:2], columns[4]) == (name, channel, word)
+        assert list(map(float, columns[2:4])) == [start, duration]
+        assert float(columns[5]) == pytest.approx(posterior, abs=1e-4)
+
+
+def test_frames_of_kaldi_have_a_length(models, tmp_path):
+    path = file_of("u\n0 1 w1 0,0,1_1_2\n1 2 w2 0,0,3\n2 0,0,4\n\n", tmp_path / "in")
+    outputs = ("--output", tmp_path / "out", "--ctm", tmp_path / "ctm")
+    for options, lines in (
+        ((), ["u 1 0.000 0.030 w1 1.0000", "u 1 0.030 0.010 w2 1.0000"]),
+        (("--frame-shift", 0.5), ["u 1 0.000 1.500 w1 1.0000", "u 1 1.500 0.500 w2 1.0000"]),
+    ):
+        assert lattice(path, "--model", models["gru"], *outputs, *options) == 0
+        assert (tmp_path / "ctm").read_text().splitlines() == lines
+
+
+@pytest.mark.parametrize(
+    ("text", "trouble"),
+    [
+        (SMALL.replace(" t=0.75", ""), "line 1: the lattice lacks times, which --ctm writes"),
+        ("u\n0 1 w1 0,0,\n1 0,0,\n\n", "line 1: the lattice lacks times, which --ctm writes"),
+        (SMALL.replace("=u", '="u v"'), "line 1: a CTM cannot hold the id 'u v'"),
+    ],
+)
+def test_what_no_ctm_can_hold_is_named_before_anything_is_scored(
+    text, trouble, models, tmp_path, capfd, monkeypatch
+):
+    monkeypatch.setattr(LatticeRescorer, "__call__", None)
+    path = file_of(text, tmp_path / "in")
+    arguments = (path, "--model", models["gru"], "--output", tmp_path / "out")
+    assert f"{path}, {trouble}" in refused(capfd, lattice, *arguments, "--ctm", tmp_path / "ctm")
+
+
+# Three ways to begin, after which two have the same word: the best has another.
+RISKY = """\
+UTTERANCE=u
+lmscale=0.000001
+N=5 L=6
+I=0 t=0
+I=1 t=1
+I=2 t=1
+I=3 t=1
+I=4 t=2
+J=0 S=0 E=1 W=w1 a=-1 l=0
+J=1 S=0 E=2 W=w2 a=-1.125 l=0
+J=2 S=0 E=3 W=w3 a=-1.25 l=0
+J=3 S=1 E=4 W=w4 a=0 l=0
+J=4 S=2 E=4 W=w5 a=0 l=0
+J=5 S=3 E=4 W=w5 a=0 l=0
+"""
+
+
+def test_the_text_of_the_fewest_expected_errors(models, tmp_path, capsys):
+    path = file_of(RISKY, tmp_path / "in")
+    names = ("one-best", "ctm", "nbest", "output")
+    outputs = [part for name in names for part in (f"--{name}", tmp_path / name)]
+    arguments = (path, "--model", models["gru"], *outputs)
+    texts, lists = {}, []
+    for options in ((), ("--mbr",), ("--mbr", "--posterior-scale", 100)):
+        assert lattice(*arguments, *options) == 0
+        texts[options] = (tmp_path / "one-best").read_text()
+        words = [line.split()[4] for line in (tmp_path / "ctm").read_text().splitlines()]
+        assert words == texts[options].split()[1:]
+        lists.append((tmp_path / "nbest").read_bytes())
+        said = capsys.readouterr().err
+        assert ("in 1 lattice another text than" in said) == (words == ["w1", "w5"])
+    assert list(texts.values()) == ["u\tw1 w4\n", "u\tw1 w5\n", "u\tw1 w4\n"]
+    assert lists[0] == lists[1] == lists[2]
+
+
 def test_a_scale_flattens_the_posteriors(models, small, tmp_path):
     arguments = ("--model", models["gru"], "--output", tmp_path / "out", *EXACT, "--posteriors")
     assert lattice(small, *arguments, "--posterior-scale", 1e-6) == 0
@@ -338,18 +429,19 @@ def test_words_may_stand_on_nodes(models, tmp_path):
     assert links and not any("W=" in link for link in links)
 
 
-def test_a_picture(models, small, tmp_path, capfd):
-    arguments = (small, "--model", models["gru"], "--output", tmp_path / "out", "--plot")
+@pytest.mark.parametrize("option", ["--plot", "--plot-confusion"])
+def test_a_picture(option, models, small, tmp_path, capfd):
+    arguments = (small, "--model", models["gru"], "--output", tmp_path / "out", option)
     trouble = refused(capfd, lattice, *arguments, tmp_path / "picture.bmp")
-    assert "--plot: a picture's name ends in .pdf, .png, .svg" in trouble
+    assert f"{option}: a picture's name ends in .pdf, .png, .svg" in trouble
     assert not (tmp_path / "out").exists()
     pytest.importorskip("matplotlib")
     assert lattice(*arguments, tmp_path / "picture.png") == 0
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
     path = store(tmp_path / "two", "slf", sausage(1, 2, 2, 1.0), sausage(2, 2, 2, 1.0))
-    arguments = (path, *arguments[1:3], "--output", tmp_path / "new", "--plot")
+    arguments = (path, *arguments[1:3], "--output", tmp_path / "new", option)
     trouble = refused(capfd, lattice, *arguments, tmp_path / "new.png")
-    assert f"--plot draws one lattice, and {path} has 2" in trouble
+    assert f"{option} draws one lattice, and {path} has 2" in trouble
 
 
 def test_files_keep_their_names_and_compression(models, tmp_path):
@@ -825,6 +917,12 @@ def test_what_is_no_lattice(models, tmp_path, capfd):
         (("--model", "gru", "--posterior-scale", 0), "--posterior-scale must be a positive"),
         (("--model", "gru", "--format", "kaldi", "--posteriors"), "--posteriors are for SLF"),
         (("--model", "gru", "--one-best", "out"), "--output and --one-best name one file"),
+        (("--model", "gru", "--mbr"), "--mbr chooses the text of --one-best and --ctm: give one"),
+        (("--model", "gru", "--frame-shift", 0.03), "--frame-shift is for --ctm of Kaldi's"),
+        (
+            ("--model", "gru", "--format", "kaldi", "--ctm", "x", "--frame-shift", 0),
+            "--frame-shift must be a positive number",
+        ),
         (("--model", "gru", "--nbest", "x", "--confusion", "x"), "--nbest and --confusion name"),
         (("--model", "gru", "--output", "/dev/null"), "no ordinary file"),
         (("--model", "gru", "--nbest", "/dev/full"), "no ordinary file"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +144,14 @@ def wide(size: int) -> Lattice:
     return made([(0, 1, word) for word in words] + [(1, 2, word) for word in words])
 
 
-KINDS = [empty_chain, word_chain, empty_fan, wide]
+def apart(size: int) -> Lattice:
+    """Two ways of many words that meet at the end alone."""
+    ways = [[0, *range(1 + way, size, 2), size] for way in range(2)]
+    arcs = [(*arc, f"w{arc[0] % 20}") for way in ways for arc in pairwise(way)]
+    return made(sorted(arcs))
+
+
+KINDS = [empty_chain, word_chain, empty_fan, wide, apart]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -266,6 +266,59 @@ def test_previous_context_wants_an_utterance_in_one_place(models, tmp_path, capf
     assert "line 3: utterance a is in two places" in trouble
 
 
+RISKY = """\
+a\t-1\tw1 w4
+a\t-1.125\tw2 w5
+a\t-1.25\tw3 w5
+b\t-3\tw6
+"""
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (("--mbr",), "w2 w5"),  # 0.63 + 0.59 expected errors; of the other two 1.27 and 1.31
+        (("--mbr", "--posterior-scale", 100), "w1 w4"),
+        (("--mbr", "--mbr-size", 2), "w1 w4"),  # equal but for the score
+        (("--mbr", "--weight", "score=100"), "w1 w4"),
+        ((), "w1 w4"),
+    ],
+    ids=str,
+)
+def test_the_text_of_the_fewest_expected_errors(options, text, tmp_path, capsys):
+    (tmp_path / "list").write_text(RISKY)
+    outputs = ("--output", tmp_path / "out", "--one-best", tmp_path / "best")
+    assert nbest(tmp_path / "list", *outputs, *options) == 0
+    assert read_transcripts(tmp_path / "best", "tsv") == {"a": text, "b": "w6"}
+    if "--weight" not in options:  # the list itself stays as its scores have it
+        assert scores_in(tmp_path / "out") == [-1.0, -1.125, -1.25, -3.0]
+    changed = int(text != "w1 w4")
+    assert f"another best text for {changed} utterances" in capsys.readouterr().err
+
+
+def test_posteriors_are_in_units_of_the_model_of_the_greatest_weight(models, tmp_path):
+    texts = ("w1 w4", "w2 w5", "w3 w5", "w4 w6 w7", "w4 w6")
+    KINDS["tsv"][0](tmp_path, [Entry("1", text, -place / 8, 0) for place, text in enumerate(texts)])
+    outputs = ("--output", tmp_path / "out", "--one-best", tmp_path / "best")
+    arguments = (tmp_path / "list", "--model", models["gru"], *outputs, "--mbr")
+    found = []
+    for options in (
+        ("--weight", "FixedPoint0=4", "--weight", "score=4"),
+        ("--weight", "FixedPoint0=4", "--weight", "score=4", "--posterior-scale", 0.25),
+        (),
+    ):
+        assert nbest(*arguments, *options) == 0
+        found.append((tmp_path / "best").read_text())
+    assert len(set(found)) == 1
+
+
+def test_a_minimum_risk_wants_an_utterance_in_one_place(tmp_path, capfd):
+    (tmp_path / "list").write_text("a\t-1\tw1\nb\t-1\tw2\na\t-2\tw3\n")
+    options = ("--output", tmp_path / "out", "--one-best", tmp_path / "best", "--mbr")
+    trouble = refused(capfd, nbest, tmp_path / "list", *options)
+    assert "line 3: utterance a is in two places" in trouble and "together for --mbr" in trouble
+
+
 def test_tuning_leaves_malformed_lines_out_on_request(models, tmp_path, capsys):
     (tmp_path / "list").write_text("a\t-1\tw1\na\tx\tw2\na\t-2\tw3\n")
     (tmp_path / "references").write_text("a\tw3\n")
@@ -538,6 +591,28 @@ def test_tuning_normalises_by_length_as_rescoring_does(models, tmp_path):
         assert measured("wer", tmp_path / "best", wanted) == errors
 
 
+def test_a_character_penalty_is_searched_for_where_asked(tmp_path):
+    """Both hypotheses of an utterance have as many words, so that no other weight can choose."""
+    (tmp_path / "list").write_text("1\t-2\tw10 w11\n1\t-1\tw1 w2\n2\t-5\tw12\n2\t-4\tw3\n")
+    (tmp_path / "references").write_text("1\tw10 w11\n2\tw12\n")
+    weights, best = tmp_path / "weights", tmp_path / "best"
+    arguments = (
+        "--references", tmp_path / "references", "--metric", "wer", "--output", weights,
+    )  # fmt: skip
+    for options, rate in (
+        ((), 100),
+        (("--character-penalty", 0.25, "--weight", "score=1"), 100),
+        (("--character-penalty",), 0),
+        (("--character-penalty", "--word-penalty", -1), 0),
+    ):
+        assert tune(tmp_path / "list", *arguments, *options) == 0
+        assert reported(weights)["tuned"]["value"] == pytest.approx(rate)
+    assert Combination.load(weights).weights["words"] == -1
+    outputs = ("--output", tmp_path / "out", "--one-best", best)
+    assert nbest(tmp_path / "list", *outputs, "--weights", weights) == 0
+    assert read_transcripts(best, "tsv") == {"1": "w10 w11", "2": "w12"}
+
+
 @every_kind
 def test_a_hypothesis_too_long_for_a_model_is_named_or_skipped(kind, models, tmp_path, capfd):
     """The transformer was trained with 20 tokens a sample, which is what it takes."""
@@ -766,6 +841,12 @@ def test_a_list_without_hypotheses(models, tmp_path, capsys):
         (("--kenlm", "nowhere"), "nowhere is no file"),
         (("--model", "gru", "--format", "moses"), "list, line 1: "),
         (("--model", "gru", "--one-best", "out"), "--output and --one-best name one file"),
+        (("--model", "gru", "--mbr"), "--mbr chooses the text of --one-best: give that, too"),
+        (("--model", "gru", "--posterior-scale", 2), "--posterior-scale is for --mbr"),
+        (
+            ("--model", "gru", "--one-best", "x", "--mbr", "--posterior-scale", 0),
+            "--posterior-scale must be a positive number",
+        ),
         (("--model", "gru", "--one-best", "."), "is no name"),
         (("--model", "gru", "--one-best", "/dev/null"), "no ordinary file"),
         (("--model", "gru", "--output", "/dev/full"), "no ordinary file"),

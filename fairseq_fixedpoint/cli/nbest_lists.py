@@ -18,6 +18,7 @@ from fairseq_fixedpoint.formats import (
 )
 from fairseq_fixedpoint.formats.nbest import OnError, name_taken
 from fairseq_fixedpoint.rescoring.combination import (
+    CHARACTERS,
     COUNTS,
     Combination,
     place,
@@ -38,8 +39,12 @@ PROGRAM = "fixedpoint-rescore"
 TOKENS_A_GROUP = 32768
 
 
-def add_list_options(parser: argparse.ArgumentParser) -> None:
-    """The list, and how its scores are combined."""
+def add_list_options(parser: argparse.ArgumentParser, searches: bool = False) -> None:
+    """The list, and how its scores are combined.
+
+    Args:
+        searches: whether --character-penalty without a number asks for the best one.
+    """
     parser.add_argument("input", type=Path, help="n-best list: a file or a folder")
     parser.add_argument(
         "--format", choices=sorted(FORMATS), help="of the list (default: what it looks like)"
@@ -54,7 +59,7 @@ def add_list_options(parser: argparse.ArgumentParser) -> None:
     )
     beams.add_argument(
         "--beam-size",
-        type=_positive,
+        type=positive,
         metavar="N",
         help="hypotheses of each utterance (default: up to where a score is better than the one "
         "before)",
@@ -74,8 +79,11 @@ def add_list_options(parser: argparse.ArgumentParser) -> None:
     combination.add_argument(
         "--character-penalty",
         type=float,
+        nargs="?" if searches else None,
+        const=True if searches else None,
         metavar="W",
-        help="added for each character, spaces between words counted (default: 0)",
+        help="added for each character, spaces between words counted (default: 0"
+        + ("; without W: the best is searched for, as that for each word is)" if searches else ")"),
     )
     combination.add_argument(
         "--lenpen",
@@ -87,7 +95,8 @@ def add_list_options(parser: argparse.ArgumentParser) -> None:
     options.add_previous_texts_option(parser)
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """A whole number above 0, as the type of an option."""
     if not (text.isascii() and text.isdigit() and int(text)):
         raise argparse.ArgumentTypeError(f"takes a whole number above 0, not {text!r}")
     return int(text)
@@ -142,9 +151,11 @@ def checked_hypotheses(
     Raises:
         FormatError: if the list has a score of a model's name.
         InputError: if it has nowhere a score that is weighed, or a hypothesis lacks one; with
-            --previous-context, if the hypotheses of an utterance are not next to each other.
+            --previous-context or --mbr, if the hypotheses of an utterance are not next to each
+            other.
     """
     looks_back = args.previous_context != 0 and args.previous_texts is None
+    is_mbr = getattr(args, "mbr", False)  # which `tune` does not have
     unseen = combination.weights.keys() - {*COUNTS, *scorers}
     any_seen, last = False, None
     ended: set[str] = set()
@@ -154,12 +165,12 @@ def checked_hypotheses(
         if clashes:
             raise name_taken(hypothesis, clashes[0])
         unseen, any_seen = unseen - hypothesis.scores.keys(), True
-        if looks_back and hypothesis.utterance != last:
+        if (looks_back or is_mbr) and hypothesis.utterance != last:
             if hypothesis.utterance in ended:
                 raise InputError(
                     f"{place(hypothesis)}: utterance {hypothesis.utterance} is in two places of "
-                    "the list, so there is no telling what comes before it: put its hypotheses "
-                    "together for --previous-context."
+                    "the list: put its hypotheses together for "
+                    f"{'--previous-context' if looks_back else '--mbr'}."
                 )
             ended.add(hypothesis.utterance)
             last = hypothesis.utterance
@@ -188,6 +199,8 @@ def combinations(
                 f"{args.weights} has no weight for {', '.join(unused)}: tune with this model, or "
                 "give the model the name that it had (--model NAME=CHECKPOINT)."
             )
+    if args.character_penalty is True:  # it is to be found
+        weights[CHARACTERS] = 0.0
     weights |= options.parsed_weights(args)
     return first_pass, Combination(weights, lenpen if args.lenpen is None else args.lenpen, rule)
 

@@ -401,8 +401,9 @@ def parsed_weights(args: argparse.Namespace) -> dict[str, float]:
             raise InputError(f"--weight takes NAME=NUMBER, not {argument!r}.")
     if args.word_penalty is not None:
         weights[WORDS] = args.word_penalty
-    if getattr(args, "character_penalty", None) is not None:  # lattices have none
-        weights[CHARACTERS] = args.character_penalty
+    character_penalty = getattr(args, "character_penalty", None)  # lattices have none
+    if isinstance(character_penalty, float):
+        weights[CHARACTERS] = character_penalty
     return weights
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -20,6 +21,7 @@ from fairseq_fixedpoint.cli.nbest_lists import (
     grouped,
     line_scorers,
     list_format,
+    positive,
     with_context,
 )
 from fairseq_fixedpoint.cli.run import Skipped, run, tell
@@ -33,6 +35,7 @@ from fairseq_fixedpoint.formats import (
 )
 from fairseq_fixedpoint.formats.nbest import OnError
 from fairseq_fixedpoint.rescoring.jobs import Journal, Processes, results_of
+from fairseq_fixedpoint.rescoring.minimum_risk import MinimumRisk
 from fairseq_fixedpoint.rescoring.nbest_rescoring import (
     LineScorer,
     RescoringSummary,
@@ -42,10 +45,12 @@ from fairseq_fixedpoint.rescoring.nbest_rescoring import (
     scored,
 )
 
+MBR_SIZE = 1000
 # What becomes of the scores; a resumed run may change it.
 OF_THE_COMBINATION = {
     *("output", "one_best"),
     *("weight", "weights", "word_penalty", "character_penalty", "lenpen"),
+    *("posterior_scale", "mbr_size"),
 }
 
 
@@ -78,6 +83,28 @@ def _parser() -> argparse.ArgumentParser:
     nbest.add_argument(
         "--weights", type=Path, metavar="FILE", help="what `tune` wrote: weights and lenpen"
     )
+    risk = nbest.add_argument_group("minimum Bayes risk")
+    risk.add_argument(
+        "--mbr",
+        action="store_true",
+        help="--one-best gets the text of the fewest expected word errors, not that of the best "
+        "combined score",
+    )
+    risk.add_argument(
+        "--posterior-scale",
+        type=float,
+        metavar="S",
+        help="of the combined scores, for the probabilities of hypotheses (default: 1, divided by "
+        "the greatest weight of a model where that is above 1)",
+    )
+    risk.add_argument(
+        "--mbr-size",
+        type=positive,
+        default=MBR_SIZE,
+        metavar="N",
+        help="compare the N best of each utterance, every one with every other (default: "
+        f"{MBR_SIZE:,})",
+    )
     options.add_model_options(nbest)
     options.add_run_options(nbest)
 
@@ -93,6 +120,7 @@ def _nbest(args: argparse.Namespace) -> None:
     on_error = skipped if args.on_error == "skip" else stop
     scorers, rule = line_scorers(args)
     _check_outputs(args, listed, scorers)
+    _check_risk(args)
 
     hypotheses: Iterator[Scorable[Hypothesis]] = iter(())
     if processes.is_first:
@@ -103,6 +131,10 @@ def _nbest(args: argparse.Namespace) -> None:
     hypotheses = checked_hypotheses(chain(first, hypotheses), args, scorers, combination)
     hypotheses = _reported(hypotheses, scorers, combination.weights, on_error)
 
+    risk = None
+    if args.mbr:
+        scale = _posterior_scale(args, scorers, combination.weights)
+        risk = MinimumRisk(rule, scale, args.mbr_size)
     summary = RescoringSummary()
     journal = Journal(
         args.output,
@@ -120,6 +152,8 @@ def _nbest(args: argparse.Namespace) -> None:
         if results is None:
             return
         rescored = combined(results, scorers, combination, first_pass, summary)
+        if risk is not None:
+            rescored = risk.chosen(rescored, summary.best)
         with ExitStack() as outputs:
             destination = outputs.enter_context(atomic_write(args.output))
             listed.write(rescored, args.input, destination)
@@ -142,6 +176,25 @@ def _reported(
     for each in hypotheses:
         can_be_subtracted(each, scorers, weights, on_error)
         yield each
+
+
+def _check_risk(args: argparse.Namespace) -> None:
+    """Refuses options of a minimum risk that is not asked for, or nobody sees."""
+    if args.mbr and args.one_best is None:
+        raise InputError("--mbr chooses the text of --one-best: give that, too.")
+    if not args.mbr and args.posterior_scale is not None:
+        raise InputError("--posterior-scale is for --mbr: give that, too, or leave it out.")
+    if args.posterior_scale is not None and not 0 < args.posterior_scale < math.inf:
+        raise InputError("--posterior-scale must be a positive number.")
+
+
+def _posterior_scale(
+    args: argparse.Namespace, models: Collection[str], weights: Mapping[str, float]
+) -> float:
+    """What totals are multiplied by: by default in units of the model of the greatest weight."""
+    if args.posterior_scale is not None:
+        return float(args.posterior_scale)
+    return 1 / max([1.0, *(weights.get(name, 0.0) for name in models)])
 
 
 def _check_outputs(args: argparse.Namespace, listed: NBestFormat, names: Collection[str]) -> None:

@@ -14,6 +14,12 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from fairseq_fixedpoint.cli import options
+from fairseq_fixedpoint.cli.lattice_networks import (
+    check_for_ctm,
+    draw_networks,
+    network_and_words,
+    posteriors_of,
+)
 from fairseq_fixedpoint.cli.run import Skipped, passed_by, quantity, tell
 from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.files import atomic_write
@@ -28,21 +34,23 @@ from fairseq_fixedpoint.formats import (
     write_lattices,
     write_transcripts,
 )
+from fairseq_fixedpoint.formats.ctm import TimedWord, write_ctm
 from fairseq_fixedpoint.formats.language_scores import (
     REPLACEABLE,
     unreplaced_score,
     with_posteriors,
 )
 from fairseq_fixedpoint.formats.lattice_files import LATTICE_FORMATS
+from fairseq_fixedpoint.formats.lattice_times import FRAME_SHIFT
 from fairseq_fixedpoint.formats.nbest import FormatError, OnError, create
 from fairseq_fixedpoint.rescoring.combination import Combination
-from fairseq_fixedpoint.rescoring.confusion import confusion_network
+from fairseq_fixedpoint.rescoring.confusion import pivot_words, timed_words
 from fairseq_fixedpoint.rescoring.confusion import write as write_network
 from fairseq_fixedpoint.rescoring.diagnosis import HasUnknown, run_warnings
 from fairseq_fixedpoint.rescoring.jobs import Journal, Processes, groups, results_of
 from fairseq_fixedpoint.rescoring.lattice_plot import SUFFIXES, plot
 from fairseq_fixedpoint.rescoring.lattice_rescorer import LatticeRescorer, RescoredLattice
-from fairseq_fixedpoint.rescoring.lattice_search import best_path, nbest, posteriors
+from fairseq_fixedpoint.rescoring.lattice_search import best_path, nbest
 from fairseq_fixedpoint.rescoring.nbest_rescoring import PreviousTexts, with_previous
 from fairseq_fixedpoint.rescoring.ngrams import NgramScorer
 from fairseq_fixedpoint.rescoring.scorer import Previous, Scorer
@@ -50,7 +58,7 @@ from fairseq_fixedpoint.rescoring.scorer import Previous, Scorer
 ARCS_A_GROUP = 10_000
 PRUNE_BEAM = 12.0
 MOST_STATES = 200_000
-OF_THE_OUTPUT = {"output", "one_best", "plot"}  # a resumed run may change it
+OF_THE_OUTPUT = {"output", "one_best", "plot", "plot_confusion"}  # a resumed run may change it
 
 
 def add_parser(commands: Any, program: str) -> None:
@@ -95,6 +103,25 @@ def add_parser(commands: Any, program: str) -> None:
         help="confusion networks: `id<TAB>slot<TAB>word<TAB>posterior`",
     )
     outputs.add_argument(
+        "--ctm",
+        type=Path,
+        metavar="FILE",
+        help="the words of the best text with times and posteriors, NIST's CTM: `id channel start "
+        "duration word confidence`",
+    )
+    outputs.add_argument(
+        "--frame-shift",
+        type=float,
+        metavar="S",
+        help=f"seconds a frame of Kaldi's lattices, for --ctm (default: {FRAME_SHIFT:g})",
+    )
+    outputs.add_argument(
+        "--mbr",
+        action="store_true",
+        help="minimum Bayes risk: the text of --one-best and --ctm is that of the fewest expected "
+        "word errors in the confusion network",
+    )
+    outputs.add_argument(
         "--posterior-scale",
         type=float,
         metavar="S",
@@ -106,6 +133,12 @@ def add_parser(commands: Any, program: str) -> None:
         type=Path,
         metavar="FILE",
         help="a picture (.png, .svg, .pdf) of a small lattice, with its best path before and after",
+    )
+    outputs.add_argument(
+        "--plot-confusion",
+        type=Path,
+        metavar="FILE",
+        help="a picture of its confusion network, before and after",
     )
     scores = parser.add_argument_group("combination of the scores")
     scores.add_argument("--weights", type=Path, metavar="FILE", help="what `tune` wrote")
@@ -213,8 +246,8 @@ def _lattice(program: str, args: Namespace) -> None:
                     return None
                 return outputs.enter_context(create(outputs.enter_context(atomic_write(path))))
 
-            lists, networks = created(args.nbest), created(args.confusion)
-            writer = _ResultWriter(form, summary, lists, list(contents.scores), networks, skipped)
+            beside = _Files(*map(created, (args.nbest, args.confusion, args.ctm)))
+            writer = _ResultWriter(form, summary, beside, list(contents.scores), skipped)
             made = outputs.enter_context(atomic_write(args.output))
             write_lattices(writer.lattices(results), writer, args.input, made)
             if not summary.best:
@@ -222,10 +255,14 @@ def _lattice(program: str, args: Namespace) -> None:
             if args.one_best is not None:
                 best = outputs.enter_context(atomic_write(args.one_best))
                 write_transcripts(best, summary.best, form.name)
-            if args.plot is not None and contents.last is not None:
-                picture = outputs.enter_context(atomic_write(args.plot))
+            if contents.last is not None:
                 previous = (texts or {}).get(contents.last.utterance, ())
-                _draw(picture, InContext(contents.last, previous), rescorer)
+                last = InContext(contents.last, previous)
+                if args.plot is not None:
+                    _draw(outputs.enter_context(atomic_write(args.plot)), last, rescorer)
+                if args.plot_confusion is not None:
+                    picture = outputs.enter_context(atomic_write(args.plot_confusion))
+                    draw_networks(picture, *last, rescorer, args)
     tell(program, f"{summary.sentence()}{skipped.sentence('lattice')}", *summary.warnings())
 
 
@@ -277,13 +314,15 @@ class _Contents:
         """The lattices that can be rescored, while they are counted; `on_error` is told of others.
 
         Raises:
-            InputError: if there is none, or more than --plot can draw.
+            InputError: if there is none, or more than a picture can show.
         """
         done = "read"
         for lattice in lattices:
             done = "rescored"
             try:
                 rescorer.check(lattice)
+                if args.ctm is not None:
+                    check_for_ctm(lattice)
             except InputError as error:
                 on_error(FormatError(lattice.path, lattice.line, str(error)))
                 continue
@@ -292,8 +331,12 @@ class _Contents:
             yield lattice
         if self.total == 0:
             raise InputError(f"{args.input} has no lattice that can be {done}.")
-        if args.plot is not None and self.total != 1:
-            raise InputError(f"--plot draws one lattice, and {args.input} has {self.total}.")
+        for option in ("plot", "plot_confusion"):
+            if getattr(args, option) is not None and self.total != 1:
+                raise InputError(
+                    f"--{option.replace('_', '-')} draws one lattice, and {args.input} has "
+                    f"{self.total}."
+                )
 
 
 def _check_options(args: Namespace, form: LatticeFormat, names: list[str] | None) -> None:
@@ -304,17 +347,24 @@ def _check_options(args: Namespace, form: LatticeFormat, names: list[str] | None
     """
     options.check_outputs(
         args,
-        *("output", "one_best", "nbest", "confusion", "plot"),
+        *("output", "one_best", "nbest", "confusion", "ctm", "plot", "plot_confusion"),
         folders={} if names is None else {"output": names},
     )
-    if args.plot is not None and args.plot.suffix.lower() not in SUFFIXES:
-        raise InputError(f"--plot: a picture's name ends in {', '.join(SUFFIXES)}.")
+    for option, path in ("--plot", args.plot), ("--plot-confusion", args.plot_confusion):
+        if path is not None and path.suffix.lower() not in SUFFIXES:
+            raise InputError(f"{option}: a picture's name ends in {', '.join(SUFFIXES)}.")
     if args.posteriors and form.name != "slf":
         raise InputError("--posteriors are for SLF: Kaldi's lattices have no place for them.")
     if args.nbest_size < 1 or args.max_states < 1:
         raise InputError("--nbest-size and --max-states must be at least 1.")
     if args.posterior_scale is not None and not 0 < args.posterior_scale < math.inf:
         raise InputError("--posterior-scale must be a positive number.")
+    if args.mbr and args.one_best is None and args.ctm is None:
+        raise InputError("--mbr chooses the text of --one-best and --ctm: give one of them.")
+    if args.frame_shift is not None and (args.ctm is None or form.name != "kaldi"):
+        raise InputError("--frame-shift is for --ctm of Kaldi's lattices: others have times.")
+    if args.frame_shift is not None and not 0 < args.frame_shift < math.inf:
+        raise InputError("--frame-shift must be a positive number of seconds.")
 
 
 def _rescorer(args: Namespace, form: LatticeFormat) -> LatticeRescorer:
@@ -380,6 +430,7 @@ def _result(
     best = best_path(graph)
     result: dict[str, Any] = {
         "best": " ".join(best.words),
+        "other": False,  # than the text of the best path
         "states": rescored.states,
         "shortened": rescored.shortened,
         "kept": unreplaced_score(lattice),
@@ -392,14 +443,19 @@ def _result(
             (path.weight, " ".join(path.words), rescored.scores_of(path))
             for path in nbest(graph, args.nbest_size)
         ]
-    if args.posteriors or args.confusion is not None:
-        scale = 1 / rescored.unit if args.posterior_scale is None else args.posterior_scale
-        shares = posteriors(graph, scale)
-        if args.confusion is not None:
-            times = made.times[: len(graph.end)] if made.times is not None else None
-            result["network"] = confusion_network(graph, shares, best.arcs, times)
+    wants_network = args.confusion is not None or args.ctm is not None or args.mbr
+    if args.posteriors or wants_network:
+        shares = posteriors_of(graph, rescored.unit, args)
         if args.posteriors:
             made = with_posteriors(made, shares)
+    if wants_network:
+        network, words = network_and_words(lattice, graph, rescored.node, shares, args)
+        result["best"] = " ".join(filter(None, words))
+        result["other"] = words != pivot_words(network)
+        if args.confusion is not None:
+            result["network"] = [each.posteriors for each in network]
+        if args.ctm is not None:
+            result["ctm"] = timed_words(network, words)
     text = io.StringIO()
     form.write(made, text)
     result["lattice"] = text.getvalue()
@@ -418,6 +474,7 @@ class LatticeSummary:
     def add(self, lattice: Lattice, result: dict[str, Any]) -> None:
         self.best[lattice.utterance] = result["best"]
         self.counts["shortened lattices"] += result["shortened"] > 0
+        self.counts["other"] += result["other"]
         self.counts["kept", result["kept"]] += 1
         for name in ("states", "shortened", "words", "passed by"):
             self.counts[name] += result[name]
@@ -440,6 +497,11 @@ class LatticeSummary:
             for name in (self.rescorer.name, *self.rescorer.ngrams)
         )
         sentence += passed_by(counts["passed by"])
+        if counts["other"]:
+            sentence += (
+                f"; in {quantity(counts['other'], 'lattice')} another text than that of the best "
+                "path has the fewest expected errors"
+            )
         for replaced, kept in (REPLACEABLE, REPLACEABLE[::-1]):
             if counts["kept", kept]:
                 sentence += (
@@ -455,6 +517,14 @@ class LatticeSummary:
         return f"{sentence}."
 
 
+class _Files(NamedTuple):
+    """Open files of what is wanted beside the lattices; None where it is not."""
+
+    lists: IO[str] | None
+    networks: IO[str] | None
+    ctm: IO[str] | None
+
+
 class _ResultWriter(LatticeFormat):
     """Writes lattices as they were when they were rescored, and what else is wanted of them.
 
@@ -466,13 +536,12 @@ class _ResultWriter(LatticeFormat):
         self,
         form: LatticeFormat,
         summary: LatticeSummary,
-        lists: IO[str] | None,
+        beside: _Files,
         scores: list[str],
-        networks: IO[str] | None,
         skipped: OnError,
     ):
         self.name = form.name
-        self._summary, self._lists, self._networks = summary, lists, networks
+        self._summary, self._beside = summary, beside
         self._scores = scores
         self._skipped = skipped
         self._text = ""
@@ -488,8 +557,9 @@ class _ResultWriter(LatticeFormat):
 
     def lattices(self, results: Iterable[tuple[InContext, dict[str, Any]]]) -> Iterator[Lattice]:
         """The lattices that could be rescored; what else there is of each is written on the way."""
-        if self._lists is not None:
-            self._lists.write("\t".join(("id", "score", "hypothesis", *self._scores)) + "\n")
+        lists, networks, ctm = self._beside
+        if lists is not None:
+            lists.write("\t".join(("id", "score", "hypothesis", *self._scores)) + "\n")
         for (lattice, _), result in results:
             if "trouble" in result:
                 trouble = FormatError(lattice.path, lattice.line, result["trouble"])
@@ -497,12 +567,14 @@ class _ResultWriter(LatticeFormat):
                 continue
             self._summary.add(lattice, result)
             self._text = result["lattice"]
-            if self._lists is not None:
+            if lists is not None:
                 for weight, words, scores in result["nbest"]:
                     numbers = "".join(f"\t{scores.get(name, 0.0):.10g}" for name in self._scores)
-                    self._lists.write(f"{lattice.utterance}\t{weight:.10g}\t{words}{numbers}\n")
-            if self._networks is not None:
-                write_network(lattice.utterance, result["network"], self._networks)
+                    lists.write(f"{lattice.utterance}\t{weight:.10g}\t{words}{numbers}\n")
+            if networks is not None:
+                write_network(lattice.utterance, result["network"], networks)
+            if ctm is not None:
+                write_ctm(lattice.utterance, starmap(TimedWord, result["ctm"]), ctm)
             yield lattice
 
 

@@ -66,7 +66,7 @@ def add_parser(commands: Any) -> None:
         "references: a coarse grid, then exact line searches along each weight (Och, 2003).",
     )
     tuner.set_defaults(command=_tune)
-    add_list_options(tuner)
+    add_list_options(tuner, searches=True)
     tuner.add_argument("--output", type=Path, required=True, help="the weights, for `nbest`")
     tuner.add_argument(
         "--references",

@@ -56,14 +56,7 @@ def plot(before: WordGraph, after: Sequence[int], path: FilePath, title: str = "
         InputError: for another suffix, without matplotlib, if no path is complete, or the two
             paths alone are too long to be read.
     """
-    if path.suffix.lower() not in SUFFIXES:
-        raise InputError(f"{path}: a picture's name ends in {', '.join(SUFFIXES)}.")
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise InputError(
-            "a picture needs matplotlib, which is not installed: install this package's extra demo."
-        ) from None
+    require_picture(path)
     first = best_path(before)
     second = list(after)
     arcs, left_out = _chosen(before, [first.arcs, second])
@@ -71,20 +64,46 @@ def plot(before: WordGraph, after: Sequence[int], path: FilePath, title: str = "
         title = f"{title} ({left_out})" if title else left_out
     layout = _Layout(before, arcs, second)
 
-    height = layout.height + 2 * ROW + TITLE + LEGEND
-    figure = Figure(figsize=(max(layout.width + 2 * STATE_COLUMN, LEAST_WIDTH), height))
-    axes = figure.add_axes((0, 0, 1, 1))  # all of it, so that a unit is an inch
-    axes.axis("off")
-    margin = (figure.get_figwidth() - layout.width) / 2
-    axes.set_xlim(-margin, layout.width + margin)
-    axes.set_ylim(layout.low - ROW - LEGEND, layout.low + layout.height + ROW + TITLE)
+    figure, axes = new_picture(layout.width, layout.low, layout.height, title)
     _draw_arcs(axes, before, layout, set(first.arcs), set(second))
     _draw_states(axes, before, layout)
     words = tuple(word for arc in second if (word := before.words[arc]))
-    _draw_legend(figure, {"before": (first.words, BEFORE), "after": (words, AFTER)})
-    if title:
-        figure.suptitle(_plain(title), y=1 - 0.12 / height, va="top", fontsize=10)
+    draw_legend(figure, {"before": (first.words, BEFORE), "after": (words, AFTER)})
     figure.savefig(path, dpi=160)
+
+
+def require_picture(path: FilePath) -> None:
+    """Refuses a picture that could not be made.
+
+    Raises:
+        InputError: for a suffix of no picture, or without matplotlib.
+    """
+    if path.suffix.lower() not in SUFFIXES:
+        raise InputError(f"{path}: a picture's name ends in {', '.join(SUFFIXES)}.")
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise InputError(
+            "a picture needs matplotlib, which is not installed: install this package's extra demo."
+        ) from None
+
+
+def new_picture(width: float, low: float, height: float, title: str) -> tuple[Figure, Axes]:
+    """An empty picture whose units are inches, with room for what is `width` wide from 0 on and
+    `height` high from `low` on, for the title above and a legend below it.
+    """
+    from matplotlib.figure import Figure
+
+    whole = height + 2 * ROW + TITLE + LEGEND
+    figure = Figure(figsize=(max(width + 2 * STATE_COLUMN, LEAST_WIDTH), whole))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.axis("off")
+    margin = (figure.get_figwidth() - width) / 2
+    axes.set_xlim(-margin, width + margin)
+    axes.set_ylim(low - ROW - LEGEND, low + height + ROW + TITLE)
+    if title:
+        figure.suptitle(plain(title), y=1 - 0.12 / whole, va="top", fontsize=10)
+    return figure, axes
 
 
 def _chosen(graph: WordGraph, paths: Sequence[list[int]]) -> tuple[list[int], str]:
@@ -146,7 +165,7 @@ class _Layout:
         letters = [0] * len(columns)
         for arc, way in self.ways.items():
             column = way[_middle(way)].column
-            letters[column] = max(letters[column], len(_label(graph.words[arc])))
+            letters[column] = max(letters[column], len(label_of(graph.words[arc])))
         widths = [
             STATE_COLUMN if column % 2 == 0 else 0.3 + LETTER * count
             for column, count in enumerate(letters)
@@ -282,7 +301,7 @@ def _draw_arcs(
         if graph.words[arc]:
             axes.text(
                 *layout.label(arc),
-                _plain(_label(graph.words[arc])),
+                plain(label_of(graph.words[arc])),
                 ha="center",
                 va="center",
                 fontsize=9,
@@ -310,7 +329,8 @@ def _radius(graph: WordGraph, state: int) -> float:
     return 1.6 * RADIUS if graph.end[state] > -np.inf else RADIUS
 
 
-def _draw_legend(figure: Figure, paths: dict[str, tuple[tuple[str, ...], str]]) -> None:
+def draw_legend(figure: Figure, paths: dict[str, tuple[Sequence[str], str]]) -> None:
+    """The words of what is best, with their colours, by `before` and `after`."""
     from matplotlib.lines import Line2D
 
     letters = int(figure.get_figwidth() / LETTER) - 20
@@ -318,7 +338,7 @@ def _draw_legend(figure: Figure, paths: dict[str, tuple[tuple[str, ...], str]]) 
     figure.legend(
         [Line2D([], [], color=colour, lw=widths[when]) for when, (_, colour) in paths.items()],
         [
-            _plain(f"best {when}: {shorten(' '.join(words), letters, placeholder=' …')}")
+            plain(f"best {when}: {shorten(' '.join(words), letters, placeholder=' …')}")
             for when, (words, _) in paths.items()
         ],
         loc="lower left",
@@ -327,10 +347,11 @@ def _draw_legend(figure: Figure, paths: dict[str, tuple[tuple[str, ...], str]]) 
     )
 
 
-def _label(word: str) -> str:
+def label_of(word: str) -> str:
+    """A word, cut if it is long."""
     return word if len(word) <= LETTERS else word[: LETTERS - 1] + "…"
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Text that matplotlib does not take for a formula."""
     return text.replace("$", r"\$")

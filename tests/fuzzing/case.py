@@ -149,5 +149,6 @@ def resumed_or_not(
 
 def _content(path: Path) -> dict[str, bytes] | bytes:
     if path.is_dir():
-        return {file.name: file.read_bytes() for file in sorted(path.iterdir())}
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+        return {str(file.relative_to(path)): file.read_bytes() for file in files}
     return path.read_bytes()

@@ -27,8 +27,9 @@ from tests.fuzzing.lattices import (
     write_kaldi,
     write_slf,
 )
-from tests.fuzzing.lists import lines_of, rescored
+from tests.fuzzing.lists import rescored
 from tests.fuzzing.setups import Setup, lattice_setup, number, reading_arguments
+from tests.fuzzing.written import lines_of
 from tests.test_lattices import lattice_paths
 
 

@@ -7,10 +7,10 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from tests.fuzzing.case import Case, require, require_close, resumed_or_not, tolerance
-from tests.fuzzing.lists import lines_of, store
 from tests.fuzzing.models import Scored
 from tests.fuzzing.setups import Setup, random_setup
 from tests.fuzzing.words import random_text
+from tests.fuzzing.written import lines_of, store
 
 PARTS = ("line", "line", "token", "word")
 PART_OPTIONS = {

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.fuzzing.lists import store
 from tests.fuzzing.words import EMPTY, random_token
+from tests.fuzzing.written import store
 
 MOST_PATHS = 120
 SLF_KEYS = {  # of each score, and of its scale

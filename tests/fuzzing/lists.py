@@ -2,65 +2,39 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
 
+from tests.fuzzing import toolkit_lists
 from tests.fuzzing.words import random_text
+from tests.fuzzing.written import Entry, Row, Written, lines_of, store
 
 LN10 = math.log(10)
 BYTELOG = 1024 / 10000.5
-KINDS = ("moses", "kaldi", "srilm 1.0", "srilm 2.0", "srilm plain", "mlm", "tsv", "tsv bare")
+KINDS = (
+    *("moses", "kaldi", "srilm 1.0", "srilm 2.0", "srilm plain", "mlm", "tsv", "tsv bare"),
+    *toolkit_lists.WRITERS,
+)
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A hypothesis, with scores that are natural logarithms, higher is better."""
-
-    utterance: str
-    text: str
-    total: float
-    acoustic: float
-    lm: float
-
-
-@dataclass(frozen=True)
-class Written:
-    """A list in a file or a folder.
-
-    Attributes:
-        entries: in the list's order.
-        scores: of each of them, by the name that they have in the format.
-        first_pass: the weights that rank the list as it was.
-        rounding: how far a total that is written back can be from what it is.
-    """
-
-    format: str
-    path: Path
-    entries: list[Entry]
-    scores: list[dict[str, float]]
-    first_pass: dict[str, float]
-    rounding: float = 1e-6
-
-    def original_total(self, row: int) -> float:
-        return math.fsum(self.scores[row][name] * w for name, w in self.first_pass.items())
-
-
-def random_entries(chooser: random.Random, together: bool) -> list[Entry]:
+def random_entries(
+    chooser: random.Random, together: bool = False, as_many: bool = False
+) -> list[Entry]:
     """Hypotheses of a few utterances, some twice.
 
     Args:
         together: those of an utterance next to each other, in the order of the ids.
+        as_many: of each utterance.
     """
     entries: list[Entry] = []
     ids = sorted(str(number) for number in chooser.sample(range(30), chooser.randint(1, 5)))
+    count = chooser.choice((1, 2, 5, 9))
     for utterance in ids:
-        for _ in range(chooser.choice((1, 2, 5, 9))):
+        for _ in range(count if as_many else chooser.choice((1, 2, 5, 9))):
             if entries and entries[-1].utterance == utterance and chooser.random() < 0.15:
                 entries.append(chooser.choice([e for e in entries if e.utterance == utterance]))
                 continue
@@ -79,6 +53,8 @@ def random_score(chooser: random.Random) -> float:
 def write(kind: str, entries: list[Entry], folder: Path, chooser: random.Random) -> Written:
     """Writes a list of the kind into a new folder."""
     folder.mkdir()
+    if kind in toolkit_lists.WRITERS:
+        return toolkit_lists.WRITERS[kind](entries, folder, chooser)
     return _Writer(kind, entries, folder, chooser).write()
 
 
@@ -188,7 +164,8 @@ class _Writer:
         self.scores = [scores(entry) for entry in self.entries]
         ranking = ("total",) if header else ("acoustic", "lm")
         rounding = 0.052 if header else 1e-6
-        return self._written("srilm", path, dict.fromkeys(ranking, 1.0), rounding)
+        written = self._written("srilm", path, dict.fromkeys(ranking, 1.0), rounding)
+        return replace(written, keeps_scores=False)
 
     def _marked(self, text: str) -> str:
         return self.chooser.choice((text, f"<s> {text} </s>".replace("  ", " ")))
@@ -232,29 +209,14 @@ class _Writer:
         return Written(form, path, self.entries, self.scores, first_pass, rounding)
 
 
-def store(path: Path, lines: Sequence[str], chooser: random.Random) -> Path:
-    """Writes lines, at times compressed under a name in `.gz`; where they are."""
-    content = "".join(f"{line}\n" for line in lines).encode()
-    if chooser.random() < 0.2:
-        path = path.with_name(f"{path.name}.gz")
-        content = gzip.compress(content, mtime=0)
-    path.write_bytes(content)
-    return path
-
-
-class Row(NamedTuple):
-    """A hypothesis of a rescored list; the new scores are there as far as the format has them."""
-
-    total: float
-    scores: dict[str, float]
-
-
 def rescored(form: str, path: Path, new: Sequence[str]) -> list[Row]:
     """What `nbest` wrote, read without its parsers, in the order of the list.
 
     Args:
         new: names of the scores that it added.
     """
+    if form in toolkit_lists.READERS:
+        return toolkit_lists.READERS[form](path, new)
     if form == "moses":
         return [_moses_row(line, new) for line in lines_of(path)]
     if form == "tsv":
@@ -279,12 +241,6 @@ def rescored(form: str, path: Path, new: Sequence[str]) -> list[Row]:
         ]
     files = sorted(path.iterdir()) if path.is_dir() else [path]
     return [_srilm_row(line) for file in files for line in _listed(file)]
-
-
-def lines_of(path: Path) -> list[str]:
-    raw = path.read_bytes()
-    text = (gzip.decompress(raw) if raw.startswith(b"\x1f\x8b") else raw).decode()
-    return text.removesuffix("\n").split("\n")
 
 
 def _moses_row(line: str, new: Sequence[str]) -> Row:
