@@ -140,9 +140,9 @@ def scorer(lowercase: bool = False, unknown_penalty: float = 0.0, **options) -> 
 
 
 def rescored_by(lattice: Lattice, **options) -> RescoredLattice:
-    return LatticeRescorer(
-        **{"model": scorer(), "name": "A", "ngrams": {}, "weights": {}, **options}
-    )(lattice)
+    model, name = options.pop("model", None) or scorer(), options.pop("name", "A")
+    options = {"models": {name: model}, "ngrams": {}, "weights": {}, **options}
+    return LatticeRescorer(**options)(lattice)
 
 
 def expected_weights(lattice: Lattice, given: dict[str, float]) -> dict[str, float]:
@@ -559,7 +559,7 @@ def test_the_first_pass_has_the_scores_of_the_file():
         weights={"acoustic": 0.5, "lm": 2.0},
         word_penalty=-0.25,
     )
-    graph = LatticeRescorer(scorer(), "A", {}, {}).first_pass(lattice)
+    graph = LatticeRescorer({"A": scorer()}, {}, {}).first_pass(lattice)
     assert graph.words == ["w1", "", "w2"]
     assert graph.weight.tolist() == [-4.75, -4.5, -4.75]
     assert best_path(graph).weight == -14.0

@@ -176,7 +176,7 @@ def _lattice(program: str, args: Namespace) -> None:
     single = files == [args.input]
     _check_options(args, form, None if single else [file.name for file in files])
     rescorer = _rescorer(args, form)
-    texts = options.previous_texts(args, rescorer.model.context, rescorer.rule)
+    texts = options.previous_texts(args, rescorer.context, rescorer.rule)
     skipped = Skipped(program, shown=math.inf)  # each is a whole utterance
     contents = _Contents()
     on_error = skipped if args.on_error == "skip" else stop
@@ -244,7 +244,7 @@ def _in_context(
     if texts is not None:
         yield from starmap(InContext, with_previous(lattices, lambda each: each.utterance, texts))
         return
-    context = rescorer.model.context
+    context = rescorer.context
     before = PreviousTexts(context)
     for lattice in lattices:
         yield InContext(lattice, before.texts)
@@ -320,9 +320,8 @@ def _check_options(args: Namespace, form: LatticeFormat, names: list[str] | None
 def _rescorer(args: Namespace, form: LatticeFormat) -> LatticeRescorer:
     scorers = options.line_scorers(args)
     neural = {name: each for name, each in scorers.items() if isinstance(each, Scorer)}
-    if len(neural) != 1:
-        raise InputError(f"lattices take one --model, not {len(neural)}.")
-    ((name, model),) = neural.items()
+    if not neural:
+        raise InputError("lattices take one --model or more, beside any --kenlm.")
     weights: dict[str, float] = {}
     if args.weights is not None:
         loaded = Combination.load(args.weights)
@@ -335,15 +334,15 @@ def _rescorer(args: Namespace, form: LatticeFormat) -> LatticeRescorer:
         if weights.get("score") == 0:
             del weights["score"]  # the total of a list that came from lattices
     weights |= options.parsed_weights(args)
-    for score, weight in ("acoustic", args.acoustic_scale), (name, args.lm_scale):
-        if weight is not None:
-            weights[score] = weight
+    if args.acoustic_scale is not None:
+        weights["acoustic"] = args.acoustic_scale
+    if args.lm_scale is not None:
+        weights |= dict.fromkeys(neural, args.lm_scale / len(neural))
     if args.old_lm_weight is not None:
         Combination({"the old language score": args.old_lm_weight})  # refuses what is no number
     beam = PRUNE_BEAM if args.prune_beam is None else args.prune_beam
     return LatticeRescorer(
-        model=model,
-        name=name,
+        models=neural,
         ngrams={key: each for key, each in scorers.items() if isinstance(each, NgramScorer)},
         weights=Combination(weights).weights,
         old_weight=args.old_lm_weight,
@@ -426,7 +425,7 @@ class LatticeSummary:
     def warnings(self) -> list[str]:
         """What is suspicious about the words that models do not know."""
         rescorer, total = self.rescorer, self.counts["words"]
-        models: dict[str, HasUnknown] = {rescorer.name: rescorer.model, **rescorer.ngrams}
+        models: dict[str, HasUnknown] = {**rescorer.models, **rescorer.ngrams}
         return run_warnings(models, rescorer.rule, self.unknown, total, self.best.values())
 
     def sentence(self) -> str:
@@ -437,7 +436,7 @@ class LatticeSummary:
         )
         sentence += "".join(
             f", {self.unknown[name]:,} unknown to {name}"
-            for name in (self.rescorer.name, *self.rescorer.ngrams)
+            for name in (*self.rescorer.models, *self.rescorer.ngrams)
         )
         sentence += passed_by(counts["passed by"])
         for replaced, kept in (REPLACEABLE, REPLACEABLE[::-1]):
@@ -449,8 +448,8 @@ class LatticeSummary:
         if counts["shortened"]:
             sentence += (
                 f"; past --max-states, {counts['shortened']:,} states of "
-                f"{quantity(counts['shortened lattices'], 'lattice')} have histories of fewer than "
-                f"K = {self.rescorer.model.tokens.order} words"
+                f"{quantity(counts['shortened lattices'], 'lattice')} have shorter histories than "
+                "their model could use"
             )
         return f"{sentence}."
 

@@ -103,7 +103,7 @@ def by_lists(
     machine: Machine,
 ) -> dict:
     """Scoring the best of the first pass with lstm_lm, for some of the lattices."""
-    rescorer = LatticeRescorer(scorer, "FixedPoint0", {}, weights(settings))
+    rescorer = LatticeRescorer({"FixedPoint0": scorer}, {}, weights(settings))
     dictionary = scorer.encoder.dictionary
     times, sizes = [], []
     for lattice in lattices[:: max(1, len(lattices) // settings.lists)][: settings.lists]:
@@ -135,8 +135,7 @@ def of_order(
     records = []
     for beam in settings.beams:
         rescorer = LatticeRescorer(
-            model=at_order,
-            name="FixedPoint0",
+            models={"FixedPoint0": at_order},
             ngrams={},
             weights=weights(settings),
             beam=beam,
