@@ -59,7 +59,7 @@ def add_parser(commands: Any, program: str) -> None:
         "lattice",
         help="rescore lattices, and take the best from them",
         description="Rescores HTK SLF or Kaldi CompactLattice text: every arc gets the score that "
-        "its word has after the last K words, on every path through it. Writes the lattice, "
+        "its word has after the last K tokens, on every path through it. Writes the lattice, "
         "expanded to these histories, in its own format.",
     )
     parser.set_defaults(command=partial(_lattice, program))
@@ -116,16 +116,16 @@ def add_parser(commands: Any, program: str) -> None:
         metavar="NAME=W",
         help="of one score: acoustic, lm, graph, FixedPoint0, ...; may be repeated. Default: those "
         "in the lattice as its file has it; the --model that of the lm or ngram that it replaces "
-        "(lmscale, ngscale), or 1, and that score 0; --kenlm 1",
+        "(lmscale, ngscale), or 1, and that score 0, where several share it evenly; --kenlm 1",
     )
     for option, of in (
         ("--acoustic-scale", "the acoustic score"),
-        ("--lm-scale", "the --model"),
+        ("--lm-scale", "the --model; several share it evenly"),
         ("--old-lm-weight", "the language score in the lattice (lm or ngram; for kaldi graph)"),
         ("--word-penalty", "the number of words"),
     ):
         scores.add_argument(option, type=float, metavar="W", help=f"weight of {of}")
-    search = parser.add_argument_group("expansion to histories of K words")
+    search = parser.add_argument_group("expansion to histories of K tokens")
     search.add_argument(
         "--prune-beam",
         type=_beam,
@@ -139,7 +139,7 @@ def add_parser(commands: Any, program: str) -> None:
         type=int,
         default=MOST_STATES,
         metavar="N",
-        help="past this, histories on worse paths stay shorter than K words, and are counted "
+        help="past this, histories on worse paths stay shorter than K tokens, and are counted "
         f"(default: {MOST_STATES:,})",
     )
     search.add_argument(

@@ -282,7 +282,8 @@ class LatticeRescorer:
         """The names of the models that are expanded together, group after group."""
         first, *others = self._every
         leader = self._every[first]
-        together, alone = [first], []
+        together: list[str] = [first]
+        alone: list[str] = []
         for name in others:
             model = self._every[name]
             fits = (
