@@ -36,6 +36,8 @@ from fairseq_fixedpoint.formats import (
     slf,
 )
 from fairseq_fixedpoint.formats.compact_lattice import CompactLattice
+from fairseq_fixedpoint.formats.fst_text import FstHeader
+from fairseq_fixedpoint.formats.lattice_files import FSTS
 from fairseq_fixedpoint.formats.slf import Slf
 from fairseq_fixedpoint.rescoring.combination import Combination
 from fairseq_fixedpoint.rescoring.lattice_rescorer import LatticeRescorer
@@ -557,6 +559,51 @@ def test_the_summary_says_which_of_two_language_scores_was_replaced(models, tmp_
     assert "had both" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["openfst", "k2"])
+@given(data=st.data(), weights=st.sampled_from([None, "cost", "log-probability"]))
+@settings(max_examples=12, deadline=None)
+def test_fsts_that_are_written_have_the_sequence_s_scores(name, models, data, weights):
+    """Added to the weights that the paths have, in a file of their own or an archive."""
+    drawn = data.draw(lattices("kaldi", utterance="u"))
+    before = replace(
+        drawn,
+        scores={"total": drawn.scores["acoustic"]},  # which names the paths
+        final_scores={"total": drawn.final_scores["acoustic"]},
+        weights={"total": 1.0},
+        header=FstHeader(has_id=data.draw(st.booleans())),
+    )
+    form = FSTS[name](weights=weights)
+    with tempfile.TemporaryDirectory() as folder:
+        path, output = Path(folder) / "u.fst.gz", Path(folder) / "out.fst"
+        with gzip.open(path, "wt") as file:
+            form.write(before, file)
+        arguments = ["--model", models["gru"], "--output", output, *EXACT, "--format", name]
+        arguments += ["--fst-weights", weights] if weights else []
+        arguments += ["--one-best", Path(folder) / "best", "--word-penalty", -0.5]
+        assert lattice(path, *arguments) == 0
+        (after,) = form.read(output)
+        best = read_transcripts(Path(folder) / "best", name)
+    assert after.header.has_id == before.header.has_id
+
+    def texts_and_totals(of: Lattice, added: bool) -> list[tuple[str, float]]:
+        found = []
+        for arcs, end in lattice_paths(of):
+            text = text_of(of, arcs)
+            new = sum(scores_of_words(models["gru"], text)) - 0.5 * len(text.split())
+            own = of.scores["total"][arcs].sum() + of.final_scores["total"][end]
+            found.append((text, float(own) + added * new))
+        return sorted(found)
+
+    expected = texts_and_totals(before, added=True)
+    for (text, value), (right_text, right) in zip(
+        texts_and_totals(after, added=False), expected, strict=True
+    ):
+        assert text == right_text
+        assert value == pytest.approx(right, abs=1e-4)
+    totals = {text: value for text, value in expected}  # the last of a text is its best
+    assert totals[best.get("u", best.get("u.fst"))] == pytest.approx(max(totals.values()), abs=1e-4)
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -847,6 +894,7 @@ def test_what_is_no_lattice(models, tmp_path, capfd):
         (("--model", "gru", "--max-states", 0), "must be at least 1"),
         (("--model", "gru", "--posterior-scale", 0), "--posterior-scale must be a positive"),
         (("--model", "gru", "--format", "kaldi", "--posteriors"), "--posteriors are for SLF"),
+        (("--model", "gru", "--fst-weights", "cost"), "--fst-weights is for FSTs, and small.lat"),
         (("--model", "gru", "--one-best", "out"), "--output and --one-best name one file"),
         (("--model", "gru", "--nbest", "x", "--confusion", "x"), "--nbest and --confusion name"),
         (("--model", "gru", "--output", "/dev/null"), "no ordinary file"),

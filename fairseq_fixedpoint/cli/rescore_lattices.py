@@ -28,6 +28,7 @@ from fairseq_fixedpoint.formats import (
     write_lattices,
     write_transcripts,
 )
+from fairseq_fixedpoint.formats.fst_text import SIGNS, FstText
 from fairseq_fixedpoint.formats.language_scores import (
     REPLACEABLE,
     unreplaced_score,
@@ -58,9 +59,10 @@ def add_parser(commands: Any, program: str) -> None:
     parser = commands.add_parser(
         "lattice",
         help="rescore lattices, and take the best from them",
-        description="Rescores HTK SLF or Kaldi CompactLattice text: every arc gets the score that "
-        "its word has after the last K tokens, on every path through it. Writes the lattice, "
-        "expanded to these histories, in its own format.",
+        description="Rescores HTK SLF, Kaldi's CompactLattice text, and FSTs in the text of "
+        "OpenFst and k2: every arc gets the score that its word has after the last K tokens, on "
+        "every path through it. Writes the lattice, expanded to these histories, in its own "
+        "format.",
     )
     parser.set_defaults(command=partial(_lattice, program))
     parser.add_argument("input", type=Path, help="a lattice, a folder of them, or a list of files")
@@ -68,7 +70,12 @@ def add_parser(commands: Any, program: str) -> None:
         "--format", choices=sorted(LATTICE_FORMATS), help="default: what it looks like"
     )
     parser.add_argument(
-        "--symbols", type=Path, metavar="FILE", help="words.txt, for Kaldi's lattices of word ids"
+        "--symbols", type=Path, metavar="FILE", help="words.txt, for lattices of word ids"
+    )
+    parser.add_argument(
+        "--fst-weights",
+        choices=sorted(SIGNS),
+        help="what the weights of FSTs are (default: costs in openfst, log-probabilities in k2)",
     )
     parser.add_argument(
         "--output", type=Path, required=True, help="the rescored lattices: a file, or a folder"
@@ -121,7 +128,7 @@ def add_parser(commands: Any, program: str) -> None:
     for option, of in (
         ("--acoustic-scale", "the acoustic score"),
         ("--lm-scale", "the --model; several share it evenly"),
-        ("--old-lm-weight", "the language score in the lattice (lm or ngram; for kaldi graph)"),
+        ("--old-lm-weight", "the language score in the lattice (lm, ngram, graph or total)"),
         ("--word-penalty", "the number of words"),
     ):
         scores.add_argument(option, type=float, metavar="W", help=f"weight of {of}")
@@ -171,7 +178,7 @@ def _beam(text: str) -> float:
 def _lattice(program: str, args: Namespace) -> None:
     processes = Processes.joined()
     symbols = read_symbols(args.symbols) if args.symbols else None
-    form = lattice_format(args.input, args.format, symbols)
+    form = lattice_format(args.input, args.format, symbols, args.fst_weights)
     files = lattice_files(args.input)
     single = files == [args.input]
     _check_options(args, form, None if single else [file.name for file in files])
@@ -310,7 +317,9 @@ def _check_options(args: Namespace, form: LatticeFormat, names: list[str] | None
     if args.plot is not None and args.plot.suffix.lower() not in SUFFIXES:
         raise InputError(f"--plot: a picture's name ends in {', '.join(SUFFIXES)}.")
     if args.posteriors and form.name != "slf":
-        raise InputError("--posteriors are for SLF: Kaldi's lattices have no place for them.")
+        raise InputError("--posteriors are for SLF: other lattices have no place for them.")
+    if args.fst_weights is not None and not isinstance(form, FstText):
+        raise InputError(f"--fst-weights is for FSTs, and {args.input} is read as {form.name}.")
     if args.nbest_size < 1 or args.max_states < 1:
         raise InputError("--nbest-size and --max-states must be at least 1.")
     if args.posterior_scale is not None and not 0 < args.posterior_scale < math.inf:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from fairseq_fixedpoint.formats.beams import Beams
-from fairseq_fixedpoint.formats.compact_lattice import read_symbols
 from fairseq_fixedpoint.formats.espnet import Espnet
 from fairseq_fixedpoint.formats.fairseq_generate import FairseqGenerate
 from fairseq_fixedpoint.formats.json_lists import LAYOUTS, JsonLists
@@ -38,6 +37,7 @@ from fairseq_fixedpoint.formats.transcripts import (
     write_transcripts,
 )
 from fairseq_fixedpoint.formats.tsv import Tsv
+from fairseq_fixedpoint.formats.word_labels import read_symbols
 
 __all__ = [
     "FILLERS",

@@ -12,7 +12,15 @@ from typing import IO, Any
 
 import numpy as np
 
-from fairseq_fixedpoint.formats.nbest import FormatError, Line, OnError, shown, stop
+from fairseq_fixedpoint.formats.nbest import (
+    FormatError,
+    Line,
+    OnError,
+    read_lines,
+    shown,
+    stop,
+    words,
+)
 
 # Ten digits and more are no count of anything here; int() would take thousands of them.
 COUNT = re.compile("[0-9]{1,9}")
@@ -215,6 +223,29 @@ def arranged(
     if lattice.posteriors is None:
         return result
     return replace(result, posteriors=lattice.posteriors[arcs])
+
+
+def blocks(path: Path, on_error: OnError) -> Iterator[list[Line]]:
+    """The lines of each lattice that is UTF-8, as far as the file can be read."""
+    block: list[Line] = []
+    unreadable: list[FormatError] = []
+    try:
+        for line in read_lines(path, unreadable.append):
+            if words(line.text):
+                block.append(line)
+                continue
+            if unreadable:
+                on_error(unreadable[0])
+            elif block:
+                yield block
+            block, unreadable[:] = [], []
+    except FormatError as error:
+        on_error(error)
+        return
+    if unreadable:
+        on_error(unreadable[0])
+    elif block:
+        yield block
 
 
 def count(line: Line, token: str, meaning: str) -> int:

@@ -48,8 +48,8 @@ class RescoredLattice:
         lattice: with the topology of the expansion. Its score `language` holds what the models
             give, in the neural ones' units; the others are as they were, and its weights and word
             penalty give the combined score.
-        language: name of the score that is new: what the model replaces, or Kaldi's `graph`, which
-            it is added to.
+        language: name of the score that is new: what the model replaces, or Kaldi's `graph` or an
+            FST's `total`, which it is added to.
         graph: the same paths for a search, words being what is spoken.
         read: the lattice as it was.
         arc: of the lattice that was read, for each arc of the graph, ``(A,)``.

@@ -223,8 +223,9 @@ def tables(run: dict) -> dict[str, str]:
         for record in run["records"]
         if "beam" in record
     ]
-    head = ("K", "tokens", "beam", "seconds, median", "mean", f"{LARGE:,} links or more, median", "longest",
-            "states, median", "most", "µs a state", "as twice the beam", "past the limit")  # fmt: skip
+    head = ("K", "tokens", "beam", "seconds, median", "mean", f"{LARGE:,} links or more, median",
+            "longest", "states, median", "most", "µs a state", "as twice the beam",
+            "past the limit")  # fmt: skip
     of_lists = (
         count,
         f"{lists['links']['median']:,.0f}",
