@@ -20,6 +20,7 @@ from fairseq_fixedpoint.formats.lattice_files import (
     read_lattices,
     write_lattices,
 )
+from fairseq_fixedpoint.formats.linear_lattices import LinearLattices
 from fairseq_fixedpoint.formats.mlm_scoring import MlmScoring
 from fairseq_fixedpoint.formats.moses import Moses, absent_score
 from fairseq_fixedpoint.formats.nbest import (
@@ -48,6 +49,7 @@ __all__ = [
     "Hypothesis",
     "Lattice",
     "LatticeFormat",
+    "LinearLattices",
     "NBestFormat",
     "Rescored",
     "absent_score",
@@ -71,6 +73,7 @@ FORMATS: dict[str, NBestFormat] = {
         Moses(),
         FairseqGenerate(),
         Kaldi(),
+        LinearLattices(),
         Espnet(),
         Srilm(),
         MlmScoring(),

@@ -67,6 +67,17 @@ class CompactLattice(LatticeFormat):
         return False
 
     def read(self, path: Path, on_error: OnError = stop) -> Iterator[Lattice]:
+        try:
+            yield from self.archive(path, on_error)
+        except FormatError as error:
+            on_error(error)
+
+    def archive(self, path: Path, on_error: OnError = stop) -> Iterator[Lattice]:
+        """As :meth:`read`, but for a file that cannot be read.
+
+        Raises:
+            FormatError: for such a file, whatever `on_error` does.
+        """
         labels = WordLabels(self._symbols)
         for block in blocks(path, on_error):
             try:

@@ -86,6 +86,12 @@ class FstText(LatticeFormat):
         return False
 
     def read(self, path: Path, on_error: OnError = stop) -> Iterator[Lattice]:
+        try:
+            yield from self._lattices(path, on_error)
+        except FormatError as error:
+            on_error(error)
+
+    def _lattices(self, path: Path, on_error: OnError) -> Iterator[Lattice]:
         labels = WordLabels(self._symbols)
         has_id = None
         for number, block in enumerate(blocks(path, on_error)):

@@ -226,22 +226,22 @@ def arranged(
 
 
 def blocks(path: Path, on_error: OnError) -> Iterator[list[Line]]:
-    """The lines of each lattice that is UTF-8, as far as the file can be read."""
+    """What blank lines separate in a file: the lines of each block that is UTF-8.
+
+    Raises:
+        FormatError: for a file that cannot be read.
+    """
     block: list[Line] = []
     unreadable: list[FormatError] = []
-    try:
-        for line in read_lines(path, unreadable.append):
-            if words(line.text):
-                block.append(line)
-                continue
-            if unreadable:
-                on_error(unreadable[0])
-            elif block:
-                yield block
-            block, unreadable[:] = [], []
-    except FormatError as error:
-        on_error(error)
-        return
+    for line in read_lines(path, unreadable.append):
+        if words(line.text):
+            block.append(line)
+            continue
+        if unreadable:
+            on_error(unreadable[0])
+        elif block:
+            yield block
+        block, unreadable[:] = [], []
     if unreadable:
         on_error(unreadable[0])
     elif block:
