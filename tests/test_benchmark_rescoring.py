@@ -65,9 +65,13 @@ def test_lattices_are_measured_at_every_order_and_beam(models, tmp_path, capsys)
     records = results(
         tmp_path / "results.json", "lattices", "--lattices", folder, "--model", models["gru"]
     )
-    assert [(each["iterations"], each["beam"]) for each in records if "beam" in each] == [
-        (1, 5), (1, 10), (2, 5), (2, 10)
-    ]  # fmt: skip
+    measured = [record for record in records if "beam" in record]
+    assert [(each["iterations"], each["tokens"], each["beam"]) for each in measured] == [
+        (order, tokens, beam)
+        for order in (1, 2)
+        for tokens in ("words", "pieces")
+        for beam in (5, 10)
+    ]
     (lists,) = (record for record in records if "way" in record)
     assert lists["hypotheses"] == 4
     assert lists["lattices"] == 3 and lists["links"] == {"median": 5, "most": 5}

@@ -642,6 +642,8 @@ def test_default_weights_rank_by_what_the_list_already_says(name):
         everything = weights("acoustic", "nolm", "withlm", "lmonly")
         assert everything == {"acoustic": 0.1, "nolm": 1, "withlm": 0, "lmonly": 1}
         assert weights("acoustic", "withlm") == {"acoustic": 0.1, "withlm": 1}
+    elif name == "kaldi-lattices":
+        assert weights("acoustic", "graph") == {"acoustic": 0.1, "graph": 1}
     elif name == "srilm":
         assert weights("acoustic", "lm") == {"acoustic": 1, "lm": 1}
         assert weights("total", "acoustic", "lm") == {"total": 1, "acoustic": 0, "lm": 0}

@@ -36,6 +36,8 @@ from fairseq_fixedpoint.formats import (
     slf,
 )
 from fairseq_fixedpoint.formats.compact_lattice import CompactLattice
+from fairseq_fixedpoint.formats.fst_text import FstHeader
+from fairseq_fixedpoint.formats.lattice_files import FSTS
 from fairseq_fixedpoint.formats.slf import Slf
 from fairseq_fixedpoint.rescoring.combination import Combination
 from fairseq_fixedpoint.rescoring.lattice_rescorer import LatticeRescorer
@@ -649,6 +651,77 @@ def test_the_summary_says_which_of_two_language_scores_was_replaced(models, tmp_
     assert "had both" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["openfst", "k2"])
+@given(data=st.data(), weights=st.sampled_from([None, "cost", "log-probability"]))
+@settings(max_examples=12, deadline=None)
+def test_fsts_that_are_written_have_the_sequence_s_scores(name, models, data, weights):
+    """Added to the weights that the paths have, in a file of their own or an archive."""
+    drawn = data.draw(lattices("kaldi", utterance="u"))
+    before = replace(
+        drawn,
+        scores={"total": drawn.scores["acoustic"]},  # which names the paths
+        final_scores={"total": drawn.final_scores["acoustic"]},
+        weights={"total": 1.0},
+        header=FstHeader(has_id=data.draw(st.booleans())),
+    )
+    form = FSTS[name](weights=weights)
+    with tempfile.TemporaryDirectory() as folder:
+        path, output = Path(folder) / "u.fst.gz", Path(folder) / "out.fst"
+        with gzip.open(path, "wt") as file:
+            form.write(before, file)
+        arguments = ["--model", models["gru"], "--output", output, *EXACT, "--format", name]
+        arguments += ["--fst-weights", weights] if weights else []
+        arguments += ["--one-best", Path(folder) / "best", "--word-penalty", -0.5]
+        assert lattice(path, *arguments) == 0
+        (after,) = form.read(output)
+        best = read_transcripts(Path(folder) / "best", name)
+    assert after.header.has_id == before.header.has_id
+
+    def texts_and_totals(of: Lattice, added: bool) -> list[tuple[str, float]]:
+        found = []
+        for arcs, end in lattice_paths(of):
+            text = text_of(of, arcs)
+            new = sum(scores_of_words(models["gru"], text)) - 0.5 * len(text.split())
+            own = of.scores["total"][arcs].sum() + of.final_scores["total"][end]
+            found.append((text, float(own) + added * new))
+        return sorted(found)
+
+    expected = texts_and_totals(before, added=True)
+    for (text, value), (right_text, right) in zip(
+        texts_and_totals(after, added=False), expected, strict=True
+    ):
+        assert text == right_text
+        assert value == pytest.approx(right, abs=1e-4)
+    totals = {text: value for text, value in expected}  # the last of a text is its best
+    assert totals[best["u"]] == pytest.approx(max(totals.values()), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--bpe", "characters"),
+        ("--bpe", "characters", "--model", "elman", "--weight", "FixedPoint1=1", "--kenlm", "arpa"),
+        ("--model", "elman", "--weight", "FixedPoint1=0.25"),
+        ("--iterations", 1, "--kenlm", "trigrams", "--weight", "KenLM0=0.5"),
+    ],
+    ids=str,
+)
+def test_paths_have_the_scores_of_lists(models, arpa, small, tmp_path, options):
+    """By models of subwords, by several and by n-gram models that look further back than they."""
+    paths = {**models, "arpa": arpa, "trigrams": file_of(TRIGRAMS, tmp_path / "trigrams")}
+    arguments = ["--model", models["gru"], *(paths.get(option, option) for option in options)]
+    for weight in ("FixedPoint0=1.5", "acoustic=0.5", "lm=0.25"):
+        arguments += ["--weight", weight]
+    arguments += ["--word-penalty", -0.5]
+    lists, rescored = tmp_path / "list", tmp_path / "rescored"
+    outputs = ("--output", tmp_path / "out", "--nbest", lists)
+    assert lattice(small, *arguments, *EXACT, *outputs) == 0
+    assert nbest(lists, *arguments, "--weight", "score=0", "--output", rescored) == 0
+    of_lattice, of_list = read_list(lists)["u"], read_list(rescored)["u"]
+    assert of_lattice == pytest.approx(of_list, abs=1e-4)
+    assert len(of_lattice) == 3
+
+
 # Approximations
 
 
@@ -660,7 +733,7 @@ def test_states_past_the_limit_are_counted(models, tmp_path, capsys):
     assert lattice(*arguments, "--max-states", 20) == 0
     said = capsys.readouterr().err
     assert "; past --max-states, " in said
-    assert "states of 2 lattices have histories of fewer than K = 4 words.\n" in said
+    assert "states of 2 lattices have shorter histories than their model could use.\n" in said
 
 
 def test_merged_histories(models, tmp_path):
@@ -898,11 +971,8 @@ def test_what_is_no_lattice(models, tmp_path, capfd):
     [
         (("--model", "gru", "--iterations", 0), "of some order K"),
         (("--model", "lstm"), "of some order K"),
-        (("--model", "gru", "--model", "elman"), "one --model, not 2"),
-        (("--kenlm", "arpa"), "one --model, not 0"),
-        (("--model", "gru", "--iterations", 1, "--kenlm", "trigrams"), "order 2 at most"),
-        (("--model", "gru", "--kenlm", "arpa", "--histories", "merge"), "takes no n-gram model"),
-        (("--model", "gru", "--bpe", "characters"), "--bpe cannot be used"),
+        (("--kenlm", "arpa"), "lattices take one --model or more"),
+        (("--model", "gru", "--kenlm", "arpa", "--histories", "merge"), "merge takes one --model"),
         (("--model", "acoustic=gru"), "has a score acoustic of its own"),
         (("--model", "gru", "--weight", "graph=1"), "line 1: the lattice has no score graph"),
         (("--model", "gru", "--weight", "lm=nan"), "weight of lm must be a finite number"),
@@ -916,6 +986,7 @@ def test_what_is_no_lattice(models, tmp_path, capfd):
         (("--model", "gru", "--max-states", 0), "must be at least 1"),
         (("--model", "gru", "--posterior-scale", 0), "--posterior-scale must be a positive"),
         (("--model", "gru", "--format", "kaldi", "--posteriors"), "--posteriors are for SLF"),
+        (("--model", "gru", "--fst-weights", "cost"), "--fst-weights is for FSTs, and small.lat"),
         (("--model", "gru", "--one-best", "out"), "--output and --one-best name one file"),
         (("--model", "gru", "--mbr"), "--mbr chooses the text of --one-best and --ctm: give one"),
         (("--model", "gru", "--frame-shift", 0.03), "--frame-shift is for --ctm of Kaldi's"),
@@ -936,7 +1007,6 @@ def test_options_that_cannot_be_honoured(
     monkeypatch.chdir(tmp_path)
     file_of("before", tmp_path / "out")
     Combination({"acoustic": 1.0}, lenpen=1.0).save(tmp_path / "lenpen")
-    file_of(TRIGRAMS, tmp_path / "trigrams")
 
     def expanded(option):
         name, mark, path = str(option).rpartition("=")
@@ -946,7 +1016,7 @@ def test_options_that_cannot_be_honoured(
     assert trouble in refused(capfd, lattice, "small.lat", *arguments)
     assert (tmp_path / "out").read_text() == "before"
     left = {item.name for item in tmp_path.iterdir()} - {"out.partial"}
-    assert left == {"small.lat", "out", "lenpen", "trigrams"}
+    assert left == {"small.lat", "out", "lenpen"}
 
 
 def test_word_probabilities_of_a_lattice_are_not_mixed(models, arpa, small, tmp_path, capsys):

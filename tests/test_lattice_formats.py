@@ -14,9 +14,10 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import kaldifst
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from fairseq_fixedpoint.formats import (
@@ -30,6 +31,9 @@ from fairseq_fixedpoint.formats import (
     write_lattices,
 )
 from fairseq_fixedpoint.formats.compact_lattice import CompactLattice
+from fairseq_fixedpoint.formats.fst_text import K2, FstHeader, OpenFst
+from fairseq_fixedpoint.formats.lattice_files import FSTS
+from fairseq_fixedpoint.formats.nbest import words as words_of
 from fairseq_fixedpoint.formats.slf import SCORES, Slf
 
 POCKETSPHINX = """\
@@ -108,6 +112,25 @@ utt-1 \t
 
 utt-2
 5 3 a 1,2,
+3
+"""
+
+# What pynini 2.1.7 prints, which leaves out a weight of 0.
+OPENFST = """\
+0\t1\t1\tthe\t0.5
+0\t2\t2\ta
+1\t3\t0\t<eps>\t1.25
+1\t2.5
+2\t3\t3\tcat\t3
+3
+"""
+
+K2_TEXT = """\
+0 1 5 the -0.5
+0 2 0 <eps> -1
+1 2 7 cat -2
+1 3 -1 -1 -0.25
+2 3 -1 -1 0
 3
 """
 
@@ -663,6 +686,113 @@ def test_a_folder_or_a_list_goes_on_after_an_error(tmp_path, as_list):
         list(read_lattices(source, form))
 
 
+@given(lattices(True, names=("total",)), st.sampled_from(["openfst", "k2"]), st.data())
+@settings(max_examples=150, deadline=None)
+def test_fsts_come_back(lattice, name, data):
+    """In a file of their own or an archive, with symbols or ids, with one label or two."""
+    names = sorted({*lattice.words} - {""})
+    symbols = data.draw(st.sampled_from([None, dict(enumerate(["<eps>", *names]))]))
+    weights = data.draw(st.sampled_from([None, "cost", "log-probability"]))
+    form = FSTS[name](symbols, weights)
+    is_transducer = data.draw(st.booleans()) and len(lattice.source) > 0
+    has_id = data.draw(st.booleans())
+    empty = "0" if symbols or (lattice.words and not names) else "<eps>"
+    assume(all(words_of(word) == [word] for word in names))  # no white space
+    lattice = replace(
+        lattice,
+        header=FstHeader(has_id, is_transducer, empty),
+        arc_records=[str(number) for number in range(len(lattice.source))],
+    )
+    (back,) = read_text(text_of(lattice, form), form)
+    assert back.header == lattice.header
+    if not is_transducer:
+        lattice = replace(lattice, arc_records=back.arc_records)
+    assert_equal(lattice, back)
+
+
+def test_openfst():
+    (lattice,) = read_text(OPENFST, OpenFst(), "utt.fst.gz")
+    assert lattice.utterance == "utt"
+    assert lattice.words == ["the", "a", "", "cat"]
+    assert lattice.scores["total"].tolist() == [-0.5, 0, -1.25, -3]
+    assert lattice.final.tolist() == [False, True, False, True]
+    assert lattice.final_scores["total"].tolist() == [0, -2.5, 0, 0]
+    (opposite,) = read_text(OPENFST, OpenFst(weights="log-probability"))
+    assert opposite.scores["total"].tolist() == [0.5, 0, 1.25, 3]
+    # The first line's state is the start, and an arc need not have a weight.
+    (reversed_,) = read_text("2 1 x\n1 0 y 2\n0\n", OpenFst())
+    assert reversed_.words == ["x", "y"] and reversed_.scores["total"].tolist() == [0, -2]
+    (without,) = read_text("0 1 x y\n1\n", OpenFst())  # no weights at all
+    assert without.words == ["y"] and without.arc_records == ["x"]
+
+
+def test_k2():
+    (lattice,) = read_text(K2_TEXT, K2())
+    assert lattice.words == ["the", "", "cat"]
+    assert lattice.arc_records == ["5", "0", "7"]
+    assert lattice.scores["total"].tolist() == [-0.5, -1, -2]
+    assert lattice.final.tolist() == [False, True, True]
+    assert lattice.final_scores["total"].tolist() == [0, -0.25, 0]
+    assert text_of(lattice, K2()).split() == K2_TEXT.split()
+
+
+def test_an_archive_of_fsts_as_kaldi_s_tools_write_it(tmp_path):
+    fst = kaldifst.StdVectorFst()
+    for _ in range(3):
+        fst.add_state()
+    fst.start = 0
+    fst.add_arc(0, kaldifst.StdArc(7, 1, 0.5, 1))
+    fst.add_arc(1, kaldifst.StdArc(0, 2, 0, 2))
+    fst.set_final(2, 1.5)
+    path = tmp_path / "fsts"
+    writer = kaldifst.VectorFstWriter(f"ark,t:{path}")
+    for utterance in "u", "v":
+        writer.write(utterance, fst)
+    writer.close()
+    form = lattice_format(path, symbols={0: "<eps>", 1: "the", 2: "cat"})
+    assert form.name == "openfst"
+    lattices = list(read_lattices(path, form))
+    assert [each.utterance for each in lattices] == ["u", "v"]
+    for each in lattices:
+        assert each.words == ["the", "cat"] and each.arc_records == ["7", "0"]
+        assert each.scores["total"].tolist() == [-0.5, 0]
+        assert each.final_scores["total"].tolist() == [0, 0, -1.5]
+    write_lattices(lattices, form, path, tmp_path / "out")
+    reader = kaldifst.SequentialVectorFstReader(f"ark,t:{tmp_path / 'out'}")
+    assert [(key, value.to_str()) for key, value in reader] == [
+        ("u", fst.to_str()), ("v", fst.to_str())
+    ]  # fmt: skip
+
+
+# Lines of a file, the format, line of the error, part of its sentence.
+BAD_FSTS = [
+    (["0 1 a 1", "1", "", "0 1 a 1", "1"], "openfst", 4, "begins a second lattice"),
+    (["u", "0 1 a 1", "1", "", "0 1 a 1", "1"], "openfst", 5, "must be the utterance's id alone"),
+    (["u", "0 1 a 1", "1", "", "v"], "openfst", 5, "the lattice of 'v' has no states"),
+    (["0 1 a 1", "1 0 a 1", "1"], "openfst", 1, "state 0 can be reached from itself"),
+    (["0 1 a Infinity", "1"], "openfst", 1, "weight must be a finite number, not 'Infinity'"),
+    (["0 1 a 1", "0 1 a b Infinity", "1"], "openfst", 2, "weight must be a finite number"),
+    (["0 1 a 1", "1 x"], "openfst", 2, "the weight must be a finite number, not 'x'"),
+    (["0 1 a b 1", "0 1 a", "1"], "openfst", 2, "has 3 columns, where an arc here has two states"),
+    (["0 1 a b 1 2", "1"], "openfst", 1, "has 6 columns"),
+    (["0 1 a 1", "1", "1 2"], "openfst", 3, "state 1 is final on an earlier line too"),
+    (["0 1 17 1", "1"], "openfst", 1, "the words are ids, such as 17; give the words.txt"),
+    (["0 1 a -1", "1 2 -1 0"], "k2", 1, "one final state, alone on the last line"),
+    (["0 1 a -1", "1 2 -1 0", "1", "2"], "k2", 3, "one final state, alone on the last line"),
+    (["0 1 a -1", "1 2 b 0", "2"], "k2", 2, "the arc's label is 'b'; in k2 those to the final"),
+    (["0 1 -1 -1", "1 2 -1 0", "2"], "k2", 1, "the arc's label is '-1'"),
+    (["0 1 a -1", "1 2 -1 0", "1 2 -1 -1", "2"], "k2", 3, "state 1 has an arc to the final"),
+    (["0"], "k2", 1, "a lattice of k2 has arcs"),
+]
+
+
+@pytest.mark.parametrize(("lines", "name", "line", "part"), BAD_FSTS)
+def test_malformed_fsts(lines, name, line, part):
+    errors = errors_of("\n".join(lines) + "\n", FSTS[name]())
+    assert [error.line for error in errors] == [line]
+    assert part in errors[0].sentence and errors[0].sentence.endswith(".")
+
+
 def test_an_archive_keeps_its_good_lattices(tmp_path):
     source, out = tmp_path / "lat.gz", tmp_path / "out.gz"
     bad = "x\n0 1 a 1,2,\n\nutt-1\n0\n\n"
@@ -687,7 +817,7 @@ def test_what_is_no_lattice_is_named(tmp_path):
             lattice_format(path)
     text = tmp_path / "text"
     text.write_text("0 ||| a\n")
-    with pytest.raises(FormatError, match="choose one of kaldi, slf"):
+    with pytest.raises(FormatError, match="choose one of kaldi, slf, openfst, k2"):
         lattice_format(text)
     for folder in "x", "y":
         (tmp_path / folder).mkdir()
@@ -710,7 +840,7 @@ def test_only_finite_scores_with_a_place_are_written(form):
 
 def test_slf_has_no_final_nodes_that_go_on():
     (lattice, _) = read_text(KALDI, CompactLattice())
-    lattice = replace(lattice, scores={}, final_scores={})
+    lattice = replace(lattice, scores={}, final_scores={}, header=None)
     with pytest.raises(FormatError, match="join them"):
         text_of(lattice, Slf())
 
@@ -736,6 +866,8 @@ GOOD = {
     "slf pocketsphinx": POCKETSPHINX.encode(),
     "slf links": GRAPH.encode(),
     "lattice kaldi": KALDI.encode(),
+    "lattice openfst": OPENFST.encode(),
+    "lattice k2": K2_TEXT.encode(),
 }
 
 
@@ -767,11 +899,13 @@ def check_only_format_errors(kind: str, content: bytes) -> None:
                 attempt()
             except FormatError as error:
                 assert str(error).endswith(".")
-        form = Slf() if kind.startswith("slf") else CompactLattice()
+        forms = {"openfst": OpenFst, "k2": K2, "kaldi": CompactLattice}
+        form = forms.get(kind.split()[-1], Slf)()
         read = list(form.read(path, lambda error: None))
         for lattice in read:
             check_order(lattice)
-        written = Path(name) / "out"
+        written = Path(name) / "out" / "in"  # the file's name can be the lattice's id
+        written.parent.mkdir()
         with written.open("w", encoding="utf-8", newline="\n") as file:
             for lattice in read:
                 form.write(lattice, file)

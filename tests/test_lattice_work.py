@@ -157,7 +157,7 @@ KINDS = [empty_chain, word_chain, empty_fan, wide, apart]
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("merges", [False, True], ids=["expand", "merge"])
 def test_rescoring_and_searching(kind: Callable[[int], Lattice], merges, monkeypatch):
-    rescorer = LatticeRescorer(scorer(), "A", {}, {}, beam=3.0, limit=1000, merges=merges)
+    rescorer = LatticeRescorer({"A": scorer()}, {}, {}, beam=3.0, limit=1000, merges=merges)
     counts = {name: [] for name in ("rescoring", "best", "nbest", "posteriors", "confusion")}
     for size in (10, *SIZES):  # what PyTorch does once and no more is counted in the first
         lattice = kind(size)

@@ -511,3 +511,60 @@ def test_sacrebleu_measures_the_one_best_of_fairseq_s_lists(arpa, tmp_path):
     references = FORMATS["fairseq"].references(path)
     in_order = [references.get(str(number), "") for number in range(len(hypotheses))]
     assert sacrebleu.corpus_chrf(hypotheses, [in_order]).score == pytest.approx(100)
+
+
+# Kaldi's lattice-to-nbest
+
+LINEAR = """\
+call-7-1 \n0\t1\tone\t2.5,30,1_1_2
+1\t2\t<eps>\t0.5,0,3
+2\t3\thouse\t1,20,
+3\t0.25,5,4
+
+call-7-2 \n0\t1\ta\t3,25,1
+1\t0,0,
+
+b-1 \n0\t0,-1.5,
+
+"""
+
+
+def test_linear_lattices_are_the_hypotheses_of_their_utterance(tmp_path):
+    path = stored(tmp_path, LINEAR)
+    assert detect(path).name == "kaldi-lattices"
+    assert read(path) == [
+        ("call-7", "one house", {"graph": -4.25, "acoustic": -55.0}),
+        ("call-7", "a", {"graph": -3.0, "acoustic": -25.0}),
+        ("b", "", {"graph": 0.0, "acoustic": 1.5}),
+    ]
+
+
+def test_a_rescored_linear_lattice_has_the_total_with_kaldi_s_acoustic_scale(tmp_path):
+    path = stored(tmp_path, LINEAR)
+    text = rewritten(path, -12.5, New=-1.0)
+    (path.parent / "again").write_text(text)
+    weights = FORMATS["kaldi-lattices"].default_weights(["graph", "acoustic"])
+    for before, (utterance, words, scores) in zip(
+        read(path), read(path.parent / "again"), strict=True
+    ):
+        assert (utterance, words) == before[:2]
+        assert scores["acoustic"] == before[2]["acoustic"]
+        assert sum(weights[name] * value for name, value in scores.items()) == pytest.approx(-12.5)
+    assert "0\t1\tone\t2.5,30,1_1_2\n" in text  # only the end's cost is another
+
+
+def test_linear_lattices_of_word_ids(tmp_path, arpa, capfd):
+    path = stored(tmp_path, "u-1\n0 1 2 1,2,\n1\n\nu-2\n0 1 3 1,2,\n1\n\n")
+    symbols = tmp_path / "words.txt"
+    symbols.write_text("<eps> 0\nw1 2\nw2 3\n")
+    arguments = (path, "--kenlm", arpa, "--output", tmp_path / "out")
+    assert "give the words.txt" in refused(capfd, nbest, *arguments)
+    one_best = ("--one-best", tmp_path / "best")
+    assert nbest(*arguments, *one_best, "--symbols", symbols) == 0
+    assert (tmp_path / "best").read_text() == "u w1\n"  # the bigram's
+    first = (tmp_path / "out").read_text().split("\n")[1]
+    assert first == "0\t1\t2\t1,2,"
+    other = tmp_path / "list.tsv"
+    other.write_text("u\t-1\tw1\n")
+    arguments = (other, *arguments[1:], "--symbols", symbols)
+    assert "--symbols is for kaldi-lattices" in refused(capfd, nbest, *arguments)

@@ -13,8 +13,10 @@ from fairseq_fixedpoint.formats import (
     FORMATS,
     Beams,
     Hypothesis,
+    LinearLattices,
     NBestFormat,
     detect,
+    read_symbols,
 )
 from fairseq_fixedpoint.formats.nbest import OnError, name_taken
 from fairseq_fixedpoint.rescoring.combination import (
@@ -63,6 +65,12 @@ def add_list_options(parser: argparse.ArgumentParser, searches: bool = False) ->
         metavar="N",
         help="hypotheses of each utterance (default: up to where a score is better than the one "
         "before)",
+    )
+    parser.add_argument(
+        "--symbols",
+        type=Path,
+        metavar="FILE",
+        help="words.txt, for kaldi-lattices of word ids",
     )
     combination = parser.add_argument_group("combination of the scores")
     combination.add_argument(
@@ -130,6 +138,10 @@ def list_format(args: argparse.Namespace) -> NBestFormat:
             "store it in a file first."
         )
     listed = FORMATS[args.format] if args.format else detect(args.input)
+    if args.symbols is not None and not isinstance(listed, LinearLattices):
+        raise InputError(
+            f"--symbols is for kaldi-lattices, and {args.input} is in the format {listed.name}."
+        )
     if isinstance(listed, Beams):
         return replace(listed, manifest=args.manifest, beam_size=args.beam_size)
     if args.manifest is not None or args.beam_size is not None:
@@ -137,6 +149,8 @@ def list_format(args: argparse.Namespace) -> NBestFormat:
             f"--manifest and --beam-size are for lists without ids: {args.input} is in the format "
             f"{listed.name}, which has them."
         )
+    if isinstance(listed, LinearLattices) and args.symbols is not None:
+        return replace(listed, symbols=read_symbols(args.symbols))
     return listed
 
 

@@ -35,6 +35,7 @@ from fairseq_fixedpoint.formats import (
     write_transcripts,
 )
 from fairseq_fixedpoint.formats.ctm import TimedWord, write_ctm
+from fairseq_fixedpoint.formats.fst_text import SIGNS, FstText
 from fairseq_fixedpoint.formats.language_scores import (
     REPLACEABLE,
     unreplaced_score,
@@ -66,9 +67,10 @@ def add_parser(commands: Any, program: str) -> None:
     parser = commands.add_parser(
         "lattice",
         help="rescore lattices, and take the best from them",
-        description="Rescores HTK SLF or Kaldi CompactLattice text: every arc gets the score that "
-        "its word has after the last K words, on every path through it. Writes the lattice, "
-        "expanded to these histories, in its own format.",
+        description="Rescores HTK SLF, Kaldi's CompactLattice text, and FSTs in the text of "
+        "OpenFst and k2: every arc gets the score that its word has after the last K tokens, on "
+        "every path through it. Writes the lattice, expanded to these histories, in its own "
+        "format.",
     )
     parser.set_defaults(command=partial(_lattice, program))
     parser.add_argument("input", type=Path, help="a lattice, a folder of them, or a list of files")
@@ -76,7 +78,12 @@ def add_parser(commands: Any, program: str) -> None:
         "--format", choices=sorted(LATTICE_FORMATS), help="default: what it looks like"
     )
     parser.add_argument(
-        "--symbols", type=Path, metavar="FILE", help="words.txt, for Kaldi's lattices of word ids"
+        "--symbols", type=Path, metavar="FILE", help="words.txt, for lattices of word ids"
+    )
+    parser.add_argument(
+        "--fst-weights",
+        choices=sorted(SIGNS),
+        help="what the weights of FSTs are (default: costs in openfst, log-probabilities in k2)",
     )
     parser.add_argument(
         "--output", type=Path, required=True, help="the rescored lattices: a file, or a folder"
@@ -149,16 +156,16 @@ def add_parser(commands: Any, program: str) -> None:
         metavar="NAME=W",
         help="of one score: acoustic, lm, graph, FixedPoint0, ...; may be repeated. Default: those "
         "in the lattice as its file has it; the --model that of the lm or ngram that it replaces "
-        "(lmscale, ngscale), or 1, and that score 0; --kenlm 1",
+        "(lmscale, ngscale), or 1, and that score 0, where several share it evenly; --kenlm 1",
     )
     for option, of in (
         ("--acoustic-scale", "the acoustic score"),
-        ("--lm-scale", "the --model"),
-        ("--old-lm-weight", "the language score in the lattice (lm or ngram; for kaldi graph)"),
+        ("--lm-scale", "the --model; several share it evenly"),
+        ("--old-lm-weight", "the language score in the lattice (lm, ngram, graph or total)"),
         ("--word-penalty", "the number of words"),
     ):
         scores.add_argument(option, type=float, metavar="W", help=f"weight of {of}")
-    search = parser.add_argument_group("expansion to histories of K words")
+    search = parser.add_argument_group("expansion to histories of K tokens")
     search.add_argument(
         "--prune-beam",
         type=_beam,
@@ -172,7 +179,7 @@ def add_parser(commands: Any, program: str) -> None:
         type=int,
         default=MOST_STATES,
         metavar="N",
-        help="past this, histories on worse paths stay shorter than K words, and are counted "
+        help="past this, histories on worse paths stay shorter than K tokens, and are counted "
         f"(default: {MOST_STATES:,})",
     )
     search.add_argument(
@@ -204,12 +211,12 @@ def _beam(text: str) -> float:
 def _lattice(program: str, args: Namespace) -> None:
     processes = Processes.joined()
     symbols = read_symbols(args.symbols) if args.symbols else None
-    form = lattice_format(args.input, args.format, symbols)
+    form = lattice_format(args.input, args.format, symbols, args.fst_weights)
     files = lattice_files(args.input)
     single = files == [args.input]
     _check_options(args, form, None if single else [file.name for file in files])
     rescorer = _rescorer(args, form)
-    texts = options.previous_texts(args, rescorer.model.context, rescorer.rule)
+    texts = options.previous_texts(args, rescorer.context, rescorer.rule)
     skipped = Skipped(program, shown=math.inf)  # each is a whole utterance
     contents = _Contents()
     on_error = skipped if args.on_error == "skip" else stop
@@ -281,7 +288,7 @@ def _in_context(
     if texts is not None:
         yield from starmap(InContext, with_previous(lattices, lambda each: each.utterance, texts))
         return
-    context = rescorer.model.context
+    context = rescorer.context
     before = PreviousTexts(context)
     for lattice in lattices:
         yield InContext(lattice, before.texts)
@@ -354,9 +361,12 @@ def _check_options(args: Namespace, form: LatticeFormat, names: list[str] | None
         if path is not None and path.suffix.lower() not in SUFFIXES:
             raise InputError(f"{option}: a picture's name ends in {', '.join(SUFFIXES)}.")
     if args.posteriors and form.name != "slf":
-        raise InputError("--posteriors are for SLF: Kaldi's lattices have no place for them.")
-    if args.nbest_size < 1 or args.max_states < 1:
-        raise InputError("--nbest-size and --max-states must be at least 1.")
+        raise InputError("--posteriors are for SLF: other lattices have no place for them.")
+    if args.fst_weights is not None and not isinstance(form, FstText):
+        raise InputError(f"--fst-weights is for FSTs, and {args.input} is read as {form.name}.")
+    for option, number in ("--nbest-size", args.nbest_size), ("--max-states", args.max_states):
+        if number < 1:
+            raise InputError(f"{option} must be at least 1, not {number}.")
     if args.posterior_scale is not None and not 0 < args.posterior_scale < math.inf:
         raise InputError("--posterior-scale must be a positive number.")
     if args.mbr and args.one_best is None and args.ctm is None:
@@ -370,9 +380,8 @@ def _check_options(args: Namespace, form: LatticeFormat, names: list[str] | None
 def _rescorer(args: Namespace, form: LatticeFormat) -> LatticeRescorer:
     scorers = options.line_scorers(args)
     neural = {name: each for name, each in scorers.items() if isinstance(each, Scorer)}
-    if len(neural) != 1:
-        raise InputError(f"lattices take one --model, not {len(neural)}.")
-    ((name, model),) = neural.items()
+    if not neural:
+        raise InputError("lattices take one --model or more, beside any --kenlm.")
     weights: dict[str, float] = {}
     if args.weights is not None:
         loaded = Combination.load(args.weights)
@@ -385,15 +394,15 @@ def _rescorer(args: Namespace, form: LatticeFormat) -> LatticeRescorer:
         if weights.get("score") == 0:
             del weights["score"]  # the total of a list that came from lattices
     weights |= options.parsed_weights(args)
-    for score, weight in ("acoustic", args.acoustic_scale), (name, args.lm_scale):
-        if weight is not None:
-            weights[score] = weight
+    if args.acoustic_scale is not None:
+        weights["acoustic"] = args.acoustic_scale
+    if args.lm_scale is not None:
+        weights |= dict.fromkeys(neural, args.lm_scale / len(neural))
     if args.old_lm_weight is not None:
         Combination({"the old language score": args.old_lm_weight})  # refuses what is no number
     beam = PRUNE_BEAM if args.prune_beam is None else args.prune_beam
     return LatticeRescorer(
-        model=model,
-        name=name,
+        models=neural,
         ngrams={key: each for key, each in scorers.items() if isinstance(each, NgramScorer)},
         weights=Combination(weights).weights,
         old_weight=args.old_lm_weight,
@@ -483,7 +492,7 @@ class LatticeSummary:
     def warnings(self) -> list[str]:
         """What is suspicious about the words that models do not know."""
         rescorer, total = self.rescorer, self.counts["words"]
-        models: dict[str, HasUnknown] = {rescorer.name: rescorer.model, **rescorer.ngrams}
+        models: dict[str, HasUnknown] = {**rescorer.models, **rescorer.ngrams}
         return run_warnings(models, rescorer.rule, self.unknown, total, self.best.values())
 
     def sentence(self) -> str:
@@ -494,7 +503,7 @@ class LatticeSummary:
         )
         sentence += "".join(
             f", {self.unknown[name]:,} unknown to {name}"
-            for name in (self.rescorer.name, *self.rescorer.ngrams)
+            for name in (*self.rescorer.models, *self.rescorer.ngrams)
         )
         sentence += passed_by(counts["passed by"])
         if counts["other"]:
@@ -511,8 +520,8 @@ class LatticeSummary:
         if counts["shortened"]:
             sentence += (
                 f"; past --max-states, {counts['shortened']:,} states of "
-                f"{quantity(counts['shortened lattices'], 'lattice')} have histories of fewer than "
-                f"K = {self.rescorer.model.tokens.order} words"
+                f"{quantity(counts['shortened lattices'], 'lattice')} have shorter histories than "
+                "their model could use"
             )
         return f"{sentence}."
 

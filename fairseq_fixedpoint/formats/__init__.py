@@ -8,7 +8,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from fairseq_fixedpoint.formats.beams import Beams
-from fairseq_fixedpoint.formats.compact_lattice import read_symbols
 from fairseq_fixedpoint.formats.espnet import Espnet
 from fairseq_fixedpoint.formats.fairseq_generate import FairseqGenerate
 from fairseq_fixedpoint.formats.json_lists import LAYOUTS, JsonLists
@@ -21,6 +20,7 @@ from fairseq_fixedpoint.formats.lattice_files import (
     read_lattices,
     write_lattices,
 )
+from fairseq_fixedpoint.formats.linear_lattices import LinearLattices
 from fairseq_fixedpoint.formats.mlm_scoring import MlmScoring
 from fairseq_fixedpoint.formats.moses import Moses, absent_score
 from fairseq_fixedpoint.formats.nbest import (
@@ -38,6 +38,7 @@ from fairseq_fixedpoint.formats.transcripts import (
     write_transcripts,
 )
 from fairseq_fixedpoint.formats.tsv import Tsv
+from fairseq_fixedpoint.formats.word_labels import read_symbols
 
 __all__ = [
     "FILLERS",
@@ -48,6 +49,7 @@ __all__ = [
     "Hypothesis",
     "Lattice",
     "LatticeFormat",
+    "LinearLattices",
     "NBestFormat",
     "Rescored",
     "absent_score",
@@ -71,6 +73,7 @@ FORMATS: dict[str, NBestFormat] = {
         Moses(),
         FairseqGenerate(),
         Kaldi(),
+        LinearLattices(),
         Espnet(),
         Srilm(),
         MlmScoring(),

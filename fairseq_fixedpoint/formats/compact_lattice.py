@@ -6,10 +6,8 @@ An utterance's id on a line, then lines `from to word graph,acoustic,ids` for ar
 
 from __future__ import annotations
 
-import operator
 import re
 from collections.abc import Iterator, Mapping
-from itertools import groupby, islice
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -18,10 +16,10 @@ import numpy as np
 from fairseq_fixedpoint.formats.kaldi import ACOUSTIC_SCALE
 from fairseq_fixedpoint.formats.lattice import (
     COUNT,
-    EMPTY_WORDS,
     Lattice,
     LatticeFormat,
     arranged,
+    blocks,
     check_scores,
     count,
     formatted_scores,
@@ -30,15 +28,13 @@ from fairseq_fixedpoint.formats.nbest import (
     FormatError,
     Line,
     OnError,
-    read_lines,
     shown,
     stop,
     words,
 )
+from fairseq_fixedpoint.formats.word_labels import EMPTY_WORD, Label, WordLabels
 
 SCORES = ("graph", "acoustic")
-EMPTY_WORD = "<eps>"
-EMPTY = "empty word"  # in a lattice's header: what it was written as, where that was an id
 
 TRANSITION_IDS = re.compile("([0-9]+(_[0-9]+)*)?")
 
@@ -47,12 +43,10 @@ class CompactLattice(LatticeFormat):
     """Scores: `graph` and `acoustic`, the negated costs of arcs and of final states.
 
     The graph's score holds the old language model's together with those of transitions and
-    pronunciations: take the old model's part away, rather than replace it. Words are symbols, or
-    ids of a table of symbols, where 0 is the empty word. Without a table a number is a symbol like
-    any other, once a label in its lattice or before it in the file is no number. Until then `0` is
-    the empty word, and is written back as it was, and other numbers are refused, as they are ids.
-    The first line's state is the start. Times are not read of the transition ids, which come back
-    as they were, each with its arc.
+    pronunciations: take the old model's part away, rather than replace it. Words are those of
+    :class:`~fairseq_fixedpoint.formats.word_labels.WordLabels`. The first line's state is the
+    start. Times are not read of the transition ids, which come back as they were, each with its
+    arc.
     """
 
     name = "kaldi"
@@ -60,27 +54,37 @@ class CompactLattice(LatticeFormat):
     def __init__(self, symbols: Mapping[int, str] | None = None):
         """Args: symbols: the words by id, where the lattices have ids (:func:`read_symbols`)."""
         self._symbols = symbols
-        self._ids = {word: number for number, word in (symbols or {}).items()}
+        self._written = WordLabels(symbols)
 
     def recognises(self, path: Path) -> bool:
-        lines = (words(line.text) for line in read_lines(path, lambda error: None))
-        for is_blank, block in groupby(lines, key=operator.not_):
-            first, *more = islice(block, 2)
-            second = more[0] if more else None
-            if is_blank or (second is None and len(first) == 1):
-                continue  # an id without arcs is an empty lattice, or no lattice
-            return len(first) == 1 and second is not None and bool(COUNT.fullmatch(second[0]))
+        for block in blocks(path, lambda error: None):
+            first, *rows = (words(line.text) for line in block)
+            if len(first) != 1:
+                return False
+            if rows:  # an id without arcs is an empty lattice, or no lattice
+                is_fst = any(len(row) in (2, 4, 5) and "," not in row[-1] for row in rows)
+                return bool(COUNT.fullmatch(rows[0][0])) and not is_fst
         return False
 
     def read(self, path: Path, on_error: OnError = stop) -> Iterator[Lattice]:
-        numbers_are_ids = True
-        for block in _blocks(path, on_error):
+        try:
+            yield from self.archive(path, on_error)
+        except FormatError as error:
+            on_error(error)
+
+    def archive(self, path: Path, on_error: OnError = stop) -> Iterator[Lattice]:
+        """As :meth:`read`, but for a file that cannot be read.
+
+        Raises:
+            FormatError: for such a file, whatever `on_error` does.
+        """
+        labels = WordLabels(self._symbols)
+        for block in blocks(path, on_error):
             try:
-                lattice = self._lattice(block, numbers_are_ids)
+                lattice = self._lattice(block, labels)
             except FormatError as error:
                 on_error(error)
                 continue
-            numbers_are_ids = numbers_are_ids and (not lattice.words or lattice.header is not None)
             yield lattice
 
     def write(self, lattice: Lattice, file: IO[str]) -> None:
@@ -90,7 +94,7 @@ class CompactLattice(LatticeFormat):
         final_weights = _weights(
             lattice, lattice.final_scores, lattice.node_records or [""] * nodes
         )
-        labels = self._labels(lattice)
+        labels = self._written.written(lattice, lattice.header or EMPTY_WORD)
         file.write(f"{lattice.utterance}\n")
         first_arcs = np.searchsorted(lattice.source, np.arange(nodes + 1)).tolist()
         targets = lattice.target.tolist()
@@ -101,7 +105,7 @@ class CompactLattice(LatticeFormat):
                 file.write(f"{node}\t{final_weights[node]}\n")
         file.write("\n")
 
-    def _lattice(self, block: list[Line], numbers_are_ids: bool) -> Lattice:
+    def _lattice(self, block: list[Line], labels: WordLabels) -> Lattice:
         head, *rest = block
         utterance = words(head.text)
         if len(utterance) != 1:
@@ -121,15 +125,14 @@ class CompactLattice(LatticeFormat):
             final_scores["graph"][index[state]] = weight.graph
             final_scores["acoustic"][index[state]] = weight.acoustic
             final_ids[index[state]] = weight.ids
-        labels = [arc.label for arc in arcs]
-        are_ids = self._symbols is None and numbers_are_ids and all(map(COUNT.fullmatch, labels))
+        on_arcs, empty = labels.words([Label(arc.line, arc.label) for arc in arcs])
         lattice = Lattice(
             utterance=utterance[0],
             path=head.path,
             line=head.number,
             source=np.array([index[arc.source] for arc in arcs], dtype=np.int64),
             target=np.array([index[arc.target] for arc in arcs], dtype=np.int64),
-            words=self._words(arcs, are_ids),
+            words=on_arcs,
             scores={
                 "graph": np.array([arc.weight.graph for arc in arcs]),
                 "acoustic": np.array([arc.weight.acoustic for arc in arcs]),
@@ -137,7 +140,7 @@ class CompactLattice(LatticeFormat):
             final=np.isin(numbers, list(finals)),
             final_scores=final_scores,
             weights={"graph": 1.0, "acoustic": ACOUSTIC_SCALE},
-            header={EMPTY: "0"} if are_ids and arcs else None,
+            header=empty,
             node_records=final_ids,
             arc_records=[arc.weight.ids for arc in arcs],
         )
@@ -146,59 +149,6 @@ class CompactLattice(LatticeFormat):
             return places[numbers[state]].error(f"state {numbers[state]} {sentence}")
 
         return arranged(lattice, index[int(words(rest[0].text)[0])], state_error)
-
-    def _words(self, arcs: list[_Arc], are_ids: bool) -> list[str]:
-        """The word of each arc; `are_ids` says that without a table all labels are ids."""
-        if self._symbols is not None:
-            labels = [self._symbol(arc, self._symbols) for arc in arcs]
-        elif are_ids:
-            for arc in arcs:
-                if int(arc.label) != 0:
-                    raise arc.line.error(
-                        f"the words are ids, such as {arc.label}; give the words.txt they are from."
-                    )
-            labels = [""] * len(arcs)
-        else:
-            labels = [arc.label for arc in arcs]
-        return ["" if word in EMPTY_WORDS else word for word in labels]
-
-    @staticmethod
-    def _symbol(arc: _Arc, symbols: Mapping[int, str]) -> str:
-        number = count(arc.line, arc.label, "a word's id")
-        if number == 0:
-            return ""  # by OpenFst's convention, whatever its symbol
-        if number not in symbols:
-            raise arc.line.error(f"the table of symbols has no word with the id {number}.")
-        return symbols[number]
-
-    def _labels(self, lattice: Lattice) -> list[str]:
-        if self._symbols is None:
-            empty = (lattice.header or {}).get(EMPTY, EMPTY_WORD)
-            return [word or empty for word in lattice.words]
-        for word in lattice.words:
-            if word and word not in self._ids:
-                raise FormatError(
-                    lattice.path, lattice.line, f"the table of symbols lacks {shown(word)}."
-                )
-        return [str(self._ids[word]) if word else "0" for word in lattice.words]
-
-
-def read_symbols(path: Path) -> dict[int, str]:
-    """The words of a `words.txt` by id: a word and its id on each line.
-
-    Raises:
-        FormatError: for a file that cannot be read, a malformed line, an id that repeats.
-    """
-    symbols: dict[int, str] = {}
-    for line in read_lines(path):
-        columns = words(line.text)
-        if len(columns) != 2:
-            raise line.error("must be a word and its id.")
-        number = count(line, columns[1], "the id")
-        if number in symbols:
-            raise line.error(f"id {number} is on an earlier line too; remove one.")
-        symbols[number] = columns[0]
-    return symbols
 
 
 class _Weight(NamedTuple):
@@ -216,29 +166,6 @@ class _Arc(NamedTuple):
 
 
 ONE = _Weight(0.0, 0.0, "")
-
-
-def _blocks(path: Path, on_error: OnError) -> Iterator[list[Line]]:
-    """The lines of each lattice that is UTF-8, as far as the file can be read."""
-    block: list[Line] = []
-    unreadable: list[FormatError] = []
-    try:
-        for line in read_lines(path, unreadable.append):
-            if words(line.text):
-                block.append(line)
-                continue
-            if unreadable:
-                on_error(unreadable[0])
-            elif block:
-                yield block
-            block, unreadable[:] = [], []
-    except FormatError as error:
-        on_error(error)
-        return
-    if unreadable:
-        on_error(unreadable[0])
-    elif block:
-        yield block
 
 
 def _parsed(lines: list[Line]) -> tuple[list[_Arc], dict[int, _Weight], dict[int, Line]]:

@@ -78,7 +78,7 @@ class Kaldi(NBestFormat):
         return {name: weights.get(name, 0.0) for name in names}
 
     def read(self, path: Path, on_error: OnError = stop) -> Iterator[Hypothesis]:
-        seen = _Keys()
+        seen = Keys()
         costs = [_Costs(name, file, on_error) for name, file in _cost_files(path).items()]
         every_key_seen = True
 
@@ -90,7 +90,7 @@ class Kaldi(NBestFormat):
         for line in read_lines(_words_file(path), unreadable):
             try:
                 key, text = _split(line)
-                utterance = _utterance(line, key, seen)
+                utterance = utterance_of_key(line, key, seen)
             except FormatError as error:
                 unreadable(error)
                 continue
@@ -111,7 +111,7 @@ class Kaldi(NBestFormat):
 
     def write(self, rescored: Iterable[Rescored], source: Path, destination: Path) -> None:
         destination.mkdir()
-        kept = _Keys()
+        kept = Keys()
         with ExitStack() as stack:
             total = stack.enter_context(create(destination / _total_name(source)))
             features = {}
@@ -183,7 +183,7 @@ class _Costs:
         self._waiting[key] = line.number, _score(line, tokens)
 
 
-class _Keys:
+class Keys:
     """A set of keys.
 
     An utterance's numbers are the bits of one integer, so that a key costs one bit and a list of
@@ -216,7 +216,7 @@ def _numbered(key: str) -> tuple[str, int]:
     return match[1], 1 << int(match[2])
 
 
-def _utterance(line: Line, key: str, seen: _Keys) -> str:
+def utterance_of_key(line: Line, key: str, seen: Keys) -> str:
     """The utterance of a key that was not there before."""
     match = KEY.fullmatch(key)
     if match is None:
@@ -253,10 +253,10 @@ def _total_name(source: Path) -> str:
     return TOTAL if file is None else file.name
 
 
-def _copy(path: Path, destination: Path, kept: _Keys | None) -> None:
+def _copy(path: Path, destination: Path, kept: Keys | None) -> None:
     """Copies what is in the folder, without the lines of hypotheses that were left out."""
     if kept is not None and sum(1 for _ in raw_lines(path)) != kept.count:
-        seen = _Keys()
+        seen = Keys()
         with create(destination) as file:
             for _, raw in raw_lines(path):
                 line = raw.removeprefix(BOM_UTF8).decode("utf-8", errors="surrogateescape")

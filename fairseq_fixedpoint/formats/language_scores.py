@@ -2,8 +2,9 @@
 
 HTK SLF has scores of a language model alone, `lm` and `ngram`, each with a scale (`lmscale`,
 `ngscale`): a new model takes the place of one, with its scale. Kaldi's `graph` holds the language
-model's score together with those of transitions and pronunciations: a new model is added to it.
-SLF has no place for scores of final nodes, and Kaldi's lattices have none for a word penalty.
+model's score together with those of transitions and pronunciations, and an FST's `total` all there
+is: a new model is added to it. SLF has no place for scores of final nodes, and the others have none
+for a word penalty.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from fairseq_fixedpoint.formats.lattice import Lattice
 from fairseq_fixedpoint.formats.slf import EMPTY_WORD
 
 REPLACEABLE = ("lm", "ngram")
+ADDED_TO = ("graph", "total")
 
 
 def language_score(lattice: Lattice) -> str:
@@ -25,8 +27,9 @@ def language_score(lattice: Lattice) -> str:
     Of those in SLF it is that which is there and counts; else that which would count; else that
     which is there. Between equals it is `lm`.
     """
-    if "graph" in lattice.scores:
-        return "graph"
+    for name in ADDED_TO:
+        if name in lattice.scores:
+            return name
 
     def standing(name: str) -> tuple[bool, bool, bool]:
         is_there = name in lattice.scores

@@ -12,7 +12,15 @@ from typing import IO, Any
 
 import numpy as np
 
-from fairseq_fixedpoint.formats.nbest import FormatError, Line, OnError, shown, stop
+from fairseq_fixedpoint.formats.nbest import (
+    FormatError,
+    Line,
+    OnError,
+    read_lines,
+    shown,
+    stop,
+    words,
+)
 
 # Ten digits and more are no count of anything here; int() would take thousands of them.
 COUNT = re.compile("[0-9]{1,9}")
@@ -215,6 +223,29 @@ def arranged(
     if lattice.posteriors is None:
         return result
     return replace(result, posteriors=lattice.posteriors[arcs])
+
+
+def blocks(path: Path, on_error: OnError) -> Iterator[list[Line]]:
+    """What blank lines separate in a file: the lines of each block that is UTF-8.
+
+    Raises:
+        FormatError: for a file that cannot be read.
+    """
+    block: list[Line] = []
+    unreadable: list[FormatError] = []
+    for line in read_lines(path, unreadable.append):
+        if words(line.text):
+            block.append(line)
+            continue
+        if unreadable:
+            on_error(unreadable[0])
+        elif block:
+            yield block
+        block, unreadable[:] = [], []
+    if unreadable:
+        on_error(unreadable[0])
+    elif block:
+        yield block
 
 
 def count(line: Line, token: str, meaning: str) -> int:

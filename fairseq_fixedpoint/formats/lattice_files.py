@@ -7,6 +7,7 @@ from itertools import groupby
 from pathlib import Path
 
 from fairseq_fixedpoint.formats.compact_lattice import CompactLattice
+from fairseq_fixedpoint.formats.fst_text import K2, FstText, OpenFst
 from fairseq_fixedpoint.formats.lattice import Lattice, LatticeFormat
 from fairseq_fixedpoint.formats.nbest import (
     SPACE,
@@ -19,7 +20,12 @@ from fairseq_fixedpoint.formats.nbest import (
 )
 from fairseq_fixedpoint.formats.slf import Slf
 
-LATTICE_FORMATS = {each.name: each for each in (CompactLattice, Slf)}
+FSTS: dict[str, type[FstText]] = {each.name: each for each in (OpenFst, K2)}
+LATTICE_FORMATS: dict[str, type[LatticeFormat]] = {
+    CompactLattice.name: CompactLattice,
+    Slf.name: Slf,
+    **FSTS,
+}
 
 
 def lattice_files(path: Path) -> list[Path]:
@@ -51,21 +57,28 @@ def lattice_files(path: Path) -> list[Path]:
 
 
 def lattice_format(
-    path: Path, name: str | None = None, symbols: Mapping[int, str] | None = None
+    path: Path,
+    name: str | None = None,
+    symbols: Mapping[int, str] | None = None,
+    weights: str | None = None,
 ) -> LatticeFormat:
     """The format `name`, or else that of the first file that looks like a lattice.
 
     Args:
         path: as for :func:`lattice_files`.
         name: one of `LATTICE_FORMATS`.
-        symbols: words by id, for lattices of Kaldi that have ids.
+        symbols: words by id, for lattices that have ids.
+        weights: what weights of FSTs are, as
+            :class:`~fairseq_fixedpoint.formats.fst_text.FstText` takes it.
 
     Raises:
         FormatError: if nothing there looks like a lattice.
     """
     if name is None:
         name = _detected(path)
-    return CompactLattice(symbols) if name == CompactLattice.name else LATTICE_FORMATS[name]()
+    if name in FSTS:
+        return FSTS[name](symbols, weights)
+    return CompactLattice(symbols) if name == CompactLattice.name else Slf()
 
 
 def read_lattices(path: Path, reader: LatticeFormat, on_error: OnError = stop) -> Iterator[Lattice]:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -115,6 +115,16 @@ class Expansion:
         weight, end = self.weights(graph)
         return WordGraph(
             self.source, self.target, graph.token[self.arc], weight, end, graph.vocabulary
+        )
+
+    def after(self, first: Expansion) -> Expansion:
+        """As an expansion of the graph that `first` is one of; this is one of `first`'s graph."""
+        return replace(
+            self,
+            node=first.node[self.node],
+            arc=first.arc[self.arc],
+            final=first.final[self.node] + self.final,
+            language=first.language[self.arc] + self.language,
         )
 
     def shortened(self, order: int) -> int:

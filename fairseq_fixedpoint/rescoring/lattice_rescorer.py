@@ -4,26 +4,36 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
-from typing import cast
+from typing import NamedTuple
 
 import numpy as np
 
 from fairseq_fixedpoint.errors import InputError
-from fairseq_fixedpoint.formats import FILLERS, Lattice, text_words
+from fairseq_fixedpoint.formats import FILLERS, Lattice
 from fairseq_fixedpoint.formats.language_scores import (
     language_score,
     weights_beside_model,
     with_combined_scores,
 )
 from fairseq_fixedpoint.rescoring.combination import WORDS
-from fairseq_fixedpoint.rescoring.expansion import Expansion, HistoryScorer, expand
-from fairseq_fixedpoint.rescoring.lattice_search import Path
+from fairseq_fixedpoint.rescoring.expansion import (
+    Expansion,
+    HistoryScorer,
+    expand,
+    unexpanded,
+)
+from fairseq_fixedpoint.rescoring.lattice_models import (
+    LatticeModel,
+    NeuralLatticeModel,
+    NgramLatticeModel,
+)
+from fairseq_fixedpoint.rescoring.lattice_search import Path, best_path
 from fairseq_fixedpoint.rescoring.nbest_rescoring import no_probability
-from fairseq_fixedpoint.rescoring.ngrams import NgramHistories, NgramScorer
+from fairseq_fixedpoint.rescoring.ngrams import NgramScorer
 from fairseq_fixedpoint.rescoring.scorer import Previous, Scorer
-from fairseq_fixedpoint.rescoring.token_scorer import LatticeTokenScorer
+from fairseq_fixedpoint.rescoring.token_graph import TokenGraph
 from fairseq_fixedpoint.rescoring.word_graph import EMPTY, WordGraph
 from fairseq_fixedpoint.rescoring.words import WordRule
 
@@ -36,17 +46,17 @@ class RescoredLattice:
 
     Attributes:
         lattice: with the topology of the expansion. Its score `language` holds what the models
-            give, in the neural one's units; the others are as they were, and its weights and word
+            give, in the neural ones' units; the others are as they were, and its weights and word
             penalty give the combined score.
-        language: name of the score that is new: what the model replaces, or Kaldi's `graph`, which
-            it is added to.
+        language: name of the score that is new: what the model replaces, or Kaldi's `graph` or an
+            FST's `total`, which it is added to.
         graph: the same paths for a search, words being what is spoken.
         read: the lattice as it was.
         arc: of the lattice that was read, for each arc of the graph, ``(A,)``.
         node: of the lattice that was read, for each state of the graph, ``(S,)``.
-        unit: of the combined score: the model's weight, but at least 1.
-        states: of the expansion, with the one before the sentence.
-        shortened: states whose history is shorter than the model could use, past the limit.
+        unit: of the combined score: the neural models' weights together, but at least 1.
+        states: of the expansions, with those before the sentence and inside words.
+        shortened: those whose history is shorter than a model could use, past the limit.
         words: how many of the lattice's arcs have one.
         passed_by: how many have a filler or a marker instead, which is no word.
         unknown: how many words on its arcs a model does not know, by the model's name.
@@ -78,18 +88,20 @@ class RescoredLattice:
 
 @dataclass(frozen=True)
 class LatticeRescorer:
-    """Rescores lattices with a fixed-point model, and n-gram models beside it.
+    """Rescores lattices with fixed-point models, and n-gram models beside them.
 
     Args:
-        model: the neural model, which decides K.
-        ngrams: n-gram models by name; each may look back K words at most.
-        name: of the neural model's score.
+        models: the neural models by the names of their scores. The first one is expanded first,
+            together with those that share its words and its histories: models of words of the same
+            K, and n-gram models that look back K words at most. Each of the others follows in an
+            expansion of what is there, which splits states by its histories, too.
+        ngrams: n-gram models by name.
         weights: of the scores by name: those that a lattice has (`acoustic`, `lm`, ...), the
-            models', and `words`. What is left out weighs as the lattice's file says. The model
-            takes the place of the language score that is there, `lm` or `ngram`, with its weight,
-            HTK's `lmscale` or `ngscale`; that score then weighs 0. Of both it replaces `lm`, unless
-            only the other counts. N-gram models weigh 1, as does the model where the file gives no
-            scale above 0, or the format has neither.
+            models', and `words`. What is left out weighs as the lattice's file says. The neural
+            models take the place of the language score that is there, `lm` or `ngram`, and share
+            its weight, HTK's `lmscale` or `ngscale`, evenly; that score then weighs 0. Of both they
+            replace `lm`, unless only the other counts. N-gram models weigh 1, and the neural ones 1
+            together where the file gives no scale above 0, or the format has neither.
         old_weight: of the language score in the lattice, whichever it is; None for the above.
         beam, limit: see :func:`~fairseq_fixedpoint.rescoring.expansion.expand`.
         scales_beam: multiply the beam by :attr:`RescoredLattice.unit`, so that greater weights of
@@ -101,8 +113,7 @@ class LatticeRescorer:
         InputError: if a model does not go with lattices.
     """
 
-    model: Scorer
-    name: str
+    models: Mapping[str, Scorer]
     ngrams: Mapping[str, NgramScorer]
     weights: Mapping[str, float]
     old_weight: float | None = None
@@ -112,93 +123,53 @@ class LatticeRescorer:
     scales_beam: bool = False
     fillers: re.Pattern[str] | None = FILLERS
 
-    @property
-    def _tokens(self) -> LatticeTokenScorer:
-        return cast("LatticeTokenScorer", self.model.tokens)  # as __post_init__ has checked
-
-    @property
-    def _order(self) -> int:
-        """K."""
-        return cast("int", self.model.tokens.order)  # as well
-
     def __post_init__(self) -> None:
-        tokens = self.model.tokens
-        if not isinstance(tokens, LatticeTokenScorer) or tokens.order is None:
-            raise InputError(
-                "lattices need a fixedpoint_lm of some order K (--iterations K for the exact "
-                "recurrence), trained with --start constant or --start sentence and without "
-                "--summary-input: other models depend on more of the words before, or on more than "
-                "their own. Rescore n-best lists with them."
-            )
-        if self.model.context and not tokens.knows_sentences_before:
-            raise InputError(
-                "--previous-context in lattices is for a model that was trained with --start "
-                "sentence: rescore n-best lists with others, or leave it out."
-            )
-        if self.model.encoder.bpe is not None:
-            raise InputError("lattices need a model of words, so --bpe cannot be used.")
-        if self.model.encoder.add_bos_token:
-            raise InputError(
-                "the model was trained with --add-bos-token, so its sentences start after <s> "
-                "</s>, and a lattice's after </s>: rescore n-best lists with it, or train without."
-            )
-        for name, ngram in self.ngrams.items():
-            if self.merges:
-                raise InputError(f"--histories merge takes no n-gram model, as {name} is.")
-            if ngram.backoff == "epsilon":
-                raise InputError(
-                    f"--backoff {name}=epsilon is for texts and lists: the score of a word depends "
-                    "on the whole path before it, which a lattice does not hold. Make a list with "
-                    "--nbest and rescore that."
-                )
-            if ngram.model.order - 1 > tokens.order:
-                raise InputError(
-                    f"{name} looks back {ngram.model.order - 1} words, and the lattice is expanded "
-                    f"to the K = {tokens.order} of the model: use an n-gram model of order "
-                    f"{tokens.order + 1} at most."
-                )
+        if self.merges and len(self.models) + len(self.ngrams) > 1:
+            raise InputError("--histories merge takes one --model, and nothing beside it.")
+        _ = self._every  # which refuses models
+
+    @cached_property
+    def _neural(self) -> dict[str, NeuralLatticeModel]:
+        return {name: NeuralLatticeModel(scorer) for name, scorer in self.models.items()}
+
+    @cached_property
+    def _every(self) -> dict[str, LatticeModel]:
+        """The models by the names of their scores."""
+        ngrams = {name: NgramLatticeModel(name, each) for name, each in self.ngrams.items()}
+        return {**self._neural, **ngrams}
 
     def __call__(self, lattice: Lattice, previous: Previous = ()) -> RescoredLattice:
         """Rescores a lattice.
 
         Args:
-            previous: the texts before it, as far as the model makes use of them.
+            previous: the texts before it, as far as the models make use of them.
 
         Raises:
-            InputError: if a word is no single token of the model, a weight has no score, or a
-                model that is subtracted has no probability for a word.
+            InputError: if a word has no tokens of its own, a weight has no score, or a model that
+                is subtracted has no probability for a word.
         """
         language = language_score(lattice)
         weights = self._weights_of(lattice)
         graph = self._graph(lattice, weights)
-        vocabulary = graph.vocabulary
-        self._check_subtracted(vocabulary[1:], weights)
-        unit = max(1.0, weights[self.name])
-        entries = self._entries(vocabulary[1:])  # (V,)
-        unknown = self._unknown(vocabulary, entries)
-        penalties = self._penalties(unknown, weights)
-        before = self.model.before(tuple(map(self.rule.text, previous)))
+        self._check_subtracted(graph.vocabulary[1:], weights)
+        unit = max(1.0, self._model_weight(weights))
+        texts = tuple(map(self.rule.text, previous))
         if self.merges:
             # Posteriors are of the first pass, whose language score still has its file's weight.
             file_weight = lattice.weights.get(language, 1.0)
-            expansion = self._merged(
-                self._graph(lattice, weights | {language: file_weight}),
-                entries,
-                weights[self.name],
-                penalties[self.name],
-                before,
-            )
+            with_old = self._graph(lattice, weights | {language: file_weight})
+            expansion = self._merged(with_old, weights, texts)
+            states, shortened = len(expansion.node) + 1, 0
         else:
-            histories = _LogLinearHistories(
-                self._histories(vocabulary, entries, weights, penalties, before)
-            )
             beam = self.beam
             if beam is not None and self.scales_beam:
                 beam *= unit
-            expansion = expand(graph, histories, SENTENCE_END, beam=beam, limit=self.limit)
-        expansion = expansion.arranged()
+            expansion, states, shortened = self._expanded(graph, weights, texts, beam)
         rescored = expansion.graph(graph)
         copies = lattice.rewired(expansion.node, expansion.arc, rescored.source, rescored.target)
+        for model in self._neural.values():
+            if model.splits:
+                model.check_text(best_path(rescored).words)
         is_word = graph.token != EMPTY
         return RescoredLattice(
             lattice=with_combined_scores(
@@ -206,7 +177,7 @@ class LatticeRescorer:
                 rescored.weight,
                 rescored.end,
                 weights=weights,
-                model_weight=weights[self.name],
+                model_weight=self._model_weight(weights),
                 word_penalty=weights[WORDS],
                 is_word=is_word[expansion.arc],
             ),
@@ -216,14 +187,11 @@ class LatticeRescorer:
             arc=expansion.arc,
             node=expansion.node,
             unit=unit,
-            states=len(expansion.node) + 1,
-            shortened=0 if self.merges else expansion.shortened(self._order),
+            states=states,
+            shortened=shortened,
             words=int(is_word.sum()),
             passed_by=sum(map(bool, lattice.words)) - int(is_word.sum()),
-            unknown={
-                name: int(is_unknown[graph.token[is_word]].sum())
-                for name, is_unknown in unknown.items()
-            },
+            unknown=self._unknown(graph),
         )
 
     def check(self, lattice: Lattice) -> None:
@@ -235,17 +203,23 @@ class LatticeRescorer:
         weights = self._weights_of(lattice)
         words = sorted(set(map(self.rule.word, lattice.words)) - {""})
         self._check_subtracted(words, weights)
-        self._entries(words)
+        for model in self._every.values():
+            model.knows(words)
 
     def first_pass(self, lattice: Lattice) -> WordGraph:
         """The lattice with the scores and weights of its file."""
         weights = {name: lattice.weights.get(name, 1.0) for name in lattice.scores}
         return self._graph(lattice, weights | {WORDS: lattice.word_penalty})
 
+    @property
+    def context(self) -> float:
+        """How many tokens before an utterance the models look at."""
+        return max(model.context for model in self.models.values())
+
     @cached_property
     def rule(self) -> WordRule:
         """What of a lattice's words the models see."""
-        return WordRule([self.model, *self.ngrams.values()], self.fillers)
+        return WordRule([*self.models.values(), *self.ngrams.values()], self.fillers)
 
     def _graph(self, lattice: Lattice, weights: Mapping[str, float]) -> WordGraph:
         """What the lattice itself has, weighted; words are what is spoken."""
@@ -270,18 +244,24 @@ class LatticeRescorer:
             if word is not None:
                 raise InputError(f"the lattice {no_probability(name, word)}")
 
-    def _unknown(self, vocabulary: Sequence[str], entries: np.ndarray) -> dict[str, np.ndarray]:
-        """Which words a model does not know, ``(V,)``, by the model's name."""
-        is_unknown = {self.name: self.model.encoder.is_unknown(entries)}
-        for name, ngram in self.ngrams.items():
-            known = [True, *map(ngram.holds, vocabulary[1:])]  # the sentence's end is in them all
-            is_unknown[name] = ~np.array(known)
-        return is_unknown
+    def _unknown(self, graph: WordGraph) -> dict[str, int]:
+        """On how many arcs a model does not know the word, by the model's name."""
+        words = graph.vocabulary[1:]
+        arcs = np.bincount(graph.token + 1, minlength=len(words) + 2)[2:]  # with each word
+        return {
+            name: int(arcs[~np.array(model.knows(words), dtype=bool)].sum())
+            for name, model in self._every.items()
+        }
+
+    def _model_weight(self, weights: Mapping[str, float]) -> float:
+        """The weight of the neural models together."""
+        return sum(weights[name] for name in self.models)
 
     def _weights_of(self, lattice: Lattice) -> dict[str, float]:
         """The weight of each score, of the lattice and of the models."""
         file_weights, model_weight = weights_beside_model(lattice)
-        new = {self.name: model_weight} | dict.fromkeys(self.ngrams, 1.0)
+        share = model_weight / len(self.models)
+        new = dict.fromkeys(self.models, share) | dict.fromkeys(self.ngrams, 1.0)
         clashes = sorted(file_weights.keys() & new.keys())
         if clashes:
             raise InputError(
@@ -297,82 +277,93 @@ class LatticeRescorer:
         old = {} if self.old_weight is None else {language_score(lattice): self.old_weight}
         return known | dict(self.weights) | old
 
-    def _entries(self, words: Sequence[str]) -> np.ndarray:
-        """The model's token for the sentence's end and for each of the words, ``(1 + words,)``."""
-        encoder = self.model.encoder
-        entries = [encoder.dictionary.eos()]
-        for word in words:
-            if len(text_words(word)) > 1:
-                raise InputError(
-                    f"the word {word!r} has white space inside, a no-break space, too, which parts "
-                    "words: give each of them an arc, or write another character."
-                )
-            symbols = encoder.symbols(word)
-            if len(symbols) != 1:
-                raise InputError(
-                    f"the word {word!r} is {len(symbols)} tokens to the model: lattices need a "
-                    "model of words, and no --tokenizer that splits them."
-                )
-            entries += encoder.indices(symbols)
-        return np.array(entries)
+    @cached_property
+    def _groups(self) -> list[list[str]]:
+        """The names of the models that are expanded together, group after group."""
+        first, *others = self._every
+        leader = self._every[first]
+        together: list[str] = [first]
+        alone: list[str] = []
+        for name in others:
+            model = self._every[name]
+            fits = (
+                model.order == leader.order
+                if name in self._neural  # which has no histories beyond its own
+                else model.order <= leader.order
+            )
+            (together if fits and not leader.splits and not model.splits else alone).append(name)
+        return [together, *([name] for name in alone)]
 
-    def _histories(
-        self,
-        vocabulary: Sequence[str],
-        entries: np.ndarray,
-        weights: Mapping[str, float],
-        penalties: Mapping[str, np.ndarray],
-        before: Sequence[int],
-    ) -> list[tuple[HistoryScorer, np.ndarray, float]]:
-        """Each model with what it subtracts for each word, ``(V,)``, and its weight."""
-        histories: dict[str, HistoryScorer] = {self.name: self._tokens.histories(entries, before)}
-        for name, ngram in self.ngrams.items():
-            histories[name] = NgramHistories(ngram, vocabulary, self._order)
-        return [(each, penalties[name], weights[name]) for name, each in histories.items()]
-
-    def _penalties(
-        self, unknown: Mapping[str, np.ndarray], weights: Mapping[str, float]
-    ) -> dict[str, np.ndarray]:
-        """What each model subtracts for each word, ``(V,)``; one that is subtracted itself would
-        give it back, so it has none."""
-        models: dict[str, Scorer | NgramScorer] = {self.name: self.model, **self.ngrams}
-        return {
-            name: models[name].unknown_penalty * is_unknown * (weights[name] >= 0)
-            for name, is_unknown in unknown.items()
-        }
-
-    def _merged(
+    def _expanded(
         self,
         graph: WordGraph,
-        entries: np.ndarray,
-        weight: float,
-        penalty: np.ndarray,
-        before: Sequence[int],
+        weights: Mapping[str, float],
+        previous: Previous,
+        beam: float | None,
+    ) -> tuple[Expansion, int, int]:
+        """The expansion by all models, arranged; the states of all, and how many are shortened."""
+        expansion, states, shortened = unexpanded(graph).arranged(), 0, 0
+        for names in self._groups:
+            order, known = self._every[names[0]].order, expansion.graph(graph)
+            models = []
+            for name in names:
+                model, weight = self._every[name], weights[name]
+                tokens = model.tokens(known)  # the same graph for all of a group
+                penalty = self._penalties(name, tokens, weight)
+                models.append(_Weighed(model.histories(tokens, order, previous), penalty, weight))
+            histories = _LogLinearHistories(order, models)
+            expanded = expand(tokens.graph, histories, SENTENCE_END, beam=beam, limit=self.limit)
+            states, shortened = states + len(expanded.node), shortened + expanded.shortened(order)
+            expansion = tokens.joined(expanded).arranged().after(expansion)
+        return expansion, states, shortened
+
+    def _merged(
+        self, graph: WordGraph, weights: Mapping[str, float], previous: Previous
     ) -> Expansion:
-        """The graph's own topology; its weights give the posteriors that states are averaged by."""
-        is_word = graph.token != EMPTY
-        entry = np.where(is_word, entries[graph.token], EMPTY)
-        end = int(entries[SENTENCE_END])
-        merged = self._tokens.merged(replace(graph, token=entry), end, before)
-        penalties = np.append(penalty[graph.token] * is_word, 0.0)[merged.arc]
+        """The graph's own topology, arranged; its weights give the posteriors that states are
+        averaged by."""
+        ((name, model),) = self._neural.items()
+        weight, tokens = weights[name], model.tokens(graph)
+        merged = model.merged(tokens, previous)
+        token = np.append(tokens.graph.token, EMPTY)[merged.arc]
+        penalties = np.where(token == EMPTY, 0.0, self._penalties(name, tokens, weight)[token])
         merged.language[:] = weight * (merged.language - penalties)
         merged.final[:] = weight * merged.final
-        return merged
+        return tokens.joined(merged).arranged()
+
+    def _penalties(self, name: str, tokens: TokenGraph, weight: float) -> np.ndarray:
+        """What a model subtracts for each token, ``(V,)``; one that is subtracted itself would give
+        it back, so it has none."""
+        model = self._every[name]
+        return model.unknown_penalty * model.is_unknown(tokens) * (weight >= 0)
+
+
+class _Weighed(NamedTuple):
+    """A model's part in a log-linear combination.
+
+    Attributes:
+        penalty: what is subtracted for each token, ``(V,)``.
+    """
+
+    histories: HistoryScorer
+    penalty: np.ndarray
+    weight: float
 
 
 class _LogLinearHistories:
     """Several models as one, log-linearly."""
 
-    def __init__(self, models: Sequence[tuple[HistoryScorer, np.ndarray, float]]):
-        self.order = models[0][0].order
+    def __init__(self, order: int, models: Sequence[_Weighed]):
+        self.order = order
         self._models = models
 
     def grow(self, parent: np.ndarray, token: np.ndarray) -> None:
-        for histories, _, _ in self._models:
-            histories.grow(parent, token)
+        for model in self._models:
+            model.histories.grow(parent, token)
 
     def log_probabilities(self, history: np.ndarray, token: np.ndarray) -> np.ndarray:
         return sum(
-            weight * (histories.log_probabilities(history, token) - penalty[token])
-            for histories, penalty, weight in self._models
+            model.weight
+            * (model.histories.log_probabilities(history, token) - model.penalty[token])
+            for model in self._models
         )

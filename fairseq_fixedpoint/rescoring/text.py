@@ -141,6 +141,7 @@ class TextEncoder:
             return by_word
         raise InputError(
             f"the words of {shown(text)} have other tokens when they are split one by one, so that "
-            "there are no probabilities of single words: leave out what asks for them "
-            "(--per-word, --interpolate), or use another --tokenizer and --bpe."
+            "there are no probabilities of single words: leave out what asks for them (--per-word, "
+            "--interpolate), rescore n-best lists instead of lattices, or use another --tokenizer "
+            "and --bpe."
         )

@@ -2,6 +2,8 @@
 
   expansion    seconds a lattice and states after expansion, for each K and beam; in how many
                lattices a beam's best words are those of twice the beam
+  subwords     the same with words cut into pieces, for the time a state: the model is the same, and
+               a piece stands for some word of its dictionary
   lstm_lm      seconds a lattice for scoring its 1,000 best word sequences with fairseq's lstm_lm of
                equal width and output layer (random weights, which change no time), through
                SequenceScorer in batches of like length
@@ -17,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from zlib import crc32
 
 from torch import nn
 
@@ -36,6 +39,26 @@ from scripts.benchmarks.results import BenchmarkError
 BATCH = 64
 LARGE = 7_500  # links; up to 9,000 and a little more is what the aim speaks of
 LIST = 1000  # word sequences of a lattice, for lstm_lm
+PIECE = 3  # characters
+
+
+class Pieces:
+    """Cuts words into pieces, and writes for each some word of a dictionary, always the same.
+
+    Args:
+        words: of the dictionary.
+    """
+
+    def __init__(self, words: Sequence[str]):
+        self._words = words
+
+    def encode(self, text: str) -> str:
+        pieces = (
+            word[begin : begin + PIECE]
+            for word in text.split()
+            for begin in range(0, len(word), PIECE)
+        )
+        return " ".join(self._words[crc32(piece.encode()) % len(self._words)] for piece in pieces)
 
 
 @dataclass(frozen=True)
@@ -103,7 +126,7 @@ def by_lists(
     machine: Machine,
 ) -> dict:
     """Scoring the best of the first pass with lstm_lm, for some of the lattices."""
-    rescorer = LatticeRescorer(scorer, "FixedPoint0", {}, weights(settings))
+    rescorer = LatticeRescorer({"FixedPoint0": scorer}, {}, weights(settings))
     dictionary = scorer.encoder.dictionary
     times, sizes = [], []
     for lattice in lattices[:: max(1, len(lattices) // settings.lists)][: settings.lists]:
@@ -128,15 +151,23 @@ def by_lists(
 def of_order(
     settings: Settings, lattices: Sequence[Lattice], scorer: Scorer, order: int
 ) -> Iterator[dict]:
-    """A record for each beam."""
-    model = scorer.tokens.model.at_order(order)
-    at_order = Scorer(WindowScorer(model), scorer.encoder, scorer.unknown_penalty)
+    """A record for each beam, of words and of pieces of words."""
+    dictionary = scorer.encoder.dictionary
+    pieces = TextEncoder(dictionary, bpe=Pieces(dictionary.symbols[dictionary.nspecial :]))
+    for tokens, encoder in ("words", scorer.encoder), ("pieces", pieces):
+        model = WindowScorer(scorer.tokens.model.at_order(order))
+        at_order = Scorer(model, encoder, scorer.unknown_penalty)
+        for record in by_beam(settings, lattices, at_order):
+            yield {"iterations": order, "tokens": tokens, **record}
+
+
+def by_beam(settings: Settings, lattices: Sequence[Lattice], scorer: Scorer) -> Iterator[dict]:
+    """Times and states at each beam."""
     best: dict[float, list[tuple[str, ...]]] = {}
     records = []
     for beam in settings.beams:
         rescorer = LatticeRescorer(
-            model=at_order,
-            name="FixedPoint0",
+            models={"FixedPoint0": scorer},
             ngrams={},
             weights=weights(settings),
             beam=beam,
@@ -156,7 +187,6 @@ def of_order(
         large = [ms for ms, size in zip(times, sizes, strict=True) if size >= LARGE]
         records.append(
             {
-                "iterations": order,
                 "beam": beam,
                 "ms": statistics.median(times),
                 "mean_ms": statistics.fmean(times),
@@ -164,6 +194,7 @@ def of_order(
                 "ms_of_large": statistics.median(large) if large else None,
                 "states": statistics.median(states),
                 "most_states": max(states),
+                "us_a_state": 1000 * sum(times) / sum(states),
                 "shortened": shortened,
             }
         )
@@ -180,18 +211,21 @@ def tables(run: dict) -> dict[str, str]:
     rows = [
         (
             record["iterations"],
+            record["tokens"],
             f"{record['beam']:g}",
             *(_seconds(record[key]) for key in ("ms", "mean_ms", "ms_of_large", "longest_ms")),
             f"{record['states']:,.0f}",
             f"{record['most_states']:,}",
+            f"{record['us_a_state']:.1f}",
             "" if (same := record["as_twice_the_beam"]) is None else f"{same} of {count}",
             record["shortened"],
         )
         for record in run["records"]
         if "beam" in record
     ]
-    head = ("K", "beam", "seconds, median", "mean", f"{LARGE:,} links or more, median", "longest",
-            "states, median", "most", "as twice the beam", "past the limit")  # fmt: skip
+    head = ("K", "tokens", "beam", "seconds, median", "mean", f"{LARGE:,} links or more, median",
+            "longest", "states, median", "most", "µs a state", "as twice the beam",
+            "past the limit")  # fmt: skip
     of_lists = (
         count,
         f"{lists['links']['median']:,.0f}",

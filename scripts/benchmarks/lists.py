@@ -121,6 +121,14 @@ def kaldi(path: Path, entries: Sequence[Entry]) -> None:
         (path / name).write_text("".join(costs))
 
 
+def kaldi_lattices(path: Path, entries: Sequence[Entry]) -> None:
+    with path.open("w") as file:
+        for number, entry in enumerate(entries):
+            words = entry.text.split()
+            arcs = "".join(f"{n}\t{n + 1}\t{word}\t0,0,\n" for n, word in enumerate(words))
+            file.write(f"{entry.utterance}-{number}\n{arcs}{len(words)}\t{-entry.score},0,\n\n")
+
+
 def espnet(path: Path, entries: Sequence[Entry]) -> None:
     for rank in sorted({entry.score for entry in entries}, reverse=True):
         folder = path / f"{1 - int(rank)}best_recog"
@@ -165,6 +173,7 @@ LAYOUTS: dict[str, Callable[[Path, Sequence[Entry]], None]] = {
     "moses": lines(lambda e: f"{e.utterance} ||| {e.text} ||| LM0= -1 TM0= -2 -3 ||| {e.score}\n"),
     "fairseq": lines(fairseq),
     "kaldi": kaldi,
+    "kaldi-lattices": kaldi_lattices,
     "espnet": espnet,
     "srilm": srilm,
     "mlm": mlm,

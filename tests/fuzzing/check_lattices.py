@@ -17,6 +17,7 @@ from fairseq_fixedpoint.formats import (
     read_symbols,
     read_transcripts,
 )
+from fairseq_fixedpoint.formats.language_scores import ADDED_TO
 from tests.fuzzing.case import Case, require, require_close, resumed_or_not, tolerance
 from tests.fuzzing.check_lines import check_scores_of_lines
 from tests.fuzzing.lattices import (
@@ -24,6 +25,7 @@ from tests.fuzzing.lattices import (
     Graph,
     SlfHeader,
     random_graph,
+    write_fsts,
     write_kaldi,
     write_slf,
 )
@@ -47,32 +49,39 @@ def rescore_lattices(case: Case) -> None:
     """`lattice`: all paths without a beam, again over the result, and the list by `nbest`."""
     chooser = case.chooser
     setup = lattice_setup(chooser, case.models)
-    is_kaldi = case.maybe(0.5)
-    names, header = ("graph", "acoustic"), SlfHeader()
-    if not is_kaldi:
+    form = chooser.choice(("kaldi", "kaldi", "openfst", "k2", "slf", "slf", "slf"))
+    is_slf = form == "slf"
+    names, header = ("graph", "acoustic") if form == "kaldi" else ("total",), SlfHeader()
+    if is_slf:
         names, header = _random_slf(chooser)
     ids = sorted(f"u{number}" for number in chooser.sample(range(100), chooser.randint(1, 4)))
-    graphs = [random_graph(chooser, utterance, names, is_kaldi) for utterance in ids]
+    graphs = [random_graph(chooser, utterance, names, not is_slf) for utterance in ids]
     folder = case.folder / "lattices"
     folder.mkdir()
     symbols = None
-    if is_kaldi:
+    if form == "kaldi":
         path, symbols = write_kaldi(graphs, folder, chooser)
+    elif not is_slf:
+        path = write_fsts(graphs, form, folder, chooser)
     else:
         files = [write_slf(graph, header, folder, chooser) for graph in graphs]
         path = files[0] if len(files) == 1 else chooser.choice((folder, _listing(files)))
-    own = {"acoustic": 0.1, "graph": 1.0} if is_kaldi else _own_weights(names, header)
+    own = _own_weights(names, header)
+    if form == "kaldi":
+        own["acoustic"] = 0.1
     weights, options = _lattice_weights(case, setup, graphs, own, header)
+    if form in ("openfst", "k2"):  # one without arcs looks like nothing
+        options += ["--format", form]
     if symbols is not None:
         options += ["--symbols", symbols]
     if case.maybe(0.2):
-        options += ["--posteriors"] * (not is_kaldi) + ["--confusion", case.place("confusion")]
+        options += ["--posteriors"] * is_slf + ["--confusion", case.place("confusion")]
     setup.subtracted = {name for name, weight in weights.items() if weight < 0}
     right = {
         graph.utterance: [_path(setup, weights, words, scores) for words, scores in graph.paths()]
         for graph in graphs
     }
-    _check_lattices(case, setup, graphs, path, symbols, weights, options, right)
+    _check_lattices(case, setup, graphs, path, form, symbols, weights, options, right)
 
 
 def _random_slf(chooser: random.Random) -> tuple[tuple[str, ...], SlfHeader]:
@@ -136,8 +145,9 @@ def _lattice_weights(
             value = number(chooser, weights[name])
             is_model = name == model and case.maybe(0.5)
             options += ["--lm-scale", value] if is_model else ["--weight", f"{name}={value}"]
-    language = "graph" if "graph" in own else "lm"
-    of_options = {"acoustic": "--acoustic-scale", "words": "--word-penalty"}
+    language = next((name for name in ADDED_TO if name in own), "lm")
+    of_options = {"words": "--word-penalty"}
+    of_options |= {"acoustic": "--acoustic-scale"} if "acoustic" in own else {}
     of_options |= {language: "--old-lm-weight"} if language in own else {}
     for name, option in of_options.items():
         if case.maybe(0.3):
@@ -163,6 +173,7 @@ def _check_lattices(
     setup: Setup,
     graphs: list[Graph],
     path: Path,
+    form: str,
     symbols: Path | None,
     weights: dict[str, float],
     options: list[object],
@@ -176,7 +187,6 @@ def _check_lattices(
     more = ["--one-best", one_best, "--nbest", lists, "--nbest-size", size]
     given = ["lattice", path, *setup.arguments, *options]
     output = resumed_or_not(case, "fixedpoint-rescore", given, more)
-    form = "kaldi" if "graph" in weights else "slf"
     _check_list(lists, right, size, is_whole=beam == "none")
     _check_best(read_transcripts(one_best, form), right, is_whole=beam == "none")
     if beam != "none":
@@ -186,13 +196,13 @@ def _check_lattices(
     utterances = [lattice.utterance for lattice in written]
     require(sorted(utterances) == sorted(right), *utterances, "written")
     for lattice in written:
-        found = _paths_of(lattice, setup, weights["acoustic"])
+        found = _paths_of(lattice, setup, weights.get("acoustic", 0.0))
         expected = _sorted(right[lattice.utterance])
         require(len(found) == len(expected), len(found), "paths instead of", len(expected))
         for one, other in zip(found, expected, strict=True):
             require(one[0] == other.words, one, "instead of", other)
             require_close(one[1], other.total, other.slack + 1e-6, "path", other)
-    _check_second_lattices(case, setup, output, symbols, weights, written, lists)
+    _check_second_lattices(case, setup, output, form, symbols, weights, written, lists)
     if size == 1000:
         _check_listed(case, setup, lists, weights)
 
@@ -280,6 +290,7 @@ def _check_second_lattices(
     case: Case,
     setup: Setup,
     output: Path,
+    form: str,
     symbols: Path | None,
     weights: dict[str, float],
     written: list[Lattice],
@@ -294,16 +305,17 @@ def _check_second_lattices(
     alike = {
         each.utterance: each.weights.get(language, 1.0)
         for each in written
-        if "graph" in weights or language in each.scores
+        if form != "slf" or language in each.scores
     }
     scale = next(iter(alike.values()), 1.0)
-    common: list[object] = [output, *setup.arguments, "--prune-beam", "none"]
+    common: list[object] = [output, *setup.arguments, "--prune-beam", "none", "--format", form]
     common += [] if symbols is None else ["--symbols", symbols]
     without = ["--lm-scale=0", f"--old-lm-weight={scale!r}"]
-    without += [f"--acoustic-scale={weights['acoustic']!r}"]
+    if "acoustic" in weights:
+        without += [f"--acoustic-scale={weights['acoustic']!r}"]
     without += [part for name in setup.ngrams for part in ("--weight", f"{name}=0")]
     passes = [without]
-    if "graph" not in weights and weights[model] > 0 and not weights.get(language):
+    if form == "slf" and weights[model] > 0 and not weights.get(language):
         passes.append(
             [part for name in setup.ngrams for part in ("--weight", f"{name}={weights[name]!r}")]
         )

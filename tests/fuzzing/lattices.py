@@ -190,6 +190,34 @@ def write_kaldi(
     return path, store(folder / "words.txt", table, chooser)
 
 
+def write_fsts(graphs: list[Graph], name: str, folder: Path, chooser: random.Random) -> Path:
+    """Writes an archive of acceptors or transducers in the text of `openfst` or `k2`."""
+    lines: list[str] = []
+    has_labels = chooser.random() < 0.5
+    for graph in graphs:
+        if all(arc.word.isdigit() or not arc.word for arc in graph.arcs):
+            for arc in graph.arcs:  # labels that are all numbers would be ids
+                arc.word = "w1"
+        lines += [graph.utterance, *_fst_lines(graph, name, has_labels), ""]
+    return store(folder / "archive", lines, chooser)
+
+
+def _fst_lines(graph: Graph, name: str, has_labels: bool) -> Iterator[str]:
+    sign = {"openfst": -1, "k2": 1}[name]
+    for node in range(graph.nodes):
+        for place, arc in enumerate(graph.arcs):
+            if arc.source == node:
+                label = f"{place} " * has_labels
+                total = sign * arc.scores["total"]
+                yield f"{node} {arc.target} {label}{arc.word or '<eps>'} {total!r}"
+        if node in graph.finals:
+            total = sign * graph.finals[node]["total"]
+            final = f"{graph.nodes} -1 {'-1 ' * has_labels}" * (name == "k2")
+            yield f"{node} {final}{total!r}"
+    if name == "k2":
+        yield f"{graph.nodes}"
+
+
 def _kaldi_lines(
     graph: Graph, symbols: dict[str, int] | None, chooser: random.Random
 ) -> Iterator[str]:

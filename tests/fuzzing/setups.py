@@ -104,7 +104,7 @@ def random_setup(
 
 
 def lattice_setup(chooser: random.Random, models: Models) -> Setup:
-    """One model of some order, and n-gram models that look no further back."""
+    """One model of some order, and n-gram models."""
     exact = [model for model in models.fixedpoint if model.order(Reading()) is None]
     model = chooser.choice([each for each in models.fixedpoint if not each.adds_bos_token])
     iterations = chooser.choice((None, None, 1, 2, 3))
@@ -112,9 +112,8 @@ def lattice_setup(chooser: random.Random, models: Models) -> Setup:
         iterations = iterations or 2
     setup = Setup(replace(_random_reading(chooser, [model], False), iterations=iterations))
     _name(setup, chooser, model)
-    order = model.order(setup.reading)
     for ngram in models.ngrams:
-        if ngram.order <= order + 1 and chooser.random() < 0.2:
+        if chooser.random() < 0.2:
             _name(setup, chooser, ngram)
     setup.arguments += reading_arguments(setup.reading, chooser)
     return setup
