@@ -276,7 +276,9 @@ def test_a_ctm_has_the_times_and_posteriors_of_the_best_words(models, small, tmp
 
 
 def test_frames_of_kaldi_have_a_length(models, tmp_path):
-    path = file_of("u\n0 1 w1 0,0,1_1_2\n1 2 w2 0,0,3\n2 0,0,4\n\n", tmp_path / "in")
+    empty = "v\n0 0,0,5\n\n"  # where nothing is said, nothing has a time
+    timed = "u\n0 1 w1 0,0,1_1_2\n1 2 w2 0,0,3\n2 0,0,4\n\n"
+    path = file_of(empty + timed, tmp_path / "in")
     outputs = ("--output", tmp_path / "out", "--ctm", tmp_path / "ctm")
     for options, lines in (
         ((), ["u 1 0.000 0.030 w1 1.0000", "u 1 0.030 0.010 w2 1.0000"]),

@@ -27,14 +27,14 @@ from fairseq_fixedpoint.rescoring.word_times import word_spans
 
 
 def check_for_ctm(lattice: Lattice) -> None:
-    """Refuses what has no times, or an id that no CTM can hold.
+    """Refuses words without times, or an id that no CTM can hold.
 
     Raises:
         InputError: as the end of a sentence about the lattice.
     """
     check_ctm_id(lattice.utterance)
     times = node_times(lattice)
-    if times is None or np.isnan(times).any():
+    if any(lattice.words) and (times is None or np.isnan(times).any()):
         raise InputError(
             "the lattice lacks times, which --ctm writes: SLF has t= of each node, and Kaldi's "
             "lattices have transition ids, as many on all ways to a state."
