@@ -140,7 +140,16 @@ def test_of_equal_states_past_the_limit_those_of_lower_nodes_and_histories_are_t
         weight=np.zeros(2 * words),
         end=np.array([-np.inf, -np.inf, -np.inf, 0.0]),
     )
-    expansion = expand(graph, Uniform(2), EOS, limit=limit)
+    table, asked = Uniform(2), []
+    grow = table.grow
+
+    def counted(parent, token):
+        asked.append(len(parent))
+        return grow(parent, token)
+
+    table.grow = counted
+    expansion = expand(graph, table, EOS, limit=limit)
+    assert asked and max(asked[1:]) <= limit  # of what is left out the model is not asked
     whole = np.flatnonzero(expansion.order == 2)
     into = np.isin(expansion.target, whole)
     first_words = graph.token[expansion.arc[into]][expansion.node[expansion.target[into]] == 1]

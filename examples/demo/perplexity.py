@@ -26,6 +26,12 @@ EXACT = 0  # what --iterations means by it
 EXACT_CONTEXT = 128
 
 
+READING = """\
+"parallel" has learned at K = 1, 2, 4 and 8 at once; 3 and 12 are what else it gives. Learning at
+several K keeps a model from learning a small text by heart, so that "exact", which has only ever
+seen the whole context, may be behind here; on larger texts it is ahead (docs/results.md)."""
+
+
 def evaluation_command(data: Path, checkpoint: Path, iterations: int) -> list[str]:
     """The command that measures the test perplexity of `checkpoint` at `iterations`."""
     command = ["fairseq-eval-lm", str(data), "--user-dir", str(PLUGIN)]
@@ -124,7 +130,7 @@ def main() -> int:
     table.write_text("\n".join(lines) + "\n", encoding="utf-8")
     image = table.with_suffix(".png")
     plot(parallel, perplexities[-1], image)
-    print(f"\ntable: {table}\nplot:  {image}")
+    print(f"\n{READING}\n\ntable: {table}\nplot:  {image}")
     return 0
 
 

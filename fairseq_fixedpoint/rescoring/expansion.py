@@ -237,13 +237,16 @@ def _grow(
     windows, window = np.unique(
         old.history[old.source[grows]] * vocabulary + token[grows], return_inverse=True
     )
+    node = old.node[old.target[grows]]
+    if limit is not None and through is not None:
+        chosen = _on_best_paths(node * len(windows) + window, through[grows], limit)
+        grows, node = grows[chosen], node[chosen]
+        kept, window = np.unique(window[chosen], return_inverse=True)
+        windows = windows[kept]  # those that the model is asked of
     # A new state is a node with a new history; its key holds both. Its image is the old state that
     # it stands in for: the arcs out of that are its own.
     base = len(windows) + 1
-    state_key = old.node[old.target[grows]] * base + window + 1
-    if limit is not None and through is not None:
-        chosen = _on_best_paths(state_key, through[grows], limit)
-        grows, state_key = grows[chosen], state_key[chosen]
+    state_key = node * base + window + 1
     image, is_whole = old.target[grows], old.is_whole[old.source[grows]]
 
     # An arc without a token leads on with the same history, to a state that may be new itself. All
