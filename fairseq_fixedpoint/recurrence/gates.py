@@ -21,7 +21,7 @@ BETA, GAMMA, ZETA = 2 / 3, -0.1, 1.1
 # Log alpha of a gate that is open, exactly 1 in evaluation and 7 times in 10 in training.
 OPEN = 2.5
 # Adam moves a parameter by about the learning rate at most, whatever the gradient. Log alpha, which
-# has to go from 2.5 to -2.4, is a multiple of the parameter to get there in an epoch or two.
+# has to go from 2.5 to -2.4, is a multiple of the parameter to get there in some hundred updates.
 SCALE = 20.0
 
 
