@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -22,6 +23,7 @@ from fairseq_fixedpoint.formats.lattice import (
     blocks,
     check_scores,
     count,
+    first_rows,
     formatted_scores,
 )
 from fairseq_fixedpoint.formats.nbest import (
@@ -57,14 +59,13 @@ class CompactLattice(LatticeFormat):
         self._written = WordLabels(symbols)
 
     def recognises(self, path: Path) -> bool:
-        for block in blocks(path, lambda error: None):
-            first, *rows = (words(line.text) for line in block)
-            if len(first) != 1:
-                return False
-            if rows:  # an id without arcs is an empty lattice, or no lattice
-                is_fst = any(len(row) in (2, 4, 5) and "," not in row[-1] for row in rows)
-                return bool(COUNT.fullmatch(rows[0][0])) and not is_fst
-        return False
+        rows = first_rows(path)
+        head, first = next(rows, []), next(rows, [])
+        if len(head) != 1 or not first or not COUNT.fullmatch(first[0]):
+            return False
+        # The first weight tells it from an FST.
+        weighted = next((row for row in chain([first], rows) if len(row) in (2, 4, 5)), None)
+        return weighted is None or "," in weighted[-1]
 
     def read(self, path: Path, on_error: OnError = stop) -> Iterator[Lattice]:
         try:

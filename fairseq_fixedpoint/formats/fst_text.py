@@ -25,6 +25,7 @@ from fairseq_fixedpoint.formats.lattice import (
     blocks,
     check_scores,
     count,
+    first_rows,
     formatted_scores,
 )
 from fairseq_fixedpoint.formats.nbest import (
@@ -77,13 +78,14 @@ class FstText(LatticeFormat):
         self._sign = SIGNS[weights or self.own_weights]
 
     def recognises(self, path: Path) -> bool:
-        for block in blocks(path, lambda error: None):
-            arcs = [row for line in block if len(row := words(line.text)) > 2]
-            if arcs or len(block) > 1:  # an id without arcs is an empty lattice, or no lattice
-                is_k2 = any(row[2] == FINAL_LABEL for row in arcs)
-                is_fst = bool(arcs) and all(map(_looks_like_arc, arcs))
-                return is_fst and is_k2 == isinstance(self, K2)
-        return False
+        is_fst = is_k2 = False
+        for row in first_rows(path):
+            if len(row) > 2:
+                is_fst = _looks_like_arc(row)
+                if not is_fst:
+                    break
+                is_k2 = is_k2 or row[2] == FINAL_LABEL
+        return is_fst and is_k2 == isinstance(self, K2)
 
     def read(self, path: Path, on_error: OnError = stop) -> Iterator[Lattice]:
         try:

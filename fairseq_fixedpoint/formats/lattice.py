@@ -225,6 +225,27 @@ def arranged(
     return replace(result, posteriors=lattice.posteriors[arcs])
 
 
+def first_rows(path: Path) -> Iterator[list[str]]:
+    """The columns of each line up to a blank one, read no further than they are asked for.
+
+    Lines before it that are an id without a lattice are left out.
+
+    Raises:
+        FormatError: for a file that cannot be read, when it gets there.
+    """
+    head: list[list[str]] = []  # an id, until a second line follows it
+    is_inside = False
+    for line in read_lines(path, lambda error: None):
+        row = words(line.text)
+        if row and (is_inside or head or len(row) > 1):
+            yield from (*head, row)
+            head, is_inside = [], True
+        elif is_inside:
+            return
+        else:
+            head = [row] if row else []
+
+
 def blocks(path: Path, on_error: OnError) -> Iterator[list[Line]]:
     """What blank lines separate in a file: the lines of each block that is UTF-8.
 

@@ -75,7 +75,9 @@ def _unescaped(line: Line, text: str) -> str:
 def fields_text(fields: Fields, end: str = "\n") -> str:
     """A line of fields, quoted if it would be read back as something else without."""
     text = "\t".join(f"{key}={value}" for key, value in fields.items())
-    if len(words(text)) != len(fields) or SPECIAL.search(text):
+    tokens = words(text)
+    # White space in a value makes more tokens, or is lost at its ends.
+    if len(tokens) != len(fields) or "\t".join(tokens) != text or SPECIAL.search(text):
         # No backslash stays bare, because it would quote what comes after these fields.
         pairs = [(key, "=", value) for key, value in fields.items()]
         if "\\" in text or _quoted_pairs(Line(Path(), 0, text)) != pairs:
