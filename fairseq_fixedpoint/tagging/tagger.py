@@ -46,6 +46,10 @@ class Tagger:
         self.batch_tokens = batch_tokens
         self._indices = indices
 
+    def knows(self, word: str) -> bool:
+        """Whether training has seen a word."""
+        return word in self._indices
+
     @torch.inference_mode()
     def tag(self, sentences: Sequence[Sequence[str]]) -> list[TaggedSentence]:
         """The tags of each sentence, whatever else is tagged with it.
