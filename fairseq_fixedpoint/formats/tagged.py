@@ -13,7 +13,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import ClassVar
 
-from fairseq_fixedpoint.formats.nbest import FormatError, Line, read_lines, shown, text_words, words
+from fairseq_fixedpoint.formats.nbest import Line, read_lines, shown, text_words, words
 
 UNIVERSAL = (
     "ID", "FORM", "LEMMA", "UPOS", "XPOS", "FEATS", "HEAD", "DEPREL", "DEPS", "MISC",
