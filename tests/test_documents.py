@@ -152,7 +152,9 @@ def test_commands_are_found():
 @pytest.mark.parametrize("command", EVERY, ids=str)
 def test_programs_and_their_options_exist(command):
     program, *arguments = command.words
-    if program in PARSERS:
+    if program == "fairseq-preprocess":  # which takes no options of its task
+        PARSERS[program]().parse_args(arguments)
+    elif program in PARSERS:
         ours = ["data", "--arch", "fixedpoint_lm"] if arguments[0] == "..." else []
         fairseq_options.parse_args_and_arch(PARSERS[program](), filled(tuple(arguments), ours))
     elif program == "fairseq-hydra-train":
@@ -349,7 +351,8 @@ def treebank(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("treebank")
     (folder / "data").mkdir()
     write_tagged_data(folder / "data", folder / "data-bin" / "ewt")
-    train_tagger(folder / "data-bin" / "ewt", folder / "checkpoints" / "tagger", "--max-update", 2)
+    tagger = folder / "checkpoints" / "tagger"
+    train_tagger(folder / "data-bin" / "ewt", tagger, "--max-update", 2).unlink()
     for part in ("train", "dev"):
         (folder / f"en_ewt-ud-{part}.conllu").write_text("1\ther\t_\tPRON" + "\t_" * 6 + "\n\n")
     (folder / "input.txt").write_text("her dog\n")
@@ -404,7 +407,8 @@ def test_commands_run(command, request, tmp_path, monkeypatch):
         output.unlink(missing_ok=True)
     monkeypatch.chdir(folder)
     execute(command)
-    assert all(output.exists() for output in outputs)
+    # An output may be the beginning of several names.
+    assert all(list(output.parent.glob(f"{output.name}*")) for output in outputs)
 
 
 def test_a_reason_is_for_a_command_and_names_tests_that_are_there():
