@@ -9,25 +9,18 @@ from unittest import mock
 
 from tests.commands import PLUGIN
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples" / "tagging"))
+
+import invented
+from invented import tagged_sentence
+
+EXAMPLE = Path(invented.__file__).parent
 TASK = ("--user-dir", PLUGIN, "--task", "fixedpoint_tagging", "--cpu", "--no-progress-bar")
 TRAINING = (
     *TASK, "--arch", "fixedpoint_tagger", "--criterion", "fixedpoint_tagging",
     "--embed-dim", 16, "--spelling-dim", 16, "--spelling-buckets", 512, "--hidden-size", 16,
     "--optimizer", "adam", "--lr", 0.02, "--max-tokens", 400, "--num-workers", 0, "--seed", 1,
 )  # fmt: skip
-
-
-def tagged_sentence(chooser: random.Random) -> list[tuple[str, str]]:
-    """Phrases whose tags depend on the word before, the word after, or an ending."""
-    phrases = [
-        [("the", "DET"), ("set", "NOUN")],
-        [("to", "PART"), ("set", "VERB")],
-        [("her", "DET"), ("dog", "NOUN")],
-        [("her", "PRON"), (".", "PUNCT")],
-        [(f"x{chooser.randrange(10**6)}ing", "VERB")],
-        [(f"x{chooser.randrange(10**6)}ness", "NOUN")],
-    ]
-    return [pair for _ in range(chooser.randint(1, 5)) for pair in chooser.choice(phrases)]
 
 
 def write_parallel(prefix: Path, sentences: int, seed: int) -> None:
