@@ -6,6 +6,7 @@ tags are two lines of text it would part them.
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ UNIVERSAL = (
     "ID", "FORM", "LEMMA", "UPOS", "XPOS", "FEATS", "HEAD", "DEPREL", "DEPS", "MISC",
 )  # fmt: skip
 ABSENT = "_"
+# That of a range of words has a hyphen in it, that of an empty node a point.
+WORD_NUMBER = re.compile(r"[0-9]+(?P<no_word>[-.][0-9]+)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,9 +166,10 @@ class Universal(TaggedFormat):
                 f"CoNLL-U has {len(UNIVERSAL)} columns separated by tabs, and here are "
                 f"{len(columns)}: for other columns choose --format conll."
             )
-        if not columns[0].replace("-", "").replace(".", "").isdecimal():
+        number = WORD_NUMBER.fullmatch(columns[0])
+        if number is None:
             raise line.error(f"a word has a number in its first column, not {shown(columns[0])}.")
-        return columns[0].isdecimal()
+        return number["no_word"] is None
 
     def column(self, line: Line, which: str) -> str:
         """The content of one column by its name.

@@ -6,6 +6,7 @@ raw`: kept as text, a word that the dictionary lacks keeps its spelling.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -123,12 +124,7 @@ class FixedPointTaggingTask(TrainingTask):
         total = sum(np.asarray(each.cpu()) for each in counts)  # (3, tags)
         metrics.log_scalar("_tag_counts", total)
         for place, tag in enumerate(self.tags):
-
-            def f1(meters: dict[str, Any], place: int = place) -> float:
-                right, predicted, actual = meters["_tag_counts"].sum[:, place]
-                return round(200 * right / max(predicted + actual, 1), 2)
-
-            metrics.log_derived(f"f1_{tag}", f1)
+            metrics.log_derived(f"f1_{tag}", partial(_f1, place=place))
 
     @property
     def source_dictionary(self) -> Dictionary:
@@ -143,3 +139,9 @@ class FixedPointTaggingTask(TrainingTask):
     def max_positions(self) -> None:
         """None: a recurrence has no limit."""
         return None
+
+
+def _f1(meters: dict[str, Any], place: int) -> float:
+    """Of one tag, in percent."""
+    right, predicted, actual = meters["_tag_counts"].sum[:, place]
+    return round(200 * right / max(predicted + actual, 1), 2)
