@@ -9,7 +9,6 @@ from fairseq_fixedpoint.language_model.model import dropped, embedding
 from fairseq_fixedpoint.language_model.order import Iterated
 from fairseq_fixedpoint.recurrence import FixedPointRNN, both_directions, check_probability
 from fairseq_fixedpoint.tagging.sentences import PADDING, UNKNOWN
-from fairseq_fixedpoint.tagging.spelling import FEATURES
 
 
 class TaggingNetwork(Iterated):
@@ -64,9 +63,8 @@ class TaggingNetwork(Iterated):
         self.variational_dropout = variational_dropout
         self.embed_tokens = embedding(words, embed_dim, PADDING)
         self.embed_spelling = nn.EmbeddingBag(spelling_buckets, spelling_dim, mode="sum")
-        # The sum of so many begins with the variance that the embedding of a word has.
-        bound = 0.1 / FEATURES**0.5
-        nn.init.uniform_(self.embed_spelling.weight, -bound, bound)
+        # So that an ending that no training has seen says nothing, rather than anything.
+        nn.init.zeros_(self.embed_spelling.weight)
         self.forward_rnn, self.backward_rnn = forward_rnn, backward_rnn
         directions = 1 if backward_rnn is None else 2
         self.output = nn.Linear(directions * hidden_size, tags)

@@ -1,9 +1,8 @@
 """What the spelling of a word says of it, for words that training has not seen.
 
-A word has a fixed number of features: its beginnings and endings, itself without case, and its
-shape. Each is hashed to a row of one table of embeddings (Weinberger et al., 2009), so there is no
-list of endings to find or to keep, any word has all of its features, and a word costs one sum of a
-few rows.
+A word has a fixed number of features: its beginnings and endings without case, and its shape. Each
+is hashed to a row of one table of embeddings (Weinberger et al., 2009), so there is no list of
+endings to find or to keep, and a word costs one sum of a few rows.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 
 BEGINNINGS, ENDINGS = (1, 2, 3), (1, 2, 3, 4)  # characters
-FEATURES = len(BEGINNINGS) + len(ENDINGS) + 2
+FEATURES = len(BEGINNINGS) + len(ENDINGS) + 1
 RUNS = re.compile(r"(.)\1+")
 
 
@@ -24,7 +23,6 @@ def features(word: str) -> list[str]:
     """The features of a word by name, :data:`FEATURES` of them; a short word repeats itself."""
     folded = word.lower()
     return [
-        f"word={folded}",
         f"shape={shape(word)}",
         *(f"{length}-={folded[:length]}" for length in BEGINNINGS),
         *(f"-{length}={folded[-length:]}" for length in ENDINGS),
