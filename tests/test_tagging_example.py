@@ -9,6 +9,7 @@ from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 
 from tests.tagging import EXAMPLE
@@ -64,6 +65,17 @@ def test_the_most_frequent_tag_is_wrong_where_a_neighbour_decides(folder, capsys
     assert row.split(" | ")[2] == f"{100 * right / total:.2f}"
     seconds = json.loads((folder / "frequent" / "seconds.json").read_text())
     assert seconds.keys() == {"training", "tagging"}
+
+
+def test_a_difference_has_the_interval_of_its_sentences():
+    """Against resampling the sentences."""
+    generator = np.random.default_rng(0)
+    a, b = ([generator.random(8) < p for _ in range(400)] for p in (0.9, 0.8))
+    value, _, half = evaluate.difference(a, b).partition(" ± ")
+    by_sentence = np.array([x.sum() - y.sum() for x, y in zip(a, b, strict=True)])
+    samples = generator.choice(by_sentence, (4000, 400)).mean(1) / 8
+    assert float(value) == pytest.approx(100 * by_sentence.mean() / 8, abs=0.01)
+    assert float(half) == pytest.approx(196 * samples.std(), rel=0.05)
 
 
 def test_a_folder_without_a_treebank_is_named(tmp_path, monkeypatch):
