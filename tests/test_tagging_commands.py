@@ -170,9 +170,9 @@ def test_text_gets_tags(model, tmp_path):
 
 
 def test_columns_get_one_more(model, tmp_path):
-    text = "to\tX\nset\tY\n\n\nthe\tZ\n.\t\n"
+    text = "to\tX\nset\tY\n\n\nher\tZ\n.\t\n"
     assert output_of(model, tmp_path, text, "--format", "conll") == (
-        "to\tX\tPART\nset\tY\tVERB\n\nthe\tZ\tDET\n.\t\tPUNCT\n\n"
+        "to\tX\tPART\nset\tY\tVERB\n\nher\tZ\tPRON\n.\t\tPUNCT\n\n"
     )
     assert output_of(model, tmp_path, "to X\nset Y\n", "--format", "conll") == (
         "to X PART\nset Y VERB\n\n"
