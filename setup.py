@@ -81,6 +81,8 @@ setup(
             "fixedpoint-score = fairseq_fixedpoint.cli.score:main",
             "fixedpoint-rescore = fairseq_fixedpoint.cli.rescore:main",
             "fixedpoint-spectral = fairseq_fixedpoint.cli.spectral:main",
+            "fixedpoint-tag = fairseq_fixedpoint.cli.tag:main",
+            "fixedpoint-tag-data = fairseq_fixedpoint.cli.tag_data:main",
         ],
     },
     zip_safe=False,

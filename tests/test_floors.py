@@ -17,7 +17,7 @@ PACKAGE = Path(fairseq_fixedpoint.__file__).parent
 FLOORS = [
     {"errors", "files", "perplexity", "progress"},  # what all stand on: Python alone
     # torch; of `spectral` numpy and scipy
-    {"recurrence", "softmax", "cross_entropy", "windows", "language_model", "spectral"},
+    {"recurrence", "softmax", "cross_entropy", "windows", "language_model", "tagging", "spectral"},
     # numpy, and torch where a model of ours runs
     {"formats", "rescoring", "backoff", "decoding", "cli"},
     {"plugin", "tasks"},  # fairseq
@@ -108,7 +108,7 @@ def test_all_but_the_plugin_is_imported_without_fairseq(error):
 
 
 @pytest.mark.parametrize(
-    "part", ["formats", "rescoring", "cli.rescore", "cli.score", "cli.convert"]
+    "part", ["formats", "rescoring", "cli.rescore", "cli.score", "cli.convert", "cli.tag"]
 )
 def test_formats_and_commands_are_imported_without_torch(part):
     program = WITHOUT.format(

@@ -294,24 +294,28 @@ def shows_bar(args: argparse.Namespace) -> bool:
 
 
 def check_outputs(
-    args: argparse.Namespace, *names: str, folders: Mapping[str, Collection[str]] | None = None
+    args: argparse.Namespace,
+    *names: str,
+    folders: Mapping[str, Collection[str]] | None = None,
+    in_place: bool = False,
 ) -> None:
     """Refuses places that the results could not take, before any work is done.
 
     Args:
         names: of the options that say where results are written; those not given are None.
         folders: which of them will be folders, and the names of what will be in them.
+        in_place: whether `--output` may take the input's place, being of the same format.
 
     Raises:
         OSError: if something of another kind is there, or would be lost, or the place's folder is
             not there.
         InputError: if two of them are one, or one is what another argument names, which is read.
     """
-    read = [
-        Path(value)
+    read = {
+        name: Path(value)
         for name, value in vars(args).items()
         if name not in names and (name == "input" or isinstance(value, Path))
-    ]
+    }
     option_of: dict[Path, str] = {}
     for name in names:
         path = getattr(args, name)
@@ -322,8 +326,10 @@ def check_outputs(
         earlier = option_of.setdefault(path.resolve(), option)
         if earlier != option:
             raise InputError(f"{earlier} and {option} name one file: they need two.")
-        if path.exists() and any(other.exists() and path.samefile(other) for other in read):
-            raise InputError(f"{option} {path} is what is read, and it is kept: name another.")
+        for other_name, other in read.items():
+            replaces = in_place and (name, other_name) == ("output", "input")
+            if path.exists() and other.exists() and path.samefile(other) and not replaces:
+                raise InputError(f"{option} {path} is what is read, and it is kept: name another.")
 
 
 def line_scorers(args: argparse.Namespace) -> dict[str, LineScorer]:

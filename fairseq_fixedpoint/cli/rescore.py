@@ -207,7 +207,7 @@ def _check_outputs(args: argparse.Namespace, listed: NBestFormat, names: Collect
                 f"--output {args.output} would be a part of the list {args.input}: choose a place "
                 "outside of it."
             )
-    options.check_outputs(args, "output", "one_best", folders=folders)
+    options.check_outputs(args, "output", "one_best", folders=folders, in_place=True)
 
 
 if __name__ == "__main__":

@@ -356,6 +356,7 @@ def _check_options(args: Namespace, form: LatticeFormat, names: list[str] | None
         args,
         *("output", "one_best", "nbest", "confusion", "ctm", "plot", "plot_confusion"),
         folders={} if names is None else {"output": names},
+        in_place=True,
     )
     for option, path in ("--plot", args.plot), ("--plot-confusion", args.plot_confusion):
         if path is not None and path.suffix.lower() not in SUFFIXES:

@@ -7,10 +7,15 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
 
 from fairseq_fixedpoint.errors import InputError
+from fairseq_fixedpoint.files import atomic_write
 from fairseq_fixedpoint.formats import FormatError
+from fairseq_fixedpoint.formats.nbest import create
 
 ONE_LINE = re.compile(r"\s*\n\s*")
 
@@ -44,6 +49,17 @@ def run(program: str, command: Callable[[], None]) -> int:
         return 130
     tell(program, f"error: {ONE_LINE.sub(' ', trouble)}")  # PyTorch's and fairseq's have several
     return 1
+
+
+@contextmanager
+def output_file(path: Path | None) -> Iterator[IO[str]]:
+    """Where the output goes: a file, written whole or not at all, or standard output."""
+    if path is None:
+        yield sys.stdout
+        sys.stdout.flush()  # a full disk shows here, before anything is said to be done
+        return
+    with atomic_write(path) as made, create(made) as file:
+        yield file
 
 
 def tell(program: str, *sentences: str) -> None:

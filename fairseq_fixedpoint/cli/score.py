@@ -7,14 +7,13 @@ import json
 import math
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import IO
 
 from fairseq_fixedpoint.cli import options
-from fairseq_fixedpoint.cli.run import Skipped, passed_by, quantity, run, tell
+from fairseq_fixedpoint.cli.run import Skipped, output_file, passed_by, quantity, run, tell
 from fairseq_fixedpoint.cli.score_rows import (
     Layout,
     LineLayout,
@@ -24,9 +23,8 @@ from fairseq_fixedpoint.cli.score_rows import (
     json_object,
 )
 from fairseq_fixedpoint.errors import InputError
-from fairseq_fixedpoint.files import atomic_write
 from fairseq_fixedpoint.formats import stop, text_words
-from fairseq_fixedpoint.formats.nbest import STANDARD_INPUT, Line, create, read_lines
+from fairseq_fixedpoint.formats.nbest import STANDARD_INPUT, Line, read_lines
 from fairseq_fixedpoint.perplexity import perplexity
 from fairseq_fixedpoint.progress import counted
 from fairseq_fixedpoint.rescoring.diagnosis import unknown_warnings
@@ -145,18 +143,18 @@ def _score(args: argparse.Namespace) -> None:
         )
         with results_of(_grouped(read()), score, journal, shown) as results:
             if results is not None:
-                with _opened(args.output) as file:
+                with output_file(args.output) as file:
                     totals.write(results, file, args.format, layout)
     else:
         lines = counted(read(), shown, " lines")
         results = (
             pair for group in _grouped(lines) for pair in zip(group, score(group), strict=True)
         )
-        with _opened(args.output) as file:
+        with output_file(args.output) as file:
             totals.write(results, file, args.format, layout)
     if processes.is_first:
         if args.summary is not None:
-            with _opened(args.summary) as file:
+            with output_file(args.summary) as file:
                 print(json.dumps(totals.summary(), indent=2), file=file)
         tell(PROGRAM, f"{totals.sentence()}{skipped.sentence()}", *totals.warnings(name, scorer))
 
@@ -193,16 +191,6 @@ def _scored(lines: Sequence[Scorable[Line]], scorer: LineScorer, layout: Layout)
         numbers = [log_probability, len(score.tokens), score.unknown]
         results.append([*numbers, *layout.details(score)])
     return results
-
-
-@contextmanager
-def _opened(path: Path | None) -> Iterator[IO[str]]:
-    if path is None:
-        yield sys.stdout
-        sys.stdout.flush()  # a full disk shows here, before anything is said to be done
-        return
-    with atomic_write(path) as made, create(made) as file:
-        yield file
 
 
 @dataclass

@@ -67,25 +67,11 @@ def _load(
     cfg = configuration(path, state)
     folder = dictionary_folder(path, cfg.task.get("data"), data)
     cfg.task.data = folder
-    try:
-        task = tasks.setup_task(cfg.task, from_checkpoint=True)
-        models, _, _ = checkpoint_utils.load_model_ensemble_and_task(
-            [str(path)], task=task, state=state
-        )
-    except (ValueError, RuntimeError) as error:  # our own check, and PyTorch's of sizes
-        raise InputError(
-            f"{path} does not go with the dictionary {folder}/dict.txt, or not with this version "
-            f"of its model: {error}"
-        ) from error
-    except Exception as error:  # fairseq has more ways to say that it lacks a part
-        raise InputError(
-            f"{path} holds no model that can be made here ({_shown(error)}): name "
-            "a checkpoint of a language model that needs no --user-dir but this one."
-        ) from error
+    model, task = build(path, state, cfg, f"the dictionary {folder}/dict.txt", "language model")
     penalised = bool((cfg.get("criterion") or {}).get("log_z_penalty"))
     if not normalized and not penalised:
         logger.warning(NOT_TRAINED_UNNORMALIZED.format(path))
-    model = models[0].eval().to(device)
+    model = model.to(device)
     if not isinstance(model, FairseqLanguageModel):
         raise InputError(
             f"{path} holds a {type(model).__name__}, which is no language model: name one that was "
@@ -101,6 +87,37 @@ def _load(
         except ValueError as error:  # out of range
             raise InputError(str(error)) from error
     return model, task, penalised
+
+
+def build(
+    path: Path, state: dict[str, Any], cfg: Any, dictionaries: str, kind: str
+) -> tuple[BaseFairseqModel, FairseqTask]:
+    """The model of a checkpoint, in evaluation mode, and its task.
+
+    Args:
+        state: what the checkpoint holds.
+        cfg: its configuration, `task.data` the folder of its dictionaries.
+        dictionaries, kind: what it goes with and what it should be, for the messages.
+
+    Raises:
+        InputError: if it does not go with its dictionaries, or cannot be made here.
+    """
+    try:
+        task = tasks.setup_task(cfg.task, from_checkpoint=True)
+        models, _, _ = checkpoint_utils.load_model_ensemble_and_task(
+            [str(path)], task=task, state=state
+        )
+    except (ValueError, RuntimeError) as error:  # our own check, and PyTorch's of sizes
+        raise InputError(
+            f"{path} does not go with {dictionaries}, or not with this version of its model: "
+            f"{error}"
+        ) from error
+    except Exception as error:  # fairseq has more ways to say that it lacks a part
+        raise InputError(
+            f"{path} holds no model that can be made here ({_shown(error)}): name a checkpoint of "
+            f"a {kind} that needs no --user-dir but this one."
+        ) from error
+    return models[0].eval(), task
 
 
 def load_scorer(
@@ -213,24 +230,27 @@ def configuration(path: Path, state: dict[str, Any]) -> Any:
     return cfg
 
 
-def dictionary_folder(path: Path, trained_with: str | None, data: str | Path | None) -> str:
-    """The folder whose dict.txt a checkpoint's model goes with.
+def dictionary_folder(
+    path: Path, trained_with: str | None, data: str | Path | None, name: str = "dict.txt"
+) -> str:
+    """The folder with the dictionary that a checkpoint's model goes with.
 
     Args:
         trained_with: what the checkpoint says of it.
         data: what is to be taken instead, or None.
+        name: of the dictionary.
 
     Raises:
-        InputError: if there is no dict.txt.
+        InputError: if it is not there.
     """
     if data is not None:
         folder, origin = str(data), "--data"
     else:
         folder = utils.split_paths(trained_with)[0] if trained_with else "."
         origin = f"where {path} was trained"
-    if not Path(folder, "dict.txt").is_file():
+    if not Path(folder, name).is_file():
         raise InputError(
-            f"{folder}/dict.txt ({origin}) is not there: give --data the folder that "
+            f"{folder}/{name} ({origin}) is not there: give --data the folder that "
             "fairseq-preprocess wrote for the model."
         )
     return folder

@@ -14,7 +14,13 @@ from fairseq_fixedpoint.plugin.criterions.fixedpoint_cross_entropy import (
     FixedPointCrossEntropyConfig,
 )
 from fairseq_fixedpoint.plugin.criterions.fixedpoint_features import FixedPointFeaturesCriterion
-from fairseq_fixedpoint.plugin.models import fixedpoint, fixedpoint_features, fixedpoint_lm
+from fairseq_fixedpoint.plugin.criterions.fixedpoint_tagging import FixedPointTaggingCriterion
+from fairseq_fixedpoint.plugin.models import (
+    fixedpoint,
+    fixedpoint_features,
+    fixedpoint_lm,
+    fixedpoint_tagger,
+)
 from fairseq_fixedpoint.plugin.tasks.fixedpoint_features import (
     FixedPointFeaturesTask,
     FixedPointFeaturesTaskConfig,
@@ -22,6 +28,10 @@ from fairseq_fixedpoint.plugin.tasks.fixedpoint_features import (
 from fairseq_fixedpoint.plugin.tasks.fixedpoint_language_modeling import (
     FixedPointLanguageModelingConfig,
     FixedPointLanguageModelingTask,
+)
+from fairseq_fixedpoint.plugin.tasks.fixedpoint_tagging import (
+    FixedPointTaggingTask,
+    FixedPointTaggingTaskConfig,
 )
 from fairseq_fixedpoint.plugin.tasks.fixedpoint_translation import (
     FixedPointTranslationTask,
@@ -37,6 +47,7 @@ def register() -> None:
         FixedPointCrossEntropy
     )
     register_criterion("fixedpoint_features")(FixedPointFeaturesCriterion)
+    register_criterion("fixedpoint_tagging")(FixedPointTaggingCriterion)
     for name, config, model, architectures in (
         (
             "fixedpoint_lm",
@@ -56,6 +67,12 @@ def register() -> None:
             fixedpoint_features.FixedPointFeaturesModel,
             {},
         ),
+        (
+            "fixedpoint_tagger",
+            fixedpoint_tagger.FixedPointTaggerConfig,
+            fixedpoint_tagger.FixedPointTaggerModel,
+            {},
+        ),
     ):
         register_model(name, dataclass=config)(model)
         for architecture, defaults in architectures.items():
@@ -68,6 +85,7 @@ def register() -> None:
         ),
         ("fixedpoint_translation", FixedPointTranslationTaskConfig, FixedPointTranslationTask),
         ("fixedpoint_features", FixedPointFeaturesTaskConfig, FixedPointFeaturesTask),
+        ("fixedpoint_tagging", FixedPointTaggingTaskConfig, FixedPointTaggingTask),
     ):
         register_task(name, dataclass=config)(task)
 

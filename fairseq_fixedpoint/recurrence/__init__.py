@@ -1,5 +1,6 @@
 """The mathematics: cells, the fixed-point iteration, the exact recurrence. Imports torch alone."""
 
+from fairseq_fixedpoint.recurrence.bidirectional import both_directions
 from fairseq_fixedpoint.recurrence.cells import CELLS, NONLINEARITIES
 from fairseq_fixedpoint.recurrence.dropout import check_probability, dropout_mask
 from fairseq_fixedpoint.recurrence.iteration import Solution
@@ -24,6 +25,7 @@ __all__ = [
     "Solution",
     "SolverSolution",
     "TokenSummary",
+    "both_directions",
     "check_probability",
     "dropout_mask",
     "solve",

@@ -28,7 +28,7 @@ from fairseq_fixedpoint.plugin.models.config_values import (
 )
 from fairseq_fixedpoint.plugin.models.decoder import FixedPointDecoder, FixedPointDecoderConfig
 from fairseq_fixedpoint.plugin.models.recurrent import build_recurrence
-from fairseq_fixedpoint.recurrence import FixedPointRNN, check_probability
+from fairseq_fixedpoint.recurrence import both_directions, check_probability
 
 
 @dataclass
@@ -189,13 +189,13 @@ class FixedPointEncoder(Iterated, FairseqEncoder):
         x = self.embed_tokens(tokens)  # (S, B, D)
         if self.training:
             x = dropped(x, self.dropout_in, self.variational_dropout)
-        masks = (padding_mask, padding_mask.flip(0)) if padding_mask.any() else (None, None)
-        output = torch.cat(
-            [
-                self._read(self.forward_rnn, x, masks[0]),
-                self._read(self.backward_rnn, x.flip(0), masks[1]).flip(0),
-            ],
-            dim=-1,
+        output = both_directions(
+            self.forward_rnn,
+            self.backward_rnn,
+            x,
+            self.iterations,
+            padding_mask=padding_mask if padding_mask.any() else None,
+            **self.gradient_options,
         )  # (S, B, 2H)
         if self.training:
             output = dropped(output, self.dropout_out, self.variational_dropout)
@@ -225,10 +225,6 @@ class FixedPointEncoder(Iterated, FairseqEncoder):
         """
         self._check_trained_iterations(state_dict)
         check_dictionary(state_dict, "encoder", self.dictionary)
-
-    def _read(self, rnn: FixedPointRNN, x: Tensor, padding_mask: Tensor | None) -> Tensor:
-        """One direction's states: ``(S, B, D)`` to ``(S, B, H)``."""
-        return rnn(x, self.iterations, padding_mask=padding_mask, **self.gradient_options).output
 
 
 class EncoderAttention(nn.Module):
