@@ -66,7 +66,7 @@ def training_error(data: Path, folder: Path, precision: str, iterations: int) ->
         The distance of the parameters after an epoch from those of a training in float32, relative
         to the way that those have gone.
     """
-    found = {}
+    actual = {}
     for name, *options in (
         ("start", "--lr", 1e-12), ("float32",), ("lower", precision),
     ):  # fmt: skip
@@ -78,9 +78,9 @@ def training_error(data: Path, folder: Path, precision: str, iterations: int) ->
         weights = [
             tensor.float().flatten() for tensor in state.values() if tensor.is_floating_point()
         ]
-        found[name] = torch.cat(weights)
-    way = found["float32"] - found["start"]
-    return ((found["lower"] - found["float32"]).norm() / way.norm()).item()
+        actual[name] = torch.cat(weights)
+    way = actual["float32"] - actual["start"]
+    return ((actual["lower"] - actual["float32"]).norm() / way.norm()).item()
 
 
 def _run(command, *arguments):

@@ -72,8 +72,8 @@ def log_probabilities(
         },
         "target": torch.tensor([target]),
     }
-    [[found]] = SequenceScorer(dictionary).generate([model], sample)
-    return found["positional_scores"].tolist()[len(previous) :]
+    [[actual]] = SequenceScorer(dictionary).generate([model], sample)
+    return actual["positional_scores"].tolist()[len(previous) :]
 
 
 def distributions(checkpoint: Path, text: str) -> torch.Tensor:

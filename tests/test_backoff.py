@@ -102,14 +102,14 @@ def test_the_table_has_all_parts_of_its_sequences(order, sequences):
     table = NgramTable(sequences, VOCABULARY, order)
     below = [EMPTY]
     for n in range(1, order + 1):
-        found = list(map(tuple, table.ngrams(n, slice(None)).tolist()))
+        actual = list(map(tuple, table.ngrams(n, slice(None)).tolist()))
         every_word = {(word,) for word in range(VOCABULARY)}
-        assert found == sorted(parts(sequences, n) if n > 1 else every_word)
-        assert table.counts[n - 1] == len(found)
-        assert [ngram[-1] for ngram in found] == table.last_word(n).tolist()
-        assert [ngram[:-1] for ngram in found] == [below[row] for row in table.history(n)]
-        assert [ngram[1:] for ngram in found] == [below[row] for row in table.shorter(n)]
-        below = found
+        assert actual == sorted(parts(sequences, n) if n > 1 else every_word)
+        assert table.counts[n - 1] == len(actual)
+        assert [ngram[-1] for ngram in actual] == table.last_word(n).tolist()
+        assert [ngram[:-1] for ngram in actual] == [below[row] for row in table.history(n)]
+        assert [ngram[1:] for ngram in actual] == [below[row] for row in table.shorter(n)]
+        below = actual
 
 
 def test_a_table_is_made_in_pieces(monkeypatch):
@@ -150,10 +150,10 @@ def test_listed_ngrams_have_the_models_probabilities(tmp_path_factory, options, 
             named = [symbols[word] for word in ngram]
             *history, word = [dictionary.index(x.replace("<s>", "</s>")) for x in named]
             expected = log_probs(model, torch.tensor([history]))[0, -1, word].exp().item()
-            found = 10 ** arpa.log10_p[tuple(named)]
-            assert found == pytest.approx(expected, rel=2 * LEAST_LEFT)  # scaled at most so much
+            actual = 10 ** arpa.log10_p[tuple(named)]
+            assert actual == pytest.approx(expected, rel=2 * LEAST_LEFT)  # scaled at most so much
             if len({other for *before, other in ngrams if before == list(ngram[:-1])}) <= WORDS:
-                assert found == pytest.approx(expected, rel=ROUNDING)
+                assert actual == pytest.approx(expected, rel=ROUNDING)
 
 
 @given(sequences=texts, order=st.integers(2, 4), seed=st.integers(0, 3))
@@ -190,10 +190,10 @@ def test_sums_are_1_whatever_the_probabilities(sequences, seed, spread, listed):
     draw = np.random.default_rng(seed)
 
     def drawn(order):
-        found = 10 ** -draw.uniform(0, spread, table.counts[order - 1])
+        actual = 10 ** -draw.uniform(0, spread, table.counts[order - 1])
         history = table.history(order)
-        total = np.bincount(history, found)[history]
-        return np.log(found / total * (listed if order > 1 else 1.0))
+        total = np.bincount(history, actual)[history]
+        return np.log(actual / total * (listed if order > 1 else 1.0))
 
     orders = list(back_off(table, drawn))
     totals = np.sum(10 ** orders[0].log_probabilities, keepdims=True)
@@ -241,14 +241,14 @@ def test_kenlm_reads_it_as_it_is_meant(models, text, tmp_path, capsys, name, ord
     kenlm = pytest.importorskip("kenlm")
     path = exported(models[name], tmp_path, "--text", text, "--order", order)
     assert "1 were taken for <unk>" in capsys.readouterr().err
-    arpa, found = Arpa(path), kenlm.Model(str(path))
-    assert found.order == order
+    arpa, actual = Arpa(path), kenlm.Model(str(path))
+    assert actual.order == order
     for line in ["", "w1 w2 w3", "w4 w0 w5 w5 w6 <unk> w8 w9", "w1 <unk> w2", "w29 w29 w29 w29"]:
         history, expected = ("<s>",), []
         for word in (*line.split(), "</s>"):
             expected.append(arpa.log10(history[1 - order :], word))
             history = (*history, word)
-        scores = [score for score, _, _ in found.full_scores(line)]
+        scores = [score for score, _, _ in actual.full_scores(line)]
         assert scores == pytest.approx(expected, abs=1e-5)
 
 
@@ -293,7 +293,7 @@ def test_a_mixture_has_both_models_probabilities(models, arpa, text, tmp_path):
     mixed = Arpa(exported(models["gru"], tmp_path, *listed, "--kenlm", arpa, "--interpolate", 0.3))
     ngram = kenlm.Model(str(arpa))
     assert set(mixed.log10_p) == set(neural.log10_p)
-    for words_of, found in mixed.log10_p.items():
+    for words_of, actual in mixed.log10_p.items():
         if len(words_of) > 1:
             state, after = kenlm.State(), kenlm.State()
             begins = words_of[0] == "<s>"
@@ -303,7 +303,7 @@ def test_a_mixture_has_both_models_probabilities(models, arpa, text, tmp_path):
                 state, after = after, kenlm.State()
             of_ngram = 10**log10_p if words_of[-1] in {"w1", "w2", "<unk>", "</s>"} else 0
             expected = 0.3 * 10 ** neural.log10_p[words_of] + 0.7 * of_ngram
-            assert 10**found == pytest.approx(expected, rel=1e-6)
+            assert 10**actual == pytest.approx(expected, rel=1e-6)
     for history in [EMPTY, ("w1",), ("<s>", "w2"), ("w1", "w2")]:
         assert mixed.sum_after(history) == pytest.approx(1, abs=1e-6)
 

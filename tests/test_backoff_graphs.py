@@ -28,27 +28,27 @@ def ngrams(draw) -> Ngrams:
     logs = st.integers(-30, -1).map(lambda tenths: tenths / 10)
     weights = st.integers(-20, 5).map(lambda tenths: tenths / 10)
     words = ("<unk>", "<s>", "</s>", *WORDS)
-    found: Ngrams = {(word,): (draw(logs), 0.0) for word in words}
-    found["<s>",] = (-99.0, 0.0)
+    actual: Ngrams = {(word,): (draw(logs), 0.0) for word in words}
+    actual["<s>",] = (-99.0, 0.0)
     for size in range(2, order + 1):
         possible = sorted(
             (*head, word)
-            for head in found
+            for head in actual
             if len(head) == size - 1 and head[-1] not in ("</s>", "<unk>")
             for word in (*WORDS, "</s>")
-            if (*head[1:], word) in found
+            if (*head[1:], word) in actual
         )
         if not possible:
             break
         for ngram in draw(st.sets(st.sampled_from(possible), min_size=1)):
-            found[ngram] = (draw(logs), 0.0)
-    longest = max(map(len, found))
+            actual[ngram] = (draw(logs), 0.0)
+    longest = max(map(len, actual))
     return {
         ngram: (
             log_p,
             draw(weights) if len(ngram) < longest and ngram[-1] not in ("</s>", "<unk>") else 0.0,
         )
-        for ngram, (log_p, _) in found.items()
+        for ngram, (log_p, _) in actual.items()
     }
 
 
@@ -102,9 +102,9 @@ def test_the_best_path_is_that_of_all_paths(model, data):
         texts = data.draw(
             st.lists(st.lists(st.sampled_from((*WORDS, "x")), max_size=5), max_size=6)
         )
-        found = free.score([" ".join(words) for words in texts])
+        actual = free.score([" ".join(words) for words in texts])
         explicit = strict.score([" ".join(words) for words in texts])
-    for words, line, plain in zip(texts, found, explicit, strict=True):
+    for words, line, plain in zip(texts, actual, explicit, strict=True):
         expected = best_of_all_paths(model, tuple(words)) * math.log(10)
         assert line.log_probability == pytest.approx(expected, abs=1e-4)
         assert line.log_probability >= plain.log_probability - 1e-4
@@ -139,8 +139,8 @@ def test_the_choice_is_an_option(models, tmp_path, capfd):
     for kind, log10 in (("failure", -2.4), ("epsilon", -1.2)):
         options = ("--kenlm", f"OLD={arpa}", "--backoff", f"OLD={kind}")
         assert fixedpoint_score(text, *options) == 0
-        found = float(capfd.readouterr().out.splitlines()[1].split("\t")[0])
-        assert found == pytest.approx(log10 * math.log(10), abs=1e-5)
+        actual = float(capfd.readouterr().out.splitlines()[1].split("\t")[0])
+        assert actual == pytest.approx(log10 * math.log(10), abs=1e-5)
         output = ("--output", tmp_path / "out")
         assert nbest(list_, *options, "--weight", "OLD=-1", *output) == 0
         total = float((tmp_path / "out").read_text().splitlines()[-1].split("\t")[1])

@@ -97,9 +97,9 @@ def test_constraints_of_sentences_that_stay_are_kept():
     wanted = [[[5, 6], [7]], [[4]], [[9, 10], [11], [8]], []]
     sample = text_batch(prefixes_of([0] * len(wanted)))
     seen = spied(model)
-    found = ours([model], sample, beam_size=4, max_len_b=30, **constrained(wanted))
+    actual = ours([model], sample, beam_size=4, max_len_b=30, **constrained(wanted))
     assert len({rows for rows, _ in seen[1:]}) > 2  # sentences left at different times
-    for row, hypotheses in zip(wanted, found, strict=True):
+    for row, hypotheses in zip(wanted, actual, strict=True):
         alone = ours(
             [model], text_batch(prefixes_of([0])), beam_size=4, max_len_b=30, **constrained([row])
         )
@@ -208,8 +208,8 @@ def test_scores_that_are_no_numbers_with_finite_weights():
 
 def test_hypotheses_that_lead_to_no_numbers_are_left_out_and_told(caplog):
     model, word = language_model(iterations=2), 5
-    found = ours([model], text_batch(prefixes_of([0])), beam_size=8, max_len_b=6)
-    assert any(word in h["tokens"] for h in found[0])
+    actual = ours([model], text_batch(prefixes_of([0])), beam_size=8, max_len_b=6)
+    assert any(word in h["tokens"] for h in actual[0])
     assert not caplog.text
     with torch.no_grad():
         model.decoder.embed_tokens.weight[word] = math.nan
@@ -228,11 +228,11 @@ def test_given_words_of_a_translation_need_not_be_allowed(build_model, lengths):
         assert len(text) > lengths[sentence]  # nobody is asked about given ones
         return [4 + sentence, EOS]
 
-    found = ours(
+    actual = ours(
         [build_model()], source_batch(), prefixes, beam_size=3, max_len_b=8, min_len=6,
         strategy=lambda: search.PrefixConstrainedBeamSearch(DICTIONARY, allowed),
     )  # fmt: skip
-    for sentence, (row, hypotheses) in enumerate(zip(prefixes, found, strict=True)):
+    for sentence, (row, hypotheses) in enumerate(zip(prefixes, actual, strict=True)):
         text = row[row.ne(PAD)].tolist()
         assert hypotheses
         for hypothesis in hypotheses:
@@ -248,8 +248,8 @@ def test_allowed_tokens_after_a_prefix_find_what_all_tokens_find():
     options = {"beam_size": 1, "max_len_b": 10}  # fairseq offers no more than N candidates there
     for model in (lstm_lm(1), language_model(1)):
         expected = ours([model], text_batch(prefixes), prefixes, **options)
-        found = ours([model], text_batch(prefixes), prefixes, strategy=every, **options)
-        assert_same(found, expected)
+        actual = ours([model], text_batch(prefixes), prefixes, strategy=every, **options)
+        assert_same(actual, expected)
 
 
 LARGE = 3 * V + 1
@@ -260,21 +260,21 @@ def test_siblings_without_penalty_are_a_beam_of_any_size():
     prefixes = prefixes_of([0, 2])
     options = {"beam_size": LARGE, "max_len_b": 5}
     expected = ours([model], sample, prefixes, **options)
-    found = ours(
+    actual = ours(
         [model], sample, prefixes,
         strategy=lambda: search.DiverseSiblingsSearch(DICTIONARY, 0.0), **options,
     )  # fmt: skip
-    assert_same(found, expected)
+    assert_same(actual, expected)
 
 
 @pytest.mark.parametrize("representation", ["ordered", "unordered"])
 def test_constraints_are_met_by_a_beam_of_any_size(representation):
     model, wanted = language_model(iterations=3), [[[5, 6], [7]], [[9]]]
-    found = ours(
+    actual = ours(
         [model], text_batch(prefixes_of([0, 0])), beam_size=LARGE, max_len_b=6,
         **constrained(wanted, representation),
     )  # fmt: skip
-    for row, hypotheses in zip(wanted, found, strict=True):
+    for row, hypotheses in zip(wanted, actual, strict=True):
         assert hypotheses
         assert_scored_as_the_text(model, hypotheses, atol=1e-5)  # fairseq's strategy is in float32
         for hypothesis in hypotheses:
@@ -295,12 +295,12 @@ def test_constraints_are_met_by_a_beam_of_any_size(representation):
 )
 def test_other_strategies_fill_a_beam_of_any_size(strategy):
     model, prefixes = language_model(iterations=3), prefixes_of([2, 0])
-    found = ours(
+    actual = ours(
         [model], text_batch(prefixes), prefixes, strategy=strategy, beam_size=LARGE, max_len_b=5
     )
-    for hypotheses in found:
+    for hypotheses in actual:
         assert len(hypotheses) > 1
-    tokens = torch.cat([h["tokens"] for h in chain.from_iterable(found)])
+    tokens = torch.cat([h["tokens"] for h in chain.from_iterable(actual)])
     assert tokens.ge(0).all() and tokens.lt(V).all() and tokens.ne(PAD).all()
 
 

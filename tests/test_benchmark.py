@@ -70,19 +70,19 @@ def test_a_part_has_what_the_suite_wants_of_it(name):
 
 
 def test_results_hold_every_combination_and_what_it_was_measured_on(saved):
-    found = json.loads(saved.read_text())
-    assert found["device"] == "cpu" and found["hardware"]
-    assert set(found["parts"]) == set(QUICK)
-    for run in found["parts"].values():
+    actual = json.loads(saved.read_text())
+    assert actual["device"] == "cpu" and actual["hardware"]
+    assert set(actual["parts"]) == set(QUICK)
+    for run in actual["parts"].values():
         assert run["complete"] and run["threads"] >= 1 and run["torch"] == torch.__version__
         assert run["machine"]["bandwidth"] > 0
         assert set(run["machine"]["matrix_rate"]) == {"fp32", "bf16"}
-    settings = found["parts"]["layer"]["settings"]
+    settings = actual["parts"]["layer"]["settings"]
     expected = itertools.product(
         settings["cells"], settings["widths"], settings["batches"], settings["lengths"],
         settings["precisions"], settings["modes"], (0, *settings["iterations"]),
     )  # fmt: skip
-    records = found["parts"]["layer"]["records"]
+    records = actual["parts"]["layer"]["records"]
     keys = (*layer.SHAPE, "iterations")
     assert sorted(tuple(record[key] for key in keys) for record in records) == sorted(expected)
     assert all(record["ms"] > 0 for record in records)
@@ -113,9 +113,9 @@ def test_small_blocks_are_measured_in_a_cuda_graph_too():
             (256, 1, 128), (256, 32, 512), (257, 1, 128), (256, 33, 512), (256, 32, 513)
         )
     ]  # fmt: skip
-    found = layer.graphed(records, torch.device("cuda"))
-    assert all(record.pop("graph") for record in found)
-    assert found == [
+    actual = layer.graphed(records, torch.device("cuda"))
+    assert all(record.pop("graph") for record in actual)
+    assert actual == [
         {"iterations": iterations, "width": 256, "batch": batch, "length": length}
         for iterations in (2, 5)
         for batch, length in ((1, 128), (32, 512))
@@ -252,8 +252,8 @@ def test_training_log_is_read_and_tokens_must_agree():
         "valid": [{"epoch": 1, "valid_ppl": "9"}],
         "train": [],
     }
-    found = end_to_end.speed(log[UPDATES], 10, "elman-5", 100)
-    assert found == {"tokens_per_second": 700.0}
+    actual = end_to_end.speed(log[UPDATES], 10, "elman-5", 100)
+    assert actual == {"tokens_per_second": 700.0}
     with pytest.raises(BenchmarkError, match="elman-5 counts 100 tokens an update"):
         end_to_end.speed(log[UPDATES], 10, "elman-5", 80)
     with pytest.raises(BenchmarkError, match="elman-5 logged no speed"):
@@ -267,9 +267,9 @@ def test_time_of_training_adds_up_over_epochs():
         return train, {"epoch": number, "valid_ppl": "9.5"}
 
     train, valid = zip(epoch(1, 10, 100), epoch(2, 20, 250), strict=True)
-    found = list(perplexity.epochs({"train": train, "valid": valid, "train_inner": []}))
-    assert [record["seconds"] for record in found] == [5.0, 7.0]
-    assert {record["perplexity"] for record in found} == {9.5}
+    actual = list(perplexity.epochs({"train": train, "valid": valid, "train_inner": []}))
+    assert [record["seconds"] for record in actual] == [5.0, 7.0]
+    assert {record["perplexity"] for record in actual} == {9.5}
 
 
 @pytest.mark.parametrize("softmax", end_to_end.Settings.softmaxes)
@@ -465,9 +465,9 @@ def test_a_run_that_was_killed_can_be_rendered_too(saved, name):
 def test_a_later_run_takes_the_place_of_an_earlier_one(tmp_path):
     for number, hardware in enumerate(("one", "two")):
         run = {"date": f"2026-01-0{number + 1}", "records": [{"a": number}, {"b": None}]}
-        found = {"hardware": hardware, "device": "cpu", "parts": {"layer": run, "growth": run}}
-        results.save(found, tmp_path / f"{hardware}.json")
-        assert json.loads((tmp_path / f"{hardware}.json").read_text()) == found
+        actual = {"hardware": hardware, "device": "cpu", "parts": {"layer": run, "growth": run}}
+        results.save(actual, tmp_path / f"{hardware}.json")
+        assert json.loads((tmp_path / f"{hardware}.json").read_text()) == actual
     runs = results.newest(tmp_path)
     assert runs["cpu"]["layer"]["hardware"] == "two" and not runs["cuda"]
 
@@ -501,8 +501,8 @@ def test_recomputation_is_held_against_the_exact_recurrence_at_the_longest_lengt
         for record in runs["memory"]["records"]
         if (record["length"], record["iterations"]) == (32, 4)
     }
-    found = memory.recomputed_over_exact(runs, "elman", 4)
-    assert found == peaks["recomputed"] / peaks["exact"]
+    actual = memory.recomputed_over_exact(runs, "elman", 4)
+    assert actual == peaks["recomputed"] / peaks["exact"]
     assert memory.recomputed_over_exact(runs, "lstm", 4) is None
     assert memory.recomputed_over_exact({}, "elman", 4) is None
 
@@ -561,12 +561,12 @@ def test_what_ran_in_a_graph_has_a_table_of_its_own(saved):
         {**shape[2], "graph": True, "ms": 0.5},
         {**shape[3], "graph": True, "ms": None, "reason": "out of memory"},
     ]
-    found = layer.tables({**run, "records": [*run["records"], *graphs]})
-    assert found.pop("layer-graphs").splitlines()[2:] == [
+    actual = layer.tables({**run, "records": [*run["records"], *graphs]})
+    assert actual.pop("layer-graphs").splitlines()[2:] == [
         "| gru | 16 | 1 | 8 | bf16 | training | 0.5 ms, 12.0x torch.nn, 6.0x eager "
         "| out of memory |"
     ]
-    assert found == without
+    assert actual == without
 
 
 def test_a_table_that_a_run_has_nothing_for_is_not_measured(saved):
@@ -587,8 +587,8 @@ def test_a_stride_is_held_against_pytorch_and_the_stride_of_one(saved):
     ):
         ways[way].update(ms=ms, operations=operations, bytes=0, peak=peak)
     ways["constant", 4].update(ms=None, reason="too long", peak=None)
-    found = stride.tables({**run, "machine": MACHINE})
-    head, _, *rows = found["stride-fp32"].splitlines()
+    actual = stride.tables({**run, "machine": MACHINE})
+    head, _, *rows = actual["stride-fp32"].splitlines()
     assert head == "| cell | width | length | start | torch.nn | C = 1 (3) | C = 4 (1.5) |"
     constant, summary = (row for row in rows if row.startswith("| lstm"))
     assert constant.endswith(" too long |")
@@ -597,7 +597,7 @@ def test_a_stride_is_held_against_pytorch_and_the_stride_of_one(saved):
         "| 4 ms, 1.5x torch.nn, 3.0x C = 1, 75% |"
     )
     constant, summary = (
-        row for row in found["stride-memory"].splitlines() if row.startswith("| lstm")
+        row for row in actual["stride-memory"].splitlines() if row.startswith("| lstm")
     )
     assert constant.endswith(" not measured |")
     assert summary == (
@@ -605,7 +605,7 @@ def test_a_stride_is_held_against_pytorch_and_the_stride_of_one(saved):
         "| 2 MiB, 2.0x torch.nn, 0.5x C = 1 |"
     )
     nothing = stride.tables({**run, "records": []})
-    assert set(nothing) == set(found) and not any(nothing.values())
+    assert set(nothing) == set(actual) and not any(nothing.values())
 
 
 def test_growth_has_each_axis_through_the_centre(saved):

@@ -54,10 +54,14 @@ def test_a_model_is_trained_and_evaluated_by_its_example_and_that_once(data, tmp
     arguments = [str(each) for each in arguments]
     assert command.main(arguments) == 0
     before = json.loads(results.read_text())["parts"]["corpora"]["records"]
-    (found,) = before
-    assert (found["corpus"], found["cell"], found["kind"]) == ("penn-treebank", "elman", "stream")
-    assert found["epochs"] == found["best_epoch"] == 1 and found["seconds"] > 0
-    (evaluation,) = found["evaluations"]
+    (actual,) = before
+    assert (actual["corpus"], actual["cell"], actual["kind"]) == (
+        "penn-treebank",
+        "elman",
+        "stream",
+    )
+    assert actual["epochs"] == actual["best_epoch"] == 1 and actual["seconds"] > 0
+    (evaluation,) = actual["evaluations"]
     assert evaluation["order"] == 3
     assert 1 < evaluation["valid"] < 60 and 1 < evaluation["test"] < 60  # of 40 words
     monkeypatch.delattr(corpora, "run")
@@ -109,8 +113,8 @@ def test_each_training_has_its_command_and_folder(device, tmp_path, examples):
         tmp_path, "exact", "exact", "stream-summary:5:4 --dropout 0.1", orders=(5, 2), seeds=(1, 7),
         options="--max-epoch 1",
     )  # fmt: skip
-    found = list(corpora.measure(asked_for, SimpleNamespace(device=torch.device(device))))
-    assert {each["seconds"] for each in found} == {62.0 if device == "cpu" else 40 / 8}
+    actual = list(corpora.measure(asked_for, SimpleNamespace(device=torch.device(device))))
+    assert {each["seconds"] for each in actual} == {62.0 if device == "cpu" else 40 / 8}
     exact = [
         "0",
         "--cell",
@@ -149,8 +153,8 @@ def test_an_order_that_is_asked_for_later_is_evaluated_alone(tmp_path, examples)
     model = corpora.Model("wikitext-2", "gru", "constant", 2, 4, "", 1)
     for orders in (5, 2), (2, 3):
         asked_for = settings(tmp_path, "constant:2:4", orders=orders)
-        found = corpora.trained(model, asked_for, torch.device("cpu"))
-    assert [each["order"] for each in found["evaluations"]] == [5, 2, 3]
+        actual = corpora.trained(model, asked_for, torch.device("cpu"))
+    assert [each["order"] for each in actual["evaluations"]] == [5, 2, 3]
     assert len(examples.trainings) == 1
     assert [order for order, *_ in examples.evaluations] == ["5", "5", "2", "2", "3", "3"]
 
@@ -164,8 +168,8 @@ def test_a_training_by_hand_is_taken_if_its_log_is_of_the_same_command(tmp_path,
     with pytest.raises(BenchmarkError, match="a training whose stride is 8, and by its name it is"):
         corpora.trained(model, asked_for, torch.device("cpu"))
     (folder / "train.json").write_text(options + LOG)
-    found = corpora.trained(model, asked_for, torch.device("cpu"))
-    assert found["evaluations"] == [{"order": 5, "valid": 4.0, "test": 4.0}]
+    actual = corpora.trained(model, asked_for, torch.device("cpu"))
+    assert actual["evaluations"] == [{"order": 5, "valid": 4.0, "test": 4.0}]
     assert not examples.trainings
 
 
@@ -217,9 +221,9 @@ def test_corpora_that_are_missing_are_named(tmp_path, capsys):
 
 
 def test_the_table_has_a_row_for_every_kind_and_order_and_the_exact_recurrence_last():
-    found = corpora.tables(run_of(record(order_2=9.0), record(training="exact", order_0=8.0)))
-    assert found["corpora-wikitext-2"] is None and found["corpora-wikitext-2-choices"] is None
-    assert found["corpora-penn-treebank"].splitlines()[2:] == [
+    actual = corpora.tables(run_of(record(order_2=9.0), record(training="exact", order_0=8.0)))
+    assert actual["corpora-wikitext-2"] is None and actual["corpora-wikitext-2-choices"] is None
+    assert actual["corpora-penn-treebank"].splitlines()[2:] == [
         "| constant start | 1 | not measured | not measured | not measured | not measured |",
         "| constant start | 2 | 9.0 | 1.5 | not measured | not measured |",
         "| exact recurrence | all | 8.0 | 1.5 | not measured | not measured |",
@@ -234,12 +238,12 @@ def test_the_validation_set_chooses_at_each_order_in_the_mean_of_the_seeds():
             for order, of_order in zip((1, 2), valid, strict=True)
         ]
     run = run_of(wide, narrow, cells=("elman",))
-    found = corpora.tables(run)
-    assert found["corpora-penn-treebank"].splitlines()[2:4] == [
+    actual = corpora.tables(run)
+    assert actual["corpora-penn-treebank"].splitlines()[2:4] == [
         "| constant start | 1 | 7.0 | 8.0 | 1.5 |",
         "| constant start | 2 | 5.0 | 6.0 | 1.5 |",
     ]
-    assert found["corpora-penn-treebank-choices"].splitlines()[2:4] == [
+    assert actual["corpora-penn-treebank-choices"].splitlines()[2:4] == [
         "| constant start | 1 | `constant:2 --dropout 0.5` |",
         "| constant start | 2 | `constant:2:4` |",
     ]

@@ -139,12 +139,12 @@ def test_what_tuning_prints_and_writes_can_be_given_back(arpa, list_, capsys):
     given = [part for name, value in rows.items() for part in ("--weight", f"{name}={value}")]
     penalty = ("--word-penalty", rows.pop("words"))
     as_option = [part for name, value in rows.items() for part in ("--weight", f"{name}={value}")]
-    found = []
+    actual = []
     for back in (given, [*as_option, *penalty], ["--weights", "weights"]):
         assert nbest(list_, "--kenlm", arpa, *back, "--output", "out") == 0
-        found.append([hypothesis.scores for hypothesis in FORMATS["tsv"].read(Path("out"))])
-    assert found[0] == found[1]
-    for printed, written in zip(found[1], found[2], strict=True):
+        actual.append([hypothesis.scores for hypothesis in FORMATS["tsv"].read(Path("out"))])
+    assert actual[0] == actual[1]
+    for printed, written in zip(actual[1], actual[2], strict=True):
         assert printed == pytest.approx(written, rel=1e-3)
 
 

@@ -35,18 +35,18 @@ def test_training_learns_and_logs_for_tensorboard(data, trained):
 
 
 def test_perplexity_does_not_depend_on_the_block_size(data, trained):
-    found = [
+    actual = [
         evaluate(data, trained, "--tokens-per-sample", size, "--batch-size", batch)
         for size, batch in ((7, 5), (64, 1), (100, 3))
     ]
-    assert found == pytest.approx([found[0]] * 3, rel=1e-6)
+    assert actual == pytest.approx([actual[0]] * 3, rel=1e-6)
     plain_task = ("--user-dir", PLUGIN, "--task", "language_modeling", "--cpu")
     window = ("--context-window", 3, "--batch-size", 1, "--num-workers", 0)
     for size in (10, 67):  # of which fairseq takes the window off
         with_window = evaluate(data, trained, "--tokens-per-sample", size, *window, task=plain_task)
-        assert with_window == pytest.approx(found[0], rel=1e-6)
+        assert with_window == pytest.approx(actual[0], rel=1e-6)
     without = evaluate(data, trained, "--tokens-per-sample", 7, task=plain_task)
-    assert abs(without - found[0]) > 1e-4 * found[0]
+    assert abs(without - actual[0]) > 1e-4 * actual[0]
 
 
 def test_one_checkpoint_is_evaluated_at_any_order(data, trained):
@@ -65,9 +65,9 @@ def test_one_checkpoint_is_evaluated_at_any_order(data, trained):
 
 def test_validate_finds_the_loss_of_training(data, trained):
     state = torch.load(trained, weights_only=False)
-    found = validate(data, trained, "--batch-size", 4)
-    assert float(found["loss"]) == pytest.approx(state["extra_state"]["val_loss"], abs=2e-3)
-    assert {"ppl", "log_z", "residual_1", "residual_4"} <= found.keys()
+    actual = validate(data, trained, "--batch-size", 4)
+    assert float(actual["loss"]) == pytest.approx(state["extra_state"]["val_loss"], abs=2e-3)
+    assert {"ppl", "log_z", "residual_1", "residual_4"} <= actual.keys()
 
 
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(data, tmp_path):
@@ -92,20 +92,20 @@ def test_blocks_of_whole_sentences(data, tmp_path, break_mode):
     """The eos mode is what needs numpy's dropped name; neither mode has left context."""
     modes = ("--sample-break-mode", break_mode, "--reset-at-eos")
     train(data, tmp_path, "--max-epoch", 1, *modes)
-    found = evaluate(data, tmp_path / "checkpoint_last.pt", *modes, "--tokens-per-sample", 64)
+    actual = evaluate(data, tmp_path / "checkpoint_last.pt", *modes, "--tokens-per-sample", 64)
     stream = evaluate(
         data, tmp_path / "checkpoint_last.pt", "--reset-at-eos", "--tokens-per-sample", 50
     )
-    assert found == pytest.approx(stream, rel=1e-6)
+    assert actual == pytest.approx(stream, rel=1e-6)
 
 
 def test_the_plain_language_modeling_task_works(data, tmp_path):
     train(data, tmp_path, "--task", "language_modeling", "--max-epoch", 1)
     plain_task = ("--user-dir", PLUGIN, "--task", "language_modeling", "--cpu")
-    found = evaluate(
+    actual = evaluate(
         data, tmp_path / "checkpoint_last.pt", "--tokens-per-sample", 64, task=plain_task
     )
-    assert found < 34
+    assert actual < 34
 
 
 def test_options_of_the_paper_train_together(data, tmp_path):
@@ -142,8 +142,8 @@ def test_hydra_train_with_a_shipped_config(data, tmp_path):
         cwd=tmp_path,
     )  # fmt: skip
     assert finished.returncode == 0, finished.stderr[-3000:]
-    found = evaluate(data, tmp_path / "checkpoint_last.pt", "--tokens-per-sample", 64)
-    assert found < 34
+    actual = evaluate(data, tmp_path / "checkpoint_last.pt", "--tokens-per-sample", 64)
+    assert actual < 34
 
 
 @pytest.mark.parametrize("iterations", [0, 3])

@@ -172,9 +172,9 @@ def test_counts_of_bleu_are_read(tmp_path):
     path = tmp_path / "checkpoint.pt"
     counts = {"_bleu_counts": np.arange(4), "_bleu_totals": np.ones(4)}
     torch.save(checkpoint_state(extra_state={"metrics": counts}), path)
-    found = checkpoint_utils.load_checkpoint_to_cpu(str(path))["extra_state"]["metrics"]
+    actual = checkpoint_utils.load_checkpoint_to_cpu(str(path))["extra_state"]["metrics"]
     for name, value in counts.items():
-        np.testing.assert_array_equal(found[name], value)
+        np.testing.assert_array_equal(actual[name], value)
 
 
 # --- files that are no checkpoint

@@ -82,8 +82,8 @@ class TestNetwork:
         texts = texts_of(graph)
         for word in set(graph.words) - {""}:
             expected = sum(share * text.count(word) for text, share in texts.items())
-            found = sum(slot.get(word, 0.0) for slot in network)
-            assert found == CLOSE(expected, abs=1e-8)
+            actual = sum(slot.get(word, 0.0) for slot in network)
+            assert actual == CLOSE(expected, abs=1e-8)
 
     @settings(deadline=None)
     @given(graphs(), st.data())

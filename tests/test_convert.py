@@ -117,8 +117,8 @@ def test_lines_are_scored_as_by_the_given_model(given, tmp_path, capsys, iterati
         fixedpoint_score(tmp_path / "text", "--model", path, "--per-token", "--format", "json") == 0
     )
     for row, line in zip(capsys.readouterr().out.splitlines(), lines, strict=True):
-        found = [value for _, value in json.loads(row)["token_log_probabilities"]]
-        assert found == pytest.approx(log_probabilities(given, line), abs=1e-5)
+        actual = [value for _, value in json.loads(row)["token_log_probabilities"]]
+        assert actual == pytest.approx(log_probabilities(given, line), abs=1e-5)
 
 
 def test_the_report_is_what_evaluation_finds_at_each_order(given, data, tmp_path, capsys):
@@ -127,18 +127,18 @@ def test_the_report_is_what_evaluation_finds_at_each_order(given, data, tmp_path
                    "--report-json", tmp_path / "report.json")  # fmt: skip
     table = capsys.readouterr().out.splitlines()
     report = json.loads((tmp_path / "report.json").read_text())
-    found = {row["iterations"]: row["perplexity"] for row in [*report["orders"], report["exact"]]}
-    assert list(found) == [1, 3, 6, 0]
+    actual = {row["iterations"]: row["perplexity"] for row in [*report["orders"], report["exact"]]}
+    assert list(actual) == [1, 3, 6, 0]
     overrides = ("--model-overrides", "{'iterations': 3}")
-    assert found[3] == pytest.approx(evaluate(data, path, *overrides), rel=1e-5)
+    assert actual[3] == pytest.approx(evaluate(data, path, *overrides), rel=1e-5)
     plain_task = ("--user-dir", PLUGIN, "--task", "language_modeling", "--cpu")
     # All in one block, as nothing of fairseq's carries the exact state.
     of_fairseq = ("--model-overrides", "{'tokens_per_sample': 5000}", "--tokens-per-sample", 5000)
-    assert found[0] == pytest.approx(evaluate(data, given, *of_fairseq, task=plain_task), rel=1e-5)
+    assert actual[0] == pytest.approx(evaluate(data, given, *of_fairseq, task=plain_task), rel=1e-5)
 
     assert [line.split()[0] for line in table] == ["K", "1", "3", "6", "exact"]
     assert [float(line.split()[1]) for line in table[1:]] == [
-        round(value, 2) for value in found.values()
+        round(value, 2) for value in actual.values()
     ]
     converted = convert(given)
     for size in (7, 400):
@@ -147,7 +147,7 @@ def test_the_report_is_what_evaluation_finds_at_each_order(given, data, tmp_path
         again = OrderReport.of(converted.model.decoder, task.dataset("test"), [1, 3, 6])
         assert again.tokens == report["tokens"]
         assert [*again.perplexities.values(), again.exact] == pytest.approx(
-            list(found.values()), rel=1e-5
+            list(actual.values()), rel=1e-5
         )
 
 

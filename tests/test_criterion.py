@@ -66,12 +66,12 @@ def parameter_gradients(loss: torch.Tensor, model) -> dict[str, torch.Tensor | N
 def test_gradients_are_those_of_all_logits(options, iterations):
     """Left context and padding, whose targets do not count, among them."""
     model, sample = build(iterations=iterations, **options), sample_of(random_tokens())
-    found = parameter_gradients(criterion()(model, sample)[0], model)
+    actual = parameter_gradients(criterion()(model, sample)[0], model)
     logits = model(**sample["net_input"])[0]
     dense = F.cross_entropy(
         logits.flatten(0, 1), sample["target"].flatten(), ignore_index=1, reduction="sum"
     )
-    torch.testing.assert_close(found, parameter_gradients(dense, model), **EXACT)
+    torch.testing.assert_close(actual, parameter_gradients(dense, model), **EXACT)
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -89,13 +89,13 @@ def test_adaptive_softmax_gives_fairseq_s_loss_and_gradients(highest, training):
         if target is not None
     )
     torch.testing.assert_close(loss, expected, **EXACT)
-    found, theirs = (parameter_gradients(total, model) for total in (loss, expected))
-    assert {name for name, grad in found.items() if grad is None} == {
+    actual, theirs = (parameter_gradients(total, model) for total in (loss, expected))
+    assert {name for name, grad in actual.items() if grad is None} == {
         name for name, grad in theirs.items() if grad is None
     }
     for name, grad in theirs.items():
         if grad is not None:
-            torch.testing.assert_close(found[name], grad, **EXACT)
+            torch.testing.assert_close(actual[name], grad, **EXACT)
     with torch.no_grad():
         torch.testing.assert_close(criterion()(model, sample)[0], expected, **EXACT)
     assert "log_z" not in log
@@ -123,14 +123,14 @@ def test_several_orders_are_averaged():
 def test_several_orders_and_the_penalty_of_the_last_have_their_gradients(options):
     model, sample = build(iterations=4, dropout=0.0, **options).train(), sample_of(random_tokens())
     penalised = criterion(loss_iterations="1,2,4", log_z_penalty=0.3)
-    found = penalised(model, sample)[0]
+    actual = penalised(model, sample)[0]
     features, extra = model(**sample["net_input"], features_only=True, orders=[1, 2])
     features, counted = (*extra["iterates"].values(), features), sample["target"].ne(1)
     logits = [model.decoder.output_layer(each)[counted] for each in features]
     losses = [F.cross_entropy(each, sample["target"][counted], reduction="sum") for each in logits]
     expected = torch.stack(losses).mean() + 0.3 * logits[-1].logsumexp(-1).square().sum()
-    torch.testing.assert_close(found, expected, **EXACT)
-    ours, theirs = (parameter_gradients(loss, model) for loss in (found, expected))
+    torch.testing.assert_close(actual, expected, **EXACT)
+    ours, theirs = (parameter_gradients(loss, model) for loss in (actual, expected))
     torch.testing.assert_close(ours, theirs, **EXACT)
 
 
@@ -145,16 +145,16 @@ def test_the_orders_of_a_loss_share_one_gradient_of_the_output_weights(options):
 
     def kept(orders: str) -> list[int]:
         """Elements of the tensors with a row for most of the words."""
-        found = {}
+        actual = {}
 
         def pack(tensor: torch.Tensor) -> torch.Tensor:
             if tensor.numel() >= 300 * 8:
-                found[tensor.untyped_storage().data_ptr()] = tensor.numel()
+                actual[tensor.untyped_storage().data_ptr()] = tensor.numel()
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             criterion(loss_iterations=orders)(model, sample)
-        return [numel for place, numel in found.items() if place not in known]
+        return [numel for place, numel in actual.items() if place not in known]
 
     assert len(kept("6")) == 1
     assert kept("1,2,3,4,5,6") == kept("6")
@@ -165,16 +165,16 @@ def test_several_orders_of_an_adaptive_softmax_are_averaged(training):
     options = {"iterations": 4, "adaptive_softmax_cutoff": "10,25", "dropout": 0.0}
     model, sample = build(**options).train(training), sample_of(random_tokens())
     loss, _, log = criterion(loss_iterations="1,3,4")(model, sample)
-    found = []
+    actual = []
     for k in (1, 3, 4):
         alone = build(**{**options, "iterations": k}).train(training)
         alone.load_state_dict(model.state_dict())
-        found.append((alone, criterion()(alone, sample)[0]))
-    expected = torch.stack([each for _, each in found]).mean()
+        actual.append((alone, criterion()(alone, sample)[0]))
+    expected = torch.stack([each for _, each in actual]).mean()
     torch.testing.assert_close(loss, expected, **EXACT)
-    torch.testing.assert_close(log["nll_loss"], found[-1][1].detach(), **EXACT)
+    torch.testing.assert_close(log["nll_loss"], actual[-1][1].detach(), **EXACT)
     ours = parameter_gradients(loss, model)
-    theirs = [parameter_gradients(each, alone) for alone, each in found]
+    theirs = [parameter_gradients(each, alone) for alone, each in actual]
     for name, grad in ours.items():
         grads = [each[name] for each in theirs if each[name] is not None]
         assert (grad is None) == (not grads)

@@ -30,16 +30,16 @@ def layer(rows: int, width: int, words: int, bias: bool = True, dtype=torch.floa
     return *tensors, torch.randint(words, (rows,))
 
 
-def gradients(found: CrossEntropy, tensors, scale: float = 1.0) -> list[Tensor]:
+def gradients(actual: CrossEntropy, tensors, scale: float = 1.0) -> list[Tensor]:
     wanted = [tensor for tensor in tensors if tensor is not None]
-    return torch.autograd.grad(scale * found.loss, wanted, retain_graph=True)
+    return torch.autograd.grad(scale * actual.loss, wanted, retain_graph=True)
 
 
-def errors(found: list[Tensor], expected: list[Tensor]) -> list[float]:
+def errors(actual: list[Tensor], expected: list[Tensor]) -> list[float]:
     """Of each tensor, relative to its norm."""
     return [
         ((ours.double() - theirs).norm() / theirs.norm()).item()
-        for ours, theirs in zip(found, expected, strict=True)
+        for ours, theirs in zip(actual, expected, strict=True)
     ]
 
 
@@ -66,11 +66,11 @@ def test_value_and_gradients_are_the_reference_s(
     expected = linear_cross_entropy_reference(*inputs)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cross_entropy, "ELEMENTS_AT_ONCE", at_once)
-        found = linear_cross_entropy(*inputs)
-        ours = gradients(found, tensors, 0.7)
+        actual = linear_cross_entropy(*inputs)
+        ours = gradients(actual, tensors, 0.7)
     with torch.no_grad():
         evaluated = linear_cross_entropy(*inputs)
-    for ours_or_evaluated in (found, evaluated):
+    for ours_or_evaluated in (actual, evaluated):
         torch.testing.assert_close(ours_or_evaluated, expected, **EXACT)
     for mine, theirs in zip(ours, gradients(expected, tensors, 0.7), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-10 * scale)
@@ -93,8 +93,8 @@ def test_masked_words_do_not_count(masked, at_once, seed):
         patch.setattr(softmax, "WORDS_AT_ONCE", at_once)
         for differentiated in (True, False):
             with torch.set_grad_enabled(differentiated):
-                found = linear_cross_entropy(features, weight, bias, target)
-            torch.testing.assert_close(found, expected, **EXACT)
+                actual = linear_cross_entropy(features, weight, bias, target)
+            torch.testing.assert_close(actual, expected, **EXACT)
         never = OutputProjection(weight, torch.full_like(bias, -torch.inf)).log_normalizer(features)
     assert never.isneginf().all()
 
@@ -123,10 +123,10 @@ def test_a_weight_that_is_the_embedding_too_gets_both_gradients():
 def test_the_loss_alone_has_a_gradient_and_has_it_again():
     torch.manual_seed(0)
     *tensors, target = layer(5, 3, 4)
-    found = linear_cross_entropy(*tensors, target)
-    assert found.loss.requires_grad
-    assert not found.nll.requires_grad and not found.log_z.requires_grad
-    torch.testing.assert_close(gradients(found, tensors), gradients(found, tensors), **EXACT)
+    actual = linear_cross_entropy(*tensors, target)
+    assert actual.loss.requires_grad
+    assert not actual.nll.requires_grad and not actual.log_z.requires_grad
+    torch.testing.assert_close(gradients(actual, tensors), gradients(actual, tensors), **EXACT)
 
 
 class LargestTensor(TorchDispatchMode):
@@ -182,13 +182,13 @@ def test_bf16_products_err_no_more_than_the_dense_layer_under_autocast(monkeypat
     exact_loss = linear_cross_entropy_reference(*exact, target, penalty)
     expected = [exact_loss.log_z, *gradients(exact_loss, exact)]
     tensors = [tensor.detach().float().requires_grad_() for tensor in exact]
-    found = {}
+    actual = {}
     for function in (linear_cross_entropy, linear_cross_entropy_reference):
         with torch.autocast("cpu", torch.bfloat16):
             result = function(*tensors, target, penalty)
-        found[function] = [result.log_z, *gradients(result, tensors)]
-        assert all(tensor.dtype == torch.float32 for tensor in found[function])
-    ours, theirs = (errors(tensors, expected) for tensors in found.values())
+        actual[function] = [result.log_z, *gradients(result, tensors)]
+        assert all(tensor.dtype == torch.float32 for tensor in actual[function])
+    ours, theirs = (errors(tensors, expected) for tensors in actual.values())
     assert all(mine <= 1.5 * baseline for mine, baseline in zip(ours, theirs, strict=True))
     assert max(ours) > 1e-4  # bfloat16 it was
 
@@ -203,12 +203,12 @@ def test_parameters_in_half_precision(dtype):
     exact_loss = linear_cross_entropy_reference(*exact, target)
     expected = [exact_loss.log_z, *gradients(exact_loss, exact, loss_scale)]
     tensors = [tensor.detach().to(dtype).requires_grad_() for tensor in exact]
-    found = {}
+    actual = {}
     for function in (linear_cross_entropy, linear_cross_entropy_reference):
         result = function(*tensors, target)
-        found[function] = [result.log_z, *gradients(result, tensors, loss_scale)]
-        assert [tensor.dtype for tensor in found[function]] == [torch.float32] + [dtype] * 3
-    ours, theirs = (errors(tensors, expected) for tensors in found.values())
+        actual[function] = [result.log_z, *gradients(result, tensors, loss_scale)]
+        assert [tensor.dtype for tensor in actual[function]] == [torch.float32] + [dtype] * 3
+    ours, theirs = (errors(tensors, expected) for tensors in actual.values())
     assert all(mine <= 1.5 * baseline for mine, baseline in zip(ours, theirs, strict=True))
     with torch.no_grad():
         evaluated = linear_cross_entropy(*tensors, target)
@@ -221,12 +221,12 @@ def test_features_without_width_leave_the_bias_alone():
     features, weight, bias, target = layer(5, 0, 4, dtype=torch.float32)
     for autocast in (False, True):
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            found = linear_cross_entropy(features, weight, bias, target)
+            actual = linear_cross_entropy(features, weight, bias, target)
         expected = linear_cross_entropy_reference(features, weight, bias, target)
         torch.testing.assert_close(
-            found.loss, expected.loss, rtol=2**-8 if autocast else 1e-6, atol=0
+            actual.loss, expected.loss, rtol=2**-8 if autocast else 1e-6, atol=0
         )
-        assert [grad.shape for grad in gradients(found, (features, weight))] == [(5, 0), (4, 0)]
+        assert [grad.shape for grad in gradients(actual, (features, weight))] == [(5, 0), (4, 0)]
 
 
 def test_targets_that_do_not_fit_are_refused():
@@ -252,7 +252,7 @@ def test_the_benchmark_tells_every_way_s_time_and_memory():
         logits = 4 * words * chosen.positions
         assert peaks[words, "fp32", "dense"] > 2 * logits  # logits and their gradient
     run = {"records": records, "machine": {"matrix_rate": machine.matrix_rate, "bandwidth": 1e9}}
-    found = output_layer.tables(run)
-    assert found["output_layer"].count("\n") == 2 + 2 * 2 * 4
-    assert found["output_layer-scoring"].count("\n") == 2 + 2 * 3
-    assert not any("not measured" in text for text in found.values())
+    actual = output_layer.tables(run)
+    assert actual["output_layer"].count("\n") == 2 + 2 * 2 * 4
+    assert actual["output_layer-scoring"].count("\n") == 2 + 2 * 3
+    assert not any("not measured" in text for text in actual.values())

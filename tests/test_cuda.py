@@ -30,10 +30,10 @@ def test_states_and_gradients_equal_the_reference(kind, iterations):
     x = block(9).cuda().requires_grad_()
     resets = torch.rand(9, 2, device="cuda") < 0.3
     tensors = [x, *model.parameters()]
-    found = model(x, iterations, resets=resets).output
+    actual = model(x, iterations, resets=resets).output
     expected = window_by_window(model.effective_layers(), x, iterations or 9, resets)
-    torch.testing.assert_close(found, expected, **EXACT)
-    for ours, theirs in zip(gradients(found, tensors), gradients(expected, tensors), strict=True):
+    torch.testing.assert_close(actual, expected, **EXACT)
+    for ours, theirs in zip(gradients(actual, tensors), gradients(expected, tensors), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-10)
 
 
@@ -43,8 +43,8 @@ def test_shared_windows_score_as_on_the_cpu(output, iterations):
     sequences = [[EOS, *torch.randint(4, 12, (9,)).tolist(), EOS] for _ in range(20)]
     model = build(iterations=iterations, decoder_layers=2, **OUTPUTS[output])
     expected = WindowScorer(model.decoder).log_probabilities(sequences, [1] * 20)
-    found = WindowScorer(model.cuda().decoder).log_probabilities(sequences, [1] * 20)
-    for ours, theirs in zip(found, expected, strict=True):
+    actual = WindowScorer(model.cuda().decoder).log_probabilities(sequences, [1] * 20)
+    for ours, theirs in zip(actual, expected, strict=True):
         torch.testing.assert_close(torch.tensor(ours), torch.tensor(theirs), **EXACT)
 
 
@@ -76,11 +76,11 @@ def test_a_cuda_graph_gives_the_states_and_gradients_without_one(kind):
         torch.manual_seed(seed)  # gradients() has its own
         eager.load_state_dict(model.state_dict())  # the estimates of the norms, too
         x, resets = block(9).cuda().requires_grad_(), torch.rand(9, 2, device="cuda") < 0.3
-        found, expected = graph(x, resets), eager(x, 4, resets=resets).output
-        torch.testing.assert_close(found, expected, **EXACT)
-        found = gradients(found, [x, *model.parameters()])
+        actual, expected = graph(x, resets), eager(x, 4, resets=resets).output
+        torch.testing.assert_close(actual, expected, **EXACT)
+        actual = gradients(actual, [x, *model.parameters()])
         expected = gradients(expected, [x, *eager.parameters()])
-        for ours, theirs in zip(found, expected, strict=True):
+        for ours, theirs in zip(actual, expected, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-10)
         with torch.no_grad():
             for parameter in model.parameters():
@@ -96,8 +96,8 @@ def test_a_cuda_graph_of_bfloat16_products_errs_no_more_than_without_one(kind):
     with torch.autocast("cuda", torch.bfloat16, cache_enabled=False):
         eager = gradients(model(x, 4).output, tensors)
         graph = torch.cuda.make_graphed_callables(FixedOrder(model, 4), (x,))
-    found = gradients(graph(x), tensors)
-    for ours, theirs, expected in zip(found, eager, exact, strict=True):
+    actual = gradients(graph(x), tensors)
+    for ours, theirs, expected in zip(actual, eager, exact, strict=True):
         assert (ours - expected).norm() <= 2 * (theirs - expected).norm()
 
 

@@ -132,10 +132,10 @@ def test_a_context_has_what_summaries_see_and_little_more(
             assert len(context) <= window + standing + 1 + max(standing, summarised)
 
 
-def assert_ends_with(found, expected, tokens):
+def assert_ends_with(actual, expected, tokens):
     """Both have the same last tokens, as far as there are so many."""
     wanted = expected[max(0, len(expected) - tokens) :]
-    assert torch.equal(found[len(found) - len(wanted) :], wanted)
+    assert torch.equal(actual[len(actual) - len(wanted) :], wanted)
 
 
 @given(

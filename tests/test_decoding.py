@@ -64,8 +64,8 @@ class Words:
         self._scorer = Scorer(WindowScorer(model.decoder), TextEncoder(self.dictionary))
 
     def score(self, text: str) -> float:
-        (found,) = self._scorer.score([text])
-        return found.log_probability
+        (actual,) = self._scorer.score([text])
+        return actual.log_probability
 
 
 @options
@@ -77,10 +77,10 @@ def test_steps_give_what_a_block_does(options):
     state = torch.full_like(step.initial_state(3), 9.0)
     for position in range(9):
         begins = torch.full((3,), position == 0)
-        found, state = step(tokens[:, position], state, begins)
-        torch.testing.assert_close(found, expected[:, position], rtol=0, atol=1e-10)
-    found, _ = step(tokens[:, 0], step.initial_state(3))
-    torch.testing.assert_close(found, expected[:, 0], rtol=0, atol=1e-10)
+        actual, state = step(tokens[:, position], state, begins)
+        torch.testing.assert_close(actual, expected[:, position], rtol=0, atol=1e-10)
+    actual, _ = step(tokens[:, 0], step.initial_state(3))
+    torch.testing.assert_close(actual, expected[:, 0], rtol=0, atol=1e-10)
 
 
 @options
@@ -205,9 +205,9 @@ def test_flashlight_adds_the_models_score(iterations, seed):
     decoder = flashlight_decoder(model, lexicon, lm_weight=0.7, beam=200)
     frames = emissions(seed, 5)
     for _ in range(2):  # a second text begins anew
-        found = decoder.decode(frames.ctypes.data, *frames.shape)
-        assert found
-        for each in found:
+        actual = decoder.decode(frames.ctypes.data, *frames.shape)
+        assert actual
+        for each in actual:
             text = " ".join(lexicon[word] for word in each.words if word >= 0)
             expected = each.emittingModelScore + 0.7 * words.score(text)
             assert each.score == pytest.approx(expected, abs=1e-4)
@@ -278,10 +278,10 @@ def test_onnx_runs_the_same_step(models, tmp_path, name):
     for position in range(6):
         begins = torch.full((3,), position == 0)
         expected, state = step(tokens[position], state, begins)
-        found, kept = session.run(
+        actual, kept = session.run(
             None, {"token": tokens[position].numpy(), "state": kept, "begins": begins.numpy()}
         )
-        np.testing.assert_allclose(found, expected.detach().numpy(), rtol=0, atol=1e-5)
+        np.testing.assert_allclose(actual, expected.detach().numpy(), rtol=0, atol=1e-5)
         np.testing.assert_allclose(kept, state.detach().numpy(), rtol=0, atol=1e-5)
 
 

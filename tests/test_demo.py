@@ -56,16 +56,16 @@ def test_paragraphs_are_between_blank_lines_or_else_lines(tmp_path):
     wrapped.write_text("\nOne\tsentence\nin two lines.\n \n\nAnother.\n\n")
     with gzip.open(lines, "wt") as file:
         file.write("\nA line.\nAnother line.\n\n")
-    found = list(texts.paragraphs([wrapped, lines]))
-    assert found == ["One sentence in two lines.", "Another.", "A line.", "Another line."]
+    actual = list(texts.paragraphs([wrapped, lines]))
+    assert actual == ["One sentence in two lines.", "Another.", "A line.", "Another line."]
 
 
 def test_files_share_what_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(texts, "CHARACTERS", 10)
     for name in "ab":
         (tmp_path / name).write_text(f"{name * 3}\n{name * 9}\n{name}\n")
-    found = list(texts.paragraphs([tmp_path / "a", tmp_path / "b"]))
-    assert found == ["aaa", "aa", "bbb", "bb"]
+    actual = list(texts.paragraphs([tmp_path / "a", tmp_path / "b"]))
+    assert actual == ["aaa", "aa", "bbb", "bb"]
 
 
 @given(
@@ -79,9 +79,9 @@ def test_every_sentence_is_in_one_part_and_no_part_is_empty(tmp_path_factory, se
     path.write_text("".join(f"line {number}\n" for number in range(sentences)) + unbroken)
     parts = corpus.of_texts([path])
     assert all(parts.values())
-    found = Counter(" ".join(sentence) for part in parts.values() for sentence in part)
+    actual = Counter(" ".join(sentence) for part in parts.values() for sentence in part)
     piece = " ".join(["word"] * corpus.LONGEST_SENTENCE)
-    assert found == {piece: pieces} | {f"line {number}": 1 for number in range(sentences)}
+    assert actual == {piece: pieces} | {f"line {number}": 1 for number in range(sentences)}
 
 
 def test_rare_words_are_unknown(tmp_path):

@@ -122,8 +122,8 @@ REPOSITORY_PATH = re.compile(
 MODULE = re.compile(r"(?:\w+/)*\w+\.py")
 
 
-def distinct(found: Iterator[Command]) -> list[Command]:
-    return list({each.words: each for each in found}.values())
+def distinct(actual: Iterator[Command]) -> list[Command]:
+    return list({each.words: each for each in actual}.values())
 
 
 EVERY = distinct(command for document in MANUAL for command in documents.commands(document))
@@ -136,10 +136,10 @@ def reason(command: Command) -> str | None:
 
 def filled(words: tuple[str, ...], ellipsis: list[str]) -> list[str]:
     """Arguments with something in the place of what the reader has to fill in."""
-    found: list[str] = []
+    actual: list[str] = []
     for word in words:
-        found += ellipsis if word == "..." else [PLACEHOLDERS.get(word, word)]
-    return found
+        actual += ellipsis if word == "..." else [PLACEHOLDERS.get(word, word)]
+    return actual
 
 
 # --- programs, options and files ---
@@ -224,7 +224,7 @@ def own_model() -> set[str]:
 
 @functools.cache
 def every_option() -> set[str]:
-    found = own_commands() | options_of(
+    actual = own_commands() | options_of(
         *(parser() for parser in PARSERS.values()),
         torch.distributed.run.get_args_parser(),
         *(benchmark.parser([part]) for part in benchmark.PARTS),
@@ -236,7 +236,7 @@ def every_option() -> set[str]:
         *(each for registry in REGISTRIES.values()
           for each in registry["dataclass_registry"].values()),
     ]  # fmt: skip
-    return found.union(*map(options_of_dataclass, registered)) | FURTHER_OPTIONS.keys()
+    return actual.union(*map(options_of_dataclass, registered)) | FURTHER_OPTIONS.keys()
 
 
 def named_options(document: Path) -> set[str]:

@@ -108,9 +108,9 @@ def test_every_path_is_there_once_with_the_sequence_s_score(graph, order):
             expand(graph, Table(order), EOS)
         return
     expansion = expand(graph, Table(order), EOS)
-    found = list(expanded_paths(expansion, graph))
-    assert len(found) == len(expected)
-    assert dict(found) == pytest.approx(expected, abs=1e-9)
+    actual = list(expanded_paths(expansion, graph))
+    assert len(actual) == len(expected)
+    assert dict(actual) == pytest.approx(expected, abs=1e-9)
     assert expansion.shortened(order) == 0
     through = best_through(expansion, graph)
     best = max(score_of(graph, path) + expected[path] for path in expected)
@@ -165,13 +165,13 @@ def test_a_beam_leaves_paths_of_right_score_and_the_order_s_best(graph, order, b
     if not exact:
         return
     expansion = expand(graph, Table(order, weight), EOS, beam=beam)
-    found = dict(expanded_paths(expansion, graph))
-    assert found
-    for path, score in found.items():
+    actual = dict(expanded_paths(expansion, graph))
+    assert actual
+    for path, score in actual.items():
         assert score == pytest.approx(weight * exact[path], abs=1e-9)
     if order == 1:  # nothing was pruned by a smaller order, so the best is the best
         total = {path: score_of(graph, path) + weight * exact[path] for path in exact}
-        assert max(total[path] for path in found) == pytest.approx(max(total.values()), abs=1e-9)
+        assert max(total[path] for path in actual) == pytest.approx(max(total.values()), abs=1e-9)
 
 
 @given(graph=graphs(), order=st.integers(1, 5), limit=st.integers(1, 8))
@@ -180,12 +180,12 @@ def test_past_the_limit_a_state_is_scored_at_a_smaller_order_and_counted(graph, 
     if not any(paths(graph)):
         return
     expansion = expand(graph, Table(order), EOS, limit=limit)
-    found = dict(expanded_paths(expansion, graph))
-    assert found.keys() == set(paths(graph))  # a limit loses no path
+    actual = dict(expanded_paths(expansion, graph))
+    assert actual.keys() == set(paths(graph))  # a limit loses no path
     exact = expand(graph, Table(order), EOS)
     if expansion.shortened(order) == 0:
-        assert found == pytest.approx(dict(expanded_paths(exact, graph)), abs=1e-9)
-    for path, score in found.items():  # each word by some order up to K
+        assert actual == pytest.approx(dict(expanded_paths(exact, graph)), abs=1e-9)
+    for path, score in actual.items():  # each word by some order up to K
         tokens = [EOS, *spoken(graph, path), EOS]
         choices = [
             [
@@ -239,9 +239,9 @@ def test_merged_histories_equal_the_sequence_on_one_path(words, cell, iterations
     merged = merge(graph, scorer, EOS)
     sentence = [EOS, *(word for word in words if word != EMPTY), EOS]
     (expected,) = scorer.log_probabilities([sentence], [1])
-    found = [
+    actual = [
         score
         for score, arc in zip(merged.language, merged.arc, strict=True)
         if arc >= 0 and words[arc] != EMPTY
     ]
-    np.testing.assert_allclose([*found, merged.final[-1]], expected, rtol=0, atol=1e-10)
+    np.testing.assert_allclose([*actual, merged.final[-1]], expected, rtol=0, atol=1e-10)

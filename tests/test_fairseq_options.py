@@ -63,8 +63,8 @@ def of_lines(scorer: Scorer) -> float:
 def test_a_text_has_the_perplexity_that_fairseq_finds(make, text, name, options):
     more = ("--task", "language_modeling") if "--add-bos-token" in options else ()
     path = make(name, *more, *options)
-    found = evaluate(text.parent / "bin", path, "--sample-break-mode", "eos", *options, task=PLAIN)
-    assert of_lines(Scorer.from_checkpoint(path)) == pytest.approx(found, rel=1e-4)
+    actual = evaluate(text.parent / "bin", path, "--sample-break-mode", "eos", *options, task=PLAIN)
+    assert of_lines(Scorer.from_checkpoint(path)) == pytest.approx(actual, rel=1e-4)
 
 
 @pytest.mark.parametrize("name", ["gru", "elman", "lstm"])
@@ -125,8 +125,8 @@ def test_histories_score_it_as_unknown(make):
     eos, unk = scorer.encoder.dictionary.eos(), scorer.encoder.dictionary.unk()
     histories = GrowingHistories(scorer.tokens, np.array([eos, SIZE + 3, unk]))
     histories.grow(np.array([0]), np.array([0]))
-    found = histories.log_probabilities(np.array([1, 1]), np.array([1, 2]))
-    assert found[0] == found[1] < 0
+    actual = histories.log_probabilities(np.array([1, 1]), np.array([1, 2]))
+    assert actual[0] == actual[1] < 0
 
 
 def test_sizes_that_cannot_be_are_refused(data, tmp_path):
@@ -143,7 +143,7 @@ def test_the_sentence_before_comes_after_the_beginning_of_the_text(make, name):
     path = make(name, "--task", "language_modeling", "--add-bos-token")
     scorer = Scorer.from_checkpoint(path, previous_context=3)
     encoder = scorer.encoder
-    (found,) = scorer.score(["w1 w2"], [("w3 w4 w5",)])
+    (actual,) = scorer.score(["w1 w2"], [("w3 w4 w5",)])
     before = [encoder.dictionary.bos(), *encoder.indices(["w4", "w5"]), encoder.dictionary.eos()]
     assert encoder.start == [encoder.dictionary.bos(), encoder.dictionary.eos()]
     sequence = [*before, *encoder.indices(["w1", "w2"]), encoder.dictionary.eos()]
@@ -152,7 +152,7 @@ def test_the_sentence_before_comes_after_the_beginning_of_the_text(make, name):
         output = forward(torch.tensor([sequence[:-1]]), src_lengths=torch.tensor([len(sequence)]))
         expected = output[0].log_softmax(-1)[0]
     expected = expected[range(len(sequence) - 1), sequence[1:]][len(before) - 1 :]
-    np.testing.assert_allclose(found.log_probabilities, expected, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(actual.log_probabilities, expected, rtol=0, atol=1e-5)
 
 
 def test_the_beginning_counts_towards_a_model_s_limit(make, monkeypatch):

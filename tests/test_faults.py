@@ -96,9 +96,9 @@ class Folder:
             assert content in {b"before", (self.whole or {}).get(name)}
 
     def finished(self) -> None:
-        found = self.contents()
-        self.whole = self.whole or found
-        assert found == self.whole and b"before" not in found.values()
+        actual = self.contents()
+        self.whole = self.whole or actual
+        assert actual == self.whole and b"before" not in actual.values()
         left = {path.name for path in self.path.iterdir()} - {"in"} - set(self.outputs)
         # A killed run leaves what it was writing under a name of its own.
         assert all(name.startswith(".") for name in left)
@@ -142,10 +142,10 @@ def test_training_is_killed(data, tmp_path, kills):
             load_checkpoint_to_cpu(str(path))
 
     def finished() -> None:
-        found = load_checkpoint_to_cpu(str(last))["model"]
-        whole.update(whole or found)
-        assert found.keys() == whole.keys()
-        assert all(torch.equal(found[name], whole[name]) for name in whole)
+        actual = load_checkpoint_to_cpu(str(last))["model"]
+        whole.update(whole or actual)
+        assert actual.keys() == whole.keys()
+        assert all(torch.equal(actual[name], whole[name]) for name in whole)
         for path in saved.iterdir():
             path.unlink()
 
@@ -223,7 +223,7 @@ def test_a_read_only_folder(arpa, tmp_path):
 
 def children(of: int) -> dict[int, str]:
     """The processes that one has started, with their ranks."""
-    found = {}
+    actual = {}
     for folder in Path("/proc").iterdir():
         if not folder.name.isdigit():
             continue
@@ -237,8 +237,8 @@ def children(of: int) -> dict[int, str]:
         except OSError:
             continue
         if parent == of and rank is not None:
-            found[int(folder.name)] = rank
-    return found
+            actual[int(folder.name)] = rank
+    return actual
 
 
 SLOW = """

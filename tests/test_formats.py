@@ -582,9 +582,9 @@ def test_every_number_of_a_json_hypothesis_is_a_score(tmp_path):
     path = tmp_path / "list"
     hypothesis = {"score": -1, "text": "a", "A": -2.5, "rank": 3, "ok": True, "words": 7, "id": "x"}
     path.write_text(json.dumps({"u": {"hyp_1": hypothesis}}))
-    [found] = FORMATS["mlm"].read(path)
-    assert found.scores == {"score": -1, "A": -2.5, "rank": 3}
-    assert FORMATS["mlm"].default_weights(found.scores) == {"score": 1, "A": 0, "rank": 0}
+    [actual] = FORMATS["mlm"].read(path)
+    assert actual.scores == {"score": -1, "A": -2.5, "rank": 3}
+    assert FORMATS["mlm"].default_weights(actual.scores) == {"score": 1, "A": 0, "rank": 0}
     with pytest.raises(FormatError, match="needs a A that is a finite number"):
         path.write_text('{"u": {"hyp_1": {"score": 1, "text": "a", "A": 1' + "0" * 400 + "}}}")
         list(FORMATS["mlm"].read(path))

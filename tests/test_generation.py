@@ -156,16 +156,16 @@ def theirs(models, sample, prefixes=None, **options):
 
 def theirs_one_by_one(models, prefixes, **options):
     """fairseq's hypotheses of texts that are in no batch."""
-    found = []
+    actual = []
     for row in prefixes:
         text = row[row.ne(PAD)].unsqueeze(0)
-        found += theirs(models, text_batch(text), text, **options)
-    return found
+        actual += theirs(models, text_batch(text), text, **options)
+    return actual
 
 
-def assert_same(found, expected, atol=1e-9, names=("positional_scores", "attention")):
+def assert_same(actual, expected, atol=1e-9, names=("positional_scores", "attention")):
     """The same hypotheses of each sentence; where two scores tie, either may be first."""
-    for mine, theirs in zip(found, expected, strict=True):
+    for mine, theirs in zip(actual, expected, strict=True):
         scores, their_scores = ([float(h["score"]) for h in part] for part in (mine, theirs))
         assert scores == pytest.approx(their_scores, rel=0, abs=atol)
         left = list(theirs)
@@ -228,8 +228,8 @@ def test_models_with_a_start_find_what_fairseq_finds(start, lengths):
         ([constant], {"lm_model": started, "lm_weight": 0.4}),
     ):
         expected = theirs_one_by_one(ensemble, prefixes, **options, **beside)
-        found = ours(ensemble, text_batch(prefixes), prefixes, **options, **beside)
-        assert_same(found, expected, atol=1e-5)
+        actual = ours(ensemble, text_batch(prefixes), prefixes, **options, **beside)
+        assert_same(actual, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("lengths", PREFIXES, ids=str)
@@ -274,11 +274,11 @@ def test_in_larger_groups_of_diverse_beam_search_nothing_goes_on_after_its_end()
     models, options = [language_model(0)], {"beam_size": 6, "max_len_b": 12}
     sample = text_batch(prefixes_of([0, 0, 0]))
     for groups in (1, 2, 3, 6):
-        found = ours(
+        actual = ours(
             models, sample, strategy=lambda g=groups: search.DiverseBeamSearch(DICTIONARY, g, 0.5),
             **options,
         )  # fmt: skip
-        for hypothesis in chain.from_iterable(found):
+        for hypothesis in chain.from_iterable(actual):
             assert hypothesis["tokens"].tolist().count(EOS) == 1
 
 
@@ -297,11 +297,11 @@ def test_sampling_draws_what_fairseq_draws(strategy, seed):
 def test_sampling_keeps_to_the_nucleus_and_to_the_prefix(lengths):
     p, model = 0.6, language_model(1)
     prefixes = prefixes_of(lengths)
-    found = ours(
+    actual = ours(
         [model], text_batch(prefixes), prefixes, beam_size=20, max_len_b=6,
         strategy=lambda: search.Sampling(DICTIONARY, -1, p),
     )  # fmt: skip
-    for row, length, hypotheses in zip(prefixes, lengths, found, strict=True):
+    for row, length, hypotheses in zip(prefixes, lengths, actual, strict=True):
         assert len({tuple(h["tokens"].tolist()) for h in hypotheses}) > 3
         for hypothesis in hypotheses:
             tokens = hypothesis["tokens"]
@@ -358,11 +358,11 @@ def test_allowed_tokens_are_kept_to():
         return [5, 6, EOS] if len(text) % 2 else [4 + sentence]
 
     prefixes = prefixes_of([2, 2, 2])
-    found = ours(
+    actual = ours(
         [language_model()], text_batch(prefixes), prefixes, beam_size=3, max_len_b=8, min_len=4,
         strategy=lambda: search.PrefixConstrainedBeamSearch(DICTIONARY, allowed),
     )  # fmt: skip
-    for sentence, hypotheses in enumerate(found):
+    for sentence, hypotheses in enumerate(actual):
         assert hypotheses
         for hypothesis in hypotheses:
             tokens = [EOS, *hypothesis["tokens"].tolist()]
@@ -383,8 +383,8 @@ def test_allowed_tokens_are_kept_to_after_texts_of_any_length():
     sample = text_batch(prefixes)
     order = torch.tensor([2, 0, 3, 1])  # numbers in the data set are not places in the batch
     sample["id"] = order
-    found = task.inference_step(generator, models, sample)
-    for number, row, hypotheses in zip(order.tolist(), prefixes, found, strict=True):
+    actual = task.inference_step(generator, models, sample)
+    for number, row, hypotheses in zip(order.tolist(), prefixes, actual, strict=True):
         text = row[row.ne(PAD)].tolist()
         assert hypotheses[0]["tokens"].tolist()[: len(text)] == text
         assert set(hypotheses[0]["tokens"].tolist()[len(text) :]) == {4 + number, EOS}
@@ -396,8 +396,8 @@ def test_unknown_words_cost_where_they_are_chosen_not_where_they_are_given(lengt
     model, prefixes = language_model(), prefixes_of(lengths)
     prefixes[:, 0] = UNK
     options = {"beam_size": 3, "max_len_b": 8, "unk_penalty": penalty}
-    found = ours([model], text_batch(prefixes), prefixes, **options)
-    for length, hypotheses in zip(lengths, found, strict=True):
+    actual = ours([model], text_batch(prefixes), prefixes, **options)
+    for length, hypotheses in zip(lengths, actual, strict=True):
         assert len(hypotheses) == 3
         for hypothesis in hypotheses:
             tokens = hypothesis["tokens"]
@@ -417,22 +417,22 @@ def test_an_impossible_prefix_has_no_hypothesis_and_leaves_the_others_theirs():
         lambda: search.DiverseBeamSearch(DICTIONARY, 2, 0.5),
     ):
         options = {"beam_size": 4, "max_len_b": 8, "strategy": strategy}
-        found = ours([model], text_batch(prefixes), prefixes, **options)
+        actual = ours([model], text_batch(prefixes), prefixes, **options)
         alone = ours([model], text_batch(prefixes[1:]), prefixes[1:], **options)
-        assert found[0] == []
-        assert_same(found[1:], alone)
+        assert actual[0] == []
+        assert_same(actual[1:], alone)
 
 
 @pytest.mark.parametrize("topp", [-1.0, 0.9])
 def test_a_given_word_may_be_too_improbable_to_be_drawn(topp):
     """At a low temperature its probability is 0 in floating point."""
     model, prefixes = without(language_model(), PAD), prefixes_of([6, 1, 4])
-    found = ours(
+    actual = ours(
         [model], text_batch(prefixes), prefixes, beam_size=3, max_len_b=9, temperature=1e-3,
         strategy=lambda: search.Sampling(DICTIONARY, -1, topp),
     )  # fmt: skip
     lowest = 0.0
-    for row, hypotheses in zip(prefixes, found, strict=True):
+    for row, hypotheses in zip(prefixes, actual, strict=True):
         text = row[row.ne(PAD)].tolist()
         for hypothesis in hypotheses:
             tokens = hypothesis["tokens"]
@@ -504,9 +504,9 @@ def test_the_task_finds_what_fairseqs_task_finds(build_model, options):
     for ensemble in (models[:1], models):
         generator = mine.build_generator(ensemble, args)
         assert isinstance(generator, FixedPointSequenceGenerator)
-        found = mine.inference_step(generator, ensemble, sample)
+        actual = mine.inference_step(generator, ensemble, sample)
         expected = theirs.inference_step(theirs.build_generator(ensemble, args), ensemble, sample)
-        assert_same(found, expected, atol=1e-5)
+        assert_same(actual, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("build_model", [lstm, translation_model])
@@ -525,11 +525,11 @@ def test_a_translation_that_its_prefix_ends_is_one():
     prefixes = torch.tensor([[5, 6, 7, 8], [7, EOS, PAD, PAD], [8, 9, EOS, PAD]])
     options = {"beam_size": 3, "max_len_b": 9}
     expected = theirs([lstm()], source_batch(), prefixes, **options)
-    found = ours([lstm()], source_batch(), prefixes, **options)
-    assert [len(hypotheses) for hypotheses in found] == [3, 1, 1]
+    actual = ours([lstm()], source_batch(), prefixes, **options)
+    assert [len(hypotheses) for hypotheses in actual] == [3, 1, 1]
     expected = [expected[0], expected[1][:1], expected[2][:1]]
     # Of equal ones fairseq may show another one's attention.
-    assert_same(found, expected, atol=1e-5, names=["positional_scores"])
+    assert_same(actual, expected, atol=1e-5, names=["positional_scores"])
 
 
 def forced_log_probs(model, tokens: torch.Tensor) -> torch.Tensor:
@@ -550,8 +550,8 @@ def test_generated_scores_are_those_of_the_text_as_a_block(cell, layers, iterati
     prefixes = prefixes_of([0, 3, 7])
     for dtype, atol in ((torch.float64, 1e-10), (torch.float32, 1e-5)):
         model = model.to(dtype)
-        found = ours([model], text_batch(prefixes), prefixes, beam_size=5, max_len_b=14)
-        for row, hypotheses in zip(prefixes, found, strict=True):
+        actual = ours([model], text_batch(prefixes), prefixes, beam_size=5, max_len_b=14)
+        for row, hypotheses in zip(prefixes, actual, strict=True):
             assert len(hypotheses) == 5
             for hypothesis in hypotheses:
                 tokens = hypothesis["tokens"]
@@ -583,8 +583,8 @@ def test_sentence_ends_in_a_prefix_are_part_of_the_text(options, equal):
     prefixes = torch.tensor([[5, EOS, 6, EOS], [7, 8, EOS, EOS], [EOS, EOS, 9, 10]])
     if not equal:
         prefixes[2, 3] = PAD
-    found = ours([model], text_batch(prefixes), prefixes, beam_size=3, max_len_b=12)
-    for row, hypotheses in zip(prefixes, found, strict=True):
+    actual = ours([model], text_batch(prefixes), prefixes, beam_size=3, max_len_b=12)
+    for row, hypotheses in zip(prefixes, actual, strict=True):
         given = row[row.ne(PAD)].tolist()
         assert len(hypotheses) == 3
         for hypothesis in hypotheses:
@@ -625,8 +625,8 @@ def test_finished_sentences_leave_the_batch():
     seen = spied(model)
     prefixes = prefixes_of([0, 0, 3])
     sample = text_batch(prefixes)
-    found = ours([model], sample, prefixes, beam_size=2, max_len_b=40)
-    assert_same(found, theirs_one_by_one([model], prefixes, beam_size=2, max_len_b=40))
+    actual = ours([model], sample, prefixes, beam_size=2, max_len_b=40)
+    assert_same(actual, theirs_one_by_one([model], prefixes, beam_size=2, max_len_b=40))
     rows = [shape[0] for shape in seen]
     assert rows[:2] == [3, 6]  # the first step is one for all hypotheses of a sentence
     assert rows[1:] == sorted(rows[1:], reverse=True)
@@ -660,8 +660,8 @@ def test_block_repetition_equals_its_definition():
     generator = torch.Generator().manual_seed(0)
     texts = torch.randint(0, 4, (20, 9), generator=generator)
     for size in (1, 2, 3, 10, 11):
-        found = block_repetition(torch.zeros(20, 4), texts, size)
-        for text, row in zip(texts.tolist(), found, strict=True):
+        actual = block_repetition(torch.zeros(20, 4), texts, size)
+        for text, row in zip(texts.tolist(), actual, strict=True):
             seen = {tuple(text[i : i + size]) for i in range(len(text) - size + 1)}
             last = text[len(text) - size + 1 :] if size > 1 else []
             blocked = [(*last, word) in seen for word in range(4)]
@@ -675,8 +675,8 @@ def test_alignments_are_fairseqs(kind):
     models, sample = [lstm()], source_batch()
     options = {"beam_size": 2, "max_len_b": 6, "print_alignment": kind}
     expected = generate(SequenceGeneratorWithAlignment, models, sample, None, **options)
-    found = ours(models, sample, **options)
-    for mine, other in zip(chain.from_iterable(found), chain.from_iterable(expected), strict=True):
+    actual = ours(models, sample, **options)
+    for mine, other in zip(chain.from_iterable(actual), chain.from_iterable(expected), strict=True):
         if kind == "hard":
             assert mine["alignment"] == other["alignment"]
         else:  # probabilities, as text
@@ -729,11 +729,11 @@ def test_a_gpu_finds_what_a_cpu_finds(recombination):
     expected = ours(models, text_batch(prefixes), prefixes, **options)
     sample = text_batch(prefixes)
     net_input = {name: tensor.cuda() for name, tensor in sample["net_input"].items()}
-    found = ours([models[0].cuda()], {"net_input": net_input}, prefixes.cuda(), **options)
-    for hypothesis in chain.from_iterable(found):
+    actual = ours([models[0].cuda()], {"net_input": net_input}, prefixes.cuda(), **options)
+    for hypothesis in chain.from_iterable(actual):
         assert hypothesis["tokens"].is_cuda
         hypothesis.update({name: tensor.cpu() for name, tensor in hypothesis.items()})
-    assert_same(found, expected)
+    assert_same(actual, expected)
 
 
 def test_the_benchmark_has_a_row_for_each_case():

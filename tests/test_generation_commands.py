@@ -78,10 +78,10 @@ def command(main, *arguments) -> None:
 
 def lines_of(printed: str) -> dict[str, list[tuple[int, list[str]]]]:
     """fairseq's lines, by letter: the sentence's number and the columns."""
-    found: dict[str, list] = {}
+    actual: dict[str, list] = {}
     for letter, number, rest in re.findall(r"^([A-Z])-(\d+)\t(.*)$", printed, re.MULTILINE):
-        found.setdefault(letter, []).append((int(number), rest.split("\t")))
-    return found
+        actual.setdefault(letter, []).append((int(number), rest.split("\t")))
+    return actual
 
 
 @pytest.fixture
@@ -142,14 +142,14 @@ def test_blocks_of_the_binarised_text_are_gone_on_with(data, trained, capsys):
         return lines_of(capsys.readouterr().out)
 
     for mode, size in (("eos", 100), ("none", 9)):
-        found = run("--sample-break-mode", mode, "--tokens-per-sample", size, "--prefix-size", 3)
-        targets = dict(found["T"])
-        assert len(targets) == len(found["H"]) > 30
-        for number, (_, hypothesis) in found["H"]:
+        actual = run("--sample-break-mode", mode, "--tokens-per-sample", size, "--prefix-size", 3)
+        targets = dict(actual["T"])
+        assert len(targets) == len(actual["H"]) > 30
+        for number, (_, hypothesis) in actual["H"]:
             [target] = targets[number]
             # Of three tokens one may be a sentence end, which is not printed.
             assert hypothesis.startswith(" ".join(target.split()[:2]))
-        longer = [len(columns[1].split()) > 3 for _, columns in found["H"]]
+        longer = [len(columns[1].split()) > 3 for _, columns in actual["H"]]
         assert sum(longer) > len(longer) / 2
     whole = run("--sample-break-mode", "none", "--tokens-per-sample", 9)
     targets = dict(whole["T"])
@@ -176,9 +176,11 @@ def test_a_start_goes_on_with_any_lines(data, started, interact):
 
 def test_constraints_are_met_after_texts_of_any_length(data, trained, interact):
     lines = ["w1 w10\tw5 w6\tw7", "w8\tw9", "w2 w9 w3"]
-    found = interact(data, trained, lines, *FROM_LANGUAGE_MODEL, "--constraints", "--batch-size", 3)
-    assert [columns[0] for _, columns in found["C"]] == ["w5 w6", "w7", "w9"]
-    texts = [columns[1] for _, columns in found["H"]]
+    actual = interact(
+        data, trained, lines, *FROM_LANGUAGE_MODEL, "--constraints", "--batch-size", 3
+    )
+    assert [columns[0] for _, columns in actual["C"]] == ["w5 w6", "w7", "w9"]
+    texts = [columns[1] for _, columns in actual["H"]]
     for line, text in zip(lines, texts, strict=True):
         given, *wanted = line.split("\t")
         assert text.startswith(given)
@@ -219,8 +221,8 @@ def test_a_checkpoint_from_before_orders_were_kept_serves(data, trained, tmp_pat
     del state["model"]["decoder.trained_iterations"]
     torch.save(state, tmp_path / "old.pt")
     arguments = (["w1", ""], *FROM_LANGUAGE_MODEL)
-    found = interact(data, tmp_path / "old.pt", *arguments)
-    assert found["H"] == interact(data, trained, *arguments)["H"]
+    actual = interact(data, tmp_path / "old.pt", *arguments)
+    assert actual["H"] == interact(data, trained, *arguments)["H"]
 
 
 def test_models_of_other_tasks_are_refused(data, trained, parallel, translator, interact, tmp_path):
@@ -250,7 +252,7 @@ def test_translation_with_a_language_model_finds_what_fairseq_finds(
         shutil.copy(binary / f"train.src-tgt.tgt.{suffix}", binary / f"train.{suffix}")
     options = ("--iterations", 2, "--max-update", 30, "--disable-validation", *start)
     train(binary, tmp_path / "lm", *options)
-    found = {}
+    actual = {}
     for task in ("fixedpoint_translation", "translation"):
         for weight in (0, 0.5):
             capsys.readouterr()
@@ -262,9 +264,9 @@ def test_translation_with_a_language_model_finds_what_fairseq_finds(
                 "--required-batch-size-multiple", 1,
             )  # fmt: skip
             printed = lines_of(capsys.readouterr().out)
-            found[task, weight] = printed
+            actual[task, weight] = printed
     for weight in (0, 0.5):
-        mine, other = found["fixedpoint_translation", weight], found["translation", weight]
+        mine, other = actual["fixedpoint_translation", weight], actual["translation", weight]
         for letter in "STA":
             assert mine[letter] == other[letter]
         for (number, (score, text)), (_, (other_score, other_text)) in zip(
@@ -272,4 +274,4 @@ def test_translation_with_a_language_model_finds_what_fairseq_finds(
         ):
             assert float(score) == pytest.approx(float(other_score), abs=1e-4), number
             assert text == other_text
-    assert found["fixedpoint_translation", 0]["H"] != found["fixedpoint_translation", 0.5]["H"]
+    assert actual["fixedpoint_translation", 0]["H"] != actual["fixedpoint_translation", 0.5]["H"]

@@ -36,7 +36,7 @@ CHOOSABLE = [number for number in range(len(TINY)) if number not in (PAD, EOS)]
 
 def recombined_one_by_one(log_probs, scores, contexts, order, eos):
     """The definition, continuation by continuation."""
-    found = log_probs.clone()
+    actual = log_probs.clone()
     for sentence in range(log_probs.size(0)):
         best = {}
         for row, token in itertools.product(range(log_probs.size(1)), range(log_probs.size(2))):
@@ -48,8 +48,8 @@ def recombined_one_by_one(log_probs, scores, contexts, order, eos):
         for row, token in itertools.product(range(log_probs.size(1)), range(log_probs.size(2))):
             ending = (*contexts[sentence, row].tolist(), token)[-order:]
             if token != eos and best[ending][1] != row:
-                found[sentence, row, token] = -math.inf
-    return found
+                actual[sentence, row, token] = -math.inf
+    return actual
 
 
 @settings(deadline=None, max_examples=60)
@@ -64,11 +64,11 @@ def test_recombination_equals_its_definition(data):
     scores = torch.randint(-3, 0, (batch, beam), generator=generator).double()
     scores[torch.rand(batch, beam, generator=generator) < 0.2] = -math.inf
     expected = recombined_one_by_one(log_probs, scores, contexts, order, eos=0)
-    found = log_probs.clone()
+    actual = log_probs.clone()
     with mock.patch.object(waiting, "reading_waits", return_value=data.draw(st.booleans())):
-        recombine_(found, scores, contexts, order, eos=0)
-    alive = scores.ne(-math.inf).unsqueeze(2).expand_as(found)
-    assert torch.equal(found[alive], expected[alive])
+        recombine_(actual, scores, contexts, order, eos=0)
+    alive = scores.ne(-math.inf).unsqueeze(2).expand_as(actual)
+    assert torch.equal(actual[alive], expected[alive])
 
 
 @settings(deadline=None, max_examples=40)
@@ -146,8 +146,8 @@ def test_a_beam_for_every_context_finds_the_best_of_all(options, order, kind):
             [model], TINY, beam_size=len(CHOOSABLE) ** order, max_len_b=5, **options
         )
         assert generator.is_exact
-        found = generator.generate([model], text_batch(prefixes), prefix_tokens=prefixes)
-        for row, hypotheses in zip(prefixes, found, strict=True):
+        actual = generator.generate([model], text_batch(prefixes), prefix_tokens=prefixes)
+        for row, hypotheses in zip(prefixes, actual, strict=True):
             score, tokens = best_of_all(model, row[row.ne(PAD)].tolist(), 5, **options)
             assert hypotheses[0]["score"] == pytest.approx(score, abs=1e-10)
             assert hypotheses[0]["tokens"].tolist() == tokens
@@ -172,8 +172,8 @@ def test_recombination_keeps_the_beam_for_hypotheses_that_can_differ():
         model = language_model(seed, iterations=1)
         sample, options = text_batch(prefixes_of([0, 0])), {"beam_size": 4, "max_len_b": 12}
         without = ours([model], sample, **options)
-        found = ours([model], sample, recombination=True, **options)
-        for hypotheses, others in zip(found, without, strict=True):
+        actual = ours([model], sample, recombination=True, **options)
+        for hypotheses, others in zip(actual, without, strict=True):
             texts = [tuple(h["tokens"].tolist()) for h in hypotheses]
             assert len(set(texts)) == len(texts)
             for hypothesis in hypotheses:
@@ -191,10 +191,10 @@ def test_a_translation_of_bounded_memory_is_recombined_exactly():
     sample = source_batch()
     words = len(DICTIONARY) - 2
     model = translation_model(iterations=1)
-    found = ours([model], sample, recombination=True, beam_size=words, max_len_b=3)
+    actual = ours([model], sample, recombination=True, beam_size=words, max_len_b=3)
     # So large a beam without recombination loses nothing on three tokens.
     expected = ours([model], sample, beam_size=words**3, max_len_b=3)
-    for hypotheses, others in zip(found, expected, strict=True):
+    for hypotheses, others in zip(actual, expected, strict=True):
         assert hypotheses[0]["score"] == pytest.approx(float(others[0]["score"]), abs=1e-6)
         assert hypotheses[0]["tokens"].tolist() == others[0]["tokens"].tolist()
 

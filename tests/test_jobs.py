@@ -86,13 +86,13 @@ def expected(items: list[int]) -> list[tuple[int, int]]:
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 9)), max_size=40), st.integers(1, 20))
 @settings(max_examples=100, deadline=None)
 def test_groups_keep_order_and_are_cut_where_the_key_changes(items, limit):
-    found = list(groups(iter(items), lambda item: item[1], limit, lambda item: item[0]))
-    assert [item for group in found for item in group] == items
-    for group, following in itertools.pairwise(found):
+    actual = list(groups(iter(items), lambda item: item[1], limit, lambda item: item[0]))
+    assert [item for group in actual for item in group] == items
+    for group, following in itertools.pairwise(actual):
         total = sum(size for _, size in group)
         assert total >= limit
         assert group[-1][0] != following[0][0] or total >= 4 * limit
-    for group in found:  # none is longer than it has to be
+    for group in actual:  # none is longer than it has to be
         for end in range(1, len(group)):
             total = sum(size for _, size in group[:end])
             assert total < limit or (group[end - 1][0] == group[end][0] and total < 4 * limit)
@@ -277,8 +277,8 @@ def test_processes_share_the_groups(tmp_path, count):
             scored[rank].append(group)
             return squares(group)
 
-        found = run(tmp_path / "out", items, score, processes=OneOfMany(rank, count))
-        assert found == (None if rank else expected(items))
+        actual = run(tmp_path / "out", items, score, processes=OneOfMany(rank, count))
+        assert actual == (None if rank else expected(items))
     together = sorted(group for each in scored.values() for group in each)
     assert together == [items[place : place + 3] for place in range(0, 20, 3)]
     assert all(scored.values())
@@ -293,8 +293,8 @@ def test_a_run_may_be_resumed_by_fewer_or_more_processes(tmp_path, resumed_by):
         file.write(b"3\t[81, ")
     store(tmp_path / "out", items, resumed_by)
     for rank in reversed(range(resumed_by)):
-        found = run(tmp_path / "out", items, processes=OneOfMany(rank, resumed_by))
-    assert found == expected(items)
+        actual = run(tmp_path / "out", items, processes=OneOfMany(rank, resumed_by))
+    assert actual == expected(items)
 
 
 @pytest.mark.parametrize("said", ["2", "many"])

@@ -98,11 +98,11 @@ def read(path: Path, **options) -> dict[str, Lattice]:
 
 def read_list(path: Path) -> dict[str, dict[str, float]]:
     """The texts of an n-best list with their scores, by utterance."""
-    found: dict[str, dict[str, float]] = defaultdict(dict)
+    actual: dict[str, dict[str, float]] = defaultdict(dict)
     for hypothesis in FORMATS["tsv"].read(path):
-        assert hypothesis.text not in found[hypothesis.utterance]  # distinct
-        found[hypothesis.utterance][hypothesis.text] = hypothesis.scores["score"]
-    return found
+        assert hypothesis.text not in actual[hypothesis.utterance]  # distinct
+        actual[hypothesis.utterance][hypothesis.text] = hypothesis.scores["score"]
+    return actual
 
 
 def file_of(text: str, path: Path) -> Path:
@@ -171,14 +171,14 @@ def test_every_arc_of_what_is_written_has_the_sequence_s_score(form, models, dat
         assert lattice(path, *arguments, "--word-penalty", -0.5) == 0
         before, after = read(path, name=form), read(output, name=form)
     assert list(after) == list(before)
-    for utterance, found in after.items():
+    for utterance, actual in after.items():
         old, language = before[utterance], "graph" if form == "kaldi" else "lm"
         known = {by_acoustic(old, *each): each for each in lattice_paths(old)}
         seen = []
-        for arcs, end in lattice_paths(found):
-            seen.append(by_acoustic(found, arcs, end))
+        for arcs, end in lattice_paths(actual):
+            seen.append(by_acoustic(actual, arcs, end))
             old_arcs, old_end = known[seen[-1]]
-            assert [found.words[arc] for arc in arcs[: len(old_arcs)]] == [
+            assert [actual.words[arc] for arc in arcs[: len(old_arcs)]] == [
                 old.words[arc] for arc in old_arcs
             ]
             scores = iter(scores_of_words(models["gru"], text_of(old, old_arcs)))
@@ -189,13 +189,13 @@ def test_every_arc_of_what_is_written_has_the_sequence_s_score(form, models, dat
                 if form == "kaldi":  # the rest of the graph's score stays, and penalties join it
                     expected[-1] += old.scores["graph"][arc] - 0.5 * is_word
             expected.append(next(scores))
-            values = found.scores[language][arcs].tolist()
+            values = actual.scores[language][arcs].tolist()
             if form == "kaldi":
                 expected[-1] += old.final_scores["graph"][old_end]
-                values.append(found.final_scores["graph"][end])
+                values.append(actual.final_scores["graph"][end])
             assert values == pytest.approx(expected, abs=1e-4)
         assert sorted(seen) == sorted(known)
-        assert found.word_penalty == (0.0 if form == "kaldi" else -0.5)
+        assert actual.word_penalty == (0.0 if form == "kaldi" else -0.5)
 
 
 @pytest.mark.parametrize("name", ["gru", "elman"])
@@ -210,10 +210,10 @@ def test_outputs_of_a_small_lattice(name, models, small, tmp_path, capsys):
     assert capsys.readouterr().err == said
 
     expected = small_totals(models[name])
-    found = list(FORMATS["tsv"].read(outputs["nbest"]))
+    actual = list(FORMATS["tsv"].read(outputs["nbest"]))
     best_first = sorted(expected, key=expected.get, reverse=True)
-    assert [hypothesis.text for hypothesis in found] == best_first
-    for hypothesis in found:
+    assert [hypothesis.text for hypothesis in actual] == best_first
+    for hypothesis in actual:
         acoustic, lm = SMALL_TEXTS[hypothesis.text]
         assert hypothesis.utterance == "u"
         assert hypothesis.scores == pytest.approx(
@@ -375,8 +375,8 @@ def test_the_combination_is_what_the_options_say(models, small, tmp_path):
         ("--weights", weights, "--weight", "lm=0"): {**tuned, "lm": 0},
     }
     for options, given_ in cases.items():
-        found = listed(small, checkpoint, *options)["u"]
-        assert found == pytest.approx(small_totals(checkpoint, **given_), abs=1e-4)
+        actual = listed(small, checkpoint, *options)["u"]
+        assert actual == pytest.approx(small_totals(checkpoint, **given_), abs=1e-4)
 
 
 def test_weights_may_name_scores_that_a_lattice_without_words_lacks(models, tmp_path):
@@ -385,9 +385,9 @@ def test_weights_may_name_scores_that_a_lattice_without_words_lacks(models, tmp_
     file_of(SMALL, folder / "a.lat")
     file_of("VERSION=1.0\nUTTERANCE=v\nwdpenalty=-1\nN=1 L=0\nI=0\n", folder / "b.lat")
     scales = ("--acoustic-scale", 0.25, "--old-lm-weight", 0.5, "--lm-scale", 2)
-    found = listed(folder, models["gru"], *scales)
-    assert found["u"] == pytest.approx(small_totals(models["gru"], 0.25, 0.5, 2), abs=1e-4)
-    assert found["v"] == pytest.approx({"": 2 * sum(scores_of_words(models["gru"], ""))}, abs=1e-4)
+    actual = listed(folder, models["gru"], *scales)
+    assert actual["u"] == pytest.approx(small_totals(models["gru"], 0.25, 0.5, 2), abs=1e-4)
+    assert actual["v"] == pytest.approx({"": 2 * sum(scores_of_words(models["gru"], ""))}, abs=1e-4)
     for path in (folder, tmp_path / "out"):  # what is written has an arc to the end
         arguments = (path, "--model", models["gru"], *EXACT, *scales)
         assert lattice(*arguments, "--output", tmp_path / "out") == 0
@@ -397,25 +397,25 @@ def test_words_are_made_the_model_s(models, tmp_path):
     path = file_of(SMALL.replace("W=w1", "W=W1"), tmp_path / "upper.lat")
     penalty = ("--unknown-penalty", 0.75)
     for options, text, unknown in (((), "W1 nowhere", 2), (("--lowercase",), "w1 nowhere", 1)):
-        found = listed(path, models["gru"], *penalty, *options)["u"]
+        actual = listed(path, models["gru"], *penalty, *options)["u"]
         model = sum(scores_of_words(models["gru"], text)) - 0.75 * unknown
-        assert found["W1 nowhere"] == pytest.approx(-8.375 / 2 - 0.5 + 9.5 * model, abs=1e-4)
+        assert actual["W1 nowhere"] == pytest.approx(-8.375 / 2 - 0.5 + 9.5 * model, abs=1e-4)
 
 
 def test_an_ngram_model_beside(models, arpa, small):
-    found = listed(small, models["gru"], "--kenlm", f"N={arpa}", "--weight", "N=0.5")["u"]
+    actual = listed(small, models["gru"], "--kenlm", f"N={arpa}", "--weight", "N=0.5")["u"]
     reference = kenlm.Model(str(arpa))
     expected = {
         text: value + 0.5 * math.log(10) * reference.score(text)
         for text, value in small_totals(models["gru"]).items()
     }
-    assert found == pytest.approx(expected, abs=1e-4)
+    assert actual == pytest.approx(expected, abs=1e-4)
 
 
 def test_words_may_stand_on_nodes(models, tmp_path):
     words = POCKETSPHINX.replace("W=it\t", "W=w1\t").replace("W=read", "W=w2(3)")
     path = file_of(words, tmp_path / "in")
-    found = listed(path, models["gru"])["in"]
+    actual = listed(path, models["gru"])["in"]
     before = read(path)["in"]
     expected: dict[str, float] = {}
     for each in lattice_paths(before):
@@ -423,7 +423,7 @@ def test_words_may_stand_on_nodes(models, tmp_path):
         score = total(before, before.weights, *each) + sum(scores_of_words(models["gru"], text))
         expected[text] = max(score, expected.get(text, -math.inf))
     assert expected.keys() == {"w2 w1", "w2 it's", "red w1", "red it's"}
-    assert found == pytest.approx(expected, abs=1e-3)
+    assert actual == pytest.approx(expected, abs=1e-3)
 
     assert lattice(path, "--model", models["gru"], *EXACT, "--output", tmp_path / "out") == 0
     after = read(tmp_path / "out")["in"]
@@ -527,8 +527,8 @@ def test_a_lattice_made_of_a_list_gives_the_list_s_result(models, arpa, tmp_path
     arguments = ("--model", models["elman"], *options)
     outputs = ("--output", tmp_path / "rescored", "--one-best", tmp_path / "best")
     assert nbest(as_list, *arguments, *outputs) == 0
-    found = listed(path, models["elman"], *options, "--one-best", tmp_path / "lattice's best")
-    assert found["u"] == pytest.approx(read_list(tmp_path / "rescored")["u"], abs=1e-4)
+    actual = listed(path, models["elman"], *options, "--one-best", tmp_path / "lattice's best")
+    assert actual["u"] == pytest.approx(read_list(tmp_path / "rescored")["u"], abs=1e-4)
     assert read_transcripts(tmp_path / "best", "tsv") == read_transcripts(
         tmp_path / "lattice's best", "slf"
     )
@@ -571,12 +571,12 @@ def test_the_list_of_a_lattice_is_rescored_and_tuned_to_the_same(form, models, t
     rescored, best = tmp_path / "rescored", tmp_path / "best"
     outputs = ("--output", rescored, "--one-best", best)
     assert nbest(first, *model, "--weights", weights, *outputs) == 0
-    found = listed(path, models["gru"], "--weights", weights, "--one-best", tmp_path / "own")
+    actual = listed(path, models["gru"], "--weights", weights, "--one-best", tmp_path / "own")
     expected = read_list(rescored)
-    assert found.keys() == expected.keys()
+    assert actual.keys() == expected.keys()
     for utterance, texts in expected.items():
         assert len(texts) == 16
-        assert found[utterance] == pytest.approx(texts, abs=1e-3)
+        assert actual[utterance] == pytest.approx(texts, abs=1e-3)
     report = json.loads(weights.read_text())["report"]
     errors = read_transcripts(tmp_path / "own", form)
     wrong = sum(
@@ -594,9 +594,9 @@ def test_lattices_with_other_scores_share_a_list(models, tmp_path):
     file_of(without + "\n", folder / "b.lat")
     outputs = ("--output", tmp_path / "out", "--nbest", tmp_path / "list")
     assert lattice(folder, "--model", models["gru"], *EXACT, *outputs) == 0
-    found = list(FORMATS["tsv"].read(tmp_path / "list"))
-    assert {hypothesis.utterance for hypothesis in found} == {"a", "b"}
-    for hypothesis in found:
+    actual = list(FORMATS["tsv"].read(tmp_path / "list"))
+    assert {hypothesis.utterance for hypothesis in actual} == {"a", "b"}
+    for hypothesis in actual:
         acoustic, lm = SMALL_TEXTS[hypothesis.text]
         assert hypothesis.scores["acoustic"] == acoustic
         assert hypothesis.scores["lm"] == (-lm if hypothesis.utterance == "a" else 0)
@@ -621,17 +621,17 @@ def test_openfst_finds_the_same_paths(form, models, tmp_path):
     best = {
         utterance: max(texts.values()) for utterance, texts in read_list(tmp_path / "list").items()
     }
-    for utterance, found in read(output, name=form).items():
-        weights = dict.fromkeys(found.scores, 1.0)
+    for utterance, actual in read(output, name=form).items():
+        weights = dict.fromkeys(actual.scores, 1.0)
         fst = kaldifst.StdVectorFst()
-        for _ in found.final:
+        for _ in actual.final:
             fst.add_state()
         fst.start = 0
-        for state in np.flatnonzero(found.final).tolist():
-            own = sum(values[state] for values in found.final_scores.values())
+        for state in np.flatnonzero(actual.final).tolist():
+            own = sum(values[state] for values in actual.final_scores.values())
             fst.set_final(state, -float(own))
-        for arc, (source, target) in enumerate(zip(found.source, found.target, strict=True)):
-            cost = -sum(weights[name] * values[arc] for name, values in found.scores.items())
+        for arc, (source, target) in enumerate(zip(actual.source, actual.target, strict=True)):
+            cost = -sum(weights[name] * values[arc] for name, values in actual.scores.items())
             fst.add_arc(int(source), kaldifst.StdArc(1, 1, float(cost), int(target)))
         linear = kaldifst.convert_nbest_to_vector(kaldifst.shortest_path(fst, n=1000))
         costs = [kaldifst.get_linear_symbol_sequence(each)[3].value for each in linear]
@@ -646,8 +646,8 @@ def test_the_summary_says_which_of_two_language_scores_was_replaced(models, tmp_
     assert lattice(path, *arguments, tmp_path / "out") == 0
     said = "; in 1 lattice that had both, the model replaced the scores ngram and not lm."
     assert said in capsys.readouterr().err
-    (found,) = read(tmp_path / "out").values()
-    assert found.weights == {"acoustic": 0.5, "lm": 0.0, "ngram": 8.0}
+    (actual,) = read(tmp_path / "out").values()
+    assert actual.weights == {"acoustic": 0.5, "lm": 0.0, "ngram": 8.0}
     alone = file_of(with_both.replace(" l=", " q="), tmp_path / "alone.lat")
     assert lattice(alone, *arguments, tmp_path / "other") == 0
     assert "had both" not in capsys.readouterr().err
@@ -680,13 +680,13 @@ def test_fsts_that_are_written_have_the_sequence_s_scores(name, models, data, we
     assert after.header.has_id == before.header.has_id
 
     def texts_and_totals(of: Lattice, added: bool) -> list[tuple[str, float]]:
-        found = []
+        actual = []
         for arcs, end in lattice_paths(of):
             text = text_of(of, arcs)
             new = sum(scores_of_words(models["gru"], text)) - 0.5 * len(text.split())
             own = of.scores["total"][arcs].sum() + of.final_scores["total"][end]
-            found.append((text, float(own) + added * new))
-        return sorted(found)
+            actual.append((text, float(own) + added * new))
+        return sorted(actual)
 
     expected = texts_and_totals(before, added=True)
     for (text, value), (right_text, right) in zip(
@@ -916,9 +916,9 @@ def test_bad_lattices_are_left_out_and_counted(models, mixed, tmp_path, capsys):
     ]
     assert list(read_transcripts(tmp_path / "one-best", "slf")) == ["first", "last"]
     expected = small_totals(models["gru"])
-    found = read_list(tmp_path / "nbest")
-    assert found.keys() == {"first", "last"}
-    for texts in found.values():
+    actual = read_list(tmp_path / "nbest")
+    assert actual.keys() == {"first", "last"}
+    for texts in actual.values():
         assert texts == pytest.approx(expected, abs=1e-4)
     assert not (tmp_path / "output.partial").exists()
 

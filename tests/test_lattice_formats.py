@@ -201,19 +201,19 @@ def assert_equal(first: Lattice, second: Lattice) -> None:
 
 def paths(lattice: Lattice) -> Counter:
     """Words and scores of every path, written out."""
-    found: Counter = Counter()
+    actual: Counter = Counter()
 
     def walk(node: int, words: tuple, totals: np.ndarray) -> None:
         if lattice.final[node]:
             ended = totals + [lattice.final_scores.get(name, zeros)[node] for name in names]
-            found[words, tuple(float(format(total, ".9g")) for total in ended)] += 1
+            actual[words, tuple(float(format(total, ".9g")) for total in ended)] += 1
         for arc in np.flatnonzero(lattice.source == node):
             scores = [lattice.scores[name][arc] for name in names]
             walk(lattice.target[arc], (*words, lattice.words[arc]), totals + scores)
 
     names, zeros = sorted(lattice.scores), np.zeros(len(lattice.final))
     walk(0, (), np.zeros(len(names)))
-    return found
+    return actual
 
 
 def unrolled(lattice: Lattice) -> Lattice:

@@ -48,16 +48,16 @@ class TestNBest:
     def test_is_the_sorted_distinct_enumeration(self, graph, size):
         """Whole weights tie often, and add up without rounding."""
         expected = sorted(distinct(graph).items(), key=lambda item: (-item[1], item[0]))
-        found = nbest(graph, size)
-        assert [(path.words, path.weight) for path in found] == expected[:size]
+        actual = nbest(graph, size)
+        assert [(path.words, path.weight) for path in actual] == expected[:size]
 
     @settings(deadline=None)
     @given(graphs())
     def test_all_sequences_are_found_with_real_weights(self, graph):
         expected = distinct(graph)
-        found = nbest(graph, len(expected) + 1)
-        assert {path.words for path in found} == set(expected)
-        assert [path.weight for path in found] == sorted(expected.values(), reverse=True)
+        actual = nbest(graph, len(expected) + 1)
+        assert {path.words for path in actual} == set(expected)
+        assert [path.weight for path in actual] == sorted(expected.values(), reverse=True)
 
     @settings(deadline=None)
     @given(graphs(), st.integers(1, 20))
@@ -83,9 +83,9 @@ class TestNBest:
         expected = np.zeros(1)
         for layer in weights:
             expected = -np.sort(-np.add.outer(expected, layer).ravel())[:1000]
-        found = nbest(graph, 1000)
-        assert [path.weight for path in found] == expected.tolist()
-        assert len({path.words for path in found}) == 1000
+        actual = nbest(graph, 1000)
+        assert [path.weight for path in actual] == expected.tolist()
+        assert len({path.words for path in actual}) == 1000
 
     def test_equal_paths_beyond_counting_come_by_their_words(self):
         graph = chain([[("a", 0.0), ("b", 0.0)]] * 60)
@@ -98,13 +98,13 @@ class TestNBest:
         """Sums of tenths differ by the order they are added in."""
         layers = [[(f"w{word}", -0.1 * (1 + 7 * layer % 5)) for word in range(10)]
                   for layer in range(30)]  # fmt: skip
-        found = nbest(chain(layers), 1000)
-        assert found[-1].words == ("w0",) * 27 + ("w9",) * 3
+        actual = nbest(chain(layers), 1000)
+        assert actual[-1].words == ("w0",) * 27 + ("w9",) * 3
 
     def test_duplicates_cost_nothing(self):
         """2^60 paths have 61 word sequences: as many words as layers that give one."""
-        found = nbest(chain([[("a", -1.0), ("", 0.0)]] * 60), 1000)
-        assert [(path.words, path.weight) for path in found] == [
+        actual = nbest(chain([[("a", -1.0), ("", 0.0)]] * 60), 1000)
+        assert [(path.words, path.weight) for path in actual] == [
             (("a",) * count, -float(count)) for count in range(61)
         ]
 
@@ -214,8 +214,8 @@ class TestAgainstKaldi:
         for linear in kaldifst.convert_nbest_to_vector(shortest):
             _, _, _, cost = kaldifst.get_linear_symbol_sequence(linear)
             weights.append(-cost.value)
-        found = nbest(graph, size)
-        assert [path.weight for path in found] == sorted(weights, reverse=True)
+        actual = nbest(graph, size)
+        assert [path.weight for path in actual] == sorted(weights, reverse=True)
         assert best_path(graph).weight == weights[0]
 
 

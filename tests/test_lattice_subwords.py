@@ -108,10 +108,10 @@ def check_every_path(lattice: Lattice, weights: dict[str, float], models: dict, 
     """Every arc of every path has the weighted scores of its word in the text of the path."""
     neural = {name: each for name, each in models.items() if isinstance(each, Scorer)}
     ngrams = {name: each for name, each in models.items() if name not in neural}
-    found = LatticeRescorer(neural, ngrams, weights, **options)(lattice)
-    graph, seen = found.graph, []
+    actual = LatticeRescorer(neural, ngrams, weights, **options)(lattice)
+    graph, seen = actual.graph, []
     for arcs, end in paths(graph.source, graph.target, graph.end > -np.inf):
-        before, node = found.arc[arcs].tolist(), int(found.node[end])
+        before, node = actual.arc[arcs].tolist(), int(actual.node[end])
         seen.append((before, node))
         text = text_of(lattice, before)
         assert [graph.words[arc] for arc in arcs if graph.words[arc]] == text.split()
@@ -127,7 +127,7 @@ def check_every_path(lattice: Lattice, weights: dict[str, float], models: dict, 
         )
         assert graph.end[end] == pytest.approx(expected, abs=1e-6 if ngrams else 1e-10)
     assert sorted(seen) == sorted(lattice_paths(lattice))  # each path once
-    assert found.shortened == 0
+    assert actual.shortened == 0
 
 
 @given(
@@ -188,8 +188,8 @@ def trigrams(tmp_path_factory) -> NgramScorer:
 def test_a_graph_in_tokens_has_the_same_paths(graph, first, later, is_one):
     """One for each, of the same weight, with the tokens of its words."""
     tokens = list(map(WordTokens, first, first if is_one else later))
-    found = TokenGraph.of_subwords(graph, tokens, 4)
-    assert found.entries[0] == 4
+    actual = TokenGraph.of_subwords(graph, tokens, 4)
+    assert actual.entries[0] == 4
     spelled = dict(zip(graph.vocabulary[1:], tokens, strict=False))
 
     def spelling(words: tuple[str, ...]) -> list[int]:
@@ -201,11 +201,11 @@ def test_a_graph_in_tokens_has_the_same_paths(graph, first, later, is_one):
 
     expected = [(spelling(words), weight, arcs) for words, weight, arcs in all_paths(graph)]
     seen = []
-    for _, weight, arcs in all_paths(replace(found.graph, vocabulary=["-"] * 4)):
-        numbers = found.graph.token[arcs]
-        of_arcs = found.arc[arcs].tolist()
+    for _, weight, arcs in all_paths(replace(actual.graph, vocabulary=["-"] * 4)):
+        numbers = actual.graph.token[arcs]
+        of_arcs = actual.arc[arcs].tolist()
         whole = [arc for at, arc in enumerate(of_arcs) if at == 0 or arc != of_arcs[at - 1]]
-        seen.append((found.entries[numbers[numbers != EMPTY]].tolist(), weight, whole))
+        seen.append((actual.entries[numbers[numbers != EMPTY]].tolist(), weight, whole))
     for (tokens_seen, weight, arcs), (tokens_there, of_path, arcs_there) in zip(
         sorted(seen, key=lambda path: path[2]),
         sorted(expected, key=lambda path: path[2]),
@@ -229,20 +229,20 @@ def test_models_share_the_scale_of_the_score_that_they_replace():
     models = {"A": scorer(), "B": subword_scorer("marked")}
     expected = sum(4.5 * sum(scores_by_word(model, "w1 w2")) for model in models.values())
     for _ in range(2):  # a lattice that was rescored is one like any other
-        found = LatticeRescorer(models, {}, {})(lattice)
-        assert best_path(found.graph).weight == pytest.approx(expected, abs=1e-10)
-        assert found.lattice.weights["lm"] == 9.0
-        lattice = found.lattice
+        actual = LatticeRescorer(models, {}, {})(lattice)
+        assert best_path(actual.graph).weight == pytest.approx(expected, abs=1e-10)
+        assert actual.lattice.weights["lm"] == 9.0
+        lattice = actual.lattice
 
 
 def test_past_the_limit_no_path_is_lost():
     lattice = sausage(0, slots=4, words=3, spread=1.0)
     models = {"A": subword_scorer("continued"), "B": subword_scorer("marked", iterations=4)}
-    found = LatticeRescorer(models, {}, {}, limit=5)(lattice)
-    assert found.shortened > 0
-    graph = found.graph
+    actual = LatticeRescorer(models, {}, {}, limit=5)(lattice)
+    assert actual.shortened > 0
+    graph = actual.graph
     every = [
-        found.arc[arcs].tolist()
+        actual.arc[arcs].tolist()
         for arcs, _ in paths(graph.source, graph.target, graph.end > -np.inf)
     ]
     assert sorted(every) == sorted(arcs for arcs, _ in lattice_paths(lattice))

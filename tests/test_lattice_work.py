@@ -94,11 +94,11 @@ class Counted:
     counter: Counter
 
     def __getattr__(self, name: str) -> Any:
-        found = getattr(self.of, name)
+        actual = getattr(self.of, name)
         return (
-            found
-            if isinstance(found, type) or not callable(found)
-            else Counted(found, self.counter)
+            actual
+            if isinstance(actual, type) or not callable(actual)
+            else Counted(actual, self.counter)
         )
 
     def __call__(self, *arguments, **options) -> Any:

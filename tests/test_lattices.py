@@ -126,8 +126,8 @@ def again(lattice: Lattice, form: LatticeFormat) -> Lattice:
         path = Path(folder) / "lattice"
         with path.open("w") as file:
             form.write(lattice, file)
-        (found,) = form.read(path)
-    return found
+        (actual,) = form.read(path)
+    return actual
 
 
 def scorer(lowercase: bool = False, unknown_penalty: float = 0.0, **options) -> Scorer:
@@ -198,13 +198,13 @@ def test_every_arc_has_the_sequence_s_score(
     lattice = data.draw(lattices(form))
     weights = data.draw(given_weights(lattice))
     model = scorer(lowercase, unknown_penalty, cell=cell, iterations=iterations)
-    found = rescored_by(lattice, model=model, weights=weights)
+    actual = rescored_by(lattice, model=model, weights=weights)
     weights = expected_weights(lattice, weights)
     if weights["A"] < 0:  # a model that is subtracted gives no penalty back
         model = Scorer(model.tokens, model.encoder)
-    graph, seen = found.graph, []
+    graph, seen = actual.graph, []
     for arcs, end in paths(graph.source, graph.target, graph.end > -np.inf):
-        before, node = found.arc[arcs].tolist(), int(found.node[end])
+        before, node = actual.arc[arcs].tolist(), int(actual.node[end])
         seen.append((before, node))
         text = text_of(lattice, before)
         assert [graph.words[arc] for arc in arcs if graph.words[arc]] == text.split()
@@ -226,8 +226,8 @@ def test_every_arc_has_the_sequence_s_score(
         for word in map(spoken, lattice.words)
         if word and (word.lower() if lowercase else word) not in known
     ]
-    assert found.unknown == {"A": len(unknown)}
-    assert found.shortened == 0
+    assert actual.unknown == {"A": len(unknown)}
+    assert actual.shortened == 0
 
 
 @every_form
@@ -237,9 +237,9 @@ def test_the_lattice_written_adds_up_to_the_combined_score(form, data):
     lattice = data.draw(lattices(form))
     weights = data.draw(given_weights(lattice))
     model = scorer()
-    found = rescored_by(lattice, model=model, weights=weights)
-    back = again(found.lattice, FORMS[form]())
-    weights_of_file = back.weights | (found.lattice.weights if form == "kaldi" else {})
+    actual = rescored_by(lattice, model=model, weights=weights)
+    back = again(actual.lattice, FORMS[form]())
+    weights_of_file = back.weights | (actual.lattice.weights if form == "kaldi" else {})
     written = {
         by_acoustic(back, arcs, end): total(back, weights_of_file, arcs, end)
         for arcs, end in lattice_paths(back)
@@ -250,7 +250,7 @@ def test_the_lattice_written_adds_up_to_the_combined_score(form, data):
     }
     assert written == pytest.approx(expected, abs=1e-9)
     language = "graph" if form == "kaldi" else replaced_by_the_model(lattice)
-    assert found.language == language
+    assert actual.language == language
     assert back.scores.keys() == lattice.scores.keys() | {language}
     for name in back.scores.keys() - {language}:  # as it was
         assert sums(back, name) == pytest.approx(sums(lattice, name), abs=1e-9)
@@ -279,15 +279,15 @@ def test_a_lattice_that_was_rescored_is_rescored_to_the_same_scores(data):
         weights.pop("lm", None)
     model, passes = scorer(), []
     for given_here in weights, {}, {}:
-        found = rescored_by(lattice, model=model, weights=given_here)
-        lattice = again(found.lattice, Slf())
+        actual = rescored_by(lattice, model=model, weights=given_here)
+        lattice = again(actual.lattice, Slf())
         passes.append(
             {
                 by_acoustic(lattice, arcs, end): total(lattice, lattice.weights, arcs, end)
                 for arcs, end in lattice_paths(lattice)
             }
         )
-        assert best_path(found.graph).weight == pytest.approx(max(passes[0].values()), abs=1e-9)
+        assert best_path(actual.graph).weight == pytest.approx(max(passes[0].values()), abs=1e-9)
     assert passes[1] == pytest.approx(passes[0], abs=1e-9)
     assert passes[2] == pytest.approx(passes[0], abs=1e-9)
 
@@ -325,12 +325,12 @@ def test_the_model_replaces_the_language_score_that_counts(
     expected = -1.0 + scale * line.log_probability + kept_part
     first = rescored_by(lattice)
     assert unreplaced_score(lattice) == unreplaced
-    for found in first, rescored_by(first.lattice):
-        assert found.language == language
-        assert best_path(found.graph).weight == pytest.approx(expected, abs=1e-10)
-        assert found.lattice.weights[language] == scale
-        ((arcs, end),) = lattice_paths(found.lattice)
-        written = total(found.lattice, found.lattice.weights, arcs, end)
+    for actual in first, rescored_by(first.lattice):
+        assert actual.language == language
+        assert best_path(actual.graph).weight == pytest.approx(expected, abs=1e-10)
+        assert actual.lattice.weights[language] == scale
+        ((arcs, end),) = lattice_paths(actual.lattice)
+        written = total(actual.lattice, actual.lattice.weights, arcs, end)
         assert written == pytest.approx(expected, abs=1e-10)
     old = rescored_by(lattice, old_weight=0.25)
     gained = 0.25 * -3.0 if language in scores else 0.0
@@ -343,24 +343,24 @@ def test_the_model_replaces_the_language_score_that_counts(
 def test_the_best_are_the_best_of_all_paths_one_by_one(form, data):
     lattice = data.draw(lattices(form))
     model = scorer()
-    found = rescored_by(lattice, model=model)
+    actual = rescored_by(lattice, model=model)
     every = totals(lattice, model, {})
     best_of: dict[str, float] = {}
     for (arcs, _), value in every.items():
         text = text_of(lattice, list(arcs))
         best_of[text] = max(value, best_of.get(text, -math.inf))
 
-    best = best_path(found.graph)
+    best = best_path(actual.graph)
     assert best.weight == pytest.approx(max(every.values()), abs=1e-10)
     assert best_of[" ".join(best.words)] == pytest.approx(best.weight, abs=1e-10)
-    listed = nbest(found.graph, 1000)
+    listed = nbest(actual.graph, 1000)
     assert {" ".join(path.words): path.weight for path in listed} == pytest.approx(
         best_of, abs=1e-10
     )
     weights = expected_weights(lattice, {})
     lines = model.score([" ".join(path.words) for path in listed])
     for path, line in zip(listed, lines, strict=True):
-        own = sum(weights[name] * value for name, value in found.scores_of(path).items())
+        own = sum(weights[name] * value for name, value in actual.scores_of(path).items())
         own += weights[WORDS] * len(path.words) + weights["A"] * line.log_probability
         assert own == pytest.approx(path.weight, abs=1e-10)
 
@@ -369,8 +369,8 @@ def test_the_best_are_the_best_of_all_paths_one_by_one(form, data):
 @settings(max_examples=40, deadline=None)
 def test_posteriors_are_sums_over_paths(data, scale):
     lattice = data.draw(lattices("slf"))
-    found = rescored_by(lattice)
-    made = with_posteriors(found.lattice, posteriors(found.graph, scale))
+    actual = rescored_by(lattice)
+    made = with_posteriors(actual.lattice, posteriors(actual.graph, scale))
     back = again(made, Slf())
     every = list(lattice_paths(back))
     weights = np.array([scale * total(back, back.weights, *path) for path in every])
@@ -390,10 +390,10 @@ def test_an_ngram_model_beside_gives_the_whole_sentence_s_score(
     ngram = NgramScorer(arpa, "lower" if lowercase else "keep", unknown_penalty)
     model = scorer(iterations=2)
     weights = {"A": 0.0, "N": 0.75, WORDS: 0.0, **dict.fromkeys(lattice.scores, 0.0)}
-    found = rescored_by(lattice, model=model, ngrams={"N": ngram}, weights=weights)
-    graph, reference = found.graph, kenlm.Model(str(arpa))
+    actual = rescored_by(lattice, model=model, ngrams={"N": ngram}, weights=weights)
+    graph, reference = actual.graph, kenlm.Model(str(arpa))
     for arcs, end in paths(graph.source, graph.target, graph.end > -np.inf):
-        text = text_of(lattice, found.arc[arcs].tolist())
+        text = text_of(lattice, actual.arc[arcs].tolist())
         answers = list(reference.full_scores(text.lower() if lowercase else text))
         expected = math.log(10) * sum(log10 for log10, _, _ in answers)
         expected -= unknown_penalty * sum(unknown for _, _, unknown in answers)
@@ -407,15 +407,15 @@ def test_an_ngram_model_beside_gives_the_whole_sentence_s_score(
 def test_a_limit_loses_no_path_and_counts_what_it_shortens(form, data, limit):
     lattice = data.draw(lattices(form))
     model = scorer(iterations=2)
-    found = rescored_by(lattice, model=model, limit=limit)
-    graph = found.graph
+    actual = rescored_by(lattice, model=model, limit=limit)
+    graph = actual.graph
     every = list(paths(graph.source, graph.target, graph.end > -np.inf))
-    before = sorted((found.arc[arcs].tolist(), int(found.node[end])) for arcs, end in every)
+    before = sorted((actual.arc[arcs].tolist(), int(actual.node[end])) for arcs, end in every)
     assert before == sorted(lattice_paths(lattice))
-    if found.shortened == 0:
+    if actual.shortened == 0:
         expected = totals(lattice, model, {})
         for arcs, end in every:
-            key = tuple(found.arc[arcs].tolist()), int(found.node[end])
+            key = tuple(actual.arc[arcs].tolist()), int(actual.node[end])
             weight = graph.weight[arcs].sum() + graph.end[end]
             assert weight == pytest.approx(expected[key], abs=1e-10)
 
@@ -425,13 +425,13 @@ def test_a_limit_loses_no_path_and_counts_what_it_shortens(form, data, limit):
 @settings(max_examples=30, deadline=None)
 def test_merged_histories_keep_the_topology(form, data):
     lattice = data.draw(lattices(form))
-    found = rescored_by(lattice, merges=True)
-    assert found.shortened == 0
-    assert found.arc.tolist() == list(range(len(lattice.source)))
-    assert found.node.tolist() == list(range(len(lattice.final)))
+    actual = rescored_by(lattice, merges=True)
+    assert actual.shortened == 0
+    assert actual.arc.tolist() == list(range(len(lattice.source)))
+    assert actual.node.tolist() == list(range(len(lattice.final)))
     joined = 0 if form == "kaldi" else int(lattice.final.sum())
-    assert len(found.lattice.source) == len(lattice.source) + joined
-    assert np.isfinite(best_path(found.graph).weight)
+    assert len(actual.lattice.source) == len(lattice.source) + joined
+    assert np.isfinite(best_path(actual.graph).weight)
 
 
 @every_form
@@ -445,11 +445,11 @@ def test_merged_histories_on_one_path_are_the_sequence(form, words, unknown_pena
     model = scorer(unknown_penalty=unknown_penalty)
     lattice = one_path(words, form)
     weights = {"A": weight, WORDS: -0.25}
-    found = rescored_by(lattice, model=model, weights=weights, merges=True)
+    actual = rescored_by(lattice, model=model, weights=weights, merges=True)
     (expected,) = totals(lattice, model, weights).values()
-    assert best_path(found.graph).weight == pytest.approx(expected, abs=1e-10)
+    assert best_path(actual.graph).weight == pytest.approx(expected, abs=1e-10)
     exact = rescored_by(lattice, model=model, weights=weights)
-    np.testing.assert_allclose(found.graph.weight, exact.graph.weight, rtol=0, atol=1e-10)
+    np.testing.assert_allclose(actual.graph.weight, exact.graph.weight, rtol=0, atol=1e-10)
 
 
 def one_path(words: list[str], form: str = "slf", **scores: float) -> Lattice:
@@ -522,11 +522,11 @@ def test_a_beam_that_scales_drops_the_same_whatever_the_weights_are_multiplied_b
     for seed in range(5):
         lattice = sausage(seed, slots=6, words=3, spread=1.0)
         expected = rescored_by(lattice, **options)
-        found = rescored_by(lattice, weights=weights, scales_beam=True, **options)
+        actual = rescored_by(lattice, weights=weights, scales_beam=True, **options)
         if scale < 1:
-            assert found.states >= expected.states
+            assert actual.states >= expected.states
             continue
-        assert found.states == expected.states
+        assert actual.states == expected.states
         fixed = rescored_by(lattice, weights=weights, **options)
         assert (fixed.states < expected.states) == (scale > 1)
 
@@ -537,11 +537,11 @@ def test_the_model_takes_over_the_scale_of_the_score_it_replaces(scale):
     lattice = one_path(["w1", "w2"], acoustic=0.0, lm=1.0)
     lattice = replace(lattice, weights={"acoustic": 0.5, "lm": scale})
     (line,) = scorer().score(["w1 w2"])
-    found = rescored_by(lattice)
+    actual = rescored_by(lattice)
     expected = (scale or 1.0) * line.log_probability
-    assert best_path(found.graph).weight == pytest.approx(expected, abs=1e-10)
-    assert found.lattice.weights == {"acoustic": 0.5, "lm": scale or 1.0}
-    again_ = rescored_by(found.lattice)  # a lattice that was rescored is one like any other
+    assert best_path(actual.graph).weight == pytest.approx(expected, abs=1e-10)
+    assert actual.lattice.weights == {"acoustic": 0.5, "lm": scale or 1.0}
+    again_ = rescored_by(actual.lattice)  # a lattice that was rescored is one like any other
     assert best_path(again_.graph).weight == pytest.approx(expected, abs=1e-10)
 
 

@@ -40,8 +40,8 @@ def test_errors_are_expected_under_the_shares_of_the_list(drawn):
         )
         for one in texts
     ]
-    found = expected_errors(texts, posteriors(totals, scale))
-    assert found.tolist() == pytest.approx(expected, rel=1e-9, abs=1e-12)
+    actual = expected_errors(texts, posteriors(totals, scale))
+    assert actual.tolist() == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
 
 @given(lists())

@@ -18,10 +18,10 @@ CELLS = ["elman", "gru", "lstm"]
 
 
 def dictionary(words: int = 40) -> Dictionary:
-    found = Dictionary()
+    actual = Dictionary()
     for number in range(words):
-        found.add_symbol(f"w{number}")
-    return found
+        actual.add_symbol(f"w{number}")
+    return actual
 
 
 def build(words: int = 40, reset_at_eos: bool = False, seed: int = 0, **options):
@@ -119,9 +119,9 @@ def test_one_checkpoint_serves_the_iteration_and_the_exact_recurrence(cell, cuto
     )
     exact.load_state_dict(iterated.state_dict())
     tokens = random_tokens()
-    found = log_probs(iterated, tokens)
-    torch.testing.assert_close(found, log_probs(exact, tokens), **EXACT)
-    torch.testing.assert_close(found.exp().sum(-1), torch.ones(3, 9, dtype=torch.float64), **EXACT)
+    actual = log_probs(iterated, tokens)
+    torch.testing.assert_close(actual, log_probs(exact, tokens), **EXACT)
+    torch.testing.assert_close(actual.exp().sum(-1), torch.ones(3, 9, dtype=torch.float64), **EXACT)
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -233,9 +233,9 @@ def test_what_a_step_returns_may_be_changed_in_place(cell, iterations):
     tokens, state = random_tokens(), {}
     expected = model(tokens, features_only=True)[0]
     for length in range(1, tokens.size(1) + 1):
-        found = model(tokens[:, :length], incremental_state=state, features_only=True)[0]
-        torch.testing.assert_close(found[:, 0], expected[:, length - 1], **EXACT)
-        found.div_(2)
+        actual = model(tokens[:, :length], incremental_state=state, features_only=True)[0]
+        torch.testing.assert_close(actual[:, 0], expected[:, length - 1], **EXACT)
+        actual.div_(2)
 
 
 @pytest.mark.parametrize(

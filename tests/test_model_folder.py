@@ -61,8 +61,8 @@ def test_a_folder_gives_the_model_bit_for_bit(kind, tmp_path):
     tokens = torch.randint(4, 44, (3, 12))
     tokens[1, 5] = 2
     with torch.no_grad():
-        found, expected = (each.evaluate(tokens).features for each in (held.model, model.decoder))
-    assert torch.equal(found, expected)
+        actual, expected = (each.evaluate(tokens).features for each in (held.model, model.decoder))
+    assert torch.equal(actual, expected)
 
 
 @pytest.mark.parametrize("name", ["elman", "gru"])
@@ -116,11 +116,11 @@ sys.exit(main({["--model", str(folder), "--per-word", "--output", str(alone), st
 def test_a_dictionary_keeps_what_overwrites_and_what_is_read_alone(tmp_path):
     symbols = [*dictionary().symbols, "w3", "<unk>", "a b", "w3"]
     WordList(symbols).write(tmp_path / "dict.txt")
-    found, theirs = WordList.read(tmp_path / "dict.txt", predicted=20), Dictionary()
+    actual, theirs = WordList.read(tmp_path / "dict.txt", predicted=20), Dictionary()
     theirs.add_from_file(str(tmp_path / "dict.txt"))
-    assert found.symbols == theirs.symbols == symbols
-    assert found.indices == theirs.indices
-    assert len(found) == 20 and found[30] == "<unk>"
+    assert actual.symbols == theirs.symbols == symbols
+    assert actual.indices == theirs.indices
+    assert len(actual) == 20 and actual[30] == "<unk>"
 
 
 def test_a_model_of_fewer_predicted_words_scores_as_its_checkpoint(data, tmp_path):
@@ -159,9 +159,9 @@ def test_safetensors_is_the_package_s_format(tmp_path):
         safetensors.write(file, tensors)
     package.save_file(tensors, tmp_path / "theirs")
     for path in (tmp_path / "ours", tmp_path / "theirs"):
-        for found in (safetensors.read(path), package.load_file(path)):
-            assert found.keys() == tensors.keys()
-            assert all(torch.equal(found[name], tensors[name]) for name in tensors)
+        for actual in (safetensors.read(path), package.load_file(path)):
+            assert actual.keys() == tensors.keys()
+            assert all(torch.equal(actual[name], tensors[name]) for name in tensors)
 
 
 def change(folder: Path, **values) -> None:

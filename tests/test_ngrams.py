@@ -40,20 +40,20 @@ def neural():
 def test_scores_are_those_of_kenlm(arpa, text, penalty):
     text = " ".join(text.split())  # a no-break space parts words, as for the models of fairseq
     answers = list(kenlm.Model(str(arpa)).full_scores(text))
-    (found,) = NgramScorer(arpa, unknown_penalty=penalty).score([text])
+    (actual,) = NgramScorer(arpa, unknown_penalty=penalty).score([text])
     unknown = [is_unknown for _, _, is_unknown in answers]
     expected = [log10 * math.log(10) - penalty * lacks for log10, _, lacks in answers]
-    np.testing.assert_allclose(found.log_probabilities, expected, rtol=1e-12)
-    assert found.unknown == sum(unknown)
-    assert found.tokens == [*(text.split(" ") if text else []), "</s>"]
-    assert found.log_probability == pytest.approx(sum(expected))
+    np.testing.assert_allclose(actual.log_probabilities, expected, rtol=1e-12)
+    assert actual.unknown == sum(unknown)
+    assert actual.tokens == [*(text.split(" ") if text else []), "</s>"]
+    assert actual.log_probability == pytest.approx(sum(expected))
 
 
 def test_words_by_hand(arpa):
-    (found,) = NgramScorer(arpa).score(["w1 w2 zzz"])
+    (actual,) = NgramScorer(arpa).score(["w1 w2 zzz"])
     backed_off = [-0.4, -0.5, -0.1 - 1.0, -0.9]
-    assert found.log_probabilities / math.log(10) == pytest.approx(backed_off, rel=1e-6)
-    assert found.unknown == 1
+    assert actual.log_probabilities / math.log(10) == pytest.approx(backed_off, rel=1e-6)
+    assert actual.unknown == 1
     (empty,) = NgramScorer(arpa).score([""])
     assert empty.log_probabilities / math.log(10) == pytest.approx([-0.3 - 0.9], rel=1e-6)
 
@@ -67,8 +67,8 @@ def test_case_is_folded_on_request(arpa):
 @settings(max_examples=50, deadline=None)
 def test_probabilities_are_interpolated_word_by_word(arpa, neural, texts, weight):
     ngram = NgramScorer(arpa)
-    found = InterpolatedScorer(neural, ngram, weight).score(texts)
-    both = zip(found, neural.score(texts), ngram.score(texts), strict=True)
+    actual = InterpolatedScorer(neural, ngram, weight).score(texts)
+    both = zip(actual, neural.score(texts), ngram.score(texts), strict=True)
     for text, (mixed, of_neural, of_ngram) in zip(texts, both, strict=True):
         p, q = np.exp(of_neural.log_probabilities), np.exp(of_ngram.log_probabilities)
         np.testing.assert_allclose(
@@ -86,9 +86,9 @@ def test_a_word_s_probability_is_the_product_of_its_tokens_ones(arpa, neural):
     log_p = tokens.log_probabilities
     p = np.exp([log_p[0] + log_p[1], 0.0, log_p[2] + log_p[3], 0.0, log_p[4]])
     (of_ngram,) = NgramScorer(arpa).score([text])
-    (found,) = InterpolatedScorer(split, NgramScorer(arpa), 0.25).score([text])
+    (actual,) = InterpolatedScorer(split, NgramScorer(arpa), 0.25).score([text])
     expected = np.log(0.25 * p + 0.75 * np.exp(of_ngram.log_probabilities))
-    np.testing.assert_allclose(found.log_probabilities, expected, rtol=1e-12)
+    np.testing.assert_allclose(actual.log_probabilities, expected, rtol=1e-12)
 
 
 def test_text_that_only_splits_as_a_whole_cannot_be_interpolated(arpa, neural):

@@ -66,14 +66,14 @@ def ways(data, tmp_path) -> dict:
             [str(path)], arg_overrides={"iterations": order}
         )
 
-    found = {
+    actual = {
         "--model-overrides": by_override,
         "hub": by_hub,
         "Scorer": lambda path, order: Scorer.from_checkpoint(path, iterations=order),
         "score": command(fixedpoint_score, "text"),
         "nbest": command(nbest, "list"),
     }
-    return found | {"lattice": command(lattice, "lattice.slf")}
+    return actual | {"lattice": command(lattice, "lattice.slf")}
 
 
 def told(caplog) -> list[str]:
@@ -148,12 +148,12 @@ def test_all_that_needs_k_reads_it_where_it_is():
     model.decoder.use_iterations(2)
     expected = build(iterations=2, seed=3)
     again = Scorer(WindowScorer(expected.decoder), TextEncoder(dictionary()), previous_context=None)
-    for found, right in zip(
+    for actual, right in zip(
         scorer.score(["w1 w2 w3"], [("w4 w5",)]),
         again.score(["w1 w2 w3"], [("w4 w5",)]),
         strict=True,
     ):
-        assert found.log_probabilities.tolist() == right.log_probabilities.tolist()
+        assert actual.log_probabilities.tolist() == right.log_probabilities.tolist()
     assert scorer.tokens.order == 2
     moving = LanguageModelScorer(build(iterations=5, start="stream").decoder, dictionary())
     moving.model.use_iterations(2)
@@ -168,8 +168,8 @@ def test_all_that_needs_k_reads_it_where_it_is():
     assert scorer.tokens.order == 2
     model.decoder.use_iterations(0)  # which can use all of the text before
     whole = Scorer(scorer.tokens, scorer.encoder, previous_context=50)
-    found, right = (each.score(["w1 w2"], [("w3 w4 w5 w6",)])[0] for each in (scorer, whole))
-    assert found.log_probabilities.tolist() == right.log_probabilities.tolist()
+    actual, right = (each.score(["w1 w2"], [("w3 w4 w5 w6",)])[0] for each in (scorer, whole))
+    assert actual.log_probabilities.tolist() == right.log_probabilities.tolist()
 
 
 def test_a_checkpoint_says_what_it_was_trained_at(caplog):
@@ -225,14 +225,14 @@ def ensemble(data):
         task.load_dataset("test")
         batches = task.eval_lm_dataloader(task.dataset("test"), num_workers=0, **loader)
         scorer = SequenceScorer(task.target_dictionary)
-        found = {
+        actual = {
             int(number): hypothesis["positional_scores"]
             for batch in batches
             for number, [hypothesis] in zip(
                 batch["id"], scorer.generate(models, batch), strict=True
             )
         }
-        return torch.cat([found[number] for number in sorted(found)])
+        return torch.cat([actual[number] for number in sorted(actual)])
 
     return run
 
@@ -242,8 +242,8 @@ def test_an_ensemble_does_not_depend_on_its_order(trained, ensemble):
     alone = [ensemble([trained[order]], 2000) for order in (6, 1, 2)]
     mean = torch.stack(alone).logsumexp(0) - torch.tensor(3.0).log()
     for paths in ([6, 1, 2], [1, 2, 6], [2, 6, 1]):
-        found = ensemble([trained[order] for order in paths], 7)
-        torch.testing.assert_close(found, mean, rtol=0, atol=1e-5)
+        actual = ensemble([trained[order] for order in paths], 7)
+        torch.testing.assert_close(actual, mean, rtol=0, atol=1e-5)
 
 
 def test_left_context_follows_a_change_of_k(trained, ensemble):
@@ -256,8 +256,8 @@ def test_an_exact_recurrence_beside_others_is_refused_where_blocks_cut_it(traine
     mean = torch.stack(alone).logsumexp(0) - torch.tensor(2.0).log()
     for paths in ([0, 6], [6, 0]):
         paths = [trained[order] for order in paths]
-        found = ensemble(paths, 2000)  # the whole text in one block
-        torch.testing.assert_close(found, mean, rtol=0, atol=1e-5)
+        actual = ensemble(paths, 2000)  # the whole text in one block
+        torch.testing.assert_close(actual, mean, rtol=0, atol=1e-5)
         with pytest.raises(ValueError, match="as large as the text, give --context-window"):
             ensemble(paths, 50)
         # What the user lets the exact one see; the others are as they should be.

@@ -14,11 +14,11 @@ from fairseq_fixedpoint.recurrence import pointwise
 TYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
 
-def relative_error(found: Tensor, inputs: Tensor) -> float:
+def relative_error(actual: Tensor, inputs: Tensor) -> float:
     """The largest, against numpy's longest type; what a type cannot hold normally is left out."""
     exact = np.tanh(inputs.double().numpy().astype(np.longdouble))
     held = np.abs(exact) >= torch.finfo(inputs.dtype).tiny
-    errors = np.abs(found.double().numpy() - exact)[held] / np.abs(exact[held])
+    errors = np.abs(actual.double().numpy() - exact)[held] / np.abs(exact[held])
     return float(errors.max())
 
 

@@ -155,8 +155,8 @@ class TestFolder:
         (source / "tiny.valid.txt").write_bytes(TEXTS["valid"] + b"more\n")
         assert prepare("--from", source, "--out", out) == 1
         error = capsys.readouterr().err
-        found = hashlib.sha256(TEXTS["valid"] + b"more\n").hexdigest()
-        for part in ("valid text", str(source), found, CORPUS.splits["valid"].sha256):
+        actual = hashlib.sha256(TEXTS["valid"] + b"more\n").hexdigest()
+        for part in ("valid text", str(source), actual, CORPUS.splits["valid"].sha256):
             assert part in error
         assert not out.parent.exists()
 

@@ -251,8 +251,8 @@ def test_gradient_is_that_of_the_order_k_model(
     expected = gradients(window_by_window(model.effective_layers(), x, iterations, resets), tensors)
     with pieces_of_one_chain(in_pieces):
         output = model(x, iterations, resets=resets, checkpoint_iterations=checkpointed).output
-        found = gradients(output, tensors)
-    for ours, theirs in zip(found, expected, strict=True):
+        actual = gradients(output, tensors)
+    for ours, theirs in zip(actual, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-10)
 
 
@@ -336,8 +336,8 @@ def test_truncated_gradient_is_that_of_windows_with_a_constant_start(
     resets = torch.rand(7, 2) < 0.3 if with_resets else None
     tensors = [x, *model.parameters()]
     with pieces_of_one_chain(in_pieces):
-        found = model(x, iterations, resets=resets, gradient_iterations=differentiated).output
-        found = gradients(found, tensors)
+        actual = model(x, iterations, resets=resets, gradient_iterations=differentiated).output
+        actual = gradients(actual, tensors)
     stack = model.effective_layers()
     outputs = []
     for end in range(1, 8):
@@ -355,7 +355,7 @@ def test_truncated_gradient_is_that_of_windows_with_a_constant_start(
                 below = hidden(states[number], layer.cell)
         outputs.append(below)
     expected = gradients(torch.stack(outputs), tensors)
-    for ours, theirs in zip(found, expected, strict=True):
+    for ours, theirs in zip(actual, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-10)
 
 
@@ -385,10 +385,10 @@ def test_exact_restarts_equal_the_sequential_reference(kind):
     x = block(12, batch=4).requires_grad_()
     resets = torch.rand(12, 4) < 0.3
     tensors = [x, *model.parameters()]
-    found = model(x, 0, resets=resets).output
+    actual = model(x, 0, resets=resets).output
     expected = sequential(model.effective_layers(), x, resets)
-    torch.testing.assert_close(found, expected, **EXACT)
-    for a, b in zip(gradients(found, tensors), gradients(expected, tensors), strict=True):
+    torch.testing.assert_close(actual, expected, **EXACT)
+    for a, b in zip(gradients(actual, tensors), gradients(expected, tensors), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
 
 
@@ -405,12 +405,12 @@ def test_carried_state_continues_the_exact_recurrence(kind):
     resets[2, 0] = True
     continued = model(x[4:], 0, initial_state=first.final_state, resets=resets)
     anew = model(x[6:], 0)
-    for found, carried, restarted in (
+    for actual, carried, restarted in (
         (continued.output[-1], whole.output[-1], anew.output[-1]),
         (continued.final_state[-1], whole.final_state[-1], anew.final_state[-1]),
     ):
-        torch.testing.assert_close(found[1], carried[1], **EXACT)
-        torch.testing.assert_close(found[0], restarted[0], **EXACT)
+        torch.testing.assert_close(actual[1], carried[1], **EXACT)
+        torch.testing.assert_close(actual[0], restarted[0], **EXACT)
 
 
 @given(
@@ -447,13 +447,15 @@ def test_bfloat16_products_err_no_more_than_the_exact_recurrence_does(kind):
 
     def error(iterations: int) -> list[torch.Tensor]:
         """Relative, of the output and of each gradient."""
-        found = []
+        actual = []
         for network, enabled in ((model, False), (inexact, True)):
             inputs = x.to(network.initial_state.dtype).requires_grad_()
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
                 output = network(inputs, iterations).output.double()
-            found.append([output, *gradients(output, [inputs, *network.parameters()])])
-        return [(ours - theirs).norm() / theirs.norm() for theirs, ours in zip(*found, strict=True)]
+            actual.append([output, *gradients(output, [inputs, *network.parameters()])])
+        return [
+            (ours - theirs).norm() / theirs.norm() for theirs, ours in zip(*actual, strict=True)
+        ]
 
     for ours, theirs in zip(error(16), error(0), strict=True):
         assert 0 < ours <= 2 * theirs
@@ -466,7 +468,7 @@ def test_residuals_measure_the_change_of_every_layer(in_pieces):
     padding = torch.zeros(6, 2, dtype=torch.bool)
     padding[4:, 1] = True
     with pieces_of_one_chain(in_pieces):
-        found = model(x, 4, residuals=True, padding_mask=padding).residuals
+        actual = model(x, 4, residuals=True, padding_mask=padding).residuals
     bottom = FixedPointRNN(3, 4, 1, cell="gru").double()
     bottom.layers[0] = model.layers[0]
     total = torch.zeros(4, dtype=torch.float64)
@@ -476,7 +478,7 @@ def test_residuals_measure_the_change_of_every_layer(in_pieces):
         for k in range(4):
             change = (outputs[k + 1] - outputs[k])[~padding]
             total[k] += change.square().mean() / 2
-    torch.testing.assert_close(found, total.sqrt(), **EXACT)
+    torch.testing.assert_close(actual, total.sqrt(), **EXACT)
 
 
 def test_residual_vanishes_once_every_position_is_exact():
@@ -511,11 +513,11 @@ def test_one_mask_and_one_recurrent_matrix_serve_all_iterations(variational, in_
         torch.manual_seed(11)
         with pieces_of_one_chain(in_pieces):
             output = model(x, iterations).output
-            found = gradients(output, tensors)
+            actual = gradients(output, tensors)
         expected = torch.stack([over(slice(max(0, t - iterations), t)) for t in range(1, 6)])
         torch.testing.assert_close(output, expected, **EXACT)
         expected = gradients(expected, tensors, retain_graph=True)  # what is drawn is used twice
-        for ours, theirs in zip(found, expected, strict=True):
+        for ours, theirs in zip(actual, expected, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-10)
 
 
@@ -554,9 +556,9 @@ def test_a_norm_is_estimated_in_place_and_passes_may_share_a_backward_pass():
     output = models[0](x, 2).output
     assert bound.left is held and not torch.equal(held, before)
     models[0](x, 2)
-    found = gradients(output, list(models[0].parameters()))
+    actual = gradients(output, list(models[0].parameters()))
     expected = gradients(models[1](x, 2).output, list(models[1].parameters()))
-    for ours, theirs in zip(found, expected, strict=True):
+    for ours, theirs in zip(actual, expected, strict=True):
         torch.testing.assert_close(ours, theirs, **EXACT)
 
 

@@ -77,11 +77,11 @@ def words(entry: Entry) -> int:
 
 def best(entries: list[Entry], totals: list[float]) -> dict[str, str]:
     """The text of the first of the best hypotheses of each utterance."""
-    found: dict[str, tuple[float, str]] = {}
+    actual: dict[str, tuple[float, str]] = {}
     for entry, total in zip(entries, totals, strict=True):
-        if entry.utterance not in found or total > found[entry.utterance][0]:
-            found[entry.utterance] = total, entry.text
-    return {utterance: text for utterance, (_, text) in found.items()}
+        if entry.utterance not in actual or total > actual[entry.utterance][0]:
+            actual[entry.utterance] = total, entry.text
+    return {utterance: text for utterance, (_, text) in actual.items()}
 
 
 @pytest.fixture
@@ -116,8 +116,8 @@ def test_a_list_comes_back_with_new_scores(kind, models, tmp_path, capsys):
     again = list(FORMATS[name].read(output))
     assert [(h.utterance, h.text) for h in again] == [(e.utterance, e.text) for e in entries]
     features = appended(output, name, again)
-    found, tolerance = written_totals(kind, features, again)
-    assert found == pytest.approx(totals, abs=1e-4 + tolerance)
+    actual, tolerance = written_totals(kind, features, again)
+    assert actual == pytest.approx(totals, abs=1e-4 + tolerance)
     if name != "srilm":
         for feature, values in expected.items():
             assert features[feature] == pytest.approx(values, abs=1e-4)
@@ -301,15 +301,15 @@ def test_posteriors_are_in_units_of_the_model_of_the_greatest_weight(models, tmp
     KINDS["tsv"][0](tmp_path, [Entry("1", text, -place / 8, 0) for place, text in enumerate(texts)])
     outputs = ("--output", tmp_path / "out", "--one-best", tmp_path / "best")
     arguments = (tmp_path / "list", "--model", models["gru"], *outputs, "--mbr")
-    found = []
+    actual = []
     for options in (
         ("--weight", "FixedPoint0=4", "--weight", "score=4"),
         ("--weight", "FixedPoint0=4", "--weight", "score=4", "--posterior-scale", 0.25),
         (),
     ):
         assert nbest(*arguments, *options) == 0
-        found.append((tmp_path / "best").read_text())
-    assert len(set(found)) == 1
+        actual.append((tmp_path / "best").read_text())
+    assert len(set(actual)) == 1
 
 
 def test_a_minimum_risk_wants_an_utterance_in_one_place(tmp_path, capfd):
@@ -569,8 +569,8 @@ def test_tuned_weights_reach_what_was_reported(
     assert measured(metric, tmp_path / "best", wanted) == pytest.approx(report["tuned"]["value"])
     before = best(ENTRIES, [entry.first for entry in ENTRIES])
     (tmp_path / "before").write_text("".join(f"{u}\t{text}\n" for u, text in before.items()))
-    found = measured(metric, tmp_path / "before", wanted)
-    assert found == pytest.approx(report["baseline"]["value"])
+    actual = measured(metric, tmp_path / "before", wanted)
+    assert actual == pytest.approx(report["baseline"]["value"])
     if "old=1" in options:
         assert Combination.load(weights).weights["old"] == 1
 
@@ -640,13 +640,13 @@ def test_the_context_before_is_what_a_model_has_room_for(models, tmp_path):
     KINDS["tsv"][0](tmp_path, entries)
     arguments = (tmp_path / "list", "--model", models["transformer"], "--previous-context", 99)
     assert nbest(*arguments, "--output", tmp_path / "out") == 0
-    _, found = scores_in(tmp_path / "out", "Fairseq0")
+    _, actual = scores_in(tmp_path / "out", "Fairseq0")
     # Of 20 tokens the line leaves 8: seven words and the </s> behind them.
     model = Scorer.from_checkpoint(models["transformer"])
     tokens = [*before[-7:], "</s>", *text.split(), "</s>"]
     sequence = [model.encoder.dictionary.index(token) for token in tokens]
     [expected] = model.tokens.log_probabilities([sequence], [8])
-    assert found == pytest.approx(float(expected.sum()), abs=1e-4)
+    assert actual == pytest.approx(float(expected.sum()), abs=1e-4)
 
 
 def moses(tmp_path, *features):

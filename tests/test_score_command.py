@@ -82,15 +82,15 @@ def test_tsv_has_the_same_numbers_as_json(models, text, capsys):
         return capsys.readouterr().out
 
     rows, objects = tsv(run()), json_lines(run("--format", "json", "--per-token"))
-    for row, found in zip(rows, objects, strict=True):
-        assert row["text"] == found["text"].replace("\t", " ")
-        assert row["log_probability"] == f"{found['log_probability']:.6f}"
-        assert float(row["perplexity"]) == found["perplexity"]
-        assert (row["tokens"], row["unknown"]) == (str(found["tokens"]), str(found["unknown"]))
+    for row, actual in zip(rows, objects, strict=True):
+        assert row["text"] == actual["text"].replace("\t", " ")
+        assert row["log_probability"] == f"{actual['log_probability']:.6f}"
+        assert float(row["perplexity"]) == actual["perplexity"]
+        assert (row["tokens"], row["unknown"]) == (str(actual["tokens"]), str(actual["unknown"]))
     by_token = [
         (str(line), str(position), token, f"{value:.6f}")
-        for line, found in enumerate(objects, 1)
-        for position, (token, value) in enumerate(found["token_log_probabilities"], 1)
+        for line, actual in enumerate(objects, 1)
+        for position, (token, value) in enumerate(actual["token_log_probabilities"], 1)
     ]
     assert [tuple(row.values()) for row in tsv(run("--per-token"))] == by_token
 
@@ -99,9 +99,9 @@ def test_another_order_is_another_model(models, text, capsys):
     arguments = (text, "--model", models["gru"], "--format", "json")
     for iterations in (0, 1):
         assert fixedpoint_score(*arguments, "--iterations", iterations) == 0
-        found = [row["log_probability"] for row in json_lines(capsys.readouterr().out)]
+        actual = [row["log_probability"] for row in json_lines(capsys.readouterr().out)]
         expected = [log_probabilities(models["gru"], line, iterations=iterations) for line in KNOWN]
-        assert found == pytest.approx([sum(line) for line in expected], abs=1e-4)
+        assert actual == pytest.approx([sum(line) for line in expected], abs=1e-4)
 
 
 def test_an_unknown_word_costs_what_it_is_said_to(models, text, capsys):
@@ -161,10 +161,10 @@ def test_standard_input_and_a_file_give_the_same(models, text, capsys):
     assert fixedpoint_score(text, "--model", models["gru"]) == 0
     expected = capsys.readouterr()
     command = [sys.executable, "-m", "fairseq_fixedpoint.cli.score", "--model", models["gru"]]
-    found = subprocess.run(
+    actual = subprocess.run(
         command, input=text.read_text(), capture_output=True, text=True, env=one_thread()
     )
-    assert (found.stdout, found.stderr) == expected
+    assert (actual.stdout, actual.stderr) == expected
 
 
 @pytest.mark.parametrize("name", [(), ("-",), ("/dev/stdin",), ("/dev/fd/0",)], ids=str)
@@ -177,8 +177,8 @@ def test_standard_input_may_be_a_socket(name, arpa, text, capsys):
         ours.sendall(text.read_bytes())
         ours.shutdown(socket.SHUT_WR)
         command = [sys.executable, "-m", "fairseq_fixedpoint.cli.score", *name, "--kenlm", arpa]
-        found = subprocess.run(command, stdin=theirs, capture_output=True, text=True)
-    assert (found.stdout, found.stderr) == expected
+        actual = subprocess.run(command, stdin=theirs, capture_output=True, text=True)
+    assert (actual.stdout, actual.stderr) == expected
 
 
 def test_standard_input_is_read_from_where_it_stands(arpa, tmp_path, capsys):
@@ -189,8 +189,8 @@ def test_standard_input_is_read_from_where_it_stands(arpa, tmp_path, capsys):
     command = [sys.executable, "-m", "fairseq_fixedpoint.cli.score", "--kenlm", arpa]
     with (tmp_path / "text").open() as file:
         os.lseek(file.fileno(), len("read before\n"), os.SEEK_SET)
-        found = subprocess.run(command, stdin=file, capture_output=True, text=True)
-    assert found.stdout == expected
+        actual = subprocess.run(command, stdin=file, capture_output=True, text=True)
+    assert actual.stdout == expected
 
 
 @pytest.mark.parametrize("to_a_file", [False, True])
@@ -270,11 +270,11 @@ def test_an_ngram_model_and_a_mixture(models, arpa, text, capsys):
 
     neural, ngram = ("--model", models["gru"]), ("--kenlm", arpa)
     mixed = run(*neural, *ngram, "--interpolate", 0.3)
-    for found, p, q in zip(mixed, run(*neural), run(*ngram), strict=True):
+    for actual, p, q in zip(mixed, run(*neural), run(*ngram), strict=True):
         expected = [
             math.log(0.3 * math.exp(a) + 0.7 * math.exp(b)) for a, b in zip(p, q, strict=True)
         ]
-        assert found == pytest.approx(expected, abs=1e-5)
+        assert actual == pytest.approx(expected, abs=1e-5)
 
 
 def test_groups_change_nothing(models, text, tmp_path, capsys, monkeypatch):
@@ -285,9 +285,9 @@ def test_groups_change_nothing(models, text, tmp_path, capsys, monkeypatch):
     assert fixedpoint_score(*arguments) == 0
     assert tsv(capsys.readouterr().out)[0].keys() == tsv(expected)[0].keys()
     assert fixedpoint_score(*arguments, "--output", tmp_path / "out") == 0
-    for found, row in zip(tsv((tmp_path / "out").read_text()), tsv(expected), strict=True):
-        assert found["text"] == row["text"]
-        assert float(found["log_probability"]) == pytest.approx(
+    for actual, row in zip(tsv((tmp_path / "out").read_text()), tsv(expected), strict=True):
+        assert actual["text"] == row["text"]
+        assert float(actual["log_probability"]) == pytest.approx(
             float(row["log_probability"]), abs=1e-4
         )
 
@@ -539,15 +539,15 @@ def test_words_in_json_are_those_in_tsv_with_and_without_entropy(models, text, c
         for line, each in enumerate(json_lines(run("--format", "json")), 1)
         for word in each["words"]
     ]
-    for row, found in zip(rows, objects, strict=True):
-        assert list(row) == list(found)
-        assert row["word"] == found["word"]
+    for row, actual in zip(rows, objects, strict=True):
+        assert list(row) == list(actual)
+        assert row["word"] == actual["word"]
         numbers = [float(value) for name, value in row.items() if name != "word"]
-        assert numbers == [value for name, value in found.items() if name != "word"]
+        assert numbers == [value for name, value in actual.items() if name != "word"]
     fast = tsv(run("--no-entropy"))
     assert list(fast[0]) == ["line", "position", "word", "tokens", "unknown", "surprisal"]
-    for row, found in zip(rows, fast, strict=True):
-        assert float(found["surprisal"]) == pytest.approx(float(row["surprisal"]), abs=2e-6)
+    for row, actual in zip(rows, fast, strict=True):
+        assert float(actual["surprisal"]) == pytest.approx(float(row["surprisal"]), abs=2e-6)
 
 
 @pytest.mark.parametrize(
@@ -604,11 +604,11 @@ def test_a_text_has_bits_per_byte_and_per_character(models, tmp_path, capsys):
     (tmp_path / "text").write_text(content)
     arguments = (tmp_path / "text", "--model", models["gru"], "--output", tmp_path / "out")
     assert fixedpoint_score(*arguments, "--summary", tmp_path / "summary.json") == 0
-    found = json.loads((tmp_path / "summary.json").read_text())
+    actual = json.loads((tmp_path / "summary.json").read_text())
     nats = -sum(sum(log_probabilities(models["gru"], line)) for line in ("w1 <unk>", "w2"))
     counts = {"lines": 2, "words": 3, "tokens": 5, "unknown": 1, "passed_by": 0}
     sizes = {"bytes": len(content.encode()) + 1, "characters": len(content) + 1}
-    assert found == counts | sizes | {
+    assert actual == counts | sizes | {
         "log_probability": pytest.approx(-nats, abs=1e-4),
         "perplexity": pytest.approx(math.exp(nats / 5), rel=1e-5),
         "word_perplexity": pytest.approx(math.exp(nats / 5), rel=1e-5),
@@ -616,7 +616,7 @@ def test_a_text_has_bits_per_byte_and_per_character(models, tmp_path, capsys):
         "bits_per_character": pytest.approx(nats / math.log(2) / 9, rel=1e-5),
     }
     said = capsys.readouterr().err
-    assert f"{found['bits_per_byte']:.3f} bits per byte" in said
+    assert f"{actual['bits_per_byte']:.3f} bits per byte" in said
     (tmp_path / "text").write_text("")
     assert fixedpoint_score(*arguments, "--summary", tmp_path / "summary.json") == 0
     assert json.loads((tmp_path / "summary.json").read_text())["bits_per_byte"] is None
@@ -626,11 +626,11 @@ def test_word_perplexity_is_per_word_where_words_are_split(models, tmp_path):
     (tmp_path / "text").write_text("w1 w2\n")
     arguments = ("--model", models["gru"], "--bpe", "characters", "--output", tmp_path / "out")
     assert fixedpoint_score(tmp_path / "text", *arguments, "--summary", tmp_path / "sum") == 0
-    found = json.loads((tmp_path / "sum").read_text())
+    actual = json.loads((tmp_path / "sum").read_text())
     nats = -sum(log_probabilities(models["gru"], "w 1 \u2581 w 2"))
-    assert (found["words"], found["tokens"]) == (2, 6)
-    assert found["perplexity"] == pytest.approx(math.exp(nats / 6), rel=1e-5)
-    assert found["word_perplexity"] == pytest.approx(math.exp(nats / 3), rel=1e-5)
+    assert (actual["words"], actual["tokens"]) == (2, 6)
+    assert actual["perplexity"] == pytest.approx(math.exp(nats / 6), rel=1e-5)
+    assert actual["word_perplexity"] == pytest.approx(math.exp(nats / 3), rel=1e-5)
 
 
 @pytest.mark.parametrize(

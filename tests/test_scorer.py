@@ -34,9 +34,9 @@ lines = st.lists(st.integers(0, 41).map("w{}".format), max_size=12).map(" ".join
 def block_log_probabilities(model, sequence, first) -> np.ndarray:
     """By one forward pass over the sequence alone."""
     with torch.no_grad():
-        found = log_probs(model, torch.tensor([sequence[:-1]]))[0]  # (T, V)
+        actual = log_probs(model, torch.tensor([sequence[:-1]]))[0]  # (T, V)
     targets = torch.tensor(sequence[1:])
-    return found.gather(1, targets.unsqueeze(1)).squeeze(1)[first - 1 :].numpy()
+    return actual.gather(1, targets.unsqueeze(1)).squeeze(1)[first - 1 :].numpy()
 
 
 @st.composite
@@ -68,9 +68,9 @@ def test_shared_windows_give_the_block_s_probabilities(
         **OUTPUTS[output],
     )
     torch.nn.init.normal_(model.decoder.rnn.initial_state)
-    found = WindowScorer(model.decoder).log_probabilities(sequences, first)
-    assert len(found) == len(sequences)
-    for ours, sequence, begin in zip(found, sequences, first, strict=True):
+    actual = WindowScorer(model.decoder).log_probabilities(sequences, first)
+    assert len(actual) == len(sequences)
+    for ours, sequence, begin in zip(actual, sequences, first, strict=True):
         expected = block_log_probabilities(model, sequence, begin)
         np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-10)
 
@@ -97,8 +97,8 @@ def test_any_model_is_scored_in_padded_batches(case, at_once, options):
         torch.nn.init.normal_(model.decoder.rnn.start_weight)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(block_scorer, "TOKENS_AT_ONCE", at_once)
-        found = ModelScorer(model, dictionary()).log_probabilities(sequences, first)
-    for ours, sequence, begin in zip(found, sequences, first, strict=True):
+        actual = ModelScorer(model, dictionary()).log_probabilities(sequences, first)
+    for ours, sequence, begin in zip(actual, sequences, first, strict=True):
         expected = block_log_probabilities(model, sequence, begin)
         # fairseq normalises in float32.
         np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-5)
@@ -137,33 +137,35 @@ def test_previous_context_is_the_end_of_the_texts_before(text, previous, context
     model = build(iterations=4)
     encoder = TextEncoder(dictionary())
     scorer = Scorer(WindowScorer(model.decoder), encoder, previous_context=context)
-    (found,) = scorer.score([text], [tuple(previous)])
+    (actual,) = scorer.score([text], [tuple(previous)])
     texts = [index for each in previous for index in (EOS, *encoder.indices(each.split()))]
     before = [*texts, EOS][-max(context, 1) :]
     sequence = [*before, *encoder.indices(text.split()), EOS]
     expected = block_log_probabilities(model, sequence, len(before))
-    np.testing.assert_allclose(found.log_probabilities, expected, rtol=0, atol=1e-10)
+    np.testing.assert_allclose(actual.log_probabilities, expected, rtol=0, atol=1e-10)
 
 
 def test_words_that_spell_a_symbol_and_words_not_known_are_unknown():
     scorer = Scorer(WindowScorer(build().decoder), TextEncoder(dictionary()), unknown_penalty=2.5)
     plain = Scorer(scorer.tokens, scorer.encoder)
-    (found,), (unpunished,) = (each.score(["w1 </s> nowhere <pad> w2"]) for each in (scorer, plain))
-    assert found.unknown == 3
-    assert found.tokens == ["w1", "</s>", "nowhere", "<pad>", "w2", "</s>"]
-    difference = unpunished.log_probabilities - found.log_probabilities
+    (actual,), (unpunished,) = (
+        each.score(["w1 </s> nowhere <pad> w2"]) for each in (scorer, plain)
+    )
+    assert actual.unknown == 3
+    assert actual.tokens == ["w1", "</s>", "nowhere", "<pad>", "w2", "</s>"]
+    difference = unpunished.log_probabilities - actual.log_probabilities
     np.testing.assert_allclose(difference, 2.5 * np.array([0, 1, 1, 1, 0, 0]), atol=1e-10)
 
 
 def test_an_unnormalised_score_is_the_sum_of_logits():
     model = build()
     scorer = Scorer(WindowScorer(model.decoder, normalized=False), TextEncoder(dictionary()))
-    (found,) = scorer.score(["w1 w2"])
+    (actual,) = scorer.score(["w1 w2"])
     sequence = torch.tensor([[EOS, *scorer.encoder.indices(["w1", "w2"]), EOS]])
     with torch.no_grad():
         logits = model(sequence[:, :-1])[0][0]
     expected = logits.gather(1, sequence[0, 1:, None]).squeeze(1)
-    np.testing.assert_allclose(found.log_probabilities, expected, rtol=0, atol=1e-10)
+    np.testing.assert_allclose(actual.log_probabilities, expected, rtol=0, atol=1e-10)
     adaptive = build(**OUTPUTS["adaptive"]).decoder
     with pytest.raises(InputError, match="--unnormalized needs a model with one softmax"):
         WindowScorer(adaptive, normalized=False)
@@ -184,8 +186,8 @@ def test_bf16_stays_near_the_block_in_bf16(output):
         exact = block()
         with torch.autocast("cpu", torch.bfloat16):
             baseline = (block() - exact).abs().max()
-    found = WindowScorer(model.decoder, bf16=True).log_probabilities(sequences, [1] * 20)
-    assert (torch.tensor(np.stack(found)) - exact).abs().max() <= 2 * baseline
+    actual = WindowScorer(model.decoder, bf16=True).log_probabilities(sequences, [1] * 20)
+    assert (torch.tensor(np.stack(actual)) - exact).abs().max() <= 2 * baseline
 
 
 def test_perplexity_is_per_token():

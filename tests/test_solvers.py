@@ -71,8 +71,8 @@ def test_scan_is_the_sequential_linear_recurrence(shape, full, batched, seed):
     inputs = torch.randn(shape, dtype=torch.float64)
     transitions = torch.randn(*shape, *shape[-1:] * full, dtype=torch.float64) / 2
     given_inputs, given_transitions = inputs.clone(), transitions.clone()
-    found = linear_recurrence(transitions, inputs)
-    torch.testing.assert_close(found, sequential_linear_recurrence(transitions, inputs), **EXACT)
+    actual = linear_recurrence(transitions, inputs)
+    torch.testing.assert_close(actual, sequential_linear_recurrence(transitions, inputs), **EXACT)
     assert torch.equal(inputs, given_inputs) and torch.equal(transitions, given_transitions)
 
 
@@ -98,14 +98,14 @@ def test_linearization_is_autograds_jacobian(kind, scale, seed):
     (layer,) = make(kind, seed, scale=scale).effective_layers()
     x = block(3)
     before = torch.randn(3, 2, layer.initial.numel(), dtype=torch.float64)
-    found = linearize(layer, layer.project(x), before)
-    torch.testing.assert_close(found.states, cell_step(layer, x, before), **EXACT)
+    actual = linearize(layer, layer.project(x), before)
+    torch.testing.assert_close(actual.states, cell_step(layer, x, before), **EXACT)
     jacobian = torch.func.vmap(
         torch.func.vmap(torch.func.jacrev(lambda state, x: cell_step(layer, x, state)))
     )
     expected = jacobian(before, x)  # (3, 2, P*H, P*H)
-    torch.testing.assert_close(found.matrices(), expected, **EXACT)
-    torch.testing.assert_close(found.diagonals(), expected.diagonal(dim1=-2, dim2=-1), **EXACT)
+    torch.testing.assert_close(actual.matrices(), expected, **EXACT)
+    torch.testing.assert_close(actual.diagonals(), expected.diagonal(dim1=-2, dim2=-1), **EXACT)
 
 
 @given(
@@ -303,11 +303,11 @@ def test_cuda_solves_without_synchronising(kind, method):
     solve(model.effective_layers(), x, method, tolerance=1e-9)  # libraries initialise themselves
     torch.cuda.set_sync_debug_mode("error")
     try:
-        found = solve(model.effective_layers(), x, method, tolerance=1e-9)
+        actual = solve(model.effective_layers(), x, method, tolerance=1e-9)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    torch.testing.assert_close(found.output.cpu(), expected.output, rtol=0, atol=1e-7)
-    assert found.converged.all()
+    torch.testing.assert_close(actual.output.cpu(), expected.output, rtol=0, atol=1e-7)
+    assert actual.converged.all()
 
 
 @pytest.mark.parametrize("method", [QuasiNewton(), Newton()], ids=["QuasiNewton", "Newton"])

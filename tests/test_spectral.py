@@ -73,9 +73,9 @@ def sampled(network, seed, count, iterations=2, noise=0.1, **options) -> Windows
     return Windows([x], [y], iterations - 1)
 
 
-def matching(found: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def matching(actual: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Which of the rows found is each of `rows`, and with which sign; all of norm 1."""
-    cosines = rows @ found.T
+    cosines = rows @ actual.T
     order = linear_sum_assignment(-np.abs(cosines))[1]
     return order, np.sign(cosines[np.arange(len(rows)), order])
 
@@ -93,8 +93,8 @@ def aligned(network: Network, like: Network) -> Network:
     )
 
 
-def error(found: np.ndarray, true: np.ndarray) -> float:
-    return float(np.linalg.norm(found - true) / np.linalg.norm(true))
+def error(actual: np.ndarray, true: np.ndarray) -> float:
+    return float(np.linalg.norm(actual - true) / np.linalg.norm(true))
 
 
 def quadrature(density: GaussianWindow, nodes: int = 12) -> tuple[np.ndarray, np.ndarray]:
@@ -190,8 +190,8 @@ def test_identifying_moments_are_the_same_for_every_order():
     one, two = moments(1), moments(2)
     np.testing.assert_allclose(one[1], 0, atol=1e-12)
     for iterations in (3, 4):
-        for found, form in zip(moments(iterations), two, strict=True):
-            assert error(found, form) <= 1e-9
+        for actual, form in zip(moments(iterations), two, strict=True):
+            assert error(actual, form) <= 1e-9
 
 
 def test_a_projected_moment_is_the_contraction_of_the_whole():
@@ -200,8 +200,8 @@ def test_a_projected_moment_is_the_contraction_of_the_whole():
     b, c = directions(teacher(2).input_weight, teacher(2).output_weight)
     whole = moment(windows.chunks(), density, [1, 0, 0])
     contracted = np.einsum("oi,opqr,ip,jq,jr->ij", c, whole, b, b, b)
-    found = projected_moment(windows.chunks(), density, b, c, 1, 0)
-    np.testing.assert_allclose(found, contracted, rtol=1e-9, atol=1e-9)
+    actual = projected_moment(windows.chunks(), density, b, c, 1, 0)
+    np.testing.assert_allclose(actual, contracted, rtol=1e-9, atol=1e-9)
 
 
 def test_what_polynomials_explain_is_taken_off_exactly():
@@ -255,11 +255,11 @@ def test_chunks_are_all_windows_once():
 def test_an_exact_tensor_is_decomposed_exactly(seed):
     network = teacher(seed)
     c, a = network.output_weight, network.input_weight
-    found = decompose(np.einsum("io,ip,iq->opq", c, a, a), 3, np.random.default_rng(seed))
-    order, sign = matching(found.rows, a)
-    assert found.residual <= 1e-10 and not found.is_complex
-    assert error(sign[:, None] * found.rows[order], a) <= 1e-10
-    assert error(found.weights[order], c) <= 1e-10
+    actual = decompose(np.einsum("io,ip,iq->opq", c, a, a), 3, np.random.default_rng(seed))
+    order, sign = matching(actual.rows, a)
+    assert actual.residual <= 1e-10 and not actual.is_complex
+    assert error(sign[:, None] * actual.rows[order], a) <= 1e-10
+    assert error(actual.weights[order], c) <= 1e-10
 
 
 # --- the quadratic network ---
@@ -269,21 +269,21 @@ def test_an_exact_tensor_is_decomposed_exactly(seed):
 def test_exact_moments_give_the_quadratic_network(seed):
     density, network = window_density(seed=seed), teacher(seed, features=2, units=2, outputs=3)
     whole = exact(density, network.outputs, (1, 0, 0))
-    found, _ = from_moments(
+    actual, _ = from_moments(
         exact(density, network.outputs, (1,)),
         exact(density, network.outputs, (1, 1)),
         lambda b, c: np.einsum("oi,opqr,ip,jq,jr->ij", c, whole, b, b, b),
         2,
         np.random.default_rng(seed),
-        lambda found: mean_state(found, density)[None],
+        lambda actual: mean_state(actual, density)[None],
     )
-    found = aligned(found, network)
+    actual = aligned(actual, network)
     for name in ("input_weight", "output_weight", "recurrent_weight", "bias"):
-        assert error(getattr(found, name), getattr(network, name)) <= 1e-10
+        assert error(getattr(actual, name), getattr(network, name)) <= 1e-10
     windows = np.random.default_rng(seed).standard_normal((50, 3, 2))
     for iterations in (2, 3):
         np.testing.assert_allclose(
-            found.outputs(windows[:, -iterations:]) + network.output_bias,
+            actual.outputs(windows[:, -iterations:]) + network.output_bias,
             network.outputs(windows[:, -iterations:]),
             rtol=1e-8,
         )
@@ -293,9 +293,9 @@ def errors(seed, count) -> list[float]:
     """Of A1, A2 and U from a sample."""
     network = teacher(seed)
     estimate = quadratic(sampled(network, seed, count), 3, np.random.default_rng(0))
-    found = aligned(estimate.network, network)
+    actual = aligned(estimate.network, network)
     return [
-        error(getattr(found, name), getattr(network, name))
+        error(getattr(actual, name), getattr(network, name))
         for name in ("input_weight", "output_weight", "recurrent_weight")
     ]
 
@@ -334,11 +334,11 @@ def test_the_same_seed_gives_the_same_network_whatever_the_order_of_outputs():
     )
     np.testing.assert_array_equal(first.recurrent_weight, second.recurrent_weight)
     other = aligned(other, first)
-    for found, expected in (
+    for actual, expected in (
         (other.output_weight, first.output_weight[:, order]),
         (other.recurrent_weight, first.recurrent_weight),
     ):
-        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
 
 
 # --- the linear network ---
@@ -352,15 +352,15 @@ def lags(network: Network, count: int) -> np.ndarray:
 @pytest.mark.parametrize("iterations", [3, 4, 6])
 def test_markov_parameters_give_the_linear_network_up_to_a_similarity(iterations):
     network = teacher(0, activation=np.positive)
-    found, _ = realisation(lags(network, iterations), 3)
-    np.testing.assert_allclose(lags(found, 9), lags(network, 9), atol=1e-10)
+    actual, _ = realisation(lags(network, iterations), 3)
+    np.testing.assert_allclose(lags(actual, 9), lags(network, 9), atol=1e-10)
     s = np.random.default_rng(1).standard_normal((3, 3))
     similar = Network(
         s @ network.input_weight, s @ network.recurrent_weight @ np.linalg.inv(s), network.bias,
         np.linalg.inv(s).T @ network.output_weight, network.output_bias, np.positive,
     )  # fmt: skip
     other, _ = realisation(lags(similar, iterations), 3)
-    np.testing.assert_allclose(lags(other, 9), lags(found, 9), atol=1e-9)
+    np.testing.assert_allclose(lags(other, 9), lags(actual, 9), atol=1e-9)
 
 
 def test_a_sample_gives_the_linear_network_and_its_later_lags():
@@ -369,11 +369,11 @@ def test_a_sample_gives_the_linear_network_and_its_later_lags():
     estimate = linear(windows, 3)
     assert error(estimate.markov, lags(network, 6)) <= 0.05
     assert error(lags(estimate.network, 9)[6:], lags(network, 9)[6:]) <= 0.2
-    found, true = (
+    actual, true = (
         np.sort_complex(np.linalg.eigvals(each.recurrent_weight))
         for each in (estimate.network, network)
     )
-    assert np.abs(found - true).max() <= 0.05
+    assert np.abs(actual - true).max() <= 0.05
     chunk, targets = next(windows.chunks())
     left = targets - estimate.network.outputs(chunk)
     assert np.abs(left.mean(0)).max() <= 0.1
@@ -403,10 +403,10 @@ def test_a_sample_gives_both_directions():
     y = np.zeros((len(x), 8))
     y[1:-1] = parts[0].outputs(around[:, :2]) + parts[1].outputs(around[:, 1:][:, ::-1])
     estimate = bidirectional(Windows([x], [y], 1, 1), 3, generator)
-    for found, true in zip((estimate.forward, estimate.backward), parts, strict=True):
-        order, sign = matching(found.input_weight, true.input_weight)
-        assert error(sign[:, None] * found.input_weight[order], true.input_weight) <= 0.03
-        u = sign[:, None] * found.recurrent_weight[np.ix_(order, order)]
+    for actual, true in zip((estimate.forward, estimate.backward), parts, strict=True):
+        order, sign = matching(actual.input_weight, true.input_weight)
+        assert error(sign[:, None] * actual.input_weight[order], true.input_weight) <= 0.03
+        u = sign[:, None] * actual.recurrent_weight[np.ix_(order, order)]
         assert error(u, true.recurrent_weight) <= 0.3
     assert np.abs(estimate.outputs(around[:5000]) - y[1:5001]).mean() <= 0.1 * y.std()
 

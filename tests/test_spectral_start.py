@@ -122,13 +122,13 @@ def test_padding_and_batches_do_not_matter(teacher, tmp_path):
             y = labels if kind == "labels" else [each @ np.ones((6, 6)) for each in x]
             write_split(folder, split, x, y)
         assert start(folder, made, "--window", 2, "--units", 0) == 0
-        found = []
+        actual = []
         for size in (1, 3, 6):
             with mock.patch.object(SimpleProgressBar, "print") as printed:
                 run(validate.cli_main, folder, *TASK, "--path", made, "--batch-size", size,
                     "--required-batch-size-multiple", 1)  # fmt: skip
-            found.append(float(printed.call_args.args[0]["loss"]))
-        assert found == pytest.approx([found[0]] * 3, rel=1e-4)
+            actual.append(float(printed.call_args.args[0]["loss"]))
+        assert actual == pytest.approx([actual[0]] * 3, rel=1e-4)
 
 
 def test_a_batch_has_the_longest_width(teacher):

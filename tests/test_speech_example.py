@@ -169,10 +169,10 @@ def test_distinct_keeps_the_best_path_of_each_text_best_first(paths):
     for words, score in paths:
         text = clean_hypothesis(words)
         best[text] = max(score, best.get(text, score))
-    found = distinct(iter(paths), limit=len(paths) + 1)
-    assert {text: score for text, (score, _) in found.items()} == best
-    assert [score for score, _ in found.values()] == sorted(best.values(), reverse=True)
-    assert all(clean_hypothesis(words) == text for text, (_, words) in found.items())
+    actual = distinct(iter(paths), limit=len(paths) + 1)
+    assert {text: score for text, (score, _) in actual.items()} == best
+    assert [score for score, _ in actual.values()] == sorted(best.values(), reverse=True)
+    assert all(clean_hypothesis(words) == text for text, (_, words) in actual.items())
 
 
 def test_distinct_reads_no_further_than_its_limit():

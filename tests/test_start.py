@@ -58,14 +58,14 @@ def load(checkpoint, **overrides):
 @pytest.mark.parametrize("kind", ["stream", "sentence", "still", "both", "strided"])
 def test_perplexity_is_independent_of_the_block_size(data, started, kind):
     options = ("--reset-at-eos",) if kind in {"sentence", "still"} else ()
-    found = [
+    actual = [
         evaluate(
             data, started[kind], "--tokens-per-sample", size, "--gen-subset", "valid", *options
         )
         for size in (1000, 13, 5, 1)
     ]  # fmt: skip
-    for each in found[1:]:
-        assert math.isclose(each, found[0], rel_tol=1e-5)
+    for each in actual[1:]:
+        assert math.isclose(each, actual[0], rel_tol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["stream", "sentence", "still", "both"])
@@ -91,16 +91,16 @@ def test_blocks_are_the_whole_text_exactly(started, kind):
         )
         task.datasets["test"] = blocks
         batches = task.eval_lm_dataloader(blocks, batch_size=5, num_workers=0)
-        found = {}
+        actual = {}
         for batch in batches:
             with torch.no_grad():
                 logits = model(**batch["net_input"])[0]
             assert logits.shape[:2] == batch["target"].shape
             rows = (batch["id"].tolist(), logits, batch["target"], batch["start_indices"])
             for number, row, target, start in zip(*rows, strict=True):
-                found[number] = row[start:][target[start:].ne(pad)]
-        found = torch.cat([found[number] for number in range(len(blocks))])
-        torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+                actual[number] = row[start:][target[start:].ne(pad)]
+        actual = torch.cat([actual[number] for number in range(len(blocks))])
+        torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", ["stream", "sentence", "adaptive"])
@@ -117,9 +117,9 @@ def test_fairseqs_criterions_agree_and_leave_the_lead_out(data, started, tmp_pat
     batches = task.get_batch_iterator(task.dataset("valid"), max_sentences=8)
     batch = list(batches.next_epoch_itr(shuffle=False))[-1]
     criterion = AdaptiveLoss if kind == "adaptive" else CrossEntropyCriterion
-    found, *size = criterion(task, False)(model, batch)[:2]
+    actual, *size = criterion(task, False)(model, batch)[:2]
     expected, *expected_size = FixedPointCrossEntropy(task, None, 0, 0, False, "")(model, batch)[:2]
-    torch.testing.assert_close(found.squeeze(), expected, rtol=1e-10, atol=0)
+    torch.testing.assert_close(actual.squeeze(), expected, rtol=1e-10, atol=0)
     assert size == expected_size
     window = model.decoder.iterations - 1
     assert model(**batch["net_input"])[0].size(1) == window + 13
@@ -131,7 +131,7 @@ def test_an_ensemble_is_independent_of_the_block_size(data, started, tmp_path):
     longer = tmp_path / "longer"
     train(data, longer, *KINDS["strided"], *START, "--start-tokens", 12)
     paths = (tmp_path, longer, started["stream"].parent)
-    found = []
+    actual = []
     for size in (1000, 13, 3):
         models, _, task = checkpoint_utils.load_model_ensemble_and_task(
             [str(folder / "checkpoint_last.pt") for folder in paths],
@@ -139,9 +139,9 @@ def test_an_ensemble_is_independent_of_the_block_size(data, started, tmp_path):
         )
         task.load_dataset("valid")
         batches = task.eval_lm_dataloader(task.dataset("valid"), batch_size=4, num_workers=0)
-        found.append(eval_lm(models, task.source_dictionary, batches)["perplexity"])
-    for each in found[1:]:
-        assert math.isclose(each, found[0], rel_tol=1e-5)
+        actual.append(eval_lm(models, task.source_dictionary, batches)["perplexity"])
+    for each in actual[1:]:
+        assert math.isclose(each, actual[0], rel_tol=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -162,8 +162,8 @@ def test_one_token_at_a_time_equals_the_block(started, kind, iterations):
             state: dict = {}
             order = torch.arange(3)
             for length in range(prefix, 15):
-                found = decoder(tokens[order][:, :length], incremental_state=state)[0][:, -1]
-                torch.testing.assert_close(found, expected[order, length - 1], rtol=0, atol=1e-10)
+                actual = decoder(tokens[order][:, :length], incremental_state=state)[0][:, -1]
+                torch.testing.assert_close(actual, expected[order, length - 1], rtol=0, atol=1e-10)
                 change = torch.tensor([2, 0, 1]) if length % 2 else torch.arange(3)
                 decoder.reorder_incremental_state(state, change)
                 order = order[change]
@@ -192,8 +192,8 @@ def test_an_exact_stream_in_blocks_is_one(started, kind):
         expected = decoder(tokens)[0]
         for begin in range(0, 40, 5):
             rows, block = slice(3 if begin < 20 else 2), slice(begin, begin + 5)
-            found = decoder(tokens[rows, block], carried_state=carried)[0]
-            torch.testing.assert_close(found, expected[rows, block], rtol=0, atol=1e-10)
+            actual = decoder(tokens[rows, block], carried_state=carried)[0]
+            torch.testing.assert_close(actual, expected[rows, block], rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("kind", ["stream", "sentence"])
@@ -347,8 +347,8 @@ def test_lines_are_scored_as_in_their_stream(started, kind, iterations):
     decoder = parts(scorer)[0]
     previous = [tuple(TEXTS[:number]) for number in range(len(TEXTS))]
     for texts in (previous, [()] * len(TEXTS)):
-        found = scorer.score([*TEXTS, *TEXTS], [*texts, *texts])
-        for line, text, before in zip(found, [*TEXTS, *TEXTS], [*texts, *texts], strict=True):
+        actual = scorer.score([*TEXTS, *TEXTS], [*texts, *texts])
+        for line, text, before in zip(actual, [*TEXTS, *TEXTS], [*texts, *texts], strict=True):
             expected = of_stream(decoder, scorer.encoder.dictionary, [*before, text])
             assert line.log_probabilities.tolist() == pytest.approx(expected, abs=1e-10)
 
@@ -383,8 +383,8 @@ def test_lists_and_lattices_know_what_was_said_before(started, tmp_path):
     in_list = [row.split("\t")[3] for row in (tmp_path / "rescored").read_text().splitlines()[1:]]
     in_lattices = [row.split("\t")[1] for row in (tmp_path / "nbest").read_text().splitlines()[1:]]
     of_lines = [row.split("\t")[0] for row in (tmp_path / "scores").read_text().splitlines()[1:]]
-    for found in (in_list, in_lattices, of_lines):
-        assert list(map(float, found)) == pytest.approx(expected, abs=1e-4)
+    for actual in (in_list, in_lattices, of_lines):
+        assert list(map(float, actual)) == pytest.approx(expected, abs=1e-4)
 
 
 def test_previous_texts_take_the_place_of_the_utterances_before(started, tmp_path):
@@ -407,8 +407,8 @@ def test_previous_texts_take_the_place_of_the_utterances_before(started, tmp_pat
     ]
     in_list = [row.split("\t")[3] for row in (tmp_path / "rescored").read_text().splitlines()[1:]]
     in_lattices = [row.split("\t")[1] for row in (tmp_path / "nbest").read_text().splitlines()[1:]]
-    for found in (in_list, in_lattices):
-        assert list(map(float, found)) == pytest.approx(expected, abs=1e-4)
+    for actual in (in_list, in_lattices):
+        assert list(map(float, actual)) == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.parametrize("command", [nbest, lattice])

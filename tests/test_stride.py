@@ -71,10 +71,10 @@ def test_states_and_gradients_are_those_of_windows_from_every_cth_position(
             x, iterations, resets=resets, orders=orders, stride=stride, phase=phase,
             summary=summary, checkpoint_iterations=checkpointed,
         )  # fmt: skip
-        found = torch.stack([solution.iterates[k] for k in orders])
-        torch.testing.assert_close(found, torch.stack(expected), **EXACT)
-        found = gradients(found, tensors)
-    for ours, theirs in zip(found, gradients(torch.stack(expected), tensors), strict=True):
+        actual = torch.stack([solution.iterates[k] for k in orders])
+        torch.testing.assert_close(actual, torch.stack(expected), **EXACT)
+        actual = gradients(actual, tensors)
+    for ours, theirs in zip(actual, gradients(torch.stack(expected), tensors), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-10)
 
 
@@ -126,7 +126,7 @@ def test_truncated_gradient_is_that_of_chains_with_constant_first_tokens(
     summary = summarised(model, 9).requires_grad_()
     resets = torch.rand(9, 2) < 0.3 if with_resets else None
     tensors = [x, summary, *model.parameters()]
-    found = model(
+    actual = model(
         x, iterations, resets=resets, gradient_iterations=differentiated, stride=stride,
         phase=phase, summary=summary,
     ).output  # fmt: skip
@@ -150,8 +150,8 @@ def test_truncated_gradient_is_that_of_chains_with_constant_first_tokens(
                 below = hidden(states[number], layer.cell)
         outputs.append(below)
     expected = torch.stack(outputs)
-    torch.testing.assert_close(found, expected, **EXACT)
-    pairs = zip(gradients(found, tensors), gradients(expected, tensors), strict=True)
+    torch.testing.assert_close(actual, expected, **EXACT)
+    pairs = zip(gradients(actual, tensors), gradients(expected, tensors), strict=True)
     for ours, theirs in pairs:
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-10)
 
@@ -186,7 +186,7 @@ def test_changes_and_their_gradient(kind, stride, phase):
 
 def changes(model, x, summary, padding, iterations, stride, phase):
     """`H^(k) - H^(k-C)` of both layers where chains have taken k = C, .., K + C - 1 tokens."""
-    found = []
+    actual = []
     for k in range(stride, iterations + stride):
         total, count = 0.0, 0
         for end in range(1, x.size(0) + 1):
@@ -198,8 +198,8 @@ def changes(model, x, summary, padding, iterations, stride, phase):
                 begins = max(0, end - k), end - k + stride
                 after, before = (layer_states(model, x[b:end], summary[b]) for b in begins)
                 total += ((after - before)[:, real] ** 2).sum()
-        found.append(total / count)
-    return torch.stack([torch.as_tensor(value, dtype=torch.float64) for value in found])
+        actual.append(total / count)
+    return torch.stack([torch.as_tensor(value, dtype=torch.float64) for value in actual])
 
 
 def layer_states(model, x, summary):

@@ -41,12 +41,12 @@ def test_sums_and_gradients_are_those_of_the_equation(
     expected = reference(summary, text)
     torch.testing.assert_close(summary.last(text), expected[-1], **EXACT)
     begin = int(first * length)
-    found, expected = summary(text, begin), expected[begin:]
-    torch.testing.assert_close(found, expected, **EXACT)
-    if found.numel() == 0 or length == 0:
+    actual, expected = summary(text, begin), expected[begin:]
+    torch.testing.assert_close(actual, expected, **EXACT)
+    if actual.numel() == 0 or length == 0:
         return
     weights = [summary.embed_tokens.weight]
-    for ours, theirs in zip(gradients(found, weights), gradients(expected, weights), strict=True):
+    for ours, theirs in zip(gradients(actual, weights), gradients(expected, weights), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-10)
     assert not weights[0][PAD].any()
 
@@ -60,8 +60,8 @@ def test_gradients_go_through_the_start():
     x = torch.randn(7, 2, 2, dtype=torch.float64)
 
     def run(embeddings):
-        found = torch.func.functional_call(summary, {"embed_tokens.weight": embeddings}, (text,))
-        return model(x, 3, summary=found).output
+        actual = torch.func.functional_call(summary, {"embed_tokens.weight": embeddings}, (text,))
+        return model(x, 3, summary=actual).output
 
     embeddings = summary.embed_tokens.weight.detach().requires_grad_()
     assert torch.autograd.gradcheck(run, [embeddings])
@@ -96,9 +96,9 @@ def test_nothing_is_copied_to_the_device():
 def test_the_last_m_tokens_are_all_that_it_knows(tokens, length, seed):
     summary = summary_of(tokens, seed=seed)
     text = torch.randint(2, WORDS, (length, 2))
-    found = summary(text)
-    torch.testing.assert_close(summary(text[-tokens:])[-1], found[-1], **EXACT)
-    assert not found[0].any()  # nothing precedes a text
+    actual = summary(text)
+    torch.testing.assert_close(summary(text[-tokens:])[-1], actual[-1], **EXACT)
+    assert not actual[0].any()  # nothing precedes a text
 
 
 @pytest.mark.parametrize(

@@ -48,11 +48,11 @@ def drawn(monkeypatch, rank: int, processes: int, model=MODEL, batches: int = 2)
     """What each of an update's batches draws, for two updates as fairseq seeds them."""
     monkeypatch.setattr(distributed_utils, "get_data_parallel_world_size", lambda: processes)
     monkeypatch.setattr(distributed_utils, "get_data_parallel_rank", lambda: rank)
-    task, found = Task(cfg=None), []
+    task, actual = Task(cfg=None), []
     for update in range(2):
         utils.set_torch_seed(7 + update)
-        found += [task.train_step({}, model).tolist() for _ in range(batches)]
-    return found
+        actual += [task.train_step({}, model).tolist() for _ in range(batches)]
+    return actual
 
 
 def test_each_process_draws_its_own(monkeypatch):

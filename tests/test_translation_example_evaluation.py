@@ -219,8 +219,8 @@ def test_two_systems_that_do_the_same_are_identical(metric):
     wrong = [" ".join(words[::-1]) for words in SENTENCES]
     for texts in (right, wrong, [text.replace(" .", ".") for text in right]):
         other = [text.replace(".", " .").replace("  ", " ") for text in texts]
-        found = table.compare(metric, right, texts, other)
-        assert found.p == "identical" and found.remark == "(identical)"
+        actual = table.compare(metric, right, texts, other)
+        assert actual.p == "identical" and actual.remark == "(identical)"
     assert table.compare(metric, right, wrong, right).remark.startswith("(p = 0.0")
 
 

@@ -150,8 +150,8 @@ def test_attention_equals_its_definition(heads):
             words = source[~mask[row], row]
             expected, expected_weights = attended(layer, x[row, position], words, position)
             torch.testing.assert_close(output[row, position], expected, **EXACT)
-            found = weights[row, position][~mask[row]]
-            torch.testing.assert_close(found, expected_weights, **EXACT)
+            actual = weights[row, position][~mask[row]]
+            torch.testing.assert_close(actual, expected_weights, **EXACT)
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -227,10 +227,10 @@ def test_fairseqs_generator_scores_as_the_block(iterations, cutoff):
     generator = SequenceGenerator([model], target, beam_size=4, max_len_b=9)
     source = batched(sources, left=True)
     lengths = torch.tensor([len(row) for row in sources])
-    found = generator.generate(
+    actual = generator.generate(
         [model], {"net_input": {"src_tokens": source, "src_lengths": lengths}}
     )
-    for row, hypotheses in zip(sources, found, strict=True):
+    for row, hypotheses in zip(sources, actual, strict=True):
         assert len(hypotheses) == 4
         for hypothesis in hypotheses:
             tokens = hypothesis["tokens"]
@@ -280,9 +280,9 @@ def test_half_precision_is_as_close_as_its_products(dtype):
     expected = log_probs(model, *batch)
     rounded = build(cell="gru").to(dtype).float()
     error = (log_probs(rounded, *batch) - expected).abs().max()
-    found = model.to(dtype)(*batch)[0]
-    assert found.dtype == dtype
-    assert (found.float().log_softmax(-1) - expected).abs().max() < 10 * error
+    actual = model.to(dtype)(*batch)[0]
+    assert actual.dtype == dtype
+    assert (actual.float().log_softmax(-1) - expected).abs().max() < 10 * error
 
 
 @pytest.mark.parametrize(

@@ -212,10 +212,10 @@ def test_states_and_gradients_of_a_model_equal_the_reference(request, monkeypatc
     x = block(7).float().requires_grad_()
     resets = torch.rand(7, 2) < 0.3
     tensors = [x, *model.parameters()]
-    found = model(x, 3, resets=resets).output
+    actual = model(x, 3, resets=resets).output
     expected = window_by_window(model.effective_layers(), x, 3, resets)
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
-    for ours, theirs in zip(gradients(found, tensors), gradients(expected, tensors), strict=True):
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
+    for ours, theirs in zip(gradients(actual, tensors), gradients(expected, tensors), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
@@ -234,9 +234,9 @@ def test_an_output_may_take_the_place_of_an_input(separate, name, output, place,
     inputs, outputs = arguments(Matrices(dtype), name, n, h, False)
     expected = {k: v.clone() for k, v in outputs.items()}
     call(separate, name, inputs, expected)
-    found = call(separate, name, inputs, outputs | {output: place(inputs, h)})
+    actual = call(separate, name, inputs, outputs | {output: place(inputs, h)})
     for key, value in expected.items():
-        torch.testing.assert_close(found[key], value, rtol=0, atol=0)
+        torch.testing.assert_close(actual[key], value, rtol=0, atol=0)
 
 
 @pytest.fixture
@@ -363,9 +363,9 @@ class TestOnTheGPU:
     def test_tanh_errs_little_more_than_pytorch_s(self, kernels, dtype):
         """Its quotients and exponentials are a GPU's quick ones in float32: 2 roundings each."""
         v = inputs_of_all_sizes(dtype)
-        found = elman_tanh(kernels, v.cuda()).cpu()
+        actual = elman_tanh(kernels, v.cuda()).cpu()
         allowed = relative_error(v.tanh(), v) + 8 * torch.finfo(dtype).eps
-        assert relative_error(found, v) <= allowed
+        assert relative_error(actual, v) <= allowed
 
     @pytest.mark.parametrize("name", ["elman_forward", "elman_backward"])
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -108,12 +108,12 @@ def lines_of(candidates: CandidatePool, weights, direction) -> list[list[tuple[f
 
 def crossings(candidates: CandidatePool, weights, direction) -> list[float]:
     """All steps at which any two hypotheses of an utterance have the same sum."""
-    found = set()
+    actual = set()
     for lines in lines_of(candidates, weights, direction):
         for (height, slope), (other_height, other_slope) in itertools.combinations(lines, 2):
             if slope != other_slope:
-                found.add((other_height - height) / (slope - other_slope))
-    return sorted(found)
+                actual.add((other_height - height) / (slope - other_slope))
+    return sorted(actual)
 
 
 def score_on_line(candidates: CandidatePool, metric: Metric, weights, direction, step) -> float:
@@ -155,10 +155,10 @@ def some_texts(seed: int) -> tuple[list[str], list[list[str]]]:
     references[0][0] = "a b c d"  # one text has words
     hypotheses, repeated = [], []
     for texts in references:
-        found = [text() for _ in range(3)] + [texts[0]]
-        found.append(chooser.choice(found))
-        hypotheses += found
-        repeated += [texts] * len(found)
+        actual = [text() for _ in range(3)] + [texts[0]]
+        actual.append(chooser.choice(actual))
+        hypotheses += actual
+        repeated += [texts] * len(actual)
     return hypotheses, repeated
 
 
@@ -346,10 +346,10 @@ def test_line_search_finds_the_best_of_a_dense_scan(seed, metric, whole, utteran
     weights, direction = generator.integers(-3, 4, (2, 3)).astype(float)
     edges = np.arctan(crossings(candidates, weights, direction))
     assume((np.diff(edges) > 1e-6).all())  # else rounding has a say
-    found = line_search(candidates, metric, weights, direction)
+    actual = line_search(candidates, metric, weights, direction)
     expected = best_by_dense_scan(candidates, metric, weights, direction)
-    assert found.score == pytest.approx(expected, abs=1e-9)
-    there = score_on_line(candidates, metric, weights, direction, found.step)
+    assert actual.score == pytest.approx(expected, abs=1e-9)
+    there = score_on_line(candidates, metric, weights, direction, actual.step)
     assert there == pytest.approx(expected, abs=1e-9)
 
 
@@ -366,27 +366,27 @@ def test_a_weight_below_0_is_for_the_scores_that_are_subtracted(seed, metric, fo
     )
     candidates = replace(above, subtracted=below.features)
     weights, direction = np.array([1.0, 0.0]), np.array([0.0, 1.0])
-    found = line_search(candidates, metric, weights, direction, forward)
-    assert found.step > 0 or not forward
+    actual = line_search(candidates, metric, weights, direction, forward)
+    assert actual.step > 0 or not forward
 
     def at(step: float) -> float:
         return score_of(candidates, selected(candidates, weights + step * direction), metric)
 
-    assert at(found.step) == found.score
+    assert at(actual.step) == actual.score
     steps = np.tan(np.linspace(-1.55, 1.55, 500))
     for step in steps[steps > 0] if forward else steps:
         side = above if step > 0 else below
         there = score_on_line(side, metric, weights, direction, step)
         assert there == at(step)
-        assert there <= found.score if metric.higher_is_better else there >= found.score
+        assert there <= actual.score if metric.higher_is_better else there >= actual.score
 
 
 @given(seed=seeds, metric=both_metrics)
 @settings(max_examples=30, deadline=None)
 def test_tuning_subtracts_nothing_that_must_not_be(seed, metric):
     candidates = replace(make(seed, metric, names=("a", "b", "c")), not_subtracted={"b", "c"})
-    found = tune(candidates, metric, np.array([1.0, 0.0, 0.0]), log=quiet)
-    assert (found.weights >= 0).all()
+    actual = tune(candidates, metric, np.array([1.0, 0.0, 0.0]), log=quiet)
+    assert (actual.weights >= 0).all()
 
 
 @given(seed=seeds, metric=both_metrics, factor=st.sampled_from([0.125, 4.0, 1024.0]))
@@ -396,10 +396,10 @@ def test_tuning_subtracts_nothing_that_must_not_be(seed, metric):
 def test_line_search_does_not_depend_on_the_unit_of_a_score(seed, metric, factor):
     candidates = make(seed, metric)
     weights, direction = np.array([1.0, 0.0]), np.array([0.0, 1.0])
-    found = line_search(candidates, metric, weights, direction)
+    actual = line_search(candidates, metric, weights, direction)
     stretched = line_search(candidates, metric, weights, factor * direction)
-    assert stretched.step == pytest.approx(found.step / factor)
-    assert stretched.score == found.score
+    assert stretched.step == pytest.approx(actual.step / factor)
+    assert stretched.score == actual.score
 
 
 def test_line_search_returns_the_middle_by_angle():
@@ -411,27 +411,27 @@ def test_line_search_returns_the_middle_by_angle():
             "u2": [([1, 0], 1), ([0, 1], 1)],  # changes nothing at 1
         }
     )
-    found = line_search(candidates, ERRORS, np.array([1.0, 0]), np.array([0, 1.0]))
+    actual = line_search(candidates, ERRORS, np.array([1.0, 0]), np.array([0, 1.0]))
     middle = 1.25 * np.tan((np.arctan(0.5 / 1.25) + np.arctan(2 / 1.25)) / 2)
-    assert found.step == pytest.approx(middle)
-    assert 0.5 < found.step < 2
-    assert found.score == pytest.approx(100 / 30)
+    assert actual.step == pytest.approx(middle)
+    assert 0.5 < actual.step < 2
+    assert actual.score == pytest.approx(100 / 30)
 
 
 def test_of_equal_intervals_a_positive_one_comes_first():
     """Errors 0 below -1 and from 1 to 1.1, between and beyond 5."""
     candidates = problem({"u": [([0, -1], 0), ([1, 0], 5), ([0, 1], 0), ([-20.9, 20], 5)]})
-    found = line_search(candidates, ERRORS, np.array([1.0, 0]), np.array([0, 1.0]))
-    assert 1 < found.step < 1.1
-    assert found.score == 0
+    actual = line_search(candidates, ERRORS, np.array([1.0, 0]), np.array([0, 1.0]))
+    assert 1 < actual.step < 1.1
+    assert actual.score == 0
 
 
 def test_of_equal_intervals_the_widest_is_chosen():
     """No errors from 1 to 1.1 and beyond 2."""
     candidates = problem({"u": [([1, 0], 5), ([0, 1], 0), ([-1.1, 2], 5), ([-3.1, 3], 0)]})
-    found = line_search(candidates, ERRORS, np.array([1.0, 0]), np.array([0, 1.0]))
-    assert found.step > 2
-    assert found.score == 0
+    actual = line_search(candidates, ERRORS, np.array([1.0, 0]), np.array([0, 1.0]))
+    assert actual.step > 2
+    assert actual.score == 0
 
 
 def test_a_near_tie_does_not_send_a_weight_to_infinity():
@@ -443,8 +443,8 @@ def test_a_near_tie_does_not_send_a_weight_to_infinity():
             "u2": [([2, 0], 1), ([0, 1], 0)],
         }
     )
-    found = line_search(candidates, ERRORS, np.array([1.0, 0]), np.array([0, 1.0]))
-    assert 2 < found.step < 20
+    actual = line_search(candidates, ERRORS, np.array([1.0, 0]), np.array([0, 1.0]))
+    assert 2 < actual.step < 20
 
 
 # Tuning.
@@ -455,13 +455,13 @@ def test_a_near_tie_does_not_send_a_weight_to_infinity():
 def test_one_new_weight_is_tuned_exactly(seed, metric, whole):
     candidates = make(seed, metric, whole=whole)
     start = np.array([1.0, 0.0])
-    found = tune(candidates, metric, start, log=quiet)
+    actual = tune(candidates, metric, start, log=quiet)
     expected = best_by_dense_scan(candidates, metric, start, np.array([0.0, 1.0]))
-    gain = found.score - expected if metric.higher_is_better else expected - found.score
+    gain = actual.score - expected if metric.higher_is_better else expected - actual.score
     assert gain >= -1e-9
     if not whole:  # where the start or the grid hits a tie, that can be better than what is around
         assert gain <= 1e-9
-    assert found.weights[0] == 1
+    assert actual.weights[0] == 1
 
 
 @given(seed=seeds, metric=both_metrics, fixed=st.sets(st.sampled_from("abc")))
@@ -469,15 +469,15 @@ def test_one_new_weight_is_tuned_exactly(seed, metric, whole):
 def test_tuning_never_loses_and_keeps_what_is_fixed(seed, metric, fixed):
     candidates = make(seed, metric, names=("a", "b", "c"))
     start = np.array([0.0, 0.5, 0.0])
-    found = tune(candidates, metric, start, fixed, log=quiet)
+    actual = tune(candidates, metric, start, fixed, log=quiet)
     before = score_at(candidates, metric, start)
-    assert found.score >= before if metric.higher_is_better else found.score <= before
-    assert found.score == score_at(candidates, metric, found.weights)
+    assert actual.score >= before if metric.higher_is_better else actual.score <= before
+    assert actual.score == score_at(candidates, metric, actual.weights)
     for index, name in enumerate("abc"):
         if name in fixed or (name == "b" and not fixed):
-            assert found.weights[index] == start[index]
+            assert actual.weights[index] == start[index]
     again = tune(candidates, metric, start, fixed, log=quiet)
-    np.testing.assert_array_equal(again.weights, found.weights)
+    np.testing.assert_array_equal(again.weights, actual.weights)
 
 
 @given(seed=seeds, count=st.integers(3, 5))
@@ -485,11 +485,11 @@ def test_tuning_never_loses_and_keeps_what_is_fixed(seed, metric, fixed):
 def test_several_new_weights_end_where_no_single_one_helps(seed, count):
     names = tuple("abcdef"[: count + 1])
     candidates = make(seed, OVERLAP, names=names)
-    found = tune(candidates, OVERLAP, np.eye(count + 1)[0], log=quiet)
+    actual = tune(candidates, OVERLAP, np.eye(count + 1)[0], log=quiet)
     for index in range(1, count + 1):
-        rest = np.where(np.arange(count + 1) == index, 0, found.weights)
+        rest = np.where(np.arange(count + 1) == index, 0, actual.weights)
         best = best_by_dense_scan(candidates, OVERLAP, rest, np.eye(count + 1)[index])
-        assert found.score >= best - 1e-9
+        assert actual.score >= best - 1e-9
 
 
 def test_a_negative_weight_must_win():
@@ -503,10 +503,10 @@ def test_a_negative_weight_must_win():
 def test_every_step_is_logged():
     candidates = problem({"u0": [([1, 0], 4), ([0, 20], 1)], "u1": [([2, 0], 2), ([0, 1], 2)]})
     lines = []
-    found = tune(candidates, ERRORS, np.array([1.0, 0.0]), log=lines.append)
+    actual = tune(candidates, ERRORS, np.array([1.0, 0.0]), log=lines.append)
     assert lines[0] == "start, a 1, b 0: ERR 30.00"
     assert lines[1] == "grid, a 1, b 0.1: ERR 30.00 -> 15.00"
-    assert lines[-1] == f"best, a 1, b {found.weights[1]:.4g}: ERR 15.00"
+    assert lines[-1] == f"best, a 1, b {actual.weights[1]:.4g}: ERR 15.00"
     lines = []
     tune(candidates, ERRORS, np.array([1.0, 0.01]), log=lines.append)
     assert lines[1].startswith("b 0.01 -> ")
@@ -526,10 +526,10 @@ def test_every_step_is_logged():
 )
 def test_problems_with_nothing_to_decide(rows, names, start):
     candidates = problem(rows, tuple(names))
-    found = tune(candidates, ERRORS, np.array(start, dtype=float), log=quiet)
-    assert np.isfinite(found.weights).all()
-    assert found.score == score_at(candidates, ERRORS, np.array(start))
-    report_of(candidates, start, found.weights).table()
+    actual = tune(candidates, ERRORS, np.array(start, dtype=float), log=quiet)
+    assert np.isfinite(actual.weights).all()
+    assert actual.score == score_at(candidates, ERRORS, np.array(start))
+    report_of(candidates, start, actual.weights).table()
 
 
 def test_tuning_says_what_it_cannot_take():
@@ -549,37 +549,37 @@ def test_tuning_says_what_it_cannot_take():
 @settings(max_examples=30, deadline=None)
 def test_oracle_is_exact_where_errors_add_up_and_else_a_bound(seed, metric):
     candidates = make(seed, metric, utterances=4, most=4)
-    found = score_of(candidates, oracle(candidates, metric), metric)
+    actual = score_of(candidates, oracle(candidates, metric), metric)
     scores = [score_of(candidates, list(chosen), metric) for chosen in every_selection(candidates)]
     if metric is ERRORS:
-        assert found == min(scores)
+        assert actual == min(scores)
     else:
-        assert found <= max(scores) + 1e-9
+        assert actual <= max(scores) + 1e-9
         alone = metric.score(candidates.statistics)
         by_itself = [
             begin + int(alone[begin:end].argmax())
             for begin, end in itertools.pairwise(candidates.offsets)
         ]
-        assert found >= score_of(candidates, by_itself, metric) - 1e-9
+        assert actual >= score_of(candidates, by_itself, metric) - 1e-9
 
 
 def test_bootstrap_is_that_of_utterances_drawn_one_by_one():
     generator = np.random.default_rng(5)
     a, b = (generator.integers(1, 9, (40, 2)).astype(float) for _ in range(2))
-    found = bootstrap(a, b, ERRORS, samples=4000)
+    actual = bootstrap(a, b, ERRORS, samples=4000)
     draws = generator.integers(40, size=(4000, 40))
     scores_a, scores_b = ERRORS.score(a[draws].sum(1)), ERRORS.score(b[draws].sum(1))
-    for estimate, drawn in ((found.score, scores_a), (found.difference, scores_a - scores_b)):
+    for estimate, drawn in ((actual.score, scores_a), (actual.difference, scores_a - scores_b)):
         low, high = np.quantile(drawn, [0.025, 0.975])
         tolerance = 0.1 * (high - low)
         assert estimate.low == pytest.approx(low, abs=tolerance)
         assert estimate.high == pytest.approx(high, abs=tolerance)
-    assert found.score.value == ERRORS.score(a.sum(0))
-    assert found.difference.value == pytest.approx(found.score.value - ERRORS.score(b.sum(0)))
-    assert found.share_better == pytest.approx((scores_a < scores_b).mean(), abs=0.05)
+    assert actual.score.value == ERRORS.score(a.sum(0))
+    assert actual.difference.value == pytest.approx(actual.score.value - ERRORS.score(b.sum(0)))
+    assert actual.share_better == pytest.approx((scores_a < scores_b).mean(), abs=0.05)
 
     alone = bootstrap(a, None, ERRORS, samples=4000)
-    assert (alone.score, alone.difference, alone.share_better) == (found.score, None, None)
+    assert (alone.score, alone.difference, alone.share_better) == (actual.score, None, None)
 
 
 @pytest.mark.parametrize("metric, share", [(ERRORS, 1), (OVERLAP, 0)])

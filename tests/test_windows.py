@@ -75,12 +75,12 @@ def test_each_level_holds_each_needed_window_once(case, order):
 
     texts = [()]  # of each row of the level before; row 0 is the empty window
     for k, level in enumerate(shared.levels, start=1):
-        found = [
+        actual = [
             (*texts[parent], token)
             for parent, token in zip(level.parent.tolist(), level.token.tolist(), strict=True)
         ]
-        assert set(found) == needed[k]
-        texts = [(), *found]
+        assert set(actual) == needed[k]
+        texts = [(), *actual]
 
 
 def test_an_unreasonable_request_is_refused():
@@ -122,12 +122,12 @@ def test_softmax_of_wanted_words_is_the_softmax(
         names = ("CONTEXTS_AT_ONCE", "WORDS_AT_ONCE", "PAIRS_AT_ONCE")
         for name, size in zip(names, blocks, strict=True):
             patch.setattr(softmax, name, size)
-        found = Softmax(words).log_probabilities(features, context, word)
+        actual = Softmax(words).log_probabilities(features, context, word)
         logits = Softmax(words, normalized=False).log_probabilities(features, context, word)
     expected = F.linear(features, words.weight, words.bias)
     torch.testing.assert_close(logits, expected[context, word], rtol=1e-12, atol=1e-10)
     expected = expected.log_softmax(1)
-    torch.testing.assert_close(found, expected[context, word], rtol=1e-12, atol=1e-10)
+    torch.testing.assert_close(actual, expected[context, word], rtol=1e-12, atol=1e-10)
 
 
 @given(contexts=st.integers(1, 9), pairs=st.integers(0, 20), tails=st.integers(1, 3), seed=seeds)
@@ -149,8 +149,8 @@ def test_adaptive_softmax_of_wanted_words_is_fairseq_s(contexts, pairs, tails, s
     context, word = random_pairs(contexts, vocabulary, pairs)
     with torch.no_grad():
         expected = theirs.get_log_prob(features.unsqueeze(0), None)[0]
-        found = ours.log_probabilities(features, context, word)
-    torch.testing.assert_close(found, expected[context, word], **EXACT)
+        actual = ours.log_probabilities(features, context, word)
+    torch.testing.assert_close(actual, expected[context, word], **EXACT)
 
 
 def test_bf16_products_change_the_normaliser_alone():

@@ -61,11 +61,11 @@ def lattice(*arguments) -> int:
 @pytest.fixture(scope="module")
 def ngrams(tmp_path_factory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("arpa")
-    found = {}
+    actual = {}
     for name, text in (("holds", HOLDS), ("lacks", LACKS), ("upper", UPPER)):
-        found[name] = folder / f"{name}.arpa"
-        found[name].write_text(text)
-    return found
+        actual[name] = folder / f"{name}.arpa"
+        actual[name].write_text(text)
+    return actual
 
 
 def linear(utterance: str, tokens: list[str], form: str) -> Lattice:
@@ -278,7 +278,7 @@ def test_a_subtracted_model_gives_no_penalty_back(models, ngrams, tmp_path):
         CompactLattice().write(linear("u", text.split(), "kaldi"), file)
     model = ("--model", models["gru"], "--kenlm", f"OLD={ngrams['holds']}")
     for command, name in ((nbest, "list"), (lattice, "lattice")):
-        found = {}
+        actual = {}
         for weight in (-1, 1):
             for penalty in (0, 50):
                 outputs = ("--output", tmp_path / "out")
@@ -286,9 +286,9 @@ def test_a_subtracted_model_gives_no_penalty_back(models, ngrams, tmp_path):
                 options = ("--weight", f"OLD={weight}", "--unknown-penalty", penalty)
                 assert command(tmp_path / name, *model, *options, *outputs) == 0
                 list_ = tmp_path / ("n" if command is lattice else "out")
-                found[weight, penalty] = totals_of(list_)["u"]
-        assert found[-1, 0] - found[-1, 50] == pytest.approx(50 * unknown, abs=1e-4)
-        assert found[1, 0] - found[1, 50] == pytest.approx(2 * 50 * unknown, abs=1e-4)
+                actual[weight, penalty] = totals_of(list_)["u"]
+        assert actual[-1, 0] - actual[-1, 50] == pytest.approx(50 * unknown, abs=1e-4)
+        assert actual[1, 0] - actual[1, 50] == pytest.approx(2 * 50 * unknown, abs=1e-4)
 
 
 def test_a_run_goes_on_with_a_weight_of_another_sign(ngrams, tmp_path, monkeypatch):
@@ -494,5 +494,5 @@ def test_default_names_leave_out_those_that_are_given(arguments, names, ngrams, 
     (tmp_path / "list").write_text("u\t0\tw1\n")
     models = [part for text in arguments for part in ("--kenlm", text.format(ngrams["holds"]))]
     assert nbest(tmp_path / "list", *models, "--output", tmp_path / "out") == 0
-    (found,) = FORMATS["tsv"].read(tmp_path / "out")
-    assert list(found.scores) == ["score", *names]
+    (actual,) = FORMATS["tsv"].read(tmp_path / "out")
+    assert list(actual.scores) == ["score", *names]

@@ -47,9 +47,9 @@ def require(holds: bool, *what: object) -> None:
         raise Disagreement(" ".join(map(str, what)))
 
 
-def require_close(found: float, right: float, within: float, *what: object) -> None:
+def require_close(actual: float, right: float, within: float, *what: object) -> None:
     within += 1e-8 * abs(right)  # files have ten digits
-    require(abs(found - right) <= within, f"{found} instead of {right}:", *what)
+    require(abs(actual - right) <= within, f"{actual} instead of {right}:", *what)
 
 
 @dataclass

@@ -196,10 +196,10 @@ def _check_lattices(
     utterances = [lattice.utterance for lattice in written]
     require(sorted(utterances) == sorted(right), *utterances, "written")
     for lattice in written:
-        found = _paths_of(lattice, setup, weights.get("acoustic", 0.0))
+        actual = _paths_of(lattice, setup, weights.get("acoustic", 0.0))
         expected = _sorted(right[lattice.utterance])
-        require(len(found) == len(expected), len(found), "paths instead of", len(expected))
-        for one, other in zip(found, expected, strict=True):
+        require(len(actual) == len(expected), len(actual), "paths instead of", len(expected))
+        for one, other in zip(actual, expected, strict=True):
             require(one[0] == other.words, one, "instead of", other)
             require_close(one[1], other.total, other.slack + 1e-6, "path", other)
     _check_second_lattices(case, setup, output, form, symbols, weights, written, lists)
@@ -212,7 +212,7 @@ def _paths_of(
 ) -> list[tuple[tuple[str, ...], float]]:
     """Words and total of each path of what was written, in order."""
     own = {**lattice.weights, "acoustic": acoustic}
-    found = []
+    actual = []
     for arcs, end in lattice_paths(lattice):
         words = setup.spoken(" ".join(lattice.words[arc] for arc in arcs))
         ends = {name: float(values[end]) for name, values in lattice.final_scores.items()}
@@ -220,8 +220,8 @@ def _paths_of(
             own[name] * (float(values[arcs].sum()) + ends.get(name, 0.0))
             for name, values in lattice.scores.items()
         )
-        found.append((tuple(words), total + lattice.word_penalty * len(words)))
-    return sorted(found)
+        actual.append((tuple(words), total + lattice.word_penalty * len(words)))
+    return sorted(actual)
 
 
 def _sorted(paths: list[PathOfGraph]) -> list[PathOfGraph]:
@@ -242,13 +242,13 @@ def _check_list(
         best: dict[tuple[str, ...], PathOfGraph] = {}
         for path in _sorted(paths):
             best[path.words] = path
-        found = of_utterance[utterance]
-        texts = [tuple(row[2].split()) for row in found]
+        actual = of_utterance[utterance]
+        texts = [tuple(row[2].split()) for row in actual]
         require(len(set(texts)) == len(texts), "a text is listed twice:", *texts)
         wanted = sorted((path.total for path in best.values()), reverse=True)[:size]
         if is_whole:
-            require(len(found) == len(wanted), len(found), "texts instead of", len(wanted))
-        for place, (row, text) in enumerate(zip(found, texts, strict=True)):
+            require(len(actual) == len(wanted), len(actual), "texts instead of", len(wanted))
+        for place, (row, text) in enumerate(zip(actual, texts, strict=True)):
             require(text in best, row, "is no text of", utterance)
             total, slack = float(row[1]), best[text].slack + 1e-6
             if is_whole:

@@ -34,9 +34,9 @@ def check_scores_of_lines(case: Case, setup: Setup, texts: Sequence[str]) -> Non
     )
     part, as_json = case.chooser.choice(PARTS), case.maybe(0.5)
     options = [*PART_OPTIONS[part], *["--format", "json"] * as_json]
-    found = resumed_or_not(case, "fixedpoint-score", [path, *options, *setup.arguments])
+    actual = resumed_or_not(case, "fixedpoint-score", [path, *options, *setup.arguments])
     right = [next(iter(setup.score(setup.spoken(text)).values())) for text in texts]
-    lines = lines_of(found)
+    lines = lines_of(actual)
     if as_json:
         require(len(lines) == len(texts), len(lines), "lines of JSON")
         for text, line, expected in zip(texts, lines, right, strict=True):
@@ -60,14 +60,14 @@ def check_scores_of_lines(case: Case, setup: Setup, texts: Sequence[str]) -> Non
             _check_line(text, expected, float(log_p), int(tokens), int(unknown))
 
 
-def _check_line(text: str, right: Scored, found: float, tokens: int, unknown: int) -> None:
+def _check_line(text: str, right: Scored, actual: float, tokens: int, unknown: int) -> None:
     size = len(right.log_probabilities)
     require((tokens, unknown) == (size, right.unknown), tokens, unknown, "of", repr(text), right)
     within = tolerance(size, right.rounding)
-    require_close(found, right.total, within, "log-probability of", repr(text))
+    require_close(actual, right.total, within, "log-probability of", repr(text))
 
 
-def _check_tokens(text: str, right: Scored, found: list[float]) -> None:
-    require(len(found) == len(right.log_probabilities), found, "for the tokens of", repr(text))
-    for one, other in zip(found, right.log_probabilities, strict=True):
+def _check_tokens(text: str, right: Scored, actual: list[float]) -> None:
+    require(len(actual) == len(right.log_probabilities), actual, "for the tokens of", repr(text))
+    for one, other in zip(actual, right.log_probabilities, strict=True):
         require_close(one, other, tolerance(1, right.rounding), "a token of", repr(text))

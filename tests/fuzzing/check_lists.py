@@ -98,10 +98,10 @@ def _check_rescored(case: Case, setup: Setup, written: Written) -> None:
     for row, entry, of_models, (total, slack) in zip(
         rows, written.entries, new, right, strict=True
     ):
-        for name, found in row.scores.items():
+        for name, actual in row.scores.items():
             expected = of_models[name]
             within = tolerance(len(expected.log_probabilities), expected.rounding)
-            require_close(found, expected.total, within, name, "of", entry)
+            require_close(actual, expected.total, within, name, "of", entry)
         require_close(row.total, total, slack + written.rounding, "total of", entry)
     _check_one_best(written, one_best, right)
     if case.maybe(0.3) and _is_together(written):
@@ -111,16 +111,16 @@ def _check_rescored(case: Case, setup: Setup, written: Written) -> None:
 
 def _previous_words(setup: Setup, written: Written) -> list[list[list[str]]]:
     """The words of the best hypotheses of the utterances before, by the first pass."""
-    found: list[list[list[str]]] = []
+    actual: list[list[list[str]]] = []
     before, best, best_total, utterance = [], "", -math.inf, None
     for row, entry in enumerate(written.entries):
         if entry.utterance != utterance:
             before = [*before, setup.spoken(best)] if utterance is not None else []
             best, best_total, utterance = "", -math.inf, entry.utterance
-        found.append(before)
+        actual.append(before)
         if written.original_total(row) > best_total:
             best, best_total = entry.text, written.original_total(row)
-    return found
+    return actual
 
 
 def _random_combination(
@@ -252,12 +252,12 @@ def _check_second_pass(
         if written.keeps_scores:
             new = [f"Again{place}" for place in range(len(setup.neural) + len(setup.ngrams))]
             names = [*setup.names, *new] if options else setup.names
-        for found, row in zip(rescored(written.format, output_again, names), rows, strict=True):
-            require_close(found.total, row.total, written.rounding, "the total of a further pass")
-            require(row.scores.items() <= found.scores.items(), found, "instead of", row)
+        for actual, row in zip(rescored(written.format, output_again, names), rows, strict=True):
+            require_close(actual.total, row.total, written.rounding, "the total of a further pass")
+            require(row.scores.items() <= actual.scores.items(), actual, "instead of", row)
             # The text before is another now: that of the best by the new totals.
             if setup.reading.previous_context != 0 or setup.interpolation is not None:
                 continue
             for old, name in zip(setup.names, names[len(setup.names) :], strict=False):
                 if old not in setup.subtracted:
-                    require_close(found.scores[name], row.scores[old], LIKELY, "the score again")
+                    require_close(actual.scores[name], row.scores[old], LIKELY, "the score again")

@@ -223,16 +223,16 @@ def rescored(form: str, path: Path, new: Sequence[str]) -> list[Row]:
         header, *rows = (line.split("\t") for line in lines_of(path))
         if header[1] != "score":  # a list without a header that got no new score
             header, rows = ["id", "score", "hypothesis"], [header, *rows]
-        found = [dict(zip(header, row, strict=True)) for row in rows]
-        return [Row(float(row["score"]), {n: float(row[n]) for n in new}) for row in found]
+        actual = [dict(zip(header, row, strict=True)) for row in rows]
+        return [Row(float(row["score"]), {n: float(row[n]) for n in new}) for row in actual]
     if form == "mlm":
         document = json.loads(path.read_text())
-        found = [
+        actual = [
             entry[f"hyp_{number}"]
             for entry in document.values()
             for number in range(1, 1 + sum(key.startswith("hyp_") for key in entry))
         ]
-        return [Row(row["score"], {name: row[name] for name in new}) for row in found]
+        return [Row(row["score"], {name: row[name] for name in new}) for row in actual]
     if form == "kaldi":
         columns = [_costs(path / name) for name in ("total", *(f"lmwt.{name}" for name in new))]
         return [

@@ -117,16 +117,16 @@ class Neural:
         if previous and seen >= 2:
             before = [index for text in previous for index in (eos, *self._ids(text, reading))]
             context = [*bos, *[*before, eos][-seen:]]
-        found, unknown, rounding = [], 0, 0.0
+        actual, unknown, rounding = [], 0, 0.0
         for index in (*ids, eos):
             distribution, rounded = self._after(tuple(context), reading)
             target = index if index < len(distribution) else unk
             is_unknown = target == unk
-            found.append(float(distribution[target]) - reading.unknown_penalty * is_unknown)
+            actual.append(float(distribution[target]) - reading.unknown_penalty * is_unknown)
             unknown += is_unknown
             rounding += abs(float(rounded[target] - distribution[target]))
             context.append(index)
-        return Scored(tuple(found), unknown, rounding)
+        return Scored(tuple(actual), unknown, rounding)
 
     def order(self, reading: Reading) -> int | None:
         """How many tokens the model looks back; None for all."""
@@ -292,11 +292,11 @@ class Ngram:
 
     def score(self, words: Sequence[str], reading: Reading) -> Scored:
         folded = [word.lower() if reading.lowercase else word for word in words]
-        found = list(self._model.full_scores(" ".join(folded)))
+        actual = list(self._model.full_scores(" ".join(folded)))
         penalty = reading.unknown_penalty
         return Scored(
-            tuple(log10_p * LN10 - penalty * unknown for log10_p, _, unknown in found),
-            sum(unknown for _, _, unknown in found),
+            tuple(log10_p * LN10 - penalty * unknown for log10_p, _, unknown in actual),
+            sum(unknown for _, _, unknown in actual),
         )
 
     @cached_property
@@ -337,10 +337,10 @@ def make_models(folder: Path) -> Models:
     for name, (text, options) in TRAINED.items():
         train(folder / text, folder / "checkpoints" / name, *options, "--max-update", 20,
               "--lr", 0.05, "--disable-validation", "--no-save-optimizer-state")  # fmt: skip
-        kind, found = (OfFairseq, of_fairseq) if "--arch" in options else (FixedPoint, fixedpoint)
+        kind, actual = (OfFairseq, of_fairseq) if "--arch" in options else (FixedPoint, fixedpoint)
         checkpoint = folder / "checkpoints" / name / "checkpoint_last.pt"
         dictionary = Dictionary.load(str(folder / text / "dict.txt"))
-        found.append(kind(name, checkpoint, dictionary, "--add-bos-token" in options))
+        actual.append(kind(name, checkpoint, dictionary, "--add-bos-token" in options))
     ngrams = (
         _ngram(folder / "bigrams.arpa", 2, KNOWN[:8], has_unknown=True),
         _ngram(folder / "trigrams.arpa", 3, (*KNOWN[2:9], "w3(2)", "-pau-"), has_unknown=True),

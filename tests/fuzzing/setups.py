@@ -55,13 +55,13 @@ class Setup:
         def reading(name: str) -> Reading:
             return without if is_subtracted or name in self.subtracted else self.reading
 
-        found = {
+        actual = {
             name: model.score(words, reading(name), previous) for name, model in self.neural.items()
         }
-        found |= {name: model.score(words, reading(name)) for name, model in self.ngrams.items()}
+        actual |= {name: model.score(words, reading(name)) for name, model in self.ngrams.items()}
         if self.interpolation is None:
-            return found
-        return {"Interpolated0": interpolated(*found.values(), self.interpolation)}
+            return actual
+        return {"Interpolated0": interpolated(*actual.values(), self.interpolation)}
 
     def can_subtract(self, name: str, scores: Iterable[Mapping[str, Scored]]) -> bool:
         """Whether the model has a probability for all words of texts that have these scores."""
@@ -121,11 +121,11 @@ def lattice_setup(chooser: random.Random, models: Models) -> Setup:
 
 def again(setup: Setup, chooser: random.Random) -> list[object]:
     """Arguments of a run that has the same models as `Again0`, `Again1`, ..., and weighs none."""
-    found = reading_arguments(setup.reading, chooser)
+    actual = reading_arguments(setup.reading, chooser)
     for place, model in enumerate((*setup.neural.values(), *setup.ngrams.values())):
         option = "--kenlm" if isinstance(model, Ngram) else "--model"
-        found += [option, f"Again{place}={_path(model)}", f"--weight=Again{place}=0"]
-    return found
+        actual += [option, f"Again{place}={_path(model)}", f"--weight=Again{place}=0"]
+    return actual
 
 
 def number(chooser: random.Random, value: float) -> str:
@@ -134,20 +134,20 @@ def number(chooser: random.Random, value: float) -> str:
 
 
 def reading_arguments(reading: Reading, chooser: random.Random) -> list[object]:
-    found: list[object] = []
+    actual: list[object] = []
     if reading.lowercase:
-        found.append("--lowercase")
+        actual.append("--lowercase")
     if reading.unknown_penalty:
-        found += ["--unknown-penalty", number(chooser, reading.unknown_penalty)]
+        actual += ["--unknown-penalty", number(chooser, reading.unknown_penalty)]
     if reading.iterations is not None:
-        found += ["--iterations", reading.iterations]
+        actual += ["--iterations", reading.iterations]
     if not reading.normalized:
-        found.append("--unnormalized")
+        actual.append("--unnormalized")
     if reading.previous_context is None:
-        found.append("--previous-context")
+        actual.append("--previous-context")
     elif reading.previous_context:
-        found += ["--previous-context", reading.previous_context]
-    return found
+        actual += ["--previous-context", reading.previous_context]
+    return actual
 
 
 def _random_reading(chooser: random.Random, chosen: list[Neural], previous: bool) -> Reading:

@@ -38,16 +38,16 @@ def spoken(text: str, models: Collection[Vocabulary], lowercase: bool = False) -
     markers, empty words and fillers are passed by, and a pronunciation variant is the word that it
     is one of.
     """
-    found = []
+    actual = []
     for token in text.split():
         variant = VARIANT.fullmatch(token)
         if any(model.holds(token.lower() if lowercase else token) for model in models):
-            found.append(token)
+            actual.append(token)
         elif variant is not None:
-            found += spoken(variant[1], models, lowercase)
+            actual += spoken(variant[1], models, lowercase)
         elif not LOOKS_PASSED_BY.fullmatch(token):
-            found.append(token)
-    return found
+            actual.append(token)
+    return actual
 
 
 def random_token(chooser: random.Random) -> str:
