@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fairseq_fixedpoint.backoff import NgramModel, NgramTable, NgramWords
-from fairseq_fixedpoint.backoff.weights import LEAST_LEFT, back_off
+from fairseq_fixedpoint.backoff.normalisation import LEAST_LEFT, back_off
 from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.formats.arpa import read_ngrams
 from fairseq_fixedpoint.rescoring.scorer import Scorer

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -164,3 +165,15 @@ assert "fixedpoint_translation" in TASK_REGISTRY
 assert checkpoint_utils.load_checkpoint_to_cpu is not before[1]
 """)
     assert done.returncode == 0, done.stderr
+
+
+def test_no_two_modules_or_classes_share_a_name():
+    """But for modules of the commands, and of what fairseq finds by its name."""
+    modules, classes = Counter(), Counter()
+    for path in PACKAGE.rglob("*.py"):
+        if part_of(path) not in {"cli", "plugin", "tasks"}:
+            modules[path.parent.name if path.stem == "__init__" else path.stem] += 1
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                classes[node.name] += 1
+    assert [name for name, count in (modules + classes).items() if count > 1] == []

@@ -30,11 +30,11 @@ from fairseq_fixedpoint.spectral.elman import (
     input_deviation,
     mean_slope,
 )
+from fairseq_fixedpoint.spectral.feature_windows import ROWS
 from fairseq_fixedpoint.spectral.linear import realisation
 from fairseq_fixedpoint.spectral.moments import PolynomialFit, moment, projected_moment
 from fairseq_fixedpoint.spectral.quadratic import directions, from_moments
 from fairseq_fixedpoint.spectral.readout import RIDGE
-from fairseq_fixedpoint.spectral.windows import ROWS
 
 
 def teacher(seed, features=5, units=3, outputs=4, norm=0.4, activation=np.square) -> Network:

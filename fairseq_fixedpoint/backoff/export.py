@@ -22,8 +22,8 @@ import numpy as np
 
 from fairseq_fixedpoint.backoff.corpus import NgramWords
 from fairseq_fixedpoint.backoff.mixing import MixedWith
+from fairseq_fixedpoint.backoff.normalisation import Order, back_off
 from fairseq_fixedpoint.backoff.table import NgramTable
-from fairseq_fixedpoint.backoff.weights import Order, back_off
 from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.formats.arpa import Ngrams, write_arpa
 

@@ -110,7 +110,7 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def line_scorers(args: argparse.Namespace) -> tuple[dict[str, LineScorer], WordRule]:
+def scorers_and_rule(args: argparse.Namespace) -> tuple[dict[str, LineScorer], WordRule]:
     """The models by the name of their score, and the rule that they are asked by."""
     models = options.line_scorers(args)
     rule = options.word_rule(args, models)

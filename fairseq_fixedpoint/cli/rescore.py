@@ -19,9 +19,9 @@ from fairseq_fixedpoint.cli.nbest_lists import (
     checked_hypotheses,
     combinations,
     grouped,
-    line_scorers,
     list_format,
     positive,
+    scorers_and_rule,
     with_context,
 )
 from fairseq_fixedpoint.cli.run import Skipped, run, tell
@@ -118,7 +118,7 @@ def _nbest(args: argparse.Namespace) -> None:
     listed = list_format(args)
     skipped = Skipped(PROGRAM)
     on_error = skipped if args.on_error == "skip" else stop
-    scorers, rule = line_scorers(args)
+    scorers, rule = scorers_and_rule(args)
     _check_outputs(args, listed, scorers)
     _check_risk(args)
 

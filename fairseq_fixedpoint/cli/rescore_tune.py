@@ -21,8 +21,8 @@ from fairseq_fixedpoint.cli.nbest_lists import (
     checked_hypotheses,
     combinations,
     grouped,
-    line_scorers,
     list_format,
+    scorers_and_rule,
     with_context,
 )
 from fairseq_fixedpoint.cli.run import Skipped, quantity, tell
@@ -92,7 +92,7 @@ def _tune(args: argparse.Namespace) -> None:
     metric = make_metric(args.metric)
     skipped = Skipped(PROGRAM)
     on_error = skipped if args.on_error == "skip" else stop
-    scorers, rule = line_scorers(args)
+    scorers, rule = scorers_and_rule(args)
     read = listed.read(args.input, on_error)
     prepared = list(scorable(read, scorers.values(), on_error))
     _require_some(prepared, args)

@@ -15,9 +15,9 @@ from typing import IO
 from fairseq_fixedpoint.cli import options
 from fairseq_fixedpoint.cli.run import Skipped, output_file, passed_by, quantity, run, tell
 from fairseq_fixedpoint.cli.score_rows import (
-    Layout,
     LineLayout,
     Result,
+    RowLayout,
     TokenLayout,
     WordLayout,
     json_object,
@@ -115,7 +115,7 @@ def _score(args: argparse.Namespace) -> None:
         )
     rule = options.word_rule(args, scorers)
     ((name, model),) = scorers.items()
-    layout: Layout = TokenLayout() if args.per_token else LineLayout()
+    layout: RowLayout = TokenLayout() if args.per_token else LineLayout()
     if args.per_word:
         has_entropy = isinstance(model, Scorer) and not args.no_entropy
         layout = WordLayout(rule, has_entropy, LOG_BASES[args.log_base or "2"])
@@ -178,7 +178,7 @@ def _grouped(lines: Iterable[Scorable[Line]]) -> Iterator[list[Scorable[Line]]]:
     )
 
 
-def _scored(lines: Sequence[Scorable[Line]], scorer: LineScorer, layout: Layout) -> list[Result]:
+def _scored(lines: Sequence[Scorable[Line]], scorer: LineScorer, layout: RowLayout) -> list[Result]:
     """The result of each line, as the layout has it."""
     results = []
     scores = scorer.score([each.prepared[0] for each in lines], [each.previous for each in lines])
@@ -220,7 +220,7 @@ class Totals:
         results: Iterable[tuple[Scorable[Line], Result]],
         file: IO[str],
         form: str,
-        layout: Layout,
+        layout: RowLayout,
     ) -> None:
         """Writes each line's result, as `tsv` or `json`, and adds it up."""
         if form == "tsv":

@@ -21,7 +21,7 @@ from fairseq_fixedpoint.rescoring.words import WordRule
 Result = list[Any]
 
 
-class Layout(Protocol):
+class RowLayout(Protocol):
     """What is written of each line.
 
     Attributes:
@@ -44,7 +44,7 @@ class Layout(Protocol):
         ...
 
 
-def json_object(layout: Layout, line: Line, result: Result) -> dict[str, Any]:
+def json_object(layout: RowLayout, line: Line, result: Result) -> dict[str, Any]:
     """A line's object in JSON lines."""
     log_probability, tokens, unknown = result[:3]
     per_token = perplexity(log_probability, tokens)

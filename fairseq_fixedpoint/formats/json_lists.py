@@ -38,7 +38,7 @@ from fairseq_fixedpoint.formats.nbest import (
 )
 
 
-class Layout(NamedTuple):
+class JsonLayout(NamedTuple):
     """The keys of an utterance's object.
 
     Attributes:
@@ -59,14 +59,14 @@ class Layout(NamedTuple):
 
 LAYOUTS = {
     # vosk-api, src/recognizer.cc: without alternatives there is one text.
-    "vosk": Layout("alternatives", score="confidence", alone="text"),
-    "wenet": Layout("nbest", text="sentence"),
+    "vosk": JsonLayout("alternatives", score="confidence", alone="text"),
+    "wenet": JsonLayout("nbest", text="sentence"),
     # TranslatorOutput.json: scores are negative log-probabilities, each in a list with those of the
     # target factors behind it; a list of one is not written as one.
-    "sockeye": Layout("translations", alone="translation", sign=-1),
-    "hyporadise": Layout("input", reference="output"),
+    "sockeye": JsonLayout("translations", alone="translation", sign=-1),
+    "hyporadise": JsonLayout("input", reference="output"),
 }
-ALL = [Layout("hyps"), *LAYOUTS.values()]
+ALL = [JsonLayout("hyps"), *LAYOUTS.values()]
 IDS = ("id", "sentence_id")
 SCORE, SCORES = "score", "scores"
 # An array, or an object whose first value is no object: one of objects is mlm-scoring's.
@@ -164,7 +164,7 @@ class _Utterance:
     line: int | None
     id: str
     entry: dict[str, Any]
-    layout: Layout
+    layout: JsonLayout
     hypotheses: list[Any]
     beside: dict[str, list[Any]]
 
@@ -255,7 +255,7 @@ def _text(lines: Iterable[Line]) -> str:
 
 
 def _utterance(
-    path: Path, line: int | None, entry: Any, number: str, layouts: Sequence[Layout]
+    path: Path, line: int | None, entry: Any, number: str, layouts: Sequence[JsonLayout]
 ) -> _Utterance:
     """An utterance whose hypotheses are all objects or all texts.
 
@@ -285,7 +285,7 @@ def _utterance(
     return utterance
 
 
-def _hypotheses(entry: dict[str, Any], layouts: Sequence[Layout]) -> tuple[Layout, Any]:
+def _hypotheses(entry: dict[str, Any], layouts: Sequence[JsonLayout]) -> tuple[JsonLayout, Any]:
     """The layout of an utterance's object, and the hypotheses by it."""
     for layout in layouts:
         if isinstance(entry.get(layout.hypotheses), list):
@@ -352,7 +352,7 @@ def _rewritten_texts(utterance: _Utterance, items: list[Rescored]) -> dict[str, 
     return result
 
 
-def _rescored(hypothesis: dict[str, Any], item: Rescored, layout: Layout) -> dict[str, Any]:
+def _rescored(hypothesis: dict[str, Any], item: Rescored, layout: JsonLayout) -> dict[str, Any]:
     result = hypothesis | {layout.score: _number(layout.sign * item.total, SCORE, item)}
     for name, score in item.features.items():
         if name in hypothesis or name in item.hypothesis.scores:

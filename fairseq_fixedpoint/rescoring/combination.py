@@ -10,7 +10,7 @@ from typing import Any
 
 from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.formats import Hypothesis, absent_score
-from fairseq_fixedpoint.formats.weights import read_weights, write_weights
+from fairseq_fixedpoint.formats.tuned_weights import read_weights, write_weights
 from fairseq_fixedpoint.rescoring.words import WordRule
 
 # What a text has of each, whose weight is the word penalty, or the character penalty.

@@ -73,10 +73,10 @@ class NeuralLatticeModel:
         tokens = scorer.tokens
         if not isinstance(tokens, LatticeTokenScorer) or tokens.order is None:
             raise InputError(
-                "lattices need a fixedpoint_lm of some order K (--iterations K for the exact "
-                "recurrence), trained with --start constant or --start sentence and without "
-                "--summary-input: other models depend on more of the words before, or on more than "
-                "their own. Rescore n-best lists with them."
+                "lattices need a fixedpoint_lm of some order K, trained with --start constant or "
+                "--start sentence and without --summary-input: others depend on more of the words "
+                "before, or on more than their own. Give an exact recurrence --iterations K; "
+                "rescore n-best lists with the rest."
             )
         if scorer.context and not tokens.knows_sentences_before:
             raise InputError(

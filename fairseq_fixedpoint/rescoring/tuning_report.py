@@ -39,7 +39,7 @@ def oracle(candidates: CandidatePool, metric: Metric) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class IntervalEstimate:
     """A value, and the interval that holds 95% of its values on resampled utterances."""
 
     value: float
@@ -60,8 +60,8 @@ class Bootstrap:
         share_better: the share of samples in which a is better than b; None without b.
     """
 
-    score: Estimate
-    difference: Estimate | None
+    score: IntervalEstimate
+    difference: IntervalEstimate | None
     share_better: float | None
 
 
@@ -111,9 +111,9 @@ def bootstrap(
     )
 
 
-def _estimate(value: float, drawn: np.ndarray) -> Estimate:
+def _estimate(value: float, drawn: np.ndarray) -> IntervalEstimate:
     low, high = np.quantile(drawn, [0.025, 0.975])
-    return Estimate(value, float(low), float(high))
+    return IntervalEstimate(value, float(low), float(high))
 
 
 @dataclass(frozen=True)
@@ -134,10 +134,10 @@ class TuningReport:
     utterances: int
     hypotheses: int
     weights: dict[str, float]
-    baseline: Estimate
-    tuned: Estimate
+    baseline: IntervalEstimate
+    tuned: IntervalEstimate
     oracle: float
-    difference: Estimate
+    difference: IntervalEstimate
     share_better: float
 
     @classmethod
@@ -161,7 +161,7 @@ class TuningReport:
             tuned=compared.score,
             oracle=score_of(candidates, oracle(candidates, metric), metric),
             # None of one system alone.
-            difference=cast("Estimate", compared.difference),
+            difference=cast("IntervalEstimate", compared.difference),
             share_better=cast("float", compared.share_better),
         )
 

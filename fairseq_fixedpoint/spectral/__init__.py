@@ -17,16 +17,16 @@ except ImportError as error:
         "package's extra spectral."
     ) from error
 
-from fairseq_fixedpoint.spectral.bidirectional import BidirectionalEstimate, bidirectional
+from fairseq_fixedpoint.spectral.bidirectional_estimate import BidirectionalEstimate, bidirectional
 from fairseq_fixedpoint.spectral.decomposition import Decomposition, decompose
 from fairseq_fixedpoint.spectral.elman import elman_start
+from fairseq_fixedpoint.spectral.feature_windows import Windows, indicators
+from fairseq_fixedpoint.spectral.input_output_network import Network
 from fairseq_fixedpoint.spectral.linear import LinearEstimate, linear
-from fairseq_fixedpoint.spectral.network import Network
 from fairseq_fixedpoint.spectral.quadratic import quadratic
 from fairseq_fixedpoint.spectral.readout import least_squares_readout
 from fairseq_fixedpoint.spectral.report import Estimate, Report
 from fairseq_fixedpoint.spectral.scores import GaussianWindow
-from fairseq_fixedpoint.spectral.windows import Windows, indicators
 
 __all__ = [
     "BidirectionalEstimate",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import linalg
 
-from fairseq_fixedpoint.spectral.windows import Array
+from fairseq_fixedpoint.spectral.feature_windows import Array
 
 STARTS = 4  # pairs of random slices, of which the best is taken
 ROUNDS, TOLERANCE = 200, 1e-12  # of the alternating least squares that follows

@@ -21,12 +21,12 @@ from scipy import linalg, optimize
 
 from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.spectral.decomposition import decompose
+from fairseq_fixedpoint.spectral.feature_windows import Array, Windows
+from fairseq_fixedpoint.spectral.input_output_network import Network
 from fairseq_fixedpoint.spectral.moments import residual_moment
-from fairseq_fixedpoint.spectral.network import Network
 from fairseq_fixedpoint.spectral.quadratic import SAMPLE, of_uncentred_inputs
 from fairseq_fixedpoint.spectral.report import Estimate, report_of, tail_warnings
 from fairseq_fixedpoint.spectral.scores import GaussianWindow
-from fairseq_fixedpoint.spectral.windows import Array, Windows
 
 # Of a unit's input. Below the first tanh is nearly linear, and small units need large weights after
 # them; beyond the second the ratio hardly changes.

@@ -15,9 +15,9 @@ import numpy as np
 from scipy import linalg
 
 from fairseq_fixedpoint.errors import InputError
+from fairseq_fixedpoint.spectral.feature_windows import Array, Windows
+from fairseq_fixedpoint.spectral.input_output_network import Network
 from fairseq_fixedpoint.spectral.moments import check_count
-from fairseq_fixedpoint.spectral.network import Network
-from fairseq_fixedpoint.spectral.windows import Array, Windows
 
 LARGEST_RADIUS = 0.95  # what a recurrence that does not decay is scaled to
 

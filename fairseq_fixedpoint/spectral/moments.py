@@ -16,8 +16,8 @@ import numpy as np
 from scipy import linalg
 
 from fairseq_fixedpoint.errors import InputError
+from fairseq_fixedpoint.spectral.feature_windows import Array, Windows
 from fairseq_fixedpoint.spectral.scores import GaussianWindow
-from fairseq_fixedpoint.spectral.windows import Array, Windows
 
 WINDOWS_PER_POLYNOMIAL = 10  # at least, or the fit takes the signal for noise
 NUMBERS = 2**22  # of the scores that are made at once

@@ -25,11 +25,11 @@ from scipy import linalg
 
 from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.spectral.decomposition import Decomposition, decompose
+from fairseq_fixedpoint.spectral.feature_windows import Array, Windows
+from fairseq_fixedpoint.spectral.input_output_network import Network
 from fairseq_fixedpoint.spectral.moments import PolynomialFit, projected_moment, residual_moment
-from fairseq_fixedpoint.spectral.network import Network
 from fairseq_fixedpoint.spectral.report import Estimate, report_of, tail_warnings
 from fairseq_fixedpoint.spectral.scores import GaussianWindow
-from fairseq_fixedpoint.spectral.windows import Array, Windows
 
 SAMPLE = 2**16  # windows that mean states are taken of
 ROUNDS = 20  # of the fixed point that the biases are

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from scipy import linalg
 
-from fairseq_fixedpoint.spectral.windows import Array, Windows
+from fairseq_fixedpoint.spectral.feature_windows import Array, Windows
 
 RIDGE = 1e-3  # of the mean square: far below that of a state in use, above that of a dead one
 

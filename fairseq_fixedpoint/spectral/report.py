@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from fairseq_fixedpoint.spectral.decomposition import Decomposition
-from fairseq_fixedpoint.spectral.network import Network
-from fairseq_fixedpoint.spectral.windows import Windows
+from fairseq_fixedpoint.spectral.feature_windows import Windows
+from fairseq_fixedpoint.spectral.input_output_network import Network
 
 LARGEST_RESIDUAL = 0.2
 LEAST_GAP = 1e-3

@@ -18,7 +18,7 @@ import numpy as np
 from scipy import linalg
 
 from fairseq_fixedpoint.errors import InputError
-from fairseq_fixedpoint.spectral.windows import Array, Windows
+from fairseq_fixedpoint.spectral.feature_windows import Array, Windows
 
 LARGEST_CONDITION = 1e8  # of the correlations of a window: beyond, its scores are rounding errors
 

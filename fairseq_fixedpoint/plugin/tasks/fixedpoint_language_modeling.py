@@ -37,7 +37,7 @@ from fairseq_fixedpoint.plugin.data import (
     check_no_padding,
 )
 from fairseq_fixedpoint.plugin.data.occurrences import sentence_starts
-from fairseq_fixedpoint.plugin.generation.tasks import (
+from fairseq_fixedpoint.plugin.generation.generation_task import (
     GenerationTask,
     GenerationTaskConfig,
     model_class,

@@ -14,7 +14,7 @@ from fairseq.models import BaseFairseqModel, FairseqLanguageModel
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 
 from fairseq_fixedpoint.plugin.data import RemainderDataset, check_no_padding
-from fairseq_fixedpoint.plugin.generation.tasks import (
+from fairseq_fixedpoint.plugin.generation.generation_task import (
     GenerationTask,
     GenerationTaskConfig,
     model_class,
@@ -81,7 +81,7 @@ class FixedPointTranslationTask(GenerationTask, TrainingTask, TranslationTask):
     def build_generator(
         self, models: Sequence[BaseFairseqModel], args: object, *more: Any, **options: Any
     ) -> Any:
-        """As :class:`~fairseq_fixedpoint.plugin.generation.tasks.GenerationTask`'s.
+        """As :class:`~fairseq_fixedpoint.plugin.generation.generation_task.GenerationTask`'s.
 
         Raises:
             ValueError: for a model without an encoder, or options that the models cannot honour.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fairseq_fixedpoint.spectral.windows import Array
+from fairseq_fixedpoint.spectral.feature_windows import Array
 
 
 @dataclass(frozen=True)

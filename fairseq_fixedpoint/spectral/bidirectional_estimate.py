@@ -14,8 +14,9 @@ import numpy as np
 
 from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.spectral.decomposition import decompose
+from fairseq_fixedpoint.spectral.feature_windows import Array, Windows
+from fairseq_fixedpoint.spectral.input_output_network import Network
 from fairseq_fixedpoint.spectral.moments import PolynomialFit, projected_moment, residual_moment
-from fairseq_fixedpoint.spectral.network import Network
 from fairseq_fixedpoint.spectral.quadratic import (
     SAMPLE,
     check_units,
@@ -25,7 +26,6 @@ from fairseq_fixedpoint.spectral.quadratic import (
 )
 from fairseq_fixedpoint.spectral.report import Report, report_of, tail_warnings
 from fairseq_fixedpoint.spectral.scores import GaussianWindow
-from fairseq_fixedpoint.spectral.windows import Array, Windows
 
 
 @dataclass(frozen=True)
