@@ -349,7 +349,6 @@ def test_two_files_of_one_utterance_are_an_error(tmp_path):
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (b"", "looks like none of the formats"),
         (b"Once upon a time\n", "looks like none of the formats"),
         (b"\x00\xff", "looks like none of the formats"),
         (b"u\t1\ta ||| b ||| c ||| d\n", "could be in any of the formats moses, tsv"),
@@ -363,6 +362,12 @@ def test_an_unclear_format_names_the_choices(tmp_path, content, problem):
     assert raised.value.sentence == (
         f"{problem}; choose one of {', '.join(FORMATS)} with --format."
     )
+
+
+def test_an_empty_file_is_no_list(tmp_path):
+    (tmp_path / "list").write_bytes(b"")
+    with pytest.raises(FormatError, match="is empty: there is no list in it"):
+        detect(tmp_path / "list")
 
 
 def test_an_empty_folder_has_no_format(tmp_path):

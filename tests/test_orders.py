@@ -136,7 +136,7 @@ def test_an_encoder_s_order_is_told_as_a_decoder_s(caplog):
     build_translation(iterations=2, encoder_iterations=5).load_state_dict(state)
     assert by_method == told(caplog)
     assert by_method[0].startswith(
-        "the checkpoint's encoder was trained with --encoder-iterations 0 and is now used with "
+        "the encoder was trained with --encoder-iterations 0 and is now used with "
         "--encoder-iterations 5: a state that has learned from all tokens now sees 5 tokens"
     )
 

@@ -359,8 +359,8 @@ def test_empty_text(models, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "trouble"),
     [
-        ((), "there are 0 models: give one"),
-        (("--model", "gru", "--model", "lstm"), "there are 2 models"),
+        ((), "no model is given: name one"),
+        (("--model", "gru", "--model", "lstm"), "several models are given"),
         (("--model", "nowhere.pt"), "nowhere.pt is no file"),
         (("--model", "gru", "--interpolate", 0.5), "exactly one --model and one --kenlm"),
         (("--model", "gru", "--data", "a", "--data", "b"), "--data is given 2 times"),
