@@ -751,7 +751,7 @@ def test_references_that_do_not_fit(models, list_, references, tmp_path, capfd):
 MALFORMED = {
     "moses": ("1 ||| w1 ||| LM0= -1 ||| -1\n1 ||| w1 ||| LM0= x ||| -1\n", 2),
     "tsv": ("1\t-1\tw1\n1\tnan\tw1\n1\t-1\tw2\n", 2),
-    "mlm": ('{"u": {"ref": "a", "hyp_1": {"score": 1, "text": "b"},\n}}', 2),
+    "mlm": ('{"u": {"ref": "a", "hyp_1": {"score": 1, "text": "b"}\n x}}', 2),
     "srilm": ("-1 -2 1 w1\n-1 -inf 1 w2\n", 2),
     "kaldi": ("u-1 w1\nu-1 w2\n", 2),
 }
