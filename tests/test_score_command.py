@@ -348,12 +348,22 @@ def test_a_damaged_archive_is_named(models, tmp_path, capfd):
     assert f"{path}, line " in trouble and "cut off" in trouble
 
 
+@pytest.mark.parametrize("which", ["text", "model"])
+def test_what_is_read_is_not_written_over(which, models, text, tmp_path, capfd):
+    model = shutil.copy(models["gru"], tmp_path / "model.pt")
+    place = {"text": text, "model": model}[which]
+    before = place.read_bytes()
+    said = refused(capfd, fixedpoint_score, text, "--model", f"A={model}", "--output", place)
+    assert f"--output {place} is what is read" in said
+    assert place.read_bytes() == before
+
+
 def test_empty_text(models, tmp_path, capsys):
     (tmp_path / "text").write_text("")
     assert fixedpoint_score(tmp_path / "text", "--model", models["gru"]) == 0
     written, said = capsys.readouterr()
     assert tsv(written) == []
-    assert said == "fixedpoint-score: 0 lines: there is nothing to score in the text.\n"
+    assert said == "fixedpoint-score: 0 lines: nothing was scored.\n"
 
 
 @pytest.mark.parametrize(

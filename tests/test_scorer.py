@@ -194,3 +194,11 @@ def test_perplexity_is_per_token():
     score = LineScore(["a", "</s>"], np.log([0.5, 0.125]), np.zeros(2, bool))
     assert score.perplexity == pytest.approx(4)
     assert perplexity(-1e6, 1) == math.inf
+
+
+def test_one_line_is_no_list_and_a_case_is_one_of_those_there_are():
+    scorer = Scorer(WindowScorer(build().decoder), TextEncoder(dictionary()))
+    with pytest.raises(InputError, match=r"a list of lines is scored, and 'w1 w2' is one"):
+        scorer.score("w1 w2")
+    with pytest.raises(InputError, match=r"the case is one of .*, not 'foo'"):
+        TextEncoder(dictionary(), case="foo")

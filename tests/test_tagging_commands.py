@@ -118,6 +118,16 @@ def test_tags_of_other_data_are_refused(tagged, model, tmp_path):
         validated(tmp_path, model)
 
 
+def test_a_treebank_is_not_written_over(tmp_path, capfd):
+    treebank = tmp_path / "corpus.words"
+    treebank.write_text("the\tDET\n\n")
+    arguments = [treebank, "--format", "conll", "--column", "2", "--output", tmp_path / "corpus"]
+    assert tag_data.main([str(each) for each in arguments]) == 1
+    assert f"--output {treebank} is what is read" in capfd.readouterr().err
+    assert [each.name for each in tmp_path.iterdir()] == ["corpus.words"]
+    assert treebank.read_text() == "the\tDET\n\n"
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 RESERVED = {*COUNTS, "id", "score", "hypothesis", "text", "total"}
 NAMED_PATH = re.compile(r"([A-Za-z][A-Za-z0-9.-]*)=(.+)")
+NAMES_FILES = ("input", "model", "kenlm")  # arguments that are no paths yet, but strings
 SPLITTERS = ("tokenizer", "bpe")
 # By its name, as what needs fairseq stands above: it is imported where an option asks for it.
 SPLITTERS_OF_FAIRSEQ = "fairseq_fixedpoint.plugin.splitters"
@@ -311,11 +312,6 @@ def check_outputs(
             not there.
         InputError: if two of them are one, or one is what another argument names, which is read.
     """
-    read = {
-        name: Path(value)
-        for name, value in vars(args).items()
-        if name not in names and (name == "input" or isinstance(value, Path))
-    }
     option_of: dict[Path, str] = {}
     for name in names:
         path = getattr(args, name)
@@ -326,9 +322,31 @@ def check_outputs(
         earlier = option_of.setdefault(path.resolve(), option)
         if earlier != option:
             raise InputError(f"{earlier} and {option} name one file: they need two.")
-        for other_name, other in read.items():
-            replaces = in_place and (name, other_name) == ("output", "input")
-            if path.exists() and other.exists() and path.samefile(other) and not replaces:
+        replaced = {"input"} if in_place and name == "output" else set()
+        require_kept(args, option, path, {*names, *replaced})
+
+
+def require_kept(
+    args: argparse.Namespace, option: str, path: Path, unread: Collection[str] = ()
+) -> None:
+    """Refuses a place for results where there is something that is read.
+
+    Args:
+        option: that says where.
+        unread: names of arguments that nothing is read from, or whose place may be taken.
+
+    Raises:
+        InputError: if another argument names it.
+    """
+    if not path.exists():
+        return
+    for name, value in vars(args).items():
+        for each in value if isinstance(value, list) else [value]:
+            names_file = isinstance(each, Path) or (name in NAMES_FILES and isinstance(each, str))
+            if name in unread or not names_file:
+                continue
+            other = Path(_named(each)[1])
+            if other.exists() and path.samefile(other):
                 raise InputError(f"{option} {path} is what is read, and it is kept: name another.")
 
 

@@ -250,7 +250,7 @@ class Totals:
 
     def sentence(self) -> str:
         if not self.lines:
-            return "0 lines: there is nothing to score in the text."
+            return "0 lines: nothing was scored."
         return (
             f"{quantity(self.lines, 'line')}, {quantity(self.tokens, 'token')} with </s>, "
             f"{self.unknown:,} unknown{passed_by(self.passed_by)}; perplexity "

@@ -51,6 +51,7 @@ def _convert(args: argparse.Namespace) -> None:
     places = [Path(f"{args.output}.{kind}") for kind in ("words", "tags")]
     for place in places:
         require_replaceable(place)
+        options.require_kept(args, "--output", place)
     form = FORMATS[args.format]
     sentences = words = 0
     with output_file(places[0]) as words_file, output_file(places[1]) as tags_file:

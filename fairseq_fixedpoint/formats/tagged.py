@@ -72,10 +72,10 @@ class PlainText(TaggedFormat):
 
     def read(self, path: Path) -> Iterator[Sentence]:
         for line in read_lines(path):
-            found = text_words(line.text)
-            if not found:
+            sentence = text_words(line.text)
+            if not sentence:
                 raise line.error("the line is empty, and a sentence has words: leave it out.")
-            yield Sentence(found, [line], [])
+            yield Sentence(sentence, [line], [])
 
     def fresh(self, sentence: Sentence) -> Sentence:
         return sentence
@@ -149,8 +149,8 @@ class Universal(TaggedFormat):
             rows = [row for row, line in enumerate(lines) if self._is_word(line)]
             if not rows:
                 raise lines[0].error("a sentence that begins here has no words: leave it out.")
-            found = [_joined(lines[row].text.split("\t")[1], lines[row]) for row in rows]
-            yield Sentence(found, lines, rows)
+            forms = [_joined(lines[row].text.split("\t")[1], lines[row]) for row in rows]
+            yield Sentence(forms, lines, rows)
 
     def _is_word(self, line: Line) -> bool:
         """Whether a line is that of a word of the sentence.
@@ -211,15 +211,15 @@ def read_parallel(words_path: Path, tags_path: Path) -> Iterator[tuple[Line, lis
         if of_words is None or of_tags is None:
             present, absent = (of_words, tags_path) if of_tags is None else (of_tags, words_path)
             raise present.error(f"{absent} has no such line: the two texts have to be parallel.")
-        found, tags = text_words(of_words.text), text_words(of_tags.text)
-        if len(found) != len(tags):
+        sentence, tags = text_words(of_words.text), text_words(of_tags.text)
+        if len(sentence) != len(tags):
             raise of_tags.error(
-                f"there are {len(tags)} tags, and {len(found)} words in the same line of "
+                f"there are {len(tags)} tags, and {len(sentence)} words in the same line of "
                 f"{words_path}: each word has one tag."
             )
-        if not found:
+        if not sentence:
             raise of_words.error("the line is empty, and a sentence has words: leave it out.")
-        yield of_tags, found, tags
+        yield of_tags, sentence, tags
 
 
 def _blocks(path: Path) -> Iterator[list[Line]]:
