@@ -71,7 +71,9 @@ class TokenSummary(nn.Module):
         pieces = math.ceil(rows / PIECE)
         # Row u of a piece is the summary of the M rows that end at M + u - 1.
         behind = pieces * PIECE - rows
-        padded = F.pad(embedded, (0, 0, self.tokens, behind))[begin:]  # (M + pieces*PIECE - 1, B*E)
+        # Not by F.pad, which in torch 2.7 refuses a batch of no texts.
+        before, after = (embedded.new_zeros(n, embedded.size(1)) for n in (self.tokens, behind))
+        padded = torch.cat((before, embedded, after))[begin:]  # (M + pieces*PIECE - 1, B*E)
         window = self.tokens + PIECE - 1
         cut = padded.unfold(0, window, PIECE).transpose(1, 2)  # (pieces, window, B*E)
         sums = self._toeplitz(embedded) @ cut  # (pieces, R*PIECE, B*E)
