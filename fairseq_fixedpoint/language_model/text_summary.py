@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fairseq_fixedpoint.language_model.config import STARTS, LanguageModelConfig
@@ -53,7 +52,8 @@ class TextSummary(nn.Module):
             return self.of_tokens(tokens, begin)
         summary = self.of_tokens(tokens)
         position = torch.arange(tokens.size(0) + 1, device=tokens.device).unsqueeze(1)
-        starts = F.pad(tokens.eq(self.eos) * position[:-1], (0, 0, 0, 1))
+        starts = tokens.eq(self.eos) * position[:-1]
+        starts = torch.cat((starts, tokens.new_zeros(1, tokens.size(1))))  # (T + 1, B)
         sentence = starts.cummax(0).values[begin:]  # where its sentence starts
         return summary.gather(0, sentence.unsqueeze(2).expand(-1, -1, self.size))
 
