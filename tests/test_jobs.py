@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import os
 import re
+import shutil
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -165,7 +169,7 @@ def test_input_that_grew_or_shrank_is_noticed(tmp_path, before, after):
     begin(tmp_path / "out", list(range(before)), 2 if before == 7 else 3)
     path = tmp_path / "out.partial" / "results.0.jsonl"
     if before == 7:  # its last group is done, too
-        digest = hashlib.sha256(b"6").hexdigest()[:16]
+        digest = hashlib.sha256(f"{json.dumps(SETTING)}\n6".encode()).hexdigest()[:16]
         path.write_text(path.read_text() + f"2\t{digest}\t[36]\n")
     if after == 13:  # what was stored is scored: more is no trouble
         assert run(tmp_path / "out", list(range(after))) == expected(list(range(after)))
@@ -295,6 +299,96 @@ def test_a_run_may_be_resumed_by_fewer_or_more_processes(tmp_path, resumed_by):
     for rank in reversed(range(resumed_by)):
         actual = run(tmp_path / "out", items, processes=OneOfMany(rank, resumed_by))
     assert actual == expected(items)
+
+
+def shard(output: Path, items: list[int], number: int, count: int, **arguments) -> list:
+    """Runs one; the groups that it scored."""
+    scored = []
+
+    def score(group):
+        scored.append(group)
+        return squares(group)
+
+    one = Processes(number, count, is_shard=True)
+    assert run(output, items, score, processes=one, **arguments) is None
+    return scored
+
+
+@given(st.data())
+@settings(max_examples=50, deadline=None)
+def test_shards_in_any_order_score_each_group_once(tmp_path_factory, data):
+    """In one folder, or in folders of their own whose files are brought together."""
+    folder = tmp_path_factory.mktemp("shards")
+    items = list(range(data.draw(st.integers(0, 30))))
+    count = data.draw(st.integers(1, 5))
+    shares = data.draw(st.booleans())
+    scored = []
+    for number in data.draw(st.permutations(range(count))):
+        output = folder / ("" if shares else str(number)) / "out"
+        output.parent.mkdir(exist_ok=True)
+        scored += shard(output, items, number, count, resume=data.draw(st.booleans()))
+        if not shares:
+            shutil.copytree(
+                output.with_name("out.partial"), folder / "out.partial", dirs_exist_ok=True
+            )
+    assert sorted(scored) == [items[begin : begin + 3] for begin in range(0, len(items), 3)]
+    again = []
+    assert run(folder / "out", items, again.append) == expected(items)
+    assert not again
+    assert not (folder / "out.partial").exists()
+
+
+def test_a_shard_that_was_lost_is_rerun_or_left_to_the_run_that_writes(tmp_path):
+    items = list(range(30))
+    begin(tmp_path / "out", items, 1, processes=Processes(1, 3, is_shard=True))
+    for number in (0, 2):
+        shard(tmp_path / "out", items, number, 3)
+    assert shard(tmp_path / "out", items, 1, 3) == [items[12:15], items[21:24]]  # all but its first
+    (tmp_path / "out.partial" / "results.2.jsonl").unlink()
+    scored = []
+    again = run(tmp_path / "out", items, lambda group: scored.append(group) or squares(group))
+    assert again == expected(items)
+    assert scored == [items[6:9], items[15:18], items[24:27]]
+
+
+def test_shards_of_other_settings_are_not_mixed(tmp_path):
+    items = list(range(10))
+    shard(tmp_path / "out", items, 0, 2)
+    for resume in (False, True):
+        with pytest.raises(InputError, match=r"differs in model: remove that folder"):
+            shard(tmp_path / "out", items, 1, 2, setting={"model": "b"}, resume=resume)
+    shard(tmp_path / "other", items, 1, 2, setting={"model": "b"})
+    name = "results.1.jsonl"
+    shutil.copy(tmp_path / "other.partial" / name, tmp_path / "out.partial" / name)
+    with pytest.raises(InputError, match="was scored with other settings"):
+        run(tmp_path / "out", items)
+
+
+def test_torchs_processes_part_before_they_end():
+    """Else PyTorch sometimes aborts one that exits."""
+    program = """if True:
+        import atexit, torch.distributed
+        from fairseq_fixedpoint.rescoring.jobs import Processes
+
+        atexit.register(lambda: print(torch.distributed.is_initialized()))
+        Processes.joined().wait()
+        print(torch.distributed.is_initialized())
+    """
+    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "WORLD_SIZE": "2"}
+    environment["MASTER_PORT"] = str(20000 + os.getpid() % 20000)
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", program],
+            env={**environment, "RANK": rank},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in "01"
+    ]
+    for worker in workers:
+        said, _ = worker.communicate(timeout=120)
+        assert worker.returncode == 0
+        assert said.split() == ["True", "False"]
 
 
 @pytest.mark.parametrize("said", ["2", "many"])

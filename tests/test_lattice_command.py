@@ -25,7 +25,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fairseq_fixedpoint.cli import rescore
+from fairseq_fixedpoint.cli import rescore, rescore_lattices
 from fairseq_fixedpoint.formats import (
     FORMATS,
     Lattice,
@@ -840,6 +840,16 @@ def test_two_processes_write_what_one_does(models, large, whole, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("fixedpoint-rescore:") == 1
+    assert contents(tmp_path) == contents(whole)
+
+
+def test_shards_come_to_the_same_bytes(models, large, whole, tmp_path, monkeypatch):
+    arguments = (large, *of_large(models), *into(tmp_path))
+    for number in (2, 3, 1):
+        assert lattice(*arguments, "--shard", f"{number}/3") == 0
+        assert [path.name for path in tmp_path.iterdir()] == ["output.partial"]
+    monkeypatch.setattr(rescore_lattices, "_rescored", pytest.fail)  # nothing is rescored again
+    assert lattice(*arguments, "--resume") == 0
     assert contents(tmp_path) == contents(whole)
 
 

@@ -19,7 +19,7 @@ import pytest
 import torch
 from fairseq.checkpoint_utils import load_checkpoint_to_cpu
 
-from fairseq_fixedpoint.cli import rescore
+from fairseq_fixedpoint.cli import nbest_lists, rescore
 from fairseq_fixedpoint.formats import FORMATS, read_transcripts, tsv
 from fairseq_fixedpoint.rescoring.combination import Combination
 from fairseq_fixedpoint.rescoring.metrics import make_metric
@@ -33,6 +33,7 @@ from tests.test_formats import (
     Entry,
     appended,
     every_kind,
+    files_of,
     written_totals,
 )
 
@@ -457,6 +458,26 @@ def test_two_processes_write_what_one_does(models, tmp_path):
     for ours, theirs in (("one", "two"), ("best of one", "best of two")):
         assert (tmp_path / ours).read_bytes() == (tmp_path / theirs).read_bytes()
     assert not (tmp_path / "two.partial").exists()
+
+
+@every_kind
+def test_shards_come_to_the_same_bytes(kind, models, tmp_path, monkeypatch):
+    """Also where an utterance has its context from another shard's."""
+    monkeypatch.setattr(nbest_lists, "TOKENS_A_GROUP", 1)
+    store, name, _ = KINDS[kind]
+    store(tmp_path, sorted(ENTRIES, key=lambda entry: entry.utterance))
+    options = ("--format", name, "--previous-context", "--mbr", "--one-best")
+    arguments = (tmp_path / "list", "--model", models["gru"], *options)
+    assert nbest(*arguments, tmp_path / "best", "--output", tmp_path / "whole") == 0
+    parts = (*arguments, tmp_path / "best of parts", "--output", tmp_path / "parts")
+    for number in (2, 1):
+        assert nbest(*parts, "--shard", f"{number}/2") == 0
+    assert not (tmp_path / "parts").exists() and not (tmp_path / "best of parts").exists()
+    monkeypatch.setattr(rescore, "scored", pytest.fail)  # nothing is scored again
+    assert nbest(*parts, "--resume") == 0
+    for ours, theirs in (("parts", "whole"), ("best of parts", "best")):
+        actual, expected = (files_of(tmp_path / place) for place in (ours, theirs))
+        assert [path.read_bytes() for path in actual] == [path.read_bytes() for path in expected]
 
 
 def stopped(arguments, monkeypatch) -> None:

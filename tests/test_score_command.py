@@ -23,6 +23,7 @@ import torch
 from fairseq.checkpoint_utils import load_checkpoint_to_cpu
 
 from fairseq_fixedpoint.cli import score
+from fairseq_fixedpoint.rescoring.jobs import Processes
 from fairseq_fixedpoint.rescoring.text import TextEncoder
 from tests.rescoring import distributions, fixedpoint_score, log_probabilities, refused
 
@@ -321,6 +322,31 @@ def test_a_stopped_run_is_resumed_to_the_same_bytes(
     assert not (tmp_path / "parts.partial").exists()
 
 
+@pytest.mark.parametrize("options", [(), ("--previous-context", 7, "--format", "json")])
+def test_shards_come_to_the_same_bytes(models, text, tmp_path, capfd, monkeypatch, options):
+    monkeypatch.setattr(score, "TOKENS_A_GROUP", 1)
+    arguments = (text, "--model", models["gru"], "--per-token", *options, "--output")
+    assert fixedpoint_score(*arguments, tmp_path / "whole") == 0
+    for number in (3, 1, 2):
+        assert fixedpoint_score(*arguments, tmp_path / "parts", "--shard", f"{number}/3") == 0
+        assert f"of shard {number}/3 scored" in capfd.readouterr().err
+    assert not (tmp_path / "parts").exists()
+    monkeypatch.setattr(score, "_scored", pytest.fail)  # nothing is scored again
+    assert fixedpoint_score(*arguments, tmp_path / "parts", "--resume") == 0
+    assert (tmp_path / "parts").read_bytes() == (tmp_path / "whole").read_bytes()
+
+
+def test_shards_that_are_none(models, text, tmp_path, capfd, monkeypatch):
+    arguments = (text, "--model", models["gru"], "--output", tmp_path / "out")
+    for shard in ("0/2", "3/2", "1", "-1/2", "1/0", "1/2/3", "one/two"):
+        with pytest.raises(SystemExit):
+            fixedpoint_score(*arguments, f"--shard={shard}")
+        assert "takes I/N, from 1/N to N/N" in capfd.readouterr().err
+    monkeypatch.setattr(Processes, "joined", lambda: Processes(0, 2))
+    trouble = refused(capfd, fixedpoint_score, *arguments, "--shard", "1/2")
+    assert "--shard is for processes without torchrun" in trouble
+
+
 def test_malformed_text_is_named_or_skipped(models, tmp_path, capfd):
     path = tmp_path / "text"
     path.write_bytes(b"w1\n\xff\nw2\nw3 \xc3\n")
@@ -384,6 +410,7 @@ def test_empty_text(models, tmp_path, capsys):
         (("--model", "gru", "--device", "nonsense"), "--device nonsense cannot be used"),
         (("--model", "gru", "--bpe", "subword_nmt", "--bpe-codes", "nowhere"), "--bpe subword_nmt"),
         (("--model", "gru", "--resume"), "need a file to read and --output"),
+        (("--model", "gru", "--shard", "1/2"), "need a file to read and --output"),
         (("--model", "gru", "--output", "."), "is no name"),
         (("--model", "gru", "--output", "/dev/null"), "/dev/null: is there and no ordinary file"),
         (("--model", "gru", "--output", "text/out"), "text/out: its folder is not there"),

@@ -20,6 +20,7 @@ from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.files import require_replaceable
 from fairseq_fixedpoint.formats import FILLERS, read_previous_texts
 from fairseq_fixedpoint.rescoring.combination import CHARACTERS, COUNTS, WORDS
+from fairseq_fixedpoint.rescoring.jobs import Processes
 from fairseq_fixedpoint.rescoring.nbest_rescoring import LineScorer, PreviousTexts
 from fairseq_fixedpoint.rescoring.ngrams import BACKOFFS, InterpolatedScorer, NgramScorer
 from fairseq_fixedpoint.rescoring.scorer import Previous, Scorer
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 RESERVED = {*COUNTS, "id", "score", "hypothesis", "text", "total"}
 NAMED_PATH = re.compile(r"([A-Za-z][A-Za-z0-9.-]*)=(.+)")
 NAMES_FILES = ("input", "model", "kenlm")  # arguments that are no paths yet, but strings
+SHARD = re.compile(r"([0-9]{1,9})/([0-9]{1,9})")
 SPLITTERS = ("tokenizer", "bpe")
 # By its name, as what needs fairseq stands above: it is imported where an option asks for it.
 SPLITTERS_OF_FAIRSEQ = "fairseq_fixedpoint.plugin.splitters"
@@ -233,7 +235,36 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="go on with what a run that was stopped left in OUTPUT.partial",
     )
+    runs.add_argument(
+        "--shard",
+        type=_shard,
+        metavar="I/N",
+        help="score the I-th of N shares alone, and leave the results in OUTPUT.partial; when all "
+        "are there, the command with --resume in place of --shard writes the output",
+    )
     runs.add_argument("--no-progress-bar", action="store_true")
+
+
+def _shard(text: str) -> Processes:
+    match = SHARD.fullmatch(text)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise argparse.ArgumentTypeError(f"takes I/N, from 1/N to N/N, not {text!r}")
+    return Processes(int(match[1]) - 1, int(match[2]), is_shard=True)
+
+
+def processes(args: argparse.Namespace) -> Processes:
+    """The shard that `--shard` names, or this process among those that torchrun started.
+
+    Raises:
+        InputError: if the others cannot be joined, or each would score the same shard.
+    """
+    joined = Processes.joined()
+    if args.shard is None:
+        return joined
+    if joined.count > 1:
+        raise InputError("--shard is for processes without torchrun: leave one of the two out.")
+    shard: Processes = args.shard
+    return shard
 
 
 def add_error_option(parser: argparse._ActionsContainer) -> None:
@@ -457,7 +488,7 @@ def settings(args: argparse.Namespace, leave_out: set[str]) -> dict[str, str]:
     """
     described = {}
     for name, value in sorted(vars(args).items()):
-        if name not in {*leave_out, "resume", "no_progress_bar", "command"}:
+        if name not in {*leave_out, "resume", "shard", "no_progress_bar", "command"}:
             described[name] = repr(value) + "".join(
                 f" {_state(item)}" for item in (value if isinstance(value, list) else [value])
             )

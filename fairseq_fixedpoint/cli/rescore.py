@@ -24,7 +24,7 @@ from fairseq_fixedpoint.cli.nbest_lists import (
     scorers_and_rule,
     with_context,
 )
-from fairseq_fixedpoint.cli.run import Skipped, run, tell
+from fairseq_fixedpoint.cli.run import Skipped, run, tell, tell_of_shard
 from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.files import atomic_write
 from fairseq_fixedpoint.formats import (
@@ -34,7 +34,7 @@ from fairseq_fixedpoint.formats import (
     write_transcripts,
 )
 from fairseq_fixedpoint.formats.nbest import OnError
-from fairseq_fixedpoint.rescoring.jobs import Journal, Processes, results_of
+from fairseq_fixedpoint.rescoring.jobs import Journal, results_of
 from fairseq_fixedpoint.rescoring.minimum_risk import MinimumRisk
 from fairseq_fixedpoint.rescoring.nbest_rescoring import (
     LineScorer,
@@ -114,7 +114,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _nbest(args: argparse.Namespace) -> None:
-    processes = Processes.joined()
+    processes = options.processes(args)
     listed = list_format(args)
     skipped = Skipped(PROGRAM)
     on_error = skipped if args.on_error == "skip" else stop
@@ -123,7 +123,7 @@ def _nbest(args: argparse.Namespace) -> None:
     _check_risk(args)
 
     hypotheses: Iterator[Scorable[Hypothesis]] = iter(())
-    if processes.is_first:
+    if processes.reads:
         hypotheses = scorable(listed.read(args.input, on_error), scorers.values(), on_error)
     first = list(islice(hypotheses, 1))
     names = first[0].item.scores if first else ()
@@ -150,6 +150,7 @@ def _nbest(args: argparse.Namespace) -> None:
         progress=options.shows_bar(args),
     ) as results:
         if results is None:
+            tell_of_shard(PROGRAM, journal, "hypothesis", "hypotheses")
             return
         rescored = combined(results, scorers, combination, first_pass, summary)
         if risk is not None:

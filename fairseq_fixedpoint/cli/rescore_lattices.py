@@ -20,7 +20,7 @@ from fairseq_fixedpoint.cli.lattice_networks import (
     network_and_words,
     posteriors_of,
 )
-from fairseq_fixedpoint.cli.run import Skipped, passed_by, quantity, tell
+from fairseq_fixedpoint.cli.run import Skipped, passed_by, quantity, tell, tell_of_shard
 from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.files import atomic_write
 from fairseq_fixedpoint.formats import (
@@ -48,7 +48,7 @@ from fairseq_fixedpoint.rescoring.combination import Combination
 from fairseq_fixedpoint.rescoring.confusion import pivot_words, timed_words
 from fairseq_fixedpoint.rescoring.confusion import write as write_network
 from fairseq_fixedpoint.rescoring.diagnosis import HasUnknown, run_warnings
-from fairseq_fixedpoint.rescoring.jobs import Journal, Processes, groups, results_of
+from fairseq_fixedpoint.rescoring.jobs import Journal, groups, results_of
 from fairseq_fixedpoint.rescoring.lattice_plot import SUFFIXES, plot
 from fairseq_fixedpoint.rescoring.lattice_rescorer import LatticeRescorer, RescoredLattice
 from fairseq_fixedpoint.rescoring.lattice_search import best_path, nbest
@@ -209,7 +209,7 @@ def _beam(text: str) -> float:
 
 
 def _lattice(program: str, args: Namespace) -> None:
-    processes = Processes.joined()
+    processes = options.processes(args)
     symbols = read_symbols(args.symbols) if args.symbols else None
     form = lattice_format(args.input, args.format, symbols, args.fst_weights)
     files = lattice_files(args.input)
@@ -245,6 +245,7 @@ def _lattice(program: str, args: Namespace) -> None:
         progress=options.shows_bar(args),
     ) as results:
         if results is None:
+            tell_of_shard(program, journal, "lattice")
             return
         with ExitStack() as outputs:
 

@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import IO
 
 from fairseq_fixedpoint.cli import options
-from fairseq_fixedpoint.cli.run import Skipped, output_file, passed_by, quantity, run, tell
+from fairseq_fixedpoint.cli.run import (
+    Skipped,
+    output_file,
+    passed_by,
+    quantity,
+    run,
+    tell,
+    tell_of_shard,
+)
 from fairseq_fixedpoint.cli.score_rows import (
     LineLayout,
     Result,
@@ -28,7 +36,7 @@ from fairseq_fixedpoint.formats.nbest import STANDARD_INPUT, Line, read_lines
 from fairseq_fixedpoint.perplexity import perplexity
 from fairseq_fixedpoint.progress import counted
 from fairseq_fixedpoint.rescoring.diagnosis import unknown_warnings
-from fairseq_fixedpoint.rescoring.jobs import Journal, Processes, groups, results_of
+from fairseq_fixedpoint.rescoring.jobs import Journal, groups, results_of
 from fairseq_fixedpoint.rescoring.nbest_rescoring import (
     LineScorer,
     PreviousTexts,
@@ -96,10 +104,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _score(args: argparse.Namespace) -> None:
-    processes = Processes.joined()
+    processes = options.processes(args)
     can_resume = args.output is not None and Path(args.input).is_file()  # read more than once
-    if not can_resume and (args.resume or processes.count > 1):
-        raise InputError("--resume and several processes need a file to read and --output.")
+    if not can_resume and (args.resume or args.shard or processes.count > 1):
+        raise InputError(
+            "--resume, --shard and several processes need a file to read and --output."
+        )
     for option in ("log_base", "no_entropy"):
         if getattr(args, option) and not args.per_word:
             raise InputError(f"--{option.replace('_', '-')} is for --per-word: give both.")
@@ -142,7 +152,9 @@ def _score(args: argparse.Namespace) -> None:
             identify=lambda each: "\t".join((each.item.text, *each.previous)),
         )
         with results_of(_grouped(read()), score, journal, shown) as results:
-            if results is not None:
+            if results is None:
+                tell_of_shard(PROGRAM, journal, "line")
+            else:
                 with output_file(args.output) as file:
                     totals.write(results, file, args.format, layout)
     else:
@@ -152,7 +164,7 @@ def _score(args: argparse.Namespace) -> None:
         )
         with output_file(args.output) as file:
             totals.write(results, file, args.format, layout)
-    if processes.is_first:
+    if processes.writes:
         if args.summary is not None:
             with output_file(args.summary) as file:
                 print(json.dumps(totals.summary(), indent=2), file=file)

@@ -5,12 +5,15 @@ stored before anything is scored; group g is scored by process ``g % processes``
 into that process's journal, a line a group. When all groups are there, the results are read back in
 order. So the output does not depend on how many processes there were or how often the run was
 stopped, and memory does not grow with the stream.
+
+A shard is a process that cannot reach the others. It reads the stream itself and journals the
+results of its groups; a run that is resumed over the journals of all shards writes the output.
 """
 
 from __future__ import annotations
 
+import atexit
 import hashlib
-import itertools
 import json
 import os
 import pickle
@@ -31,19 +34,26 @@ Item = TypeVar("Item")
 SETTINGS = "settings.json"
 ITEMS = "items"
 RESULTS = "results.*.jsonl"
+NOTES = re.compile(r"items(\.\d+)?|settings\.(json|\d+\.new)|results\.\d+\.jsonl")
 # One that has ended closes its connections, which ends the others' waiting at once.
 TO_JOIN = timedelta(minutes=30)
 TO_FINISH = timedelta(days=7)  # one may have much more to do than another
-HEAD = struct.Struct("<QQ")  # before each stored group: how many items, in how many bytes
+HEAD = struct.Struct("<QQQ")  # before each stored group: its number, how many items, and bytes
 
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among those that torchrun started; one alone without it."""
+    """This process among those that torchrun started; one alone without it; or one shard.
+
+    Attributes:
+        group: of torch.distributed, which is imported where torchrun started several.
+        is_shard: whether the others cannot be reached.
+    """
 
     rank: int = 0
     count: int = 1
-    group: Any = None  # of torch.distributed, which is imported where there are several
+    group: Any = None
+    is_shard: bool = False
 
     @classmethod
     def joined(cls) -> Processes:
@@ -60,6 +70,8 @@ class Processes:
         try:
             if not torch.distributed.is_initialized():
                 torch.distributed.init_process_group("gloo", timeout=TO_JOIN)
+                # A process that exits while gloo's threads run is sometimes aborted.
+                atexit.register(torch.distributed.destroy_process_group)
         except (ValueError, RuntimeError) as error:
             raise InputError(
                 f"WORLD_SIZE={world_size} says that there are other processes, which cannot be "
@@ -69,9 +81,18 @@ class Processes:
         return cls(torch.distributed.get_rank(), torch.distributed.get_world_size(), group)
 
     @property
-    def is_first(self) -> bool:
+    def reads(self) -> bool:
+        """Whether this one reads and checks the input."""
+        return self.rank == 0 or self.is_shard
+
+    @property
+    def writes(self) -> bool:
         """Whether this is the one that writes what all have found."""
-        return self.rank == 0
+        return self.rank == 0 and not self.is_shard
+
+    def scores(self, number: int) -> bool:
+        """Whether the group of this number is one of this process's share."""
+        return number % self.count == self.rank
 
     def wait(self) -> None:
         """Until all have come here.
@@ -79,7 +100,7 @@ class Processes:
         Raises:
             InputError: if another has ended before.
         """
-        if self.count == 1:
+        if self.group is None:
             return
         import torch.distributed
 
@@ -116,7 +137,7 @@ class Journal:
     """What is to be scored and what has been, in a folder that outlives the run.
 
     The items are read once, by the first process, which stores them for all: so they are checked
-    before anything is scored, and nobody parses them again.
+    before anything is scored, and nobody parses them again. A shard stores those of its share.
 
     Args:
         output: what the run makes; the journal lies beside it, in a folder of that name with
@@ -127,8 +148,8 @@ class Journal:
         identify: what tells an item from others, so that no result is given to another item.
 
     Attributes:
-        total: items that were stored; known to the first process.
-        places: file and offset of the results of each group there is.
+        total: items that were stored; known to the process that reads them.
+        places: file and offset of the results of each group there is; a shard looks at its own.
 
     Raises:
         InputError: if what is there was made with other settings, or by something else.
@@ -145,23 +166,26 @@ class Journal:
         folder = self.folder = output.with_name(output.name + ".partial")
         self.processes = processes
         self.path = folder / f"results.{processes.rank}.jsonl"
+        self._items = folder / (f"{ITEMS}.{processes.rank}" if processes.is_shard else ITEMS)
         self.places: dict[int, tuple[Path, int]] = {}
         self.total = 0
         self._identify = identify
         self._settings = settings
-        self._resumes = resume and (folder / SETTINGS).exists()
-        if self._resumes and processes.is_first:
+        has_settings = (folder / SETTINGS).exists()
+        self._resumes = resume and has_settings
+        if processes.reads and has_settings and (self._resumes or processes.is_shard):
             self._require_same_settings()
-        elif processes.is_first:
+        elif processes.reads:
             _require_notes(folder)
 
     def begin(self, stream: Iterable[list[Item]]) -> None:
         """Stores the groups of a stream, and opens what results are noted in.
 
         Args:
-            stream: read by the first process alone. What it raises leaves the folder as it was.
+            stream: read by the first process alone, or by each shard. What it raises leaves the
+                folder as it was.
         """
-        if self.processes.is_first:
+        if self.processes.reads:
             self._store(stream)
             if not self._resumes:
                 self._start_anew()
@@ -175,12 +199,9 @@ class Journal:
         self, selects: Callable[[int], bool] = lambda number: True
     ) -> Iterator[tuple[int, int, list]]:
         """Number and size of each stored group, and its items, or none where `selects` is false."""
-        with (self.folder / ITEMS).open("rb") as file:
-            for number in itertools.count():
-                head = file.read(HEAD.size)
-                if not head:
-                    return
-                size, length = HEAD.unpack(head)
+        with self._items.open("rb") as file:
+            while head := file.read(HEAD.size):
+                number, size, length = HEAD.unpack(head)
                 if selects(number):
                     # This run wrote it, so that it can hold nothing but what the run knows.
                     yield number, size, pickle.loads(file.read(length))
@@ -199,6 +220,8 @@ class Journal:
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
+        if self.processes.is_shard:
+            self._items.unlink()  # whoever writes the output stores them all
 
     def paired(self) -> Iterator[tuple[Any, Any]]:
         """Each stored item with its result.
@@ -239,19 +262,24 @@ class Journal:
             if before.get(name) != self._settings.get(name)
         )
         if changed:
+            remedy = "start anew without --resume"
+            if self.processes.is_shard:  # which must leave the results of others alone
+                remedy = "remove that folder"
             raise InputError(
                 f"the run in {self.folder} cannot be resumed, as it differs in "
-                f"{', '.join(changed)}: start anew without --resume, or with the settings it had."
+                f"{', '.join(changed)}: {remedy}, or give the settings it had."
             )
 
     def _store(self, stream: Iterable[list[Item]]) -> None:
         self.folder.mkdir(exist_ok=True)
-        path = self.folder / ITEMS
+        path = self._items
         try:
             with path.open("wb") as file:
-                for group in stream:
+                for number, group in enumerate(stream):
+                    if self.processes.is_shard and not self.processes.scores(number):
+                        continue
                     packed = pickle.dumps(group, pickle.HIGHEST_PROTOCOL)
-                    file.write(HEAD.pack(len(group), len(packed)))
+                    file.write(HEAD.pack(number, len(group), len(packed)))
                     file.write(packed)
                     self.total += len(group)
                 file.flush()
@@ -263,17 +291,19 @@ class Journal:
             raise
 
     def _start_anew(self) -> None:
-        """Drops the results of an earlier run; its settings first, without which they are none."""
+        """Drops the results of an earlier run; its settings first, without which they are none. A
+        shard drops its own alone, as those of others have the same settings."""
         path = self.folder / SETTINGS
-        for old in (path, *self.folder.glob(RESULTS)):
+        shard = self.processes.is_shard
+        for old in (self.path,) if shard else (path, *self.folder.glob(RESULTS)):
             old.unlink(missing_ok=True)
-        made = path.with_suffix(".new")
+        made = path.with_suffix(f".{self.processes.rank}.new")
         made.write_text(json.dumps(self._settings), encoding="utf-8")
         os.replace(made, path)
 
     def _read_places(self) -> dict[int, tuple[Path, int]]:
         places = {}
-        for path in self.folder.glob(RESULTS):
+        for path in (self.path,) if self.processes.is_shard else self.folder.glob(RESULTS):
             with path.open("rb") as file:
                 offset = 0
                 for line in file:
@@ -283,7 +313,9 @@ class Journal:
         return places
 
     def _digest(self, group: Sequence) -> str:
-        return hashlib.sha256("\n".join(map(self._identify, group)).encode()).hexdigest()[:16]
+        """Of items and settings, as the journals of shards come from folders of their own."""
+        text = "\n".join((json.dumps(self._settings), *map(self._identify, group)))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @contextmanager
@@ -296,22 +328,24 @@ def results_of(
     """Scores what the journal lacks of this process's groups, and waits for the other processes.
 
     Args:
-        stream: all groups; read once, to its end before anything is scored, by the first process.
-            What it raises is raised. Items must be such that pickle can hold them.
+        stream: all groups; read once, to its end before anything is scored, by the first process,
+            or by each shard. What it raises is raised. Items must be such that pickle can hold
+            them.
         score: results of a group, one an item, as JSON can hold them.
         journal: removed after the block, unless it raises.
         progress: whether to show a bar.
 
     Yields:
-        In the first process each item with its result; None in the others, whose work is done.
+        In the first process each item with its result; None in the others and in shards, whose
+        work is done.
     """
     processes = journal.processes
     journal.begin(stream)
-    shown = progress and processes.is_first
+    shown = progress and processes.reads
     done_before = 0
 
     def is_ours(number: int) -> bool:
-        return number not in journal.places and number % processes.count == processes.rank
+        return number not in journal.places and processes.scores(number)
 
     with Bar(shown, " lines", journal.total) as bar:
         for number, size, group in journal.groups(is_ours):
@@ -323,7 +357,7 @@ def results_of(
             bar.update(size)
     journal.close()
     processes.wait()
-    if not processes.is_first:
+    if not processes.writes:
         yield None
         return
     yield journal.paired()
@@ -332,7 +366,8 @@ def results_of(
 
 def _changed() -> InputError:
     return InputError(
-        "the input has changed since it was scored: run the command again, without --resume."
+        "the input has changed since it was scored, or was scored with other settings: run the "
+        "command again, without --resume."
     )
 
 
@@ -347,7 +382,7 @@ def _require_notes(folder: Path) -> None:
     foreign = [
         path
         for path in ([folder] if not folder.is_dir() else sorted(folder.iterdir()))
-        if not re.fullmatch(r"items|settings\.(json|new)|results\.\d+\.jsonl", path.name)
+        if not NOTES.fullmatch(path.name)
     ]
     if foreign:
         raise InputError(
