@@ -7,7 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from fairseq_fixedpoint.cli import convert, options, rescore, rescore_lattices, score
+from fairseq_fixedpoint.cli import (
+    convert,
+    named_arguments,
+    parsing,
+    rescore,
+    rescore_lattices,
+    score,
+)
 from fairseq_fixedpoint.formats import FORMATS
 from fairseq_fixedpoint.formats.kaldi import TOTAL
 from fairseq_fixedpoint.rescoring.combination import Combination
@@ -41,21 +48,21 @@ def test_negative_numbers_are_values(command):
     for option in OF_EACH[command]:
         for number in NUMBERS:
             for given in ((option, number), (f"{option}={number}",)):
-                args = options.parse(PARSERS[command](), [*command, *given])
+                args = parsing.parse(PARSERS[command](), [*command, *given])
                 value = getattr(args, option[2:].replace("-", "_"))
                 assert repr(value) == repr(float(number))
     if command:
-        args = options.parse(PARSERS[command](), [*command, "--weight", "A=-1e-5"])
-        assert options.parsed_weights(args) == {"A": -1e-5}
+        args = parsing.parse(PARSERS[command](), [*command, "--weight", "A=-1e-5"])
+        assert named_arguments.parsed_weights(args) == {"A": -1e-5}
 
 
 def test_what_is_no_number_is_still_an_option(capsys):
     for argument in ("-e", "-1e", "-x", "--5"):
         with pytest.raises(SystemExit):
-            options.parse(rescore._parser(), [*NBEST, "--word-penalty", argument])
+            parsing.parse(rescore._parser(), [*NBEST, "--word-penalty", argument])
         assert "--word-penalty: expected one argument" in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        options.parse(convert._parser(), ["in.pt", "--output", "out", "--iterations", "-1e-5"])
+        parsing.parse(convert._parser(), ["in.pt", "--output", "out", "--iterations", "-1e-5"])
     assert "argument --iterations: invalid int value: '-1e-5'" in capsys.readouterr().err
 
 
@@ -76,7 +83,7 @@ def test_help_lists_the_options_of_the_chosen_splitter(command, given, listed, f
     name = command[:1]
     arguments = [*name, "--help", *given] if first else [*name, *given, "--help"]
     with pytest.raises(SystemExit) as stopped:
-        options.parse(PARSERS[command](), arguments)
+        parsing.parse(PARSERS[command](), arguments)
     assert stopped.value.code == 0
     said = capsys.readouterr().out
     assert "--unknown-penalty" in said

@@ -37,7 +37,7 @@ from fairseq.models import MODEL_DATACLASS_REGISTRY
 from fairseq.registry import REGISTRIES
 from fairseq.tasks import TASK_DATACLASS_REGISTRY
 
-from fairseq_fixedpoint.cli import convert, options, rescore, score, spectral, tag, tag_data
+from fairseq_fixedpoint.cli import convert, parsing, rescore, score, spectral, tag, tag_data
 from scripts.benchmarks import __main__ as benchmark
 from scripts.benchmarks import rendering
 from tests import documents
@@ -163,7 +163,7 @@ def test_programs_and_their_options_exist(command):
         )
         assert (ROOT / folder / f"{name}.yaml").is_file()
     elif program in COMMANDS:
-        options.parse(COMMANDS[program]._parser(), arguments)
+        parsing.parse(COMMANDS[program]._parser(), arguments)
     elif program == "torchrun":
         args = torch.distributed.run.get_args_parser().parse_args(arguments)
         assert args.module and importlib.util.find_spec(args.training_script)

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from pkgutil import resolve_name
 
-from fairseq_fixedpoint.cli import export_arpa, export_folder, export_onnx, options
+from fairseq_fixedpoint.cli import export_arpa, export_folder, export_onnx, outputs, parsing
 from fairseq_fixedpoint.cli.run import run, tell
 from fairseq_fixedpoint.errors import InputError
 
@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = options.Parser(
+    parser = parsing.Parser(
         prog=PROGRAM,
         description="Makes a fixedpoint_lm of a trained lstm_lm of fairseq. At --iterations 0, or "
         "K of at least the length of a text, it gives the same probabilities; at any other K it is "
@@ -151,7 +151,7 @@ def _check_options(args: argparse.Namespace) -> None:
 def _check_outputs(args: argparse.Namespace) -> None:
     """Refuses places that the results could not take, before any work is done."""
     folders = {"output": export_folder.names()} if args.to == "folder" else {}
-    options.check_outputs(args, "output", "report_json", folders=folders)
+    outputs.check_outputs(args, "output", "report_json", folders=folders)
     if args.report_json is not None and args.report is None:
         raise InputError("--report-json needs --report and the name of a split.")
 

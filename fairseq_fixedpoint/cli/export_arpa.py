@@ -14,7 +14,7 @@ from fairseq_fixedpoint.backoff import (
     Text,
 )
 from fairseq_fixedpoint.backoff.export import check_order
-from fairseq_fixedpoint.cli import options
+from fairseq_fixedpoint.cli import model_options
 from fairseq_fixedpoint.cli.run import quantity
 from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.files import atomic_write
@@ -78,7 +78,7 @@ def export(args: argparse.Namespace) -> list[str]:
         args.checkpoint,
         args.data,
         iterations=args.iterations,
-        device=options.device(args.device),
+        device=model_options.device(args.device),
         trust_checkpoint=args.trust_checkpoint,
     )
     _check_model(scorer, args.checkpoint)

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from fairseq_fixedpoint.cli import options
+from fairseq_fixedpoint.cli import model_options, named_arguments, previous_context
 from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.formats import (
     FORMATS,
@@ -99,8 +99,8 @@ def add_list_options(parser: argparse.ArgumentParser, searches: bool = False) ->
         metavar="P",
         help="divide by the number of words, </s> counted, to this power (default: 0)",
     )
-    options.add_context_option(parser, "the utterances before, as the first pass has them")
-    options.add_previous_texts_option(parser)
+    previous_context.add_context_option(parser, "the utterances before, as the first pass has them")
+    previous_context.add_previous_texts_option(parser)
 
 
 def positive(text: str) -> int:
@@ -112,8 +112,8 @@ def positive(text: str) -> int:
 
 def scorers_and_rule(args: argparse.Namespace) -> tuple[dict[str, LineScorer], WordRule]:
     """The models by the name of their score, and the rule that they are asked by."""
-    models = options.line_scorers(args)
-    rule = options.word_rule(args, models)
+    models = model_options.line_scorers(args)
+    rule = model_options.word_rule(args, models)
     return {name: WordRuleScorer(model, rule) for name, model in models.items()}, rule
 
 
@@ -215,7 +215,7 @@ def combinations(
             )
     if args.character_penalty is True:  # it is to be found
         weights[CHARACTERS] = 0.0
-    weights |= options.parsed_weights(args)
+    weights |= named_arguments.parsed_weights(args)
     return first_pass, Combination(weights, lenpen if args.lenpen is None else args.lenpen, rule)
 
 
@@ -227,7 +227,7 @@ def with_context(
 ) -> Iterable[Scorable[Hypothesis]]:
     """With what comes before, if anybody looks at it."""
     context = context_of(scorers.values())
-    texts = options.previous_texts(args, context, first_pass.rule)
+    texts = previous_context.previous_texts(args, context, first_pass.rule)
     if texts is None:
         return in_context(hypotheses, first_pass, context) if context else hypotheses
     pairs = with_previous(hypotheses, lambda each: each.item.utterance, texts)

@@ -11,7 +11,14 @@ from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 
-from fairseq_fixedpoint.cli import options, rescore_lattices, rescore_tune
+from fairseq_fixedpoint.cli import (
+    long_runs,
+    model_options,
+    outputs,
+    parsing,
+    rescore_lattices,
+    rescore_tune,
+)
 from fairseq_fixedpoint.cli.nbest_lists import (
     PROGRAM,
     add_list_options,
@@ -56,12 +63,12 @@ OF_THE_COMBINATION = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
-    args = options.parse(_parser(), argv)
+    args = parsing.parse(_parser(), argv)
     return run(PROGRAM, partial(args.command, args))
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = options.Parser(prog=PROGRAM, description=__doc__)
+    parser = parsing.Parser(prog=PROGRAM, description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     nbest = commands.add_parser(
@@ -105,8 +112,8 @@ def _parser() -> argparse.ArgumentParser:
         help="compare the N best of each utterance, every one with every other (default: "
         f"{MBR_SIZE:,})",
     )
-    options.add_model_options(nbest)
-    options.add_run_options(nbest)
+    model_options.add_model_options(nbest)
+    long_runs.add_run_options(nbest)
 
     rescore_tune.add_parser(commands)
     rescore_lattices.add_parser(commands, PROGRAM)
@@ -114,7 +121,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _nbest(args: argparse.Namespace) -> None:
-    processes = options.processes(args)
+    processes = long_runs.processes(args)
     listed = list_format(args)
     skipped = Skipped(PROGRAM)
     on_error = skipped if args.on_error == "skip" else stop
@@ -138,7 +145,7 @@ def _nbest(args: argparse.Namespace) -> None:
     summary = RescoringSummary()
     journal = Journal(
         args.output,
-        options.settings(args, OF_THE_COMBINATION),
+        long_runs.settings(args, OF_THE_COMBINATION),
         args.resume,
         processes,
         identify=lambda each: "\t".join((each.item.utterance, each.item.text, *each.previous)),
@@ -147,7 +154,7 @@ def _nbest(args: argparse.Namespace) -> None:
         grouped(with_context(hypotheses, args, first_pass, scorers), first_pass),
         partial(scored, scorers=scorers),
         journal,
-        progress=options.shows_bar(args),
+        progress=long_runs.shows_bar(args),
     ) as results:
         if results is None:
             tell_of_shard(PROGRAM, journal, "hypothesis", "hypotheses")
@@ -208,7 +215,7 @@ def _check_outputs(args: argparse.Namespace, listed: NBestFormat, names: Collect
                 f"--output {args.output} would be a part of the list {args.input}: choose a place "
                 "outside of it."
             )
-    options.check_outputs(args, "output", "one_best", folders=folders, in_place=True)
+    outputs.check_outputs(args, "output", "one_best", folders=folders, in_place=True)
 
 
 if __name__ == "__main__":

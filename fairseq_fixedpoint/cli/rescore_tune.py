@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from fairseq_fixedpoint.cli import options
+from fairseq_fixedpoint.cli import long_runs, model_options, named_arguments, outputs
 from fairseq_fixedpoint.cli.nbest_lists import (
     PROGRAM,
     add_list_options,
@@ -79,8 +79,8 @@ def add_parser(commands: Any) -> None:
     )
     tuner.add_argument("--metric", choices=METRICS, required=True)
     tuner.add_argument("--seed", type=int, default=1, help="of the search's restarts (default: 1)")
-    options.add_model_options(tuner)
-    options.add_error_option(tuner)
+    model_options.add_model_options(tuner)
+    long_runs.add_error_option(tuner)
     tuner.add_argument("--no-progress-bar", action="store_true")
 
 
@@ -88,7 +88,7 @@ def _tune(args: argparse.Namespace) -> None:
     if Processes.joined().count > 1:
         raise InputError("tune runs in one process: start it without torchrun.")
     listed = list_format(args)
-    options.check_outputs(args, "output")
+    outputs.check_outputs(args, "output")
     metric = make_metric(args.metric)
     skipped = Skipped(PROGRAM)
     on_error = skipped if args.on_error == "skip" else stop
@@ -100,7 +100,7 @@ def _tune(args: argparse.Namespace) -> None:
     names = _names_to_tune(listed, hypotheses)
     first_pass, start = combinations(args, listed, names, scorers, rule)
     _tell_of_sparse(names.keys() - start.weights.keys())
-    fixed = options.parsed_weights(args)
+    fixed = named_arguments.parsed_weights(args)
     prepared = [
         each
         for each in checked_hypotheses(prepared, args, scorers, start)
@@ -112,7 +112,7 @@ def _tune(args: argparse.Namespace) -> None:
     _tell_of_texts(hypotheses, texts, start.rule)
 
     results = []
-    with Bar(options.shows_bar(args), " lines", len(prepared)) as bar:
+    with Bar(long_runs.shows_bar(args), " lines", len(prepared)) as bar:
         for group in grouped(with_context(prepared, args, first_pass, scorers), first_pass):
             results += scored(group, scorers)
             bar.update(len(group))

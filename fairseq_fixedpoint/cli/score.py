@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO
 
-from fairseq_fixedpoint.cli import options
+from fairseq_fixedpoint.cli import long_runs, model_options, outputs, parsing, previous_context
 from fairseq_fixedpoint.cli.run import (
     Skipped,
     output_file,
@@ -56,12 +56,12 @@ LOG_BASES = {"2": 2.0, "e": math.e}
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
-    args = options.parse(_parser(), argv)
+    args = parsing.parse(_parser(), argv)
     return run(PROGRAM, partial(_score, args))
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = options.Parser(
+    parser = parsing.Parser(
         prog=PROGRAM,
         description="Log-probability (natural logarithm) and perplexity of each line of text, as a "
         "sentence of its own that starts after </s>. Its own </s> counts as a token.",
@@ -97,14 +97,14 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="what all lines add up to, as JSON: perplexity, bits per byte and character",
     )
-    options.add_context_option(parser, "the lines before")
-    options.add_model_options(parser)
-    options.add_run_options(parser)
+    previous_context.add_context_option(parser, "the lines before")
+    model_options.add_model_options(parser)
+    long_runs.add_run_options(parser)
     return parser
 
 
 def _score(args: argparse.Namespace) -> None:
-    processes = options.processes(args)
+    processes = long_runs.processes(args)
     can_resume = args.output is not None and Path(args.input).is_file()  # read more than once
     if not can_resume and (args.resume or args.shard or processes.count > 1):
         raise InputError(
@@ -113,17 +113,17 @@ def _score(args: argparse.Namespace) -> None:
     for option in ("log_base", "no_entropy"):
         if getattr(args, option) and not args.per_word:
             raise InputError(f"--{option.replace('_', '-')} is for --per-word: give both.")
-    options.check_outputs(args, "output", "summary")
+    outputs.check_outputs(args, "output", "summary")
     path = STANDARD_INPUT if args.input == "-" else Path(args.input)
     if path != STANDARD_INPUT:
         path.stat()  # before a model is loaded
-    scorers = options.line_scorers(args)
+    scorers = model_options.line_scorers(args)
     if len(scorers) != 1:
         raise InputError(
             f"{'several models are' if scorers else 'no model is'} given: name one with --model or "
             "--kenlm, or mix two with --interpolate."
         )
-    rule = options.word_rule(args, scorers)
+    rule = model_options.word_rule(args, scorers)
     ((name, model),) = scorers.items()
     layout: RowLayout = TokenLayout() if args.per_token else LineLayout()
     if args.per_word:
@@ -140,13 +140,13 @@ def _score(args: argparse.Namespace) -> None:
         lines = scorable(read_lines(path, on_error), [scorer], on_error)
         return _in_context(lines, rule, scorer.context) if scorer.context else lines
 
-    shown = options.shows_bar(args)
+    shown = long_runs.shows_bar(args)
 
     totals = Totals(rule)
     if can_resume:
         journal = Journal(
             args.output,
-            options.settings(args, {"output", "format", "log_base", "summary"}),
+            long_runs.settings(args, {"output", "format", "log_base", "summary"}),
             args.resume,
             processes,
             identify=lambda each: "\t".join((each.item.text, *each.previous)),

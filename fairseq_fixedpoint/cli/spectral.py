@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from pkgutil import resolve_name
 
-from fairseq_fixedpoint.cli import options
+from fairseq_fixedpoint.cli import outputs, parsing
 from fairseq_fixedpoint.cli.run import run, tell
 from fairseq_fixedpoint.errors import InputError
 
@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = options.Parser(
+    parser = parsing.Parser(
         prog=PROGRAM,
         description="Makes a checkpoint that training of a fixedpoint_features model goes on from: "
         "an Elman layer and its output, estimated from moments of the training split's features "
@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _start(args: argparse.Namespace) -> None:
-    options.check_outputs(args, "output")
+    outputs.check_outputs(args, "output")
     if args.iterations < 2:
         raise InputError(
             f"--iterations {args.iterations}: moments say nothing of a recurrence below K = 2. For "

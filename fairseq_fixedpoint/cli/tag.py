@@ -11,7 +11,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING
 
-from fairseq_fixedpoint.cli import options
+from fairseq_fixedpoint.cli import long_runs, model_options, outputs, parsing
 from fairseq_fixedpoint.cli.run import output_file, quantity, run, tell
 from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.formats.nbest import STANDARD_INPUT
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = options.Parser(
+    parser = parsing.Parser(
         prog=PROGRAM, description="Tags each word of a text with a fixedpoint_tagger."
     )
     parser.add_argument(
@@ -93,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _tag(args: argparse.Namespace) -> None:
-    options.check_outputs(args, "output")
+    outputs.check_outputs(args, "output")
     output_format = args.output_format or args.format
     if args.column is not None and output_format != Universal.name:
         raise InputError("--column is for --output-format conllu: other formats have no UPOS.")
@@ -102,7 +102,7 @@ def _tag(args: argparse.Namespace) -> None:
     }
     tagger = _loaded(args)
     path = STANDARD_INPUT if args.input == "-" else Path(args.input)
-    sentences = counted(formats[args.format].read(path), options.shows_bar(args), " sentences")
+    sentences = counted(formats[args.format].read(path), long_runs.shows_bar(args), " sentences")
     done = words = unknown = 0
     with output_file(args.output) as file:
         for sentence, tagged in _tagged(sentences, tagger):
@@ -134,7 +134,7 @@ def _loaded(args: argparse.Namespace) -> Tagger:
         args.model,
         args.data,
         iterations=args.iterations,
-        device=options.device(args.device),
+        device=model_options.device(args.device),
         trust_checkpoint=args.trust_checkpoint,
     )
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from fairseq_fixedpoint.cli import options
+from fairseq_fixedpoint.cli import outputs, parsing
 from fairseq_fixedpoint.cli.run import output_file, quantity, run, tell
 from fairseq_fixedpoint.files import require_replaceable
 from fairseq_fixedpoint.formats.tagged import Columns, Universal
@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = options.Parser(
+    parser = parsing.Parser(
         prog=PROGRAM,
         description="Writes words and tags of column files as two parallel texts, PREFIX.words and "
         "PREFIX.tags, for fairseq-preprocess -s words -t tags --dataset-impl raw.",
@@ -51,7 +51,7 @@ def _convert(args: argparse.Namespace) -> None:
     places = [Path(f"{args.output}.{kind}") for kind in ("words", "tags")]
     for place in places:
         require_replaceable(place)
-        options.require_kept(args, "--output", place)
+        outputs.require_kept(args, "--output", place)
     form = FORMATS[args.format]
     sentences = words = 0
     with output_file(places[0]) as words_file, output_file(places[1]) as tags_file:

@@ -8,7 +8,7 @@ import sys
 from contextlib import ExitStack
 
 from fairseq_fixedpoint.cli.convert import ORDERS
-from fairseq_fixedpoint.cli.options import device
+from fairseq_fixedpoint.cli.model_options import device
 from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.files import atomic_write
 from fairseq_fixedpoint.plugin.checkpoints import write_checkpoint

@@ -1,0 +1,100 @@
+"""Options of long runs: malformed input, several processes, going on where one was stopped."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import re
+import sys
+from pathlib import Path
+
+from fairseq_fixedpoint.cli.named_arguments import named_path
+from fairseq_fixedpoint.errors import InputError
+from fairseq_fixedpoint.rescoring.jobs import Processes
+
+SHARD = re.compile(r"([0-9]{1,9})/([0-9]{1,9})")
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """Options of long runs."""
+    runs = parser.add_argument_group("long runs")
+    add_error_option(runs)
+    runs.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with what a run that was stopped left in OUTPUT.partial",
+    )
+    runs.add_argument(
+        "--shard",
+        type=_shard,
+        metavar="I/N",
+        help="score the I-th of N shares alone, and leave the results in OUTPUT.partial; when all "
+        "are there, the command with --resume in place of --shard writes the output",
+    )
+    runs.add_argument("--no-progress-bar", action="store_true")
+
+
+def add_error_option(parser: argparse._ActionsContainer) -> None:
+    """What becomes of malformed input."""
+    parser.add_argument(
+        "--on-error",
+        choices=("stop", "skip"),
+        default="stop",
+        help="at a malformed line stop, or leave it out and count it (default: stop)",
+    )
+
+
+def _shard(text: str) -> Processes:
+    match = SHARD.fullmatch(text)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise argparse.ArgumentTypeError(f"takes I/N, from 1/N to N/N, not {text!r}")
+    return Processes(int(match[1]) - 1, int(match[2]), is_shard=True)
+
+
+def processes(args: argparse.Namespace) -> Processes:
+    """The shard that `--shard` names, or this process among those that torchrun started.
+
+    Raises:
+        InputError: if the others cannot be joined, or each would score the same shard.
+    """
+    joined = Processes.joined()
+    if args.shard is None:
+        return joined
+    if joined.count > 1:
+        raise InputError("--shard is for processes without torchrun: leave one of the two out.")
+    shard: Processes = args.shard
+    return shard
+
+
+def shows_bar(args: argparse.Namespace) -> bool:
+    """Whether a person sees a progress bar."""
+    return not args.no_progress_bar and sys.stderr.isatty()
+
+
+def settings(args: argparse.Namespace, leave_out: set[str]) -> dict[str, str]:
+    """What decides a run's results: its options, and what the files they name were like.
+
+    Args:
+        leave_out: options that say what becomes of the results.
+    """
+    described = {}
+    for name, value in sorted(vars(args).items()):
+        if name not in {*leave_out, "resume", "shard", "no_progress_bar", "command"}:
+            described[name] = repr(value) + "".join(
+                f" {_state(item)}" for item in (value if isinstance(value, list) else [value])
+            )
+    return described
+
+
+def _state(value: object) -> str:
+    """Size and time of the file that an option names, or of all in a folder, or nothing."""
+    path = Path(named_path(value)[1]) if isinstance(value, (str, Path)) else None
+    if path is None or not path.exists():
+        return ""
+    digest = hashlib.sha256()
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if file.is_file():
+            state = file.stat()
+            digest.update(os.fsencode(f"{file.name}/{state.st_size}/{state.st_mtime_ns}/"))
+    return digest.hexdigest()

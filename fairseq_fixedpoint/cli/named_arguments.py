@@ -1,0 +1,61 @@
+"""Arguments that begin with a name: `NAME=PATH`, `NAME=CHOICE`, `NAME=NUMBER`."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from fairseq_fixedpoint.errors import InputError
+from fairseq_fixedpoint.rescoring.combination import CHARACTERS, WORDS
+
+NAMED_PATH = re.compile(r"([A-Za-z][A-Za-z0-9.-]*)=(.+)")
+
+
+def named_path(argument: str | Path) -> tuple[str | None, str]:
+    """`NAME=PATH` or a path."""
+    match = NAMED_PATH.fullmatch(str(argument))
+    if match is None or Path(argument).exists():
+        return None, str(argument)
+    return match[1], match[2]
+
+
+def named_choices(
+    option: str, arguments: Sequence[str], choices: Collection[str], models: Collection[str]
+) -> dict[str, str]:
+    """What an option `NAME=CHOICE` says, by the name of the model."""
+    choice_of = {}
+    for argument in arguments:
+        name, _, choice = argument.rpartition("=")
+        if choice not in choices or not name:
+            raise InputError(
+                f"{option} takes NAME and one of {', '.join(choices)}, as in {option} "
+                f"NAME={next(iter(choices))}, not {argument!r}."
+            )
+        if name not in models:
+            raise InputError(
+                f"{option} {argument}: no model that it is for has the name {name}, but "
+                f"{', '.join(models) or 'there is none'}."
+            )
+        choice_of[name] = choice
+    return choice_of
+
+
+def parsed_weights(args: argparse.Namespace) -> dict[str, float]:
+    """What `--weight NAME=W` and the penalties say, by the name of the score."""
+    weights = {}
+    for argument in args.weight:
+        name, _, value = argument.rpartition("=")
+        try:
+            weights[name] = float(value)
+        except ValueError:
+            name = ""
+        if not name:
+            raise InputError(f"--weight takes NAME=NUMBER, not {argument!r}.")
+    if args.word_penalty is not None:
+        weights[WORDS] = args.word_penalty
+    character_penalty = getattr(args, "character_penalty", None)  # lattices have none
+    if isinstance(character_penalty, float):
+        weights[CHARACTERS] = character_penalty
+    return weights
