@@ -848,7 +848,7 @@ def test_shards_come_to_the_same_bytes(models, large, whole, tmp_path, monkeypat
     for number in (2, 3, 1):
         assert lattice(*arguments, "--shard", f"{number}/3") == 0
         assert [path.name for path in tmp_path.iterdir()] == ["output.partial"]
-    monkeypatch.setattr(rescore_lattices, "rescored_lattices", pytest.fail)  # nothing is rescored again
+    monkeypatch.setattr(rescore_lattices, "rescored_lattices", pytest.fail)  # nothing is done again
     assert lattice(*arguments, "--resume") == 0
     assert contents(tmp_path) == contents(whole)
 

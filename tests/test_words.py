@@ -381,7 +381,7 @@ def test_lattices_that_cannot_be_rescored_are_told_of_before_any_is(
         for utterance, each in (("a", "w2"), ("b", word)):
             CompactLattice().write(linear(utterance, [each], "kaldi"), file)
     model = ("--model", models["gru"], "--kenlm", f"OLD={ngrams['lacks']}", *options)
-    monkeypatch.setattr(rescore_lattices, "_rescored", never)
+    monkeypatch.setattr(rescore_lattices, "rescored_lattices", never)
     assert lattice(tmp_path / "lattice", *model, "--output", tmp_path / "out") == 1
     assert trouble in capfd.readouterr().err.splitlines()[-1]
     assert [each.name for each in tmp_path.iterdir()] == ["lattice"]
