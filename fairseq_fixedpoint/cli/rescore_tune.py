@@ -249,6 +249,7 @@ def _candidates(
             ]
         )
 
+    has_penalties = any(any(result[2::3]) for result in results)
     return CandidatePool(
         features=features(1.0),
         names=list(names),
@@ -259,7 +260,7 @@ def _candidates(
         ),
         offsets=np.concatenate([[0], np.cumsum(sizes)]),
         ids=list(texts),
-        subtracted=features(-1.0),
+        subtracted=features(-1.0) if has_penalties else None,
         not_subtracted={
             name
             for name, scorer in scorers.items()
