@@ -2,9 +2,9 @@
 
 That is what makes tuning and resampling fast: changing one hypothesis of a test set changes a sum,
 and the texts are compared with their references once. BLEU, chrF and TER are sacrebleu's with its
-default settings (BLEU splits off punctuation itself, so give it plain text). Word errors are the edit
-distance of words, by rapidfuzz, and the tests hold the rate to jiwer's. Both packages are imported
-when a metric is made, and not before.
+default settings (BLEU splits off punctuation itself, so give it plain text). Word errors are the
+edit distance of words, by rapidfuzz, and the tests hold the rate to jiwer's. Both packages are
+imported when a metric is made, and not before.
 
 Two empty texts are equal: they add no error to WER and TER and nothing to BLEU and chrF. An empty
 hypothesis misses all words of its reference, and a hypothesis whose reference is empty is wrong in
