@@ -33,7 +33,7 @@ EXTRAS = {
         "sacrebleu>=2,<3",
     ],
     "kenlm": ["ufal-kenlm>=26.4"],  # the code and module of `kenlm`, which has no wheels
-    "rescoring": ["jiwer>=4", "rapidfuzz>=3.9", "sacrebleu>=2,<3", "tqdm>=4.60"],
+    "rescoring": ["rapidfuzz>=3.9", "sacrebleu>=2,<3", "tqdm>=4.60"],
     # The step of a model as an ONNX file, with PyTorch 2.13 or later, and what runs it.
     "onnx": ["onnx>=1.23", "onnxruntime>=1.32", "onnxscript>=0.7"],
     # The beam search of torchaudio's `ctc_decoder`, without wheels for Python 3.13. pyctcdecode is
@@ -43,6 +43,7 @@ EXTRAS = {
     "demo": ["matplotlib>=3.5"],
     "test": [
         "hypothesis>=6",
+        "jiwer>=4",  # which word error rates are compared with
         "kaldifst>=1.8",  # OpenFst, which searches of lattices are compared with
         "mypy>=1.13",
         "pytest>=7.4",

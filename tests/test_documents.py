@@ -105,6 +105,8 @@ PLACEHOLDERS = {"R": "0", "fairseq_fixedpoint": str(PLUGIN)}
 FURTHER_OPTIONS = {
     "--from": "examples/prepare_corpus.py",
     "--minutes": "tests/fuzz_commands.py",
+    "--array": "sbatch",
+    "--dependency": "sbatch",
     "--no-deps": "pip",
     "--oldest": "scripts/test",
     "--python": "scripts/test",

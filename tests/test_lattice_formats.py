@@ -27,6 +27,7 @@ from fairseq_fixedpoint.formats import (
     lattice_format,
     read_lattices,
     read_symbols,
+    slf,
     spoken,
     write_lattices,
 )
@@ -256,6 +257,50 @@ def test_slf_comes_back(data, base):
     assert again.header == {"VERSION": "1.1", **lattice.header}
     assert again.node_records == lattice.node_records
     assert again.arc_records == lattice.arc_records
+
+
+PIECES = [b"", b" ", b"\n", b"\t", b"=", b"1", b"-", b"_", b'"', b"#", b"\xff", b"J=", b" W=b"]
+
+
+@given(st.data(), st.sampled_from(["10", "0", "0.5"]))
+@settings(max_examples=300, deadline=None)
+def test_links_read_by_columns_are_those_read_one_by_one(data, base):
+    """Whatever the file holds: what has no columns is left to the other reader."""
+    lattice = data.draw(lattices(False, names=("acoustic", "lm")))
+    nodes, arcs = len(lattice.final), len(lattice.words)
+    word = {"W": "word"} if data.draw(st.booleans()) else {}
+    lattice = replace(
+        lattice,
+        posteriors=data.draw(st.none() | arrays(arcs)) if arcs else None,
+        header={"base": "10"},
+        node_records=[word] * nodes,
+        arc_records=[{"d": f":{arc}"} for arc in range(arcs)],
+    )
+    text = text_of(lattice, Slf()).replace("base=10", f"base={base}").encode()
+    for _ in range(data.draw(st.integers(0, 2))):
+        place = data.draw(st.integers(0, len(text)))
+        text = text[:place] + data.draw(st.sampled_from(PIECES)) + text[place + 1 :]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "utt.lat"
+        path.write_bytes(text)
+        by_columns = slf._read_columns(path)
+        if by_columns is None:
+            return
+        one_by_one = slf._read(path)  # which finds nothing wrong
+    for name in ("utterance", "words", "weights", "word_penalty", "header", "node_records",
+                 "arc_records"):  # fmt: skip
+        assert getattr(by_columns, name) == getattr(one_by_one, name)
+    for name in ("source", "target", "final", "times", "posteriors"):
+        np.testing.assert_array_equal(getattr(by_columns, name), getattr(one_by_one, name))
+    assert list(by_columns.scores) == list(one_by_one.scores)
+    for name, scores in by_columns.scores.items():
+        np.testing.assert_array_equal(scores, one_by_one.scores[name])
+
+
+def test_links_of_one_form_are_read_by_columns(tmp_path):
+    for text in (POCKETSPHINX, GRAPH):
+        (tmp_path / "utt.lat").write_text(text)
+        assert slf._read_columns(tmp_path / "utt.lat") is not None
 
 
 @given(lattices(True, names=("graph", "acoustic")), st.booleans())

@@ -21,7 +21,7 @@ from tests.commands import train
 from tests.rescoring import fixedpoint_convert, fixedpoint_score, refused
 from tests.test_model import build, dictionary
 
-OTHERS = {"fairseq", "omegaconf", "hydra", "kenlm", "jiwer", "sacrebleu", "tqdm", "safetensors"}
+OTHERS = {"fairseq", "omegaconf", "hydra", "kenlm", "rapidfuzz", "sacrebleu", "tqdm", "safetensors"}
 LINES = ["w1 w2 w3 w1", "", "w7 unheard w2", "w1 w2 w3 w4 w5 w6 w7 w8 w9"]
 KINDS = {
     "elman": {"decoder_layers": 2, "learned_initial_state": True},

@@ -209,7 +209,7 @@ def write_lists(folder: Path) -> list[str]:
 
 
 def test_error_rates_of_first_pass_choice_and_oracle(tmp_path, capsys):
-    pytest.importorskip("jiwer")
+    pytest.importorskip("rapidfuzz")
     assert wer.main(write_lists(tmp_path)) == 0
     rows = capsys.readouterr().out.splitlines()[2:]
     assert [row.split()[1] for row in rows] == ["first", "rescored", "oracle"]
@@ -219,7 +219,7 @@ def test_error_rates_of_first_pass_choice_and_oracle(tmp_path, capsys):
 
 
 def test_a_choice_that_lacks_an_utterance_is_refused(tmp_path, capsys):
-    pytest.importorskip("jiwer")
+    pytest.importorskip("rapidfuzz")
     arguments = write_lists(tmp_path)
     (tmp_path / "rescored.best").write_text("u2\tthe dog\n")
     assert wer.main(arguments) == 1

@@ -103,7 +103,7 @@ class Text(Sequences):
     """
 
     def __init__(
-        self, path: Path, words: NgramWords, words_of: Callable[[str], list[str]] = text_words
+        self, path: Path, words: NgramWords, words_of: Callable[[str], Sequence[str]] = text_words
     ):
         super().__init__(path, words)
         self.words_of = words_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -93,7 +93,8 @@ def _tune(args: argparse.Namespace) -> None:
     skipped = Skipped(PROGRAM)
     on_error = skipped if args.on_error == "skip" else stop
     scorers, rule = scorers_and_rule(args)
-    read = listed.read(args.input, on_error)
+    # Nothing is written back, and what a format keeps for that is a good part of a list.
+    read = (replace(each, record=None) for each in listed.read(args.input, on_error))
     prepared = list(scorable(read, scorers.values(), on_error))
     _require_some(prepared, args)
     hypotheses = [each.item for each in prepared]
@@ -249,6 +250,7 @@ def _candidates(
             ]
         )
 
+    has_penalties = any(any(result[2::3]) for result in results)
     return CandidatePool(
         features=features(1.0),
         names=list(names),
@@ -259,7 +261,7 @@ def _candidates(
         ),
         offsets=np.concatenate([[0], np.cumsum(sizes)]),
         ids=list(texts),
-        subtracted=features(-1.0),
+        subtracted=features(-1.0) if has_penalties else None,
         not_subtracted={
             name
             for name, scorer in scorers.items()

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -36,6 +39,7 @@ from fairseq_fixedpoint.formats.nbest import (
     utterance_of,
     words,
 )
+from fairseq_fixedpoint.formats.slf_columns import LinkColumns, NoColumnsError, natural
 from fairseq_fixedpoint.formats.slf_fields import Fields, fields_text, read_fields
 
 MORE = [f"x{number}" for number in range(1, 10)]  # SRILM's further scores, named as their keys
@@ -102,7 +106,7 @@ class Slf(LatticeFormat):
 
     def read(self, path: Path, on_error: OnError = stop) -> Iterator[Lattice]:
         try:
-            lattice = _read(path)
+            lattice = _read_columns(path) or _read(path)
         except FormatError as error:
             on_error(error)
         else:
@@ -173,12 +177,37 @@ def _lines(path: Path, on_error: OnError = stop) -> Iterator[Line]:
             yield line
 
 
+def _read_columns(path: Path) -> Lattice | None:
+    """The same as :func:`_read` of a file whose links are all of one form; None for others."""
+    if not path.is_file():  # it may not be there to be read twice
+        return None
+    try:
+        links = LinkColumns(path, LINK_KEYS)
+        before = takewhile(lambda line: not line.text.startswith("J="), _lines(path))
+        header, nodes, indented, line = _entries(path, before)
+        if indented:
+            return None
+        _check_counts(header, line, len(nodes), links.count)
+        return _lattice(path, header, nodes, _Columns(links))
+    except (ValueError, OSError, EOFError, zlib.error):
+        return None  # for _read to say what is wrong, and where
+
+
 def _read(path: Path) -> Lattice:
+    header, nodes, links, line = _entries(path, _lines(path))
+    _check_counts(header, line, len(nodes), len(links))
+    return _lattice(path, header, nodes, _Links(links))
+
+
+def _entries(
+    path: Path, lines: Iterable[Line]
+) -> tuple[_Header, dict[int, _Entry], dict[int, _Entry], Line]:
+    """The header, the nodes and the links of some lines, and the last of them."""
     header = _Header()
     nodes: dict[int, _Entry] = {}
     links: dict[int, _Entry] = {}
     line = Line(path, 1, "")
-    for line in _lines(path):
+    for line in lines:
         key = line.text.lstrip(SPACE)[:2]
         if key == "J=":
             _add(links, "link", _Entry(line, read_fields(line, LINK_KEYS)), "J")
@@ -190,16 +219,18 @@ def _read(path: Path) -> Lattice:
             raise line.error("must start with I= or J=, as every line after the header does.")
         else:
             header.add(line)
-    for key, short, entries in ("NODES", "N", nodes), ("LINKS", "L", links):
+    return header, nodes, links, line
+
+
+def _check_counts(header: _Header, line: Line, nodes: int, links: int) -> None:
+    for key, short, actual in ("NODES", "N", nodes), ("LINKS", "L", links):
         expected = header.take_count(key)
         if expected is None:
             raise line.error(f"the file ends and no header had {key}= or {short}=.")
-        if len(entries) != expected:
+        if actual != expected:
             raise line.error(
-                f"the file ends after {len(entries)} of {expected} {key.lower()}; it may be "
-                "cut off."
+                f"the file ends after {actual} of {expected} {key.lower()}; it may be cut off."
             )
-    return _lattice(path, header, nodes, links)
 
 
 def _check_node(line: Line, fields: Fields) -> None:
@@ -215,7 +246,7 @@ def _add(entries: dict[int, _Entry], noun: str, entry: _Entry, key: str) -> None
 
 
 def _lattice(
-    path: Path, header: _Header, nodes: dict[int, _Entry], links: dict[int, _Entry]
+    path: Path, header: _Header, nodes: dict[int, _Entry], links: _Links | _Columns
 ) -> Lattice:
     if not nodes:
         raise FormatError(path, 1, "the lattice has no nodes.")
@@ -225,15 +256,15 @@ def _lattice(
     def node_error(node: int, sentence: str) -> FormatError:
         return places[node].line.error(f"node {numbers[node]} {sentence}")
 
-    source = _joined(links, "S", "starts at", index)
-    target = _joined(links, "E", "leads to", index)
+    source = links.joined("S", "starts at", index)
+    target = links.joined("E", "leads to", index)
     start, end = (_marked(header, key, index) for key in ("start", "end"))
     if end is None:
         final = np.bincount(source, minlength=len(nodes)) == 0
     else:
         final = np.arange(len(nodes)) == end
-    words_on_nodes = any("W" not in link.fields for link in links.values())
-    arc_words = _words(links, places, target)
+    words_on_nodes = links.lack_words
+    arc_words = links.words(places, target)
 
     base = _Base(*header.pop("base", (Line(path, 1, ""), str(math.e))))
     word_penalty = (
@@ -242,7 +273,7 @@ def _lattice(
     scaled = {name for scale, (name, _) in SCALES.items() if scale in header}
     weights = {name: header.take_number(scale, usual) for scale, (name, usual) in SCALES.items()}
     _check_scaled(header, nodes, links, weights)
-    scores = _scores(links, base, weights)
+    scores = links.scores(base, weights)
     lattice = Lattice(
         utterance=header.pop("UTTERANCE", (None, ""))[1] or utterance_of(path),
         path=path,
@@ -253,12 +284,12 @@ def _lattice(
         scores=scores,
         final=final,
         times=_times(places, header.take_number("tscale", 1.0)),
-        posteriors=_posteriors(links),
+        posteriors=links.posteriors(),
         weights={name: of for name, of in weights.items() if name in scaled or name in scores},
         word_penalty=word_penalty,
         header={"base": base.text} | {key: value for key, (_, value) in header.items()},
         node_records=[node.fields for node in places],
-        arc_records=[link.fields for link in links.values()],
+        arc_records=links.records(),
     )
     result = arranged(lattice, start, node_error)
     if words_on_nodes and spoken(word := result.node_records[0].get("W", "")):
@@ -269,19 +300,6 @@ def _lattice(
             "without a word before it.",
         )
     return result
-
-
-def _joined(links: dict[int, _Entry], key: str, verb: str, index: dict[int, int]) -> np.ndarray:
-    """(A,) the position of the node at one end of each link."""
-    positions = []
-    for number, (line, fields) in links.items():
-        if key not in fields:
-            raise line.error(f"link {number} lacks {key}=, the node that it {verb}.")
-        node = count(line, fields.pop(key), f"{key}= of link {number}")
-        if node not in index:
-            raise line.error(f"link {number} {verb} node {node}, which the file does not have.")
-        positions.append(index[node])
-    return np.array(positions, dtype=np.int64)
 
 
 def _marked(header: _Header, key: str, index: dict[int, int]) -> int | None:
@@ -295,21 +313,6 @@ def _marked(header: _Header, key: str, index: dict[int, int]) -> int | None:
     return index[node]
 
 
-def _words(links: dict[int, _Entry], nodes: list[_Entry], target: np.ndarray) -> list[str]:
-    """The word of each link: its own, or else that of the node it leads to."""
-    node_words = [node.fields.get("W") for node in nodes]
-    default = None if all(word is None for word in node_words) else EMPTY_WORD
-    labels = []
-    for (number, (line, fields)), end in zip(links.items(), target.tolist(), strict=True):
-        word = fields.pop("W", None)
-        if word is None:
-            word = default if node_words[end] is None else node_words[end]
-        if word is None:
-            raise line.error(f"link {number} lacks W=, its word, and no node has one either.")
-        labels.append(_word(word))
-    return labels
-
-
 def _word(label: str) -> str:
     return "" if label in EMPTY_WORDS else label
 
@@ -321,13 +324,13 @@ class _Base:
         value = line.value(text, "base")
         if value < 0 or value == 1:
             raise line.error(f"base must be above 0 and not 1, or 0 for no logarithms, not {text}.")
-        self._log = math.log(value) if value else None
+        self.log = math.log(value) if value else None
         self.text = text if value else str(math.e)
 
     def natural(self, line: Line, text: str, meaning: str) -> float:
         value = line.value(text, meaning)
-        if self._log is not None:
-            value *= self._log
+        if self.log is not None:
+            value *= self.log
         elif value > 0:
             value = math.log(value)
         else:
@@ -337,8 +340,131 @@ class _Base:
         return value
 
 
+@dataclass(frozen=True)
+class _Links:
+    """The links of a file, by number. What is read of their fields is taken out of them."""
+
+    entries: dict[int, _Entry]
+
+    @property
+    def keys(self) -> set[str]:
+        """Of the fields that some link has."""
+        return {key for link in self.entries.values() for key in link.fields}
+
+    @property
+    def lack_words(self) -> bool:
+        """Whether some link has no word of its own."""
+        return any("W" not in link.fields for link in self.entries.values())
+
+    def joined(self, key: str, verb: str, index: dict[int, int]) -> np.ndarray:
+        """(A,) the position of the node at one end of each link."""
+        positions = []
+        for number, (line, fields) in self.entries.items():
+            if key not in fields:
+                raise line.error(f"link {number} lacks {key}=, the node that it {verb}.")
+            node = count(line, fields.pop(key), f"{key}= of link {number}")
+            if node not in index:
+                raise line.error(f"link {number} {verb} node {node}, which the file does not have.")
+            positions.append(index[node])
+        return np.array(positions, dtype=np.int64)
+
+    def words(self, nodes: list[_Entry], target: np.ndarray) -> list[str]:
+        """The word of each link: its own, or else that of the node it leads to."""
+        node_words = [node.fields.get("W") for node in nodes]
+        default = None if all(word is None for word in node_words) else EMPTY_WORD
+        labels = []
+        ends = target.tolist()
+        for (number, (line, fields)), end in zip(self.entries.items(), ends, strict=True):
+            word = fields.pop("W", None)
+            if word is None:
+                word = default if node_words[end] is None else node_words[end]
+            if word is None:
+                raise line.error(f"link {number} lacks W=, its word, and no node has one either.")
+            labels.append(_word(word))
+        return labels
+
+    def scores(self, base: _Base, weights: dict[str, float]) -> dict[str, np.ndarray]:
+        """The scores that some link has, by name, natural logarithms, ``(A,)`` each."""
+        scores = {}
+        for key, name in SCORES.items():
+            if any(key in link.fields for link in self.entries.values()):
+                try:
+                    values = [
+                        base.natural(line, fields[key], f"{key}= of link {number}")
+                        if key in fields
+                        else 0.0
+                        for number, (line, fields) in self.entries.items()
+                    ]
+                except FormatError:
+                    if weights[name] or key not in UNSCALED:
+                        raise
+                    continue
+                scores[name] = np.array(values)
+                for link in self.entries.values():
+                    link.fields.pop(key, None)
+        return scores
+
+    def posteriors(self) -> np.ndarray | None:
+        values = [
+            line.value(fields.pop("p"), f"p= of link {number}")
+            for number, (line, fields) in self.entries.items()
+            if "p" in fields
+        ]
+        return np.array(values) if values and len(values) == len(self.entries) else None
+
+    def records(self) -> list[Fields]:
+        """What is left of the fields of each."""
+        return [link.fields for link in self.entries.values()]
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """The same of links that all have the same fields, and a :class:`NoColumnsError` for others."""
+
+    links: LinkColumns
+
+    @property
+    def keys(self) -> set[str]:
+        return self.links.keys
+
+    @property
+    def lack_words(self) -> bool:
+        return "W" not in self.links
+
+    def joined(self, key: str, verb: str, index: dict[int, int]) -> np.ndarray:
+        try:
+            return np.array([index[node] for node in self.links.counts(key)], dtype=np.int64)
+        except KeyError as error:
+            raise NoColumnsError from error
+
+    def words(self, nodes: list[_Entry], target: np.ndarray) -> list[str]:
+        if "W" in self.links:
+            return list(map(_word, self.links.texts("W")))
+        on_nodes = [node.fields.get("W") for node in nodes]
+        if all(word is None for word in on_nodes):
+            raise NoColumnsError
+        labels = [_word(EMPTY_WORD if word is None else word) for word in on_nodes]
+        return [labels[node] for node in target.tolist()]
+
+    def scores(self, base: _Base, weights: dict[str, float]) -> dict[str, np.ndarray]:
+        return {
+            name: natural(self.links.numbers(key), base.log)
+            for key, name in SCORES.items()
+            if key in self.links
+        }
+
+    def posteriors(self) -> np.ndarray | None:
+        return self.links.numbers("p") if "p" in self.links else None
+
+    def records(self) -> list[Fields]:
+        return self.links.records()
+
+
 def _check_scaled(
-    header: _Header, nodes: dict[int, _Entry], links: dict[int, _Entry], weights: dict[str, float]
+    header: _Header,
+    nodes: dict[int, _Entry],
+    links: _Links | _Columns,
+    weights: dict[str, float],
 ) -> None:
     """Refuses what counts in the file and would not be counted here."""
     counted = {key for key, name in SCORES.items() if weights[name]}
@@ -347,7 +473,7 @@ def _check_scaled(
             raise node.line.error(
                 "a node has scores, which are read of links only; move them there."
             )
-    on_links = {key for link in links.values() for key in link.fields}
+    on_links = links.keys
     for scale, (line, text) in header.items():
         score = SCALE.fullmatch(scale)
         if scale != "tscale" and score and score[1] in on_links and line.value(text, scale):
@@ -355,39 +481,6 @@ def _check_scaled(
                 f"{scale}= is of the links' field {shown(score[1])}, which is no score that can be "
                 f"read; name the score x1 to x9, with its x1scale to x9scale, or remove {scale}=."
             )
-
-
-def _scores(
-    links: dict[int, _Entry], base: _Base, weights: dict[str, float]
-) -> dict[str, np.ndarray]:
-    """The scores that some link has, by name, natural logarithms, ``(A,)`` each."""
-    scores = {}
-    for key, name in SCORES.items():
-        if any(key in link.fields for link in links.values()):
-            try:
-                values = [
-                    base.natural(line, fields[key], f"{key}= of link {number}")
-                    if key in fields
-                    else 0.0
-                    for number, (line, fields) in links.items()
-                ]
-            except FormatError:
-                if weights[name] or key not in UNSCALED:
-                    raise
-                continue
-            scores[name] = np.array(values)
-            for link in links.values():
-                link.fields.pop(key, None)
-    return scores
-
-
-def _posteriors(links: dict[int, _Entry]) -> np.ndarray | None:
-    values = [
-        line.value(fields.pop("p"), f"p= of link {number}")
-        for number, (line, fields) in links.items()
-        if "p" in fields
-    ]
-    return np.array(values) if values and len(values) == len(links) else None
 
 
 def _times(nodes: list[_Entry], scale: float) -> np.ndarray | None:

@@ -2,8 +2,9 @@
 
 That is what makes tuning and resampling fast: changing one hypothesis of a test set changes a sum,
 and the texts are compared with their references once. BLEU, chrF and TER are sacrebleu's with its
-default settings (BLEU splits off punctuation itself, so give it plain text), and the word error
-rate is jiwer's. Both packages are imported when a metric is made, and not before.
+default settings (BLEU splits off punctuation itself, so give it plain text). Word errors are the
+edit distance of words, by rapidfuzz, and the tests hold the rate to jiwer's. Both packages are
+imported when a metric is made, and not before.
 
 Two empty texts are equal: they add no error to WER and TER and nothing to BLEU and chrF. An empty
 hypothesis misses all words of its reference, and a hypothesis whose reference is empty is wrong in
@@ -118,7 +119,7 @@ class WordErrorRate(Metric):
 
     def __init__(self) -> None:
         super().__init__()
-        self._jiwer = _imported("jiwer", self.name)
+        self._distance = _imported("rapidfuzz", self.name).distance.Levenshtein.distance
 
     def _count(self, pairs: list[Pair]) -> list[list[float]]:
         rows = []
@@ -128,11 +129,8 @@ class WordErrorRate(Metric):
                     f"WER takes one reference, but {hypothesis!r} has {len(references)}: "
                     "give one, or choose another metric."
                 )
-            alignment = self._jiwer.process_words(
-                *(" ".join(text_words(text)) for text in (references[0], hypothesis))
-            )
-            wrong = alignment.substitutions + alignment.deletions
-            rows.append([wrong + alignment.insertions, alignment.hits + wrong])
+            words = text_words(references[0])
+            rows.append([self._distance(words, text_words(hypothesis)), len(words)])
         if not any(words for _, words in rows):
             raise InputError(
                 "WER needs words to be right or wrong about, but all references are empty: "

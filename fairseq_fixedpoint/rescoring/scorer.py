@@ -59,7 +59,8 @@ class LineScore:
     @property
     def penalty(self) -> float:
         """What the penalties take off the line's log-probability."""
-        return float(np.sum(self.penalties))
+        penalties = self.penalties
+        return float(penalties.sum()) if isinstance(penalties, np.ndarray) else penalties
 
     @property
     def log_probability(self) -> float:

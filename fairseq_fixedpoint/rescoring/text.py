@@ -97,7 +97,10 @@ class TextEncoder:
         dictionary = self.dictionary
         unknown = dictionary.unk()
         reserved = {dictionary.bos(), dictionary.pad(), dictionary.eos()}
-        entries = (dictionary.indices.get(symbol, unknown) for symbol in symbols)
+        indices = dictionary.indices
+        entries = [indices.get(symbol, unknown) for symbol in symbols]
+        if reserved.isdisjoint(entries):
+            return entries
         return [unknown if entry in reserved else entry for entry in entries]
 
     def is_unknown(self, entries: Sequence[int] | np.ndarray) -> np.ndarray:

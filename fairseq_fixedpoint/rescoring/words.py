@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache, partial
 from typing import Protocol
 
@@ -12,6 +12,7 @@ from fairseq_fixedpoint.formats import FILLERS, spoken, text_words
 # How the words of a text become those of a model that has them in one case.
 CASES: dict[str, Callable[[str], str]] = {"keep": str, "lower": str.lower, "upper": str.upper}
 REMEMBERED = 1 << 20  # words whose answer is kept
+LATEST = 16  # texts whose words are, as one is asked for again and again before the next one comes
 
 
 class Vocabulary(Protocol):
@@ -49,14 +50,18 @@ class WordRule:
             return any(model.holds(word) for model in models)
 
         self._word = lru_cache(REMEMBERED)(partial(spoken, fillers=fillers, is_known=is_known))
+        self._words = lru_cache(LATEST)(self._words_of)
 
     def word(self, token: str) -> str:
         """What the models see of a token; "" if it is passed by."""
         return self._word(token)
 
-    def words(self, text: str) -> list[str]:
+    def words(self, text: str) -> Sequence[str]:
         """The words of a text."""
-        return [word for word in map(self._word, text_words(text)) if word]
+        return self._words(text)
+
+    def _words_of(self, text: str) -> tuple[str, ...]:
+        return tuple(filter(None, map(self._word, text_words(text))))
 
     def text(self, text: str) -> str:
         """The words of a text, separated by single spaces."""
@@ -64,4 +69,4 @@ class WordRule:
 
     def passed_by(self, text: str) -> int:
         """How many tokens of a text are no words."""
-        return sum(not self._word(token) for token in text_words(text))
+        return len(text_words(text)) - len(self.words(text))
