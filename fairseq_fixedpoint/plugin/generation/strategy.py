@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fairseq_fixedpoint.plugin.generation.beam import Beam, Candidates
 from fairseq_fixedpoint.plugin.generation.prefixes import ForcedPrefixes
+from fairseq_fixedpoint.plugin.generation.recombination import best_continuations
 
 # Those that can begin after a prefix: what they choose does not depend on it.
 PREFIX_BLIND = (
@@ -28,15 +29,23 @@ class Strategy:
         dictionary: of the output.
         numbers: of the batch's sentences in the data set, ``(B,)``.
         src_lengths: of their sources, ``(B,)``.
+        order: K, if beam search recombines hypotheses that end in the same K tokens.
     """
 
     def __init__(
-        self, strategy: search.Search, dictionary: Dictionary, numbers: Tensor, src_lengths: Tensor
+        self,
+        strategy: search.Search,
+        dictionary: Dictionary,
+        numbers: Tensor,
+        src_lengths: Tensor,
+        order: int | None,
     ):
         self.search = strategy
         self.numbers = numbers
         self.src_lengths = src_lengths
+        self.order = order
         self.pad = dictionary.pad()
+        self.eos = dictionary.eos()
         self._beam_search = search.BeamSearch(dictionary)
 
     @property
@@ -103,7 +112,9 @@ class Strategy:
             # Others want as many continuations of one hypothesis, and the last entry is left out.
             log_probs = F.pad(log_probs, (0, num_candidates + 1 - vocabulary), value=-torch.inf)
         scores_before = beam.scores.unsqueeze(2).expand(-1, -1, step - first)  # the last is read
-        if self.needs_whole_text and step < prefixes.longest:
+        if type(self.search) is search.BeamSearch:
+            scores, tokens, parents = self._best(log_probs, beam, is_first=step == first)
+        elif self.needs_whole_text and step < prefixes.longest:
             is_forced = prefixes.holds(step, beam.sentences)  # (R,)
             self._exclude_not_allowed_(log_probs, beam, is_forced)
             scores, tokens, parents = self._beam_search.step(
@@ -119,7 +130,7 @@ class Strategy:
             )
         if log_probs.size(2) > vocabulary:
             tokens = tokens.where(tokens < vocabulary, self.pad)
-        if step == first:
+        if step == first and type(self.search) is not search.BeamSearch:
             scores = scores + beam.scores[:, :1]
         if forced_log_probs is not None:
             # In beam search they are the same for all of a sentence, so the order stays.
@@ -129,6 +140,20 @@ class Strategy:
             F.pad(scores, (0, missing), value=-torch.inf),
             F.pad(tokens, (0, missing), value=self.pad),
             F.pad(parents, (0, missing)) + beam.rows()[:, :1],
+        )
+
+    def _best(
+        self, log_probs: Tensor, beam: Beam, *, is_first: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What `BeamSearch` offers, recombined; in fewer passes over all words."""
+        rows = 1 if is_first else beam.size
+        return best_continuations(
+            log_probs[:, :rows],
+            beam.scores[:, :rows],
+            beam.contexts.view(len(beam), beam.size, -1)[:, :rows],
+            2 * beam.size,
+            order=self.order,
+            eos=self.eos,
         )
 
     def update(self, going_on: Tensor) -> None:
