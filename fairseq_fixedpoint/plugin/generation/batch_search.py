@@ -160,8 +160,11 @@ class BatchSearch:
         if attention is not None:
             beam.history.attend(attention)
         beam.scores = beam.scores.type_as(log_probs)
-        self.saw_nan |= log_probs.max().isnan()
-        rules.exclude_impossible_(log_probs)
+        saw_nan = log_probs.max().isnan()
+        self.saw_nan |= saw_nan
+        if waiting.reading_waits(log_probs.device) or saw_nan:
+            log_probs.masked_fill_(log_probs.isnan(), -torch.inf)
+        log_probs[:, rules.pad] = -torch.inf
         forced_log_probs = None
         if step < prefixes.longest:  # as the models see them: penalties are for chosen ones
             forced_log_probs = prefixes.scores(log_probs.view(by_sentence), step, beam.sentences)

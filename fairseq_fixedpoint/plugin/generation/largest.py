@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 GROUP = 64  # numbers of which the maximum is looked at first
+FEW = 2**17  # numbers that `topk` takes no longer for than a dozen small operations
 
 
 def largest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -20,7 +21,7 @@ def largest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
         Both ``(R, count)``, the largest first.
     """
     groups = values.size(1) // GROUP
-    if values.device.type != "cpu" or groups < 2 * count:  # few groups would be left out
+    if values.device.type != "cpu" or values.numel() < FEW or groups < 2 * count:
         return values.topk(count)
     dealt = values[:, : GROUP * groups].unflatten(1, (GROUP, groups))  # (R, GROUP, groups)
     best = dealt.amax(1).topk(count, sorted=False).indices.unsqueeze(1)  # (R, 1, count)

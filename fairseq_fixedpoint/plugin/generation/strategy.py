@@ -111,27 +111,12 @@ class Strategy:
         if vocabulary <= num_candidates and type(self.search) is not search.BeamSearch:
             # Others want as many continuations of one hypothesis, and the last entry is left out.
             log_probs = F.pad(log_probs, (0, num_candidates + 1 - vocabulary), value=-torch.inf)
-        scores_before = beam.scores.unsqueeze(2).expand(-1, -1, step - first)  # the last is read
         if type(self.search) is search.BeamSearch:
             scores, tokens, parents = self._best(log_probs, beam, is_first=step == first)
-        elif self.needs_whole_text and step < prefixes.longest:
-            is_forced = prefixes.holds(step, beam.sentences)  # (R,)
-            self._exclude_not_allowed_(log_probs, beam, is_forced)
-            scores, tokens, parents = self._beam_search.step(
-                step - first, log_probs, scores_before, candidate_multiple=1
-            )
         else:
-            scores, tokens, parents = self.search.step(
-                step - first,
-                log_probs,
-                scores_before,
-                beam.contexts,
-                self.numbers[beam.sentences] if self.needs_whole_text else beam.sentences,
-            )
+            scores, tokens, parents = self._ask(first, step, log_probs, beam, prefixes)
         if log_probs.size(2) > vocabulary:
             tokens = tokens.where(tokens < vocabulary, self.pad)
-        if step == first and type(self.search) is not search.BeamSearch:
-            scores = scores + beam.scores[:, :1]
         if forced_log_probs is not None:
             # In beam search they are the same for all of a sentence, so the order stays.
             scores = scores + forced_log_probs.gather(1, parents)
@@ -141,6 +126,14 @@ class Strategy:
             F.pad(tokens, (0, missing), value=self.pad),
             F.pad(parents, (0, missing)) + beam.rows()[:, :1],
         )
+
+    def update(self, going_on: Tensor) -> None:
+        """Lets its state follow the candidates ``(R, N)`` that the beam goes on with."""
+        self.search.update_constraints(going_on)
+
+    def keep(self, which: Tensor) -> None:
+        """Drops its state of all sentences but those in `which` ``(R',)``."""
+        self.search.prune_sentences(which)
 
     def _best(
         self, log_probs: Tensor, beam: Beam, *, is_first: bool
@@ -156,13 +149,28 @@ class Strategy:
             eos=self.eos,
         )
 
-    def update(self, going_on: Tensor) -> None:
-        """Lets its state follow the candidates ``(R, N)`` that the beam goes on with."""
-        self.search.update_constraints(going_on)
-
-    def keep(self, which: Tensor) -> None:
-        """Drops its state of all sentences but those in `which` ``(R',)``."""
-        self.search.prune_sentences(which)
+    def _ask(
+        self, first: int, step: int, log_probs: Tensor, beam: Beam, prefixes: ForcedPrefixes
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What another strategy of fairseq offers; arguments as of :meth:`candidates`."""
+        scores_before = beam.scores.unsqueeze(2).expand(-1, -1, step - first)  # the last is read
+        if self.needs_whole_text and step < prefixes.longest:
+            is_forced = prefixes.holds(step, beam.sentences)  # (R,)
+            self._exclude_not_allowed_(log_probs, beam, is_forced)
+            scores, tokens, parents = self._beam_search.step(
+                step - first, log_probs, scores_before, candidate_multiple=1
+            )
+        else:
+            scores, tokens, parents = self.search.step(
+                step - first,
+                log_probs,
+                scores_before,
+                beam.contexts,
+                self.numbers[beam.sentences] if self.needs_whole_text else beam.sentences,
+            )
+        if step == first:
+            scores = scores + beam.scores[:, :1]
+        return scores, tokens, parents
 
     def _draw_nothing_(self, log_probs: Tensor, forced_log_probs: Tensor | None) -> Tensor:
         """Lets hypotheses end here that nothing can follow, where one cannot draw.
