@@ -107,20 +107,14 @@ class Strategy:
             self.search.set_src_lengths(self.src_lengths[beam.sentences])
         if self.draws:
             forced_log_probs = self._draw_nothing_(log_probs, forced_log_probs)
-        vocabulary, num_candidates = log_probs.size(2), 2 * beam.size
-        if vocabulary <= num_candidates and type(self.search) is not search.BeamSearch:
-            # Others want as many continuations of one hypothesis, and the last entry is left out.
-            log_probs = F.pad(log_probs, (0, num_candidates + 1 - vocabulary), value=-torch.inf)
         if type(self.search) is search.BeamSearch:
             scores, tokens, parents = self._best(log_probs, beam, is_first=step == first)
         else:
             scores, tokens, parents = self._ask(first, step, log_probs, beam, prefixes)
-        if log_probs.size(2) > vocabulary:
-            tokens = tokens.where(tokens < vocabulary, self.pad)
         if forced_log_probs is not None:
             # In beam search they are the same for all of a sentence, so the order stays.
             scores = scores + forced_log_probs.gather(1, parents)
-        missing = max(0, num_candidates - scores.size(1))
+        missing = max(0, 2 * beam.size - scores.size(1))
         return Candidates(
             F.pad(scores, (0, missing), value=-torch.inf),
             F.pad(tokens, (0, missing), value=self.pad),
@@ -153,6 +147,10 @@ class Strategy:
         self, first: int, step: int, log_probs: Tensor, beam: Beam, prefixes: ForcedPrefixes
     ) -> tuple[Tensor, Tensor, Tensor]:
         """What another strategy of fairseq offers; arguments as of :meth:`candidates`."""
+        vocabulary, num_candidates = log_probs.size(2), 2 * beam.size
+        if vocabulary <= num_candidates:
+            # They want as many continuations of one hypothesis, and leave the last entry out.
+            log_probs = F.pad(log_probs, (0, num_candidates + 1 - vocabulary), value=-torch.inf)
         scores_before = beam.scores.unsqueeze(2).expand(-1, -1, step - first)  # the last is read
         if self.needs_whole_text and step < prefixes.longest:
             is_forced = prefixes.holds(step, beam.sentences)  # (R,)
@@ -170,7 +168,7 @@ class Strategy:
             )
         if step == first:
             scores = scores + beam.scores[:, :1]
-        return scores, tokens, parents
+        return scores, tokens.where(tokens < vocabulary, self.pad), parents
 
     def _draw_nothing_(self, log_probs: Tensor, forced_log_probs: Tensor | None) -> Tensor:
         """Lets hypotheses end here that nothing can follow, where one cannot draw.
