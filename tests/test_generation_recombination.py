@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from unittest import mock
 
 import pytest
 import torch
@@ -12,8 +11,9 @@ from fairseq import search
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fairseq_fixedpoint.plugin.generation import FixedPointSequenceGenerator, waiting
-from fairseq_fixedpoint.plugin.generation.recombination import recombine_, sorted_groups
+from fairseq_fixedpoint.plugin.generation import FixedPointSequenceGenerator
+from fairseq_fixedpoint.plugin.generation.largest import largest
+from fairseq_fixedpoint.plugin.generation.recombination import best_continuations, repeats
 from tests.test_generation import (
     DICTIONARY,
     EOS,
@@ -35,57 +35,80 @@ CHOOSABLE = [number for number in range(len(TINY)) if number not in (PAD, EOS)]
 
 
 def recombined_one_by_one(log_probs, scores, contexts, order, eos):
-    """The definition, continuation by continuation."""
-    actual = log_probs.clone()
-    for sentence in range(log_probs.size(0)):
-        best = {}
-        for row, token in itertools.product(range(log_probs.size(1)), range(log_probs.size(2))):
-            text = [*contexts[sentence, row].tolist(), token]
-            ending = tuple(text[-order:])
-            score = float(log_probs[sentence, row, token] + scores[sentence, row])
-            if ending not in best or score > best[ending][0]:
-                best[ending] = (score, row)
-        for row, token in itertools.product(range(log_probs.size(1)), range(log_probs.size(2))):
-            ending = (*contexts[sentence, row].tolist(), token)[-order:]
-            if token != eos and best[ending][1] != row:
-                actual[sentence, row, token] = -math.inf
-    return actual
+    """The definition: continuations of one sentence by their score, (row, token) and beaten ones.
+
+    Args: of one sentence, ``(N, V)``, ``(N,)``, ``(N, C)``.
+    """
+    pairs = list(itertools.product(range(log_probs.size(0)), range(log_probs.size(1))))
+    totals = {(row, token): float(log_probs[row, token] + scores[row]) for row, token in pairs}
+    endings = {
+        (row, token): (*contexts[row].tolist(), token)[-order:] if order else row
+        for row, token in pairs
+    }
+    best = {}
+    for pair in pairs:
+        ending = endings[pair]
+        if ending not in best or totals[pair] > totals[best[ending]]:
+            best[ending] = pair
+    beaten = {pair for pair in pairs if order and pair[1] != eos and best[endings[pair]] != pair}
+    return totals, beaten
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=100)
 @given(data=st.data())
-def test_recombination_equals_its_definition(data):
-    batch, beam, vocabulary = (data.draw(st.integers(1, n)) for n in (3, 6, 4))
-    length, order = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 5))
+def test_the_best_continuations_are_those_of_the_definition(data):
+    sentences, beam, vocabulary = (data.draw(st.integers(1, n)) for n in (3, 6, 7))
+    length, order = data.draw(st.integers(1, 4)), data.draw(st.sampled_from([None, 1, 2, 3, 5]))
+    count = data.draw(st.integers(1, 2 * beam))
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 999)))
-    contexts = torch.randint(0, 2, (batch, beam, length), generator=generator)
+    contexts = torch.randint(0, 2, (sentences, beam, length), generator=generator)
     # Few values, so that there are ties; and hypotheses that are no longer alive.
-    log_probs = torch.randint(-3, 0, (batch, beam, vocabulary), generator=generator).double()
-    scores = torch.randint(-3, 0, (batch, beam), generator=generator).double()
-    scores[torch.rand(batch, beam, generator=generator) < 0.2] = -math.inf
-    expected = recombined_one_by_one(log_probs, scores, contexts, order, eos=0)
-    actual = log_probs.clone()
-    with mock.patch.object(waiting, "reading_waits", return_value=data.draw(st.booleans())):
-        recombine_(actual, scores, contexts, order, eos=0)
-    alive = scores.ne(-math.inf).unsqueeze(2).expand_as(actual)
-    assert torch.equal(actual[alive], expected[alive])
+    log_probs = torch.randint(-3, 0, (sentences, beam, vocabulary), generator=generator).double()
+    scores = torch.randint(-3, 0, (sentences, beam), generator=generator).double()
+    scores[torch.rand(sentences, beam, generator=generator) < 0.2] = -math.inf
+    actual = best_continuations(log_probs, scores, contexts, count, order=order, eos=0)
+    for number, columns in enumerate(zip(*actual, strict=True)):
+        totals, beaten = recombined_one_by_one(
+            log_probs[number], scores[number], contexts[number], order, eos=0
+        )
+        expected = sorted((total for pair, total in totals.items() if pair not in beaten))[::-1]
+        found = [total for total in columns[0].tolist() if total != -math.inf]
+        alive = [total for total in expected if total != -math.inf]
+        assert found == alive[:count]
+        pairs = [(int(row), int(token)) for _, token, row in zip(*columns, strict=True)]
+        pairs = pairs[: len(found)]
+        assert len(set(pairs)) == len(pairs)
+        assert [totals[pair] for pair in pairs] == found
+        endings = [(*contexts[number, row].tolist(), token) for row, token in pairs if token]
+        if order is not None:
+            assert len({ending[-order:] for ending in endings}) == len(endings)
 
 
 @settings(deadline=None, max_examples=40)
 @given(data=st.data())
-def test_equal_texts_and_no_others_are_one_group(data):
-    batch, beam, length = (data.draw(st.integers(low, 6)) for low in (1, 1, 0))
+def test_a_text_that_stands_there_before_is_a_repeat(data):
+    batch, count, length = (data.draw(st.integers(1, n)) for n in (6, 12, 6))
+    words = data.draw(st.sampled_from([[0, 1], [0, 2**31 - 1], [5, 2**20, 2**30]]))
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 999)))
-    texts = torch.randint(0, 2, (batch, beam, length), generator=generator)
-    rows, group = sorted_groups(texts)
-    assert sorted(rows.tolist()) == list(range(batch * beam))
-    ordered = [(row // beam, *texts.flatten(0, 1)[row].tolist()) for row in rows.tolist()]
-    assert ordered == sorted(ordered)
-    pairs = set(zip(ordered, group.tolist(), strict=True))
-    assert len(pairs) == len(set(ordered)) == len(set(group.tolist()))
-    for number in set(group.tolist()):
-        members = rows[group == number].tolist()
-        assert members == sorted(members)
+    numbers = torch.randint(0, len(words), (batch, count, length), generator=generator)
+    texts = torch.tensor(words)[numbers]
+    for rows, actual in zip(texts.tolist(), repeats(texts).tolist(), strict=True):
+        assert actual == [row in rows[:number] for number, row in enumerate(rows)]
+
+
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize(("rows", "columns", "count"), [(3, 50_000, 10), (40, 4_163, 7), (2, 9, 9)])
+def test_the_largest_are_those_of_a_sort(rows, columns, count, ties):
+    generator = torch.Generator().manual_seed(rows)
+    values = torch.randn(rows, columns, generator=generator)
+    values[:, -1] = 9.0  # what makes no whole group is looked at, too
+    if ties:
+        values = values.round()
+    values[0, 3:] = -math.inf  # fewer than are asked for
+    top, which = largest(values, count)
+    assert torch.equal(top, values.sort(dim=1, descending=True).values[:, :count])
+    assert torch.equal(values.gather(1, which), top)
+    assert all(len(set(row)) == count for row in which.tolist())
 
 
 OPTIONS = {

@@ -13,7 +13,6 @@ from fairseq_fixedpoint.plugin.generation import waiting
 from fairseq_fixedpoint.plugin.generation.backpointers import Backpointers
 from fairseq_fixedpoint.plugin.generation.beam import Beam, Candidates, Ended
 from fairseq_fixedpoint.plugin.generation.prefixes import ForcedPrefixes
-from fairseq_fixedpoint.plugin.generation.recombination import recombine_
 from fairseq_fixedpoint.plugin.generation.stepping import IncrementalEnsemble
 from fairseq_fixedpoint.plugin.generation.strategy import Strategy
 from fairseq_fixedpoint.plugin.generation.token_rules import TokenRules
@@ -47,7 +46,6 @@ class BatchSearch:
         rules: what the options say of the next token.
         prefixes: what the hypotheses begin with.
         beam_size: N, hypotheses a sentence.
-        order: K, if hypotheses that end in the same K tokens are recombined.
         is_exact: whether the beam holds a hypothesis for every K tokens, so that what is found is
             the best of all if nothing is cut short.
         bos: what comes before a hypothesis.
@@ -61,7 +59,6 @@ class BatchSearch:
         prefixes: ForcedPrefixes,
         *,
         beam_size: int,
-        order: int | None,
         is_exact: bool,
         bos: int,
     ):
@@ -69,7 +66,6 @@ class BatchSearch:
         self.strategy = strategy
         self.rules = rules
         self.prefixes = prefixes
-        self.order = order
         self.is_exact = is_exact
         # What stands before the first step of the models: as much as all sentences have.
         self.known = prefixes.shortest if models.takes_blocks else 0
@@ -85,9 +81,6 @@ class BatchSearch:
         beam, eos, max_len = self.beam, self.rules.eos, self.rules.max_len
         for step in range(self.first, max_len + 1):
             log_probs, forced_log_probs = self._log_probs(step)  # (R, N, V), (R, N)
-            if self.order is not None and step > self.first:
-                contexts = beam.contexts.view(len(beam), beam.size, -1)
-                recombine_(log_probs, beam.scores, contexts, self.order, eos)
             eos_log_probs = log_probs[:, :, eos].clone()  # a strategy may change them
             if forced_log_probs is not None:
                 eos_log_probs += forced_log_probs
@@ -145,7 +138,7 @@ class BatchSearch:
             or self.strategy.needs_whole_text
         ):
             return None
-        return max(1, (self.order or 1) - 1)
+        return max(1, (self.strategy.order or 1) - 1)
 
     def _log_probs(self, step: int) -> tuple[Tensor, Tensor | None]:
         """Log-probabilities of the next token under the options, ``(R, N, V)``.
@@ -167,8 +160,11 @@ class BatchSearch:
         if attention is not None:
             beam.history.attend(attention)
         beam.scores = beam.scores.type_as(log_probs)
-        self.saw_nan |= log_probs.max().isnan()
-        rules.exclude_impossible_(log_probs)
+        saw_nan = log_probs.max().isnan()
+        self.saw_nan |= saw_nan
+        if waiting.reading_waits(log_probs.device) or saw_nan:
+            log_probs.masked_fill_(log_probs.isnan(), -torch.inf)
+        log_probs[:, rules.pad] = -torch.inf
         forced_log_probs = None
         if step < prefixes.longest:  # as the models see them: penalties are for chosen ones
             forced_log_probs = prefixes.scores(log_probs.view(by_sentence), step, beam.sentences)

@@ -12,78 +12,68 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fairseq_fixedpoint.plugin.generation import waiting
+from fairseq_fixedpoint.plugin.generation.largest import largest
+
+TOKEN_BITS = 31  # two tokens are an int64
 
 
-def recombine_(log_probs: Tensor, scores: Tensor, contexts: Tensor, order: int, eos: int) -> None:
-    """Takes continuations away that would end in the same K tokens as a better one, in place.
+def best_continuations(
+    log_probs: Tensor,
+    scores: Tensor,
+    contexts: Tensor,
+    count: int,
+    *,
+    order: int | None,
+    eos: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The best continuations of each sentence, without those that end as a better one does.
 
     A continuation is a hypothesis and its next token; two of them end in the same K tokens if that
     token and the K-1 before it are the same. Those that end the sentence have no future to share
-    and all stay. Of equals the first stays.
+    and all stay. Of equals the first hypothesis' stays.
+
+    The `count` best tokens of each hypothesis are enough to look at: where another is among the
+    best of the sentence, those before it are too, or as good ones that end in the same tokens.
 
     Args:
-        log_probs: of each next token after each hypothesis, ``(B, N, V)``; becomes minus infinity
-            where a better continuation ends in the same tokens.
-        scores: of the hypotheses, ``(B, N)``.
-        contexts: their last tokens, ``(B, N, C)``; all of them where C < K-1.
-        order: K, at least 1.
+        log_probs: of each next token after each hypothesis, ``(R, N, V)``.
+        scores: of the hypotheses, ``(R, N)``.
+        contexts: their last tokens, ``(R, N, C)``; all of them where C < K-1.
+        count: how many continuations are asked for.
+        order: K, at least 1; None keeps those that end in the same tokens.
         eos: the token that ends a hypothesis.
-    """
-    suffixes = contexts[:, :, max(0, contexts.size(2) - order + 1) :]
-    rows, group = sorted_groups(suffixes)  # (B * N,)
-    largest = scores.size(1)
-    if not waiting.reading_waits(group.device):  # few have anything in common
-        sizes = torch.bincount(group)
-        largest = int(sizes.max())
-        is_shared = sizes[group] > 1
-        rows, group = rows[is_shared], group[is_shared]  # (M,)
-    if largest == 1:
-        return
-    log_probs = log_probs.view(-1, log_probs.size(2))  # (B * N, V)
-    total = log_probs[rows] + scores.flatten()[rows].unsqueeze(1)  # (M, V), groups side by side
-    beaten = _best_before(total, group, largest).ge(total)
-    beaten |= _best_before(total.flip(0), group.flip(0), largest).flip(0).gt(total)
-    beaten[:, eos] = False
-    log_probs[rows] = log_probs[rows].masked_fill_(beaten, -torch.inf)
-
-
-def sorted_groups(texts: Tensor) -> tuple[Tensor, Tensor]:
-    """Brings equal texts of a sentence side by side.
-
-    Args:
-        texts: ``(B, N, C)``.
 
     Returns:
-        The rows' numbers in ``B * N`` in their new order, sentence by sentence, and for each the
-        number of its group; both ``(B * N,)``. Equal texts keep their order.
+        Scores, tokens, and the numbers of the hypotheses before, ``(R, min(count, N * V))`` each,
+        best first; with a score of minus infinity where there are no more.
     """
-    batch, beam, length = texts.shape
-    order = torch.arange(beam, device=texts.device).repeat(batch, 1)
-    for column in reversed(range(length)):  # lexicographic, from stable sorts
-        keys = texts[:, :, column].gather(1, order)
+    sentences, beam, vocabulary = log_probs.shape
+    values, tokens = largest(log_probs.flatten(0, 1), min(count, vocabulary))  # (R * N, k)
+    each = values.size(1)
+    totals = (values.view(sentences, beam, each) + scores.unsqueeze(2)).flatten(1)  # (R, N * k)
+    tokens = tokens.view(sentences, -1)
+    if order is None or beam == 1:
+        totals, which = totals.topk(min(count, beam * each))
+        return totals, tokens.gather(1, which), which // each
+    totals, which = totals.sort(dim=1, descending=True, stable=True)
+    tokens, parents = tokens.gather(1, which), which // each
+    suffixes = contexts[:, :, max(0, contexts.size(2) - order + 1) :]  # (R, N, K - 1)
+    suffixes = suffixes.gather(1, parents.unsqueeze(2).expand(-1, -1, suffixes.size(2)))
+    endings = torch.cat([suffixes, tokens.unsqueeze(2)], dim=2)  # (R, N * k, K)
+    is_beaten = repeats(endings) & tokens.ne(eos)
+    kept = is_beaten.to(torch.uint8).argsort(dim=1, stable=True)[:, :count]
+    totals = totals.masked_fill(is_beaten, -torch.inf)
+    return totals.gather(1, kept), tokens.gather(1, kept), parents.gather(1, kept)
+
+
+def repeats(texts: Tensor) -> Tensor:
+    """Which texts of a sentence stand there before: ``(R, C, L)`` to bool ``(R, C)``."""
+    texts = F.pad(texts, (texts.size(2) % 2, 0))
+    words = (texts[:, :, ::2] << TOKEN_BITS) + texts[:, :, 1::2]  # (R, C, L / 2)
+    order = torch.arange(texts.size(1), device=texts.device).expand(texts.shape[:2])
+    for column in reversed(range(words.size(2))):  # lexicographic, from stable sorts
+        keys = words[:, :, column].gather(1, order)
         order = order.gather(1, keys.argsort(dim=1, stable=True))
-    ordered = texts.gather(1, order.unsqueeze(2).expand_as(texts))
-    differs = ordered[:, 1:].ne(ordered[:, :-1]).any(2)  # (B, N - 1)
-    is_first = F.pad(differs, (1, 0), value=True)
-    rows = order + torch.arange(batch, device=texts.device).unsqueeze(1) * beam
-    return rows.flatten(), is_first.flatten().cumsum(0) - 1
-
-
-def _best_before(total: Tensor, group: Tensor, largest: int) -> Tensor:
-    """Largest of the values above in the same group, ``(M, V)``; minus infinity without any.
-
-    Each round doubles how far up a row has looked, so groups of up to `largest` take log2 rounds.
-    """
-    maximum, reach = _moved_down(total, group, 1), 1
-    while reach < largest - 1:
-        maximum = torch.maximum(maximum, _moved_down(maximum, group, reach))
-        reach *= 2
-    return maximum
-
-
-def _moved_down(values: Tensor, group: Tensor, by: int) -> Tensor:
-    """Each row's value becomes that of the row `by` above, if it is of the same group."""
-    moved = F.pad(values[:-by], (0, 0, by, 0), value=-torch.inf)
-    differs = F.pad(group[by:].ne(group[:-by]), (by, 0), value=True)
-    return moved.masked_fill_(differs.unsqueeze(1), -torch.inf)
+    ordered = words.gather(1, order.unsqueeze(2).expand_as(words))
+    is_same = ordered[:, 1:].eq(ordered[:, :-1]).all(2)  # (R, C - 1)
+    return torch.empty_like(order, dtype=torch.bool).scatter_(1, order, F.pad(is_same, (1, 0)))

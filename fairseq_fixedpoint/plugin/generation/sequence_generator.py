@@ -180,7 +180,7 @@ class FixedPointSequenceGenerator(SequenceGenerator):
         numbers = sample.get("id")
         if not isinstance(numbers, Tensor):
             numbers = torch.arange(len(src_lengths), device=src_lengths.device)
-        strategy = Strategy(self.search, self.tgt_dict, numbers, src_lengths)
+        strategy = Strategy(self.search, self.tgt_dict, numbers, src_lengths, self.order)
         strategy.init_constraints(constraints, self.beam_size)
         if prefix_tokens is None:
             prefix_tokens = src_lengths.new_empty(len(src_lengths), 0, dtype=torch.long)
@@ -190,7 +190,6 @@ class FixedPointSequenceGenerator(SequenceGenerator):
             self._rules(max_len),
             self._prefixes(prefix_tokens, max_len),
             beam_size=self.beam_size,
-            order=self.order,
             is_exact=self.is_exact,
             bos=self.eos if bos_token is None else bos_token,
         ).run()

@@ -85,7 +85,9 @@ class IncrementalModel:
 
     def reorder(self, order: Tensor) -> None:
         """Lets the cached state follow the hypotheses: row r goes on from row `order[r]`."""
-        if self.state:
+        if self.needs_last_token_only:  # fairseq would look for more in all modules at every step
+            self.decoder.reorder_incremental_state(self.state, order)
+        elif self.state:
             self.decoder.reorder_incremental_state_scripting(self.state, order)
 
     def reorder_encoder_out(self, order: Tensor) -> None:

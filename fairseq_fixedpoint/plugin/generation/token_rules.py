@@ -45,11 +45,6 @@ class TokenRules:
         """Whether they go by all tokens before."""
         return self.no_repeat_ngram_size > 0
 
-    def exclude_impossible_(self, log_probs: Tensor) -> None:
-        """Makes padding, and what is not a number, impossible; of ``(R, V)``, in place."""
-        log_probs.nan_to_num_(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
-        log_probs[:, self.pad] = -torch.inf
-
     def apply(self, log_probs: Tensor, step: int, contexts: Tensor) -> Tensor:
         """Log-probabilities ``(R, V)`` under the rules; those given are overwritten.
 
