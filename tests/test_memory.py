@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from fairseq_fixedpoint.recurrence import CELLS, FixedPointRNN, chains
+from fairseq_fixedpoint.recurrence.cells import make_cell
 
 LENGTH, BATCH, SIZE = 64, 4, 8
 ITERATE = (LENGTH + 1) * BATCH * SIZE * 4  # bytes of one h of one layer in float32
@@ -34,8 +35,8 @@ def saved_bytes(model: FixedPointRNN, iterations: int, **options) -> int:
     return sum(storage.nbytes() for storage in kept.values())
 
 
-@pytest.mark.parametrize(("cell", "kept"), [("elman", 1), ("gru", 1 + 4), ("lstm", 2 + 4)])
-def test_only_states_and_gates_are_kept(cell, kept):
+@pytest.mark.parametrize(("cell", "kept"), [("elman", 1), ("gru", 4), ("lstm", 4)])
+def test_only_states_or_gates_are_kept(cell, kept):
     """No projected inputs, no gradients: what one more iteration costs, and little else."""
     model = FixedPointRNN(SIZE, SIZE, cell=cell)
     small = 4 * 8 * SIZE * SIZE  # weights cast or biases joined for the pass
@@ -44,18 +45,34 @@ def test_only_states_and_gates_are_kept(cell, kept):
 
 
 @pytest.mark.parametrize(
-    ("cell", "parts", "gates"), [("elman", 1, 0), ("gru", 1, 4), ("lstm", 2, 4)]
+    ("cell", "first", "kept"), [("elman", 1, 1), ("gru", 1, 4), ("lstm", 2, 4)]
 )
-def test_a_truncated_gradient_keeps_the_last_iterates_alone(cell, parts, gates):
+def test_a_truncated_gradient_keeps_the_last_iterates_alone(cell, first, kept):
     """The n that are differentiated and the one that they start from, however many precede."""
     model = FixedPointRNN(SIZE, SIZE, 2, cell=cell)
     small = 2 * 4 * 8 * SIZE * SIZE
     for iterations, last in (4, 1), (20, 1), (20, 2), (20, 5):
         lead = 1 + (iterations - 1) / LENGTH  # padding before the block
         inputs = lead * ITERATE + lead * LENGTH * BATCH * 2  # and the masks of it
-        states = 2 * ((last + 1) * parts + last * gates) * lead * ITERATE
-        kept = saved_bytes(model, iterations, gradient_iterations=last)
-        assert kept <= inputs + states + small
+        iterates = 2 * (first + last * kept) * lead * ITERATE
+        saved = saved_bytes(model, iterations, gradient_iterations=last)
+        assert saved <= inputs + iterates + small
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows_before", [1, 7])
+@pytest.mark.parametrize("name", ["gru", "lstm"])
+def test_states_made_again_from_gates_are_those_of_the_forward_pass(name, rows_before, dtype):
+    """Bit by bit: the backward pass takes the states that the forward pass had."""
+    cell = make_cell(name)
+    x = torch.randn(7, cell.gates * SIZE, dtype=dtype)
+    before = torch.randn(rows_before, cell.parts * SIZE, dtype=dtype)
+    weight = torch.randn(cell.gates * SIZE, SIZE, dtype=dtype)
+    gates = torch.empty(7, cell.saved_width * SIZE, dtype=dtype)
+    states, again = (torch.empty(7, cell.parts * SIZE, dtype=dtype) for _ in range(2))
+    cell.forward(x, before, weight, torch.randn(SIZE, dtype=dtype), gates, states)
+    cell.states(before, gates, again)
+    assert torch.equal(again, states)
 
 
 @pytest.mark.parametrize("cell", CELLS)

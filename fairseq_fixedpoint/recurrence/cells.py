@@ -128,6 +128,13 @@ class Cell:
         """
         raise NotImplementedError
 
+    def states(self, previous: Tensor, gates: Tensor, out: Tensor) -> None:
+        """Writes into `out` what :meth:`forward` did, from the gates it left: without a product.
+
+        Only for a cell that leaves gates.
+        """
+        raise NotImplementedError
+
     def backward(
         self,
         grad: Tensor | None,
@@ -235,6 +242,9 @@ class GRU(Cell):
         recurrent = previous @ weight.t()  # (N, 3H), or (1, 3H) for a shared previous state
         pointwise.of(x.device).gru_forward(x, recurrent, bias, previous, gates, out)
 
+    def states(self, previous: Tensor, gates: Tensor, out: Tensor) -> None:
+        pointwise.gru_states(gates, previous, out)
+
     def backward(
         self,
         grad: Tensor | None,
@@ -284,6 +294,9 @@ class LSTM(Cell):
         shared = h.size(0) != x.size(0)
         recurrent = torch.mm(h, weight.t(), out=None if shared else gates)  # (N | 1, 4H)
         pointwise.of(x.device).lstm_forward(x, recurrent, c, gates, out)
+
+    def states(self, previous: Tensor, gates: Tensor, out: Tensor) -> None:
+        pointwise.lstm_states(gates, previous.chunk(2, dim=1)[1], out)
 
     def backward(
         self,

@@ -91,8 +91,8 @@ class _Iterate(torch.autograd.Function):
                             changes[k - block.stride] += change.square().sum()
                     latest.append(after)
                     if keep:
-                        needed = after.needed(k, block)
-                        saved += [*needed.states, *needed.gates]
+                        kept = after.kept(k, block)
+                        saved += [*kept.states, *kept.gates]
         ctx.block, ctx.dtype, ctx.num_saved = block, dtype, len(saved)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*saved, x, *weights)
@@ -119,8 +119,10 @@ class _Iterate(torch.autograd.Function):
                     for k, trace in enumerate(piece.forward(x, layers, traces[0]), start=1):
                         traces.append(trace.needed(k, block))
                 else:
-                    for _ in range(piece.steps):
+                    for k in range(1, piece.steps + 1):
                         states, gates = ([next(saved) for _ in layers] for _ in range(2))
+                        if states[0] is None and gates[0] is not None:
+                            states = piece.states(k, layers, gates, traces[-1])
                         traces.append(Trace(states, gates))
                 piece.backward(x, layers, traces, grads[:-1], grad_changes, sums, grad_x)
             weight_grads = [

@@ -41,6 +41,17 @@ class Trace(NamedTuple):
             self.states if k >= first else nothing, self.gates if k > block.constant else nothing
         )
 
+    def kept(self, k: int, block: Block) -> Trace:
+        """What of the needed waits for the backward pass; None stands for the rest.
+
+        States that follow from gates without a product are left out: :meth:`Piece.states` makes
+        them again, a piece at a time. On a GPU a piece is the block, and nothing would be saved.
+        """
+        states, gates = self.needed(k, block)
+        if block.cell.saved_width and k > block.constant and gates[0].device.type == "cpu":
+            states = cast("list[Tensor]", [None] * len(states))
+        return Trace(states, gates)
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -150,8 +161,8 @@ class Piece:
 
     def _advance(self, k: int, x: Tensor, layers: Sequence[LayerWeights], last: Trace) -> Trace:
         """Iteration k of all layers from the last one; `x` are the projected inputs."""
-        cell, batch = self.block.cell, self.block.batch
-        rows = self.chains(k) * batch
+        cell = self.block.cell
+        rows = self.chains(k) * self.block.batch
         row, column = self.offset(k)
         below = x[row, column:].flatten(0, 1)[:rows]  # (rows, G*H)
         states: list[Tensor] = []
@@ -166,10 +177,28 @@ class Piece:
             cell.forward(
                 below, before, layer.weight_hh, layer.recurrent_bias, gates[-1], states[-1]
             )
+        self._begin_late(k, layers, states)
+        return Trace(states, gates)
+
+    def states(
+        self, k: int, layers: Sequence[LayerWeights], gates: Sequence[Tensor], last: Trace
+    ) -> list[Tensor]:
+        """The states of iteration k once more, from its gates and the `last` iteration's."""
+        cell = self.block.cell
+        states: list[Tensor] = []
+        for layer, gate, state in zip(layers, gates, last.states, strict=True):
+            rows = gate.size(0)
+            states.append(gate.new_empty(rows, cell.parts * layer.weight_hh.size(1)))
+            cell.states(self.before(k, layer, state, rows), gate, states[-1])
+        self._begin_late(k, layers, states)
+        return states
+
+    def _begin_late(self, k: int, layers: Sequence[LayerWeights], states: Sequence[Tensor]) -> None:
+        """Puts chain 0 back to where it begins, if iteration k ends what it meets of the lead."""
         if self.begins_late(k + 1):
+            batch = self.block.batch
             for state, layer in zip(states, layers, strict=True):
                 state[:batch] = self.initial(1, layer, batch)
-        return Trace(states, gates)
 
     def write_outputs(self, k: int, top: Tensor, outputs: Sequence[Tensor]) -> None:
         """Writes what iteration k gives of each of the orders, a grid ``(C, I, B, H)``."""

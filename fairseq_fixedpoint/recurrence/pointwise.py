@@ -123,6 +123,17 @@ def lstm_forward(x: Tensor, recurrent: Tensor, c: Tensor, gates: Tensor, out: Te
     gates[:, : 2 * size].sigmoid_()
     _tanh_(gates[:, 2 * size : 3 * size])
     gates[:, 3 * size :].sigmoid_()
+    lstm_states(gates, c, out)
+
+
+def lstm_states(gates: Tensor, c: Tensor, out: Tensor) -> None:
+    """The states `[h', c']` from the gates, as :func:`lstm_forward` has them.
+
+    Args:
+        gates: i, f, g, o, ``(N, 4H)``.
+        c: memory before, ``(N, H)`` or ``(1, H)``.
+        out: ``(N, 2H)``, written.
+    """
     i, f, g, o = gates.chunk(4, dim=1)  # (N, H) each
     h_after, c_after = out.chunk(2, dim=1)
     torch.mul(f, c, out=c_after)
@@ -177,11 +188,23 @@ def gru_forward(
         out: ``(N, H)``, written.
     """
     size = out.size(1)
-    r, z, n, q = gates.chunk(4, dim=1)  # (N, H) each
+    r, _, n, q = gates.chunk(4, dim=1)  # (N, H) each
     recurrent = recurrent.expand_as(x)
     torch.add(x[:, : 2 * size], recurrent[:, : 2 * size], out=gates[:, : 2 * size]).sigmoid_()
     torch.add(recurrent[:, 2 * size :], bias, out=q)
     _tanh_(torch.addcmul(x[:, 2 * size :], r, q, out=n))
+    gru_states(gates, previous, out)
+
+
+def gru_states(gates: Tensor, previous: Tensor, out: Tensor) -> None:
+    """The states `h'` from the gates, as :func:`gru_forward` has them.
+
+    Args:
+        gates: r, z, n and q, ``(N, 4H)``.
+        previous: the states before, ``(N, H)`` or ``(1, H)``.
+        out: ``(N, H)``, written.
+    """
+    _, z, n, _ = gates.chunk(4, dim=1)  # (N, H) each
     torch.lerp(n, previous.expand_as(n), z, out=out)
 
 

@@ -26,7 +26,8 @@ class Settings:
     """What is measured.
 
     Attributes:
-        cells: of the layer, D = H = `width`: all of them at `length` and `order`, and the first
+        cells: of the layer, D = H = `width`.
+        length, order: T and K of each.
         lengths, iterations: from there along either axis.
         seconds: for the times of one cell, length and K.
     """
@@ -51,12 +52,12 @@ PRESETS = {
 
 def measure(settings: Settings, machine: Machine) -> Iterator[dict]:
     """A record for each cell, length, K and way; K = 0 is PyTorch's module."""
-    centre = (settings.length, settings.order)
-    along = [(length, settings.order) for length in settings.lengths]
-    along += [(settings.length, k) for k in settings.iterations]
+    cases = {(settings.length, settings.order)}
+    cases |= {(length, settings.order) for length in settings.lengths}
+    cases |= {(settings.length, k) for k in settings.iterations}
     for cell in settings.cells:
         ours, theirs = layers(cell, settings.width, machine.device)
-        for length, order in sorted({centre, *(along if cell == settings.cells[0] else ())}):
+        for length, order in sorted(cases):
             x, grad = block(length, settings.batch, settings.width, machine.device)
             training = ("training", "fp32")
             calls = {
