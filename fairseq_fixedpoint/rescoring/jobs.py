@@ -21,7 +21,7 @@ import re
 import shutil
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -217,9 +217,9 @@ class Journal:
     def close(self) -> None:
         """Lets other machines see all that was noted: a network's file system shows them a file
         once it is closed."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
+        with self._file:
+            self._file.flush()
+            os.fsync(self._file.fileno())
         if self.processes.is_shard:
             self._items.unlink()  # whoever writes the output stores them all
 
@@ -347,7 +347,7 @@ def results_of(
     def is_ours(number: int) -> bool:
         return number not in journal.places and processes.scores(number)
 
-    with Bar(shown, " lines", journal.total) as bar:
+    with closing(journal), Bar(shown, " lines", journal.total) as bar:
         for number, size, group in journal.groups(is_ours):
             if group:
                 journal.add(number, group, score(group))
@@ -355,7 +355,6 @@ def results_of(
                 done_before += size
                 bar.skip(done_before)
             bar.update(size)
-    journal.close()
     processes.wait()
     if not processes.writes:
         yield None
