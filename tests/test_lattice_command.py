@@ -875,7 +875,7 @@ def test_lattices_that_have_changed_are_not_resumed(kind, models, tmp_path, capf
     arguments = (path, "--model", models["gru"], "--output", tmp_path / "out")
     stopped(arguments, monkeypatch)
     file.write_text(SMALL.replace("w2", "w20"))
-    assert "cannot be resumed" in refused(capfd, lattice, *arguments, "--resume")
+    assert "cannot be gone on with" in refused(capfd, lattice, *arguments, "--resume")
 
 
 def test_a_resumed_run_may_name_other_places(models, small, tmp_path, monkeypatch):

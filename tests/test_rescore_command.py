@@ -507,7 +507,7 @@ def test_a_list_that_has_changed_is_not_resumed(kind, models, tmp_path, capfd, m
     file = path / "words_text" if path.is_dir() else path
     file.write_text(file.read_text().replace("w9", "w8"))
     trouble = refused(capfd, nbest, *arguments, "--resume")
-    assert "cannot be resumed, as it differs in input:" in trouble
+    assert "cannot be gone on with, as it differs in input:" in trouble
 
 
 @pytest.mark.parametrize("options", [(), ("--previous-context", 9)], ids=["alone", "in context"])

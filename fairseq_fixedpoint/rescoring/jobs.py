@@ -262,12 +262,12 @@ class Journal:
             if before.get(name) != self._settings.get(name)
         )
         if changed:
-            remedy = "start anew without --resume"
+            remedy = "or start anew without --resume"
             if self.processes.is_shard:  # which must leave the results of others alone
-                remedy = "remove that folder"
+                remedy = "or, to start anew with all shards, remove that folder"
             raise InputError(
-                f"the run in {self.folder} cannot be resumed, as it differs in "
-                f"{', '.join(changed)}: {remedy}, or give the settings it had."
+                f"the run in {self.folder} cannot be gone on with, as it differs in "
+                f"{', '.join(changed)}: give the settings it had, {remedy}."
             )
 
     def _store(self, stream: Iterable[list[Item]]) -> None:
