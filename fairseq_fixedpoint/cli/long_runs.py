@@ -10,8 +10,9 @@ import sys
 from pathlib import Path
 
 from fairseq_fixedpoint.cli.named_arguments import named_path
+from fairseq_fixedpoint.cli.run import quantity, tell
 from fairseq_fixedpoint.errors import InputError
-from fairseq_fixedpoint.rescoring.jobs import Processes
+from fairseq_fixedpoint.rescoring.jobs import Journal, Processes
 
 SHARD = re.compile(r"([0-9]{1,9})/([0-9]{1,9})")
 
@@ -65,6 +66,22 @@ def processes(args: argparse.Namespace) -> Processes:
         raise InputError("--shard is for processes without torchrun: leave one of the two out.")
     shard: Processes = args.shard
     return shard
+
+
+def tell_of_shard(program: str, journal: Journal, *nouns: str) -> None:
+    """What a shard, which writes no output, has done; nothing in another process.
+
+    Args:
+        nouns: what the journal's items are, as :func:`quantity` takes it.
+    """
+    processes = journal.processes
+    if processes.is_shard:
+        tell(
+            program,
+            f"{quantity(journal.total, *nouns)} of shard {processes.rank + 1}/{processes.count} "
+            f"scored, in {journal.folder}. When all shards are, the command with --resume in place "
+            "of --shard writes the output.",
+        )
 
 
 def shows_bar(args: argparse.Namespace) -> bool:

@@ -31,7 +31,7 @@ from fairseq_fixedpoint.cli.nbest_lists import (
     scorers_and_rule,
     with_context,
 )
-from fairseq_fixedpoint.cli.run import Skipped, run, tell, tell_of_shard
+from fairseq_fixedpoint.cli.run import Skipped, run, tell
 from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.files import atomic_write
 from fairseq_fixedpoint.formats import (
@@ -157,7 +157,7 @@ def _nbest(args: argparse.Namespace) -> None:
         progress=long_runs.shows_bar(args),
     ) as results:
         if results is None:
-            tell_of_shard(PROGRAM, journal, "hypothesis", "hypotheses")
+            long_runs.tell_of_shard(PROGRAM, journal, "hypothesis", "hypotheses")
             return
         rescored = combined(results, scorers, combination, first_pass, summary)
         if risk is not None:

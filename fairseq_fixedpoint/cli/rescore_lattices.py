@@ -20,7 +20,7 @@ from fairseq_fixedpoint.cli.lattice_results import (
     ResultWriter,
     rescored_lattices,
 )
-from fairseq_fixedpoint.cli.run import Skipped, tell, tell_of_shard
+from fairseq_fixedpoint.cli.run import Skipped, tell
 from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.files import atomic_write
 from fairseq_fixedpoint.formats import (
@@ -96,7 +96,7 @@ def _lattice(program: str, args: Namespace) -> None:
         progress=long_runs.shows_bar(args),
     ) as results:
         if results is None:
-            tell_of_shard(program, journal, "lattice")
+            long_runs.tell_of_shard(program, journal, "lattice")
             return
         with ExitStack() as stack:
 

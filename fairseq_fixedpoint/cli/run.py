@@ -16,7 +16,6 @@ from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.files import atomic_write
 from fairseq_fixedpoint.formats import FormatError
 from fairseq_fixedpoint.formats.nbest import create
-from fairseq_fixedpoint.rescoring.jobs import Journal
 
 ONE_LINE = re.compile(r"\s*\n\s*")
 
@@ -67,22 +66,6 @@ def tell(program: str, *sentences: str) -> None:
     """Prints to the person, not into the output."""
     for sentence in sentences:
         print(f"{program}: {sentence}", file=sys.stderr, flush=True)
-
-
-def tell_of_shard(program: str, journal: Journal, *nouns: str) -> None:
-    """What a shard, which writes no output, has done; nothing in another process.
-
-    Args:
-        nouns: what the journal's items are, as :func:`quantity` takes it.
-    """
-    processes = journal.processes
-    if processes.is_shard:
-        tell(
-            program,
-            f"{quantity(journal.total, *nouns)} of shard {processes.rank + 1}/{processes.count} "
-            f"scored, in {journal.folder}. When all shards are, the command with --resume in place "
-            "of --shard writes the output.",
-        )
 
 
 class Skipped:

@@ -20,7 +20,6 @@ from fairseq_fixedpoint.cli.run import (
     quantity,
     run,
     tell,
-    tell_of_shard,
 )
 from fairseq_fixedpoint.cli.score_rows import (
     LineLayout,
@@ -153,7 +152,7 @@ def _score(args: argparse.Namespace) -> None:
         )
         with results_of(_grouped(read()), score, journal, shown) as results:
             if results is None:
-                tell_of_shard(PROGRAM, journal, "line")
+                long_runs.tell_of_shard(PROGRAM, journal, "line")
             else:
                 with output_file(args.output) as file:
                     totals.write(results, file, args.format, layout)
