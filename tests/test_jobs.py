@@ -344,7 +344,10 @@ def test_a_shard_that_was_lost_is_rerun_or_left_to_the_run_that_writes(tmp_path)
     for number in (0, 2):
         shard(tmp_path / "out", items, number, 3)
     assert shard(tmp_path / "out", items, 1, 3) == [items[12:15], items[21:24]]  # all but its first
-    (tmp_path / "out.partial" / "results.2.jsonl").unlink()
+    (tmp_path / "out.partial" / "results.3-of-3.jsonl").unlink()
+    assert Journal(tmp_path / "out", SETTING, True, Processes()).missing_shards == ["3/3"]
+    with pytest.raises(InputError, match="has the results of shards: give --resume"):
+        run(tmp_path / "out", items, resume=False)
     scored = []
     again = run(tmp_path / "out", items, lambda group: scored.append(group) or squares(group))
     assert again == expected(items)
@@ -358,7 +361,7 @@ def test_shards_of_other_settings_are_not_mixed(tmp_path):
         with pytest.raises(InputError, match=r"differs in model: give .* remove that folder"):
             shard(tmp_path / "out", items, 1, 2, setting={"model": "b"}, resume=resume)
     shard(tmp_path / "other", items, 1, 2, setting={"model": "b"})
-    name = "results.1.jsonl"
+    name = "results.2-of-2.jsonl"
     shutil.copy(tmp_path / "other.partial" / name, tmp_path / "out.partial" / name)
     with pytest.raises(InputError, match="was scored with other settings"):
         run(tmp_path / "out", items)

@@ -814,7 +814,7 @@ def test_a_killed_run_goes_on_where_it_stopped(models, large, whole, tmp_path, c
     assert sorted(path.name for path in tmp_path.iterdir()) == ["output", "output.partial"]
 
     trouble = refused(capfd, lattice, *arguments, "--resume", "--unknown-penalty", 1)
-    assert "differs in unknown_penalty" in trouble
+    assert "differs in --unknown-penalty" in trouble
     done = journal.read_bytes().count(b"\n")
     rescored = []
     genuine = LatticeRescorer.__call__

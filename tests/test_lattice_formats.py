@@ -583,6 +583,7 @@ BAD_SLF = [
     (GRAPH, f"base=10\n{GRAPH[:-2]}1e308\n", 7, "a= of link 1 is too large for a number"),
     ("S=1 ", "", 6, "link 1 lacks S="),
     (" E=2", "", 6, "link 1 lacks E="),
+    (" E=2 W=b", "", 6, "ends with this line, and may be cut off"),
     ("J=1", "", 6, "must start with I= or J="),
     (" W=b", "", 6, "link 1 lacks W=, its word"),
     (" W=b", " W", 6, "must be fields key=value"),

@@ -422,7 +422,7 @@ def test_a_killed_run_goes_on_where_it_stopped(models, tmp_path, capfd):
     assert not (tmp_path / "best of parts").exists()
 
     trouble = refused(capfd, nbest, *arguments, "--resume", "--unknown-penalty", 1)
-    assert "differs in unknown_penalty" in trouble
+    assert "differs in --unknown-penalty" in trouble
     done = journal.read_bytes()
     scored = []
     with pytest.MonkeyPatch.context() as patch:

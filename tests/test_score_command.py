@@ -316,7 +316,7 @@ def test_a_stopped_run_is_resumed_to_the_same_bytes(
     assert not (tmp_path / "parts").exists()
     monkeypatch.setattr(score, "_scored", genuine)
     trouble = refused(capfd, fixedpoint_score, *arguments, "--resume", "--lowercase")
-    assert "differs in lowercase" in trouble
+    assert "differs in --lowercase" in trouble
     assert fixedpoint_score(*arguments, "--resume") == 0
     assert (tmp_path / "parts").read_bytes() == (tmp_path / "whole").read_bytes()
     assert not (tmp_path / "parts.partial").exists()
@@ -331,8 +331,15 @@ def test_shards_come_to_the_same_bytes(models, text, tmp_path, capfd, monkeypatc
         assert fixedpoint_score(*arguments, tmp_path / "parts", "--shard", f"{number}/3") == 0
         assert f"of shard {number}/3 scored" in capfd.readouterr().err
     assert not (tmp_path / "parts").exists()
+    (tmp_path / "some.partial").mkdir()
+    for left in (tmp_path / "parts.partial").glob("*[!2]-of-3.jsonl"):
+        shutil.copy(left, tmp_path / "some.partial")
+    shutil.copy(tmp_path / "parts.partial" / "settings.json", tmp_path / "some.partial")
+    assert fixedpoint_score(*arguments, tmp_path / "some", "--resume") == 0
+    assert "no results of shard 2/3: this run scores what is missing" in capfd.readouterr().err
     monkeypatch.setattr(score, "_scored", pytest.fail)  # nothing is scored again
     assert fixedpoint_score(*arguments, tmp_path / "parts", "--resume") == 0
+    assert "no results of shard" not in capfd.readouterr().err
     assert (tmp_path / "parts").read_bytes() == (tmp_path / "whole").read_bytes()
 
 

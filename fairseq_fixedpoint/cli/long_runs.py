@@ -7,7 +7,9 @@ import hashlib
 import os
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from fairseq_fixedpoint.cli.named_arguments import named_path
 from fairseq_fixedpoint.cli.run import quantity, tell
@@ -68,6 +70,26 @@ def processes(args: argparse.Namespace) -> Processes:
     return shard
 
 
+def opened_journal(
+    program: str,
+    args: argparse.Namespace,
+    settings: dict[str, str],
+    processes: Processes,
+    identify: Callable[[Any], str],
+) -> Journal:
+    """The journal beside `--output`; tells which shards it has nothing of.
+
+    Args:
+        settings, processes, identify: as :class:`Journal` takes them.
+    """
+    journal = Journal(args.output, settings, args.resume, processes, identify)
+    if args.resume and processes.writes and (missing := journal.missing_shards):
+        first, more = missing[:5], len(missing) - 5
+        names = ", ".join(first) + (f" and {more} more" if more > 0 else "")
+        tell(program, f"no results of shard {names}: this run scores what is missing.")
+    return journal
+
+
 def tell_of_shard(program: str, journal: Journal, *nouns: str) -> None:
     """What a shard, which writes no output, has done; nothing in another process.
 
@@ -98,7 +120,8 @@ def settings(args: argparse.Namespace, leave_out: set[str]) -> dict[str, str]:
     described = {}
     for name, value in sorted(vars(args).items()):
         if name not in {*leave_out, "resume", "shard", "no_progress_bar", "command"}:
-            described[name] = repr(value) + "".join(
+            option = name if name in {"input", "files"} else "--" + name.replace("_", "-")
+            described[option] = repr(value) + "".join(
                 f" {_state(item)}" for item in (value if isinstance(value, list) else [value])
             )
     return described

@@ -41,7 +41,7 @@ from fairseq_fixedpoint.formats import (
     write_transcripts,
 )
 from fairseq_fixedpoint.formats.nbest import OnError
-from fairseq_fixedpoint.rescoring.jobs import Journal, results_of
+from fairseq_fixedpoint.rescoring.jobs import results_of
 from fairseq_fixedpoint.rescoring.minimum_risk import MinimumRisk
 from fairseq_fixedpoint.rescoring.nbest_rescoring import (
     LineScorer,
@@ -143,10 +143,10 @@ def _nbest(args: argparse.Namespace) -> None:
         scale = _posterior_scale(args, scorers, combination.weights)
         risk = MinimumRisk(rule, scale, args.mbr_size)
     summary = RescoringSummary()
-    journal = Journal(
-        args.output,
+    journal = long_runs.opened_journal(
+        PROGRAM,
+        args,
         long_runs.settings(args, OF_THE_COMBINATION),
-        args.resume,
         processes,
         identify=lambda each: "\t".join((each.item.utterance, each.item.text, *each.previous)),
     )

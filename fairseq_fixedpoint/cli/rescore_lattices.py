@@ -34,7 +34,7 @@ from fairseq_fixedpoint.formats import (
     write_transcripts,
 )
 from fairseq_fixedpoint.formats.nbest import FormatError, OnError, create
-from fairseq_fixedpoint.rescoring.jobs import Journal, groups, results_of
+from fairseq_fixedpoint.rescoring.jobs import groups, results_of
 from fairseq_fixedpoint.rescoring.lattice_plot import plot
 from fairseq_fixedpoint.rescoring.lattice_rescorer import LatticeRescorer
 from fairseq_fixedpoint.rescoring.lattice_search import best_path
@@ -75,10 +75,10 @@ def _lattice(program: str, args: Namespace) -> None:
 
     summary = LatticeSummary(rescorer)
     settings = long_runs.settings(Namespace(**vars(args), files=files), OF_THE_OUTPUT)
-    journal = Journal(
-        args.output,
+    journal = long_runs.opened_journal(
+        program,
+        args,
         settings,
-        args.resume,
         processes,
         identify=lambda each: "\t".join(
             (each.lattice.utterance, " ".join(each.lattice.words), *each.previous)

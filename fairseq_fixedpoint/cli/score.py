@@ -35,7 +35,7 @@ from fairseq_fixedpoint.formats.nbest import STANDARD_INPUT, Line, read_lines
 from fairseq_fixedpoint.perplexity import perplexity
 from fairseq_fixedpoint.progress import counted
 from fairseq_fixedpoint.rescoring.diagnosis import unknown_warnings
-from fairseq_fixedpoint.rescoring.jobs import Journal, groups, results_of
+from fairseq_fixedpoint.rescoring.jobs import groups, results_of
 from fairseq_fixedpoint.rescoring.nbest_rescoring import (
     LineScorer,
     PreviousTexts,
@@ -143,10 +143,10 @@ def _score(args: argparse.Namespace) -> None:
 
     totals = Totals(rule)
     if can_resume:
-        journal = Journal(
-            args.output,
+        journal = long_runs.opened_journal(
+            PROGRAM,
+            args,
             long_runs.settings(args, {"output", "format", "log_base", "summary"}),
-            args.resume,
             processes,
             identify=lambda each: "\t".join((each.item.text, *each.previous)),
         )

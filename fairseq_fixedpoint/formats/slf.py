@@ -196,7 +196,13 @@ def _read_columns(path: Path) -> Lattice | None:
 def _read(path: Path) -> Lattice:
     header, nodes, links, line = _entries(path, _lines(path))
     _check_counts(header, line, len(nodes), len(links))
-    return _lattice(path, header, nodes, _Links(links))
+    try:
+        return _lattice(path, header, nodes, _Links(links))
+    except FormatError as error:
+        if error.line != line.number:
+            raise
+        sentence = f"{error.sentence} The file ends with this line, and may be cut off."
+        raise FormatError(path, error.line, sentence) from error
 
 
 def _entries(

@@ -68,6 +68,7 @@ def plot_networks(
             "before": (list(filter(None, before[1])), BEFORE),
             "after": (list(filter(None, after[1])), AFTER),
         },
+        note="numbers and bars: posteriors",
     )
     figure.savefig(path, dpi=160)
 

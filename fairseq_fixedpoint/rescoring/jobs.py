@@ -34,7 +34,8 @@ Item = TypeVar("Item")
 SETTINGS = "settings.json"
 ITEMS = "items"
 RESULTS = "results.*.jsonl"
-NOTES = re.compile(r"items(\.\d+)?|settings\.(json|\d+\.new)|results\.\d+\.jsonl")
+OF_SHARD = re.compile(r"results\.(\d+)-of-(\d+)\.jsonl")
+NOTES = re.compile(r"items(\.\d+)?|settings\.(json|\d+\.new)|results\.\d+(-of-\d+)?\.jsonl")
 # One that has ended closes its connections, which ends the others' waiting at once.
 TO_JOIN = timedelta(minutes=30)
 TO_FINISH = timedelta(days=7)  # one may have much more to do than another
@@ -79,6 +80,11 @@ class Processes:
             ) from error
         group = torch.distributed.new_group(timeout=TO_FINISH, backend="gloo")
         return cls(torch.distributed.get_rank(), torch.distributed.get_world_size(), group)
+
+    @property
+    def name(self) -> str:
+        """Names this one among the others, and a shard as `--shard` does."""
+        return f"{self.rank + 1}-of-{self.count}" if self.is_shard else str(self.rank)
 
     @property
     def reads(self) -> bool:
@@ -152,7 +158,8 @@ class Journal:
         places: file and offset of the results of each group there is; a shard looks at its own.
 
     Raises:
-        InputError: if what is there was made with other settings, or by something else.
+        InputError: if what is there was made with other settings, or by something else, or by
+            shards whose results a new run would drop.
     """
 
     def __init__(
@@ -165,7 +172,7 @@ class Journal:
     ):
         folder = self.folder = output.with_name(output.name + ".partial")
         self.processes = processes
-        self.path = folder / f"results.{processes.rank}.jsonl"
+        self.path = folder / f"results.{processes.name}.jsonl"
         self._items = folder / (f"{ITEMS}.{processes.rank}" if processes.is_shard else ITEMS)
         self.places: dict[int, tuple[Path, int]] = {}
         self.total = 0
@@ -177,6 +184,23 @@ class Journal:
             self._require_same_settings()
         elif processes.reads:
             _require_notes(folder)
+            if self._of_shards() and has_settings:
+                raise InputError(
+                    f"{folder} has the results of shards: give --resume to write the output from "
+                    "them, or remove that folder to start anew."
+                )
+
+    @property
+    def missing_shards(self) -> list[str]:
+        """I/N of the shards that have left no results, where some have."""
+        there = self._of_shards()
+        counts = {count for _, count in there}
+        return [
+            f"{number}/{count}"
+            for count in sorted(counts)
+            for number in range(1, count + 1)
+            if (number, count) not in there
+        ]
 
     def begin(self, stream: Iterable[list[Item]]) -> None:
         """Stores the groups of a stream, and opens what results are noted in.
@@ -311,6 +335,11 @@ class Journal:
                         places[int(line[: line.index(b"\t")])] = path, offset
                     offset += len(line)
         return places
+
+    def _of_shards(self) -> set[tuple[int, int]]:
+        """I and N of the shards that have left results."""
+        names = map(OF_SHARD.fullmatch, (path.name for path in self.folder.glob(RESULTS)))
+        return {(int(name[1]), int(name[2])) for name in names if name}
 
     def _digest(self, group: Sequence) -> str:
         """Of items and settings, as the journals of shards come from folders of their own."""

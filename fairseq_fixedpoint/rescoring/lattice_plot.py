@@ -329,8 +329,10 @@ def _radius(graph: WordGraph, state: int) -> float:
     return 1.6 * RADIUS if graph.end[state] > -np.inf else RADIUS
 
 
-def draw_legend(figure: Figure, paths: dict[str, tuple[Sequence[str], str]]) -> None:
-    """The words of what is best, with their colours, by `before` and `after`."""
+def draw_legend(
+    figure: Figure, paths: dict[str, tuple[Sequence[str], str]], note: str = ""
+) -> None:
+    """The words of what is best, with their colours, by `before` and `after`; and a note beside."""
     from matplotlib.lines import Line2D
 
     letters = int(figure.get_figwidth() / LETTER) - 20
@@ -345,6 +347,7 @@ def draw_legend(figure: Figure, paths: dict[str, tuple[Sequence[str], str]]) -> 
         frameon=False,
         fontsize=9,
     )
+    figure.text(0.99, 0.02, note, ha="right", va="bottom", fontsize=8, color="#404040")
 
 
 def label_of(word: str) -> str:

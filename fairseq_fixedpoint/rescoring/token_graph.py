@@ -59,8 +59,9 @@ class WordSplitter:
         for word in new:
             if len(text_words(word)) > 1:
                 raise InputError(
-                    f"the word {word!r} has white space inside, a no-break space, too, which parts "
-                    "words: give each of them an arc, or write another character."
+                    f"the word {word!r} has white space inside (a no-break space is white space, "
+                    "too), which separates words in a text: give each word an arc of its own, or "
+                    "write another character."
                 )
         if new:
             # In a line after its first word, every one of them is a later word.
