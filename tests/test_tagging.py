@@ -179,6 +179,49 @@ def test_the_gradient_is_that_of_the_exact_recurrence_at_k_of_the_length():
 # --- spelling ---
 
 
+def ambiguous_sentences(sentences: int, length: int) -> tuple[Tensor, Tensor]:
+    """Words and tags ``(sentences, length)`` of a hidden Markov source with ambiguous words."""
+    chooser = torch.Generator().manual_seed(1)
+    transitions = (3 * torch.randn(10, 10, generator=chooser)).softmax(1)
+    emissions = (2 * torch.randn(10, 100, generator=chooser)).softmax(1)
+    tags = [torch.randint(10, (sentences,), generator=chooser)]
+    for _ in range(length - 1):
+        tags.append(torch.multinomial(transitions[tags[-1]], 1, generator=chooser).squeeze(1))
+    every = torch.stack(tags, 1)
+    words = torch.multinomial(emissions[every.flatten()], 1, generator=chooser)
+    return words.view(every.shape) + UNKNOWN + 1, every
+
+
+def test_five_words_on_either_side_tag_as_well_as_the_whole_sentence():
+    words, tags = ambiguous_sentences(2400, length=16)
+    spelling = torch.zeros(*words.shape, FEATURES, dtype=torch.long)
+
+    def accuracy(iterations: int) -> float:
+        """Of the last 400 sentences, after some updates on the others."""
+        torch.manual_seed(2)
+        rnns = [FixedPointRNN(16, 24) for _ in range(2)]
+        model = TaggingNetwork(
+            UNKNOWN + 101, 10, *rnns, iterations, hidden_size=24, embed_dim=12, spelling_dim=4,
+            spelling_buckets=1,
+        )  # fmt: skip
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+        for _ in range(80):
+            chosen = torch.randint(2000, (32,))
+            scores_of_tags = model(words[chosen], spelling[chosen])
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(
+                scores_of_tags.flatten(0, 1), tags[chosen].flatten()
+            ).backward()
+            optimizer.step()
+        with torch.no_grad():
+            chosen_tags = model.eval()(words[2000:], spelling[2000:]).argmax(2)
+        return float(chosen_tags.eq(tags[2000:]).float().mean())
+
+    exact = accuracy(0)
+    assert accuracy(5) == pytest.approx(exact, abs=0.01)
+    assert accuracy(1) < exact - 0.1  # so the words around are what both have learned from
+
+
 @pytest.mark.parametrize(
     ("word", "expected"),
     [("McDonald's", "XxXx'x"), ("1,000", "0,0"), ("USA", "X"), ("...", "."), ("größer", "x")],

@@ -120,11 +120,10 @@ def _lattice_weights(
 ) -> tuple[dict[str, float], list[object]]:
     """The weight of each score, `words` included, and the options that say so."""
     chooser = case.chooser
-    (model,) = setup.neural
     replaced = _replaced(own)
     scale = header.scales.get("lm", 1.0) if replaced is None else own[replaced]
     weights = own | dict.fromkeys(setup.names, 1.0) | {"words": header.word_penalty}
-    weights[model] = scale
+    weights |= dict.fromkeys(setup.neural, scale / len(setup.neural))
     if replaced is not None:
         weights[replaced] = 0.0
     options: list[object] = []
@@ -143,8 +142,12 @@ def _lattice_weights(
             lowest = -0.5 if setup.can_subtract(name, scores) else 0
             weights[name] = round(chooser.uniform(lowest, 3), 3)
             value = number(chooser, weights[name])
-            is_model = name == model and case.maybe(0.5)
+            is_model = [name] == list(setup.neural) and case.maybe(0.5)
             options += ["--lm-scale", value] if is_model else ["--weight", f"{name}={value}"]
+    if len(setup.neural) > 1 and case.maybe(0.3):
+        both = round(chooser.uniform(0, 3), 3)
+        weights |= dict.fromkeys(setup.neural, both / len(setup.neural))
+        options += ["--lm-scale", number(chooser, both)]
     language = next((name for name in ADDED_TO if name in own), "lm")
     of_options = {"words": "--word-penalty"}
     of_options |= {"acoustic": "--acoustic-scale"} if "acoustic" in own else {}
@@ -164,7 +167,9 @@ def _path(
     new = setup.score(words)
     values = {"words": len(words), **scores, **{name: each.total for name, each in new.items()}}
     total = math.fsum(weights[name] * values.get(name, 0.0) for name in weights)
-    slack = math.fsum(abs(weights[name]) for name in new) * tolerance(len(words) + 1)
+    slack = math.fsum(
+        abs(weights[name]) * tolerance(len(each.log_probabilities)) for name, each in new.items()
+    )
     return PathOfGraph(tuple(words), total, slack, scores)
 
 
@@ -180,7 +185,7 @@ def _check_lattices(
     right: dict[str, list[PathOfGraph]],
 ) -> None:
     one_best, lists = case.place("one-best"), case.place("nbest")
-    merges = not setup.ngrams and all(graph.is_chain for graph in graphs) and case.maybe(0.5)
+    merges = len(setup.names) == 1 and all(graph.is_chain for graph in graphs) and case.maybe(0.5)
     beam = case.chooser.choice(("none", "none", "none", "3", "0"))
     size = case.chooser.choice((1, 5, 1000, 1000))
     options = [*options, "--prune-beam", beam] + ["--histories", "merge"] * merges
@@ -299,7 +304,7 @@ def _check_second_lattices(
     """What was written gives the same totals where the models weigh nothing, and where the model
     replaces its own score.
     """
-    (model,) = setup.neural
+    model, *others = setup.neural
     language = _replaced(weights) or "lm"
     # A lattice without arcs has its end's score as lm, whichever score the others have.
     alike = {
@@ -315,7 +320,7 @@ def _check_second_lattices(
         without += [f"--acoustic-scale={weights['acoustic']!r}"]
     without += [part for name in setup.ngrams for part in ("--weight", f"{name}=0")]
     passes = [without]
-    if form == "slf" and weights[model] > 0 and not weights.get(language):
+    if form == "slf" and not others and weights[model] > 0 and not weights.get(language):
         passes.append(
             [part for name in setup.ngrams for part in ("--weight", f"{name}={weights[name]!r}")]
         )
@@ -349,6 +354,7 @@ def _check_listed(case: Case, setup: Setup, lists: Path, weights: dict[str, floa
     slack = math.fsum(abs(weights[name]) for name in setup.names) * tolerance(10) + 1e-6
     for row, again in zip(rows, rescored("tsv", output, setup.names), strict=True):
         require_close(again.total, float(row[1]), slack, "total of", row, "by nbest")
-    alone = Setup(setup.reading, dict(setup.neural), arguments=setup.arguments[:2])
+    first = next(iter(setup.neural))
+    alone = Setup(setup.reading, {first: setup.neural[first]}, arguments=setup.arguments[:2])
     alone.arguments += reading_arguments(setup.reading, case.chooser)
     check_scores_of_lines(case, alone, [row[2] for row in rows])

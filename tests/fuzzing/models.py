@@ -35,6 +35,7 @@ TRAINED = {  # by name: the text, and the options of the training
     "one": ("plain", ("--cell", "gru", "--iterations", 1, "--share-decoder-input-output-embed")),
     "exact": ("plain", ("--cell", "elman", "--iterations", 0)),
     "reset": ("lookalikes", ("--cell", "gru", "--iterations", 3, "--reset-at-eos")),
+    "letters": ("letters", ("--cell", "gru", "--iterations", 3)),
     "small-output": ("plain", ("--cell", "gru", "--output-dictionary-size", 12)),
     "bos": (
         "lookalikes",
@@ -52,6 +53,7 @@ TRAINED = {  # by name: the text, and the options of the training
     ),
 }  # fmt: skip
 LN10 = math.log(10)
+BETWEEN_WORDS = "\u2581"  # of fairseq's `characters`
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class Reading:
         iterations: K in place of the model's own, or None.
         previous_context: tokens of the text before that are seen; None for as many as the model
             can use.
+        letters: whether models see letters, with a mark between words, by fairseq's `characters`.
     """
 
     lowercase: bool = False
@@ -69,6 +72,7 @@ class Reading:
     iterations: int | None = None
     normalized: bool = True
     previous_context: int | None = 0
+    letters: bool = False
 
 
 @dataclass(frozen=True)
@@ -134,9 +138,10 @@ class Neural:
 
     def _ids(self, words: Sequence[str], reading: Reading) -> list[int]:
         folded = [word.lower() if reading.lowercase else word for word in words]
+        tokens = BETWEEN_WORDS.join(folded) if reading.letters else folded
         return [
-            self.dictionary.index(word) if self.holds(word) else self.dictionary.unk()
-            for word in folded
+            self.dictionary.index(token) if self.holds(token) else self.dictionary.unk()
+            for token in tokens
         ]
 
     def _seen(self, tokens: int, reading: Reading) -> int:
@@ -318,9 +323,10 @@ def interpolated(neural: Scored, ngram: Scored, weight: float) -> Scored:
 
 @dataclass(frozen=True)
 class Models:
-    """All models of a run."""
+    """All models of a run; those of letters apart from those of words."""
 
     fixedpoint: tuple[FixedPoint, ...]
+    of_letters: tuple[FixedPoint, ...]
     of_fairseq: tuple[OfFairseq, ...]
     ngrams: tuple[Ngram, ...]
 
@@ -332,6 +338,10 @@ def make_models(folder: Path) -> Models:
     texts = {"plain": KNOWN, "lookalikes": (*KNOWN, *LOOKALIKES)}
     for name, words in texts.items():
         _write_text(folder / f"{name}.txt", words)
+    lines = (folder / "plain.txt").read_text().splitlines()
+    spelled = (" ".join(line.replace(" ", BETWEEN_WORDS)) for line in lines)
+    (folder / "letters.txt").write_text("\n".join([*spelled, ""]))
+    for name in (*texts, "letters"):
         preprocess("--trainpref", folder / f"{name}.txt", "--destdir", folder / name)
     fixedpoint, of_fairseq = [], []
     for name, (text, options) in TRAINED.items():
@@ -346,7 +356,9 @@ def make_models(folder: Path) -> Models:
         _ngram(folder / "trigrams.arpa", 3, (*KNOWN[2:9], "w3(2)", "-pau-"), has_unknown=True),
         _ngram(folder / "closed.arpa", 2, KNOWN, has_unknown=False),
     )
-    return Models(tuple(fixedpoint), tuple(of_fairseq), ngrams)
+    of_letters = [model for model in fixedpoint if model.name == "letters"]
+    of_words = [model for model in fixedpoint if model.name != "letters"]
+    return Models(tuple(of_words), tuple(of_letters), tuple(of_fairseq), ngrams)
 
 
 def _write_text(path: Path, words: Sequence[str], sentences: int = 120) -> None:

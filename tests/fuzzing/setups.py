@@ -104,14 +104,18 @@ def random_setup(
 
 
 def lattice_setup(chooser: random.Random, models: Models) -> Setup:
-    """One model of some order, and n-gram models."""
-    exact = [model for model in models.fixedpoint if model.order(Reading()) is None]
-    model = chooser.choice([each for each in models.fixedpoint if not each.adds_bos_token])
+    """Models of some order, of words or of letters, and n-gram models."""
+    letters = chooser.random() < 0.2
+    of_words = [each for each in models.fixedpoint if not each.adds_bos_token]
+    count = chooser.choice((1, 1, 2))
+    chosen = chooser.choices(models.of_letters if letters else of_words, k=count)
     iterations = chooser.choice((None, None, 1, 2, 3))
-    if model in exact:
+    if any(model.order(Reading()) is None for model in chosen):
         iterations = iterations or 2
-    setup = Setup(replace(_random_reading(chooser, [model], False), iterations=iterations))
-    _name(setup, chooser, model)
+    reading = _random_reading(chooser, chosen, False)
+    setup = Setup(replace(reading, iterations=iterations, letters=letters))
+    for model in chosen:
+        _name(setup, chooser, model)
     for ngram in models.ngrams:
         if chooser.random() < 0.2:
             _name(setup, chooser, ngram)
@@ -141,6 +145,8 @@ def reading_arguments(reading: Reading, chooser: random.Random) -> list[object]:
         actual += ["--unknown-penalty", number(chooser, reading.unknown_penalty)]
     if reading.iterations is not None:
         actual += ["--iterations", reading.iterations]
+    if reading.letters:
+        actual += ["--bpe", "characters"]
     if not reading.normalized:
         actual.append("--unnormalized")
     if reading.previous_context is None:
