@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 
-from fairseq_fixedpoint.formats.nbest import FormatError, first_line, read_lines
+from fairseq_fixedpoint.formats.text_files import FormatError, first_line, read_lines
 
 # More than the demo's updates come to.
 CHARACTERS = 5_000_000

@@ -10,7 +10,7 @@ import numpy as np
 
 from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.formats.arpa import read_ngrams
-from fairseq_fixedpoint.formats.nbest import read_lines, text_words
+from fairseq_fixedpoint.formats.text_files import read_lines, text_words
 from fairseq_fixedpoint.rescoring.text import Dictionary
 
 BEGIN, END = "<s>", "</s>"

@@ -20,7 +20,7 @@ from fairseq_fixedpoint.formats.language_scores import (
     unreplaced_score,
     with_posteriors,
 )
-from fairseq_fixedpoint.formats.nbest import FormatError, OnError
+from fairseq_fixedpoint.formats.text_files import FormatError, OnError
 from fairseq_fixedpoint.rescoring.confusion import pivot_words, timed_words
 from fairseq_fixedpoint.rescoring.confusion import write as write_network
 from fairseq_fixedpoint.rescoring.diagnosis import HasUnknown, run_warnings

@@ -18,7 +18,8 @@ from fairseq_fixedpoint.formats import (
     detect,
     read_symbols,
 )
-from fairseq_fixedpoint.formats.nbest import OnError, name_taken
+from fairseq_fixedpoint.formats.nbest import name_taken
+from fairseq_fixedpoint.formats.text_files import OnError
 from fairseq_fixedpoint.rescoring.combination import (
     CHARACTERS,
     COUNTS,

@@ -40,7 +40,7 @@ from fairseq_fixedpoint.formats import (
     stop,
     write_transcripts,
 )
-from fairseq_fixedpoint.formats.nbest import OnError
+from fairseq_fixedpoint.formats.text_files import OnError
 from fairseq_fixedpoint.rescoring.jobs import results_of
 from fairseq_fixedpoint.rescoring.minimum_risk import MinimumRisk
 from fairseq_fixedpoint.rescoring.nbest_rescoring import (

@@ -33,7 +33,7 @@ from fairseq_fixedpoint.formats import (
     write_lattices,
     write_transcripts,
 )
-from fairseq_fixedpoint.formats.nbest import FormatError, OnError, create
+from fairseq_fixedpoint.formats.text_files import FormatError, OnError, create
 from fairseq_fixedpoint.rescoring.jobs import groups, results_of
 from fairseq_fixedpoint.rescoring.lattice_plot import plot
 from fairseq_fixedpoint.rescoring.lattice_rescorer import LatticeRescorer

@@ -15,7 +15,7 @@ from typing import IO
 from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.files import atomic_write
 from fairseq_fixedpoint.formats import FormatError
-from fairseq_fixedpoint.formats.nbest import create
+from fairseq_fixedpoint.formats.text_files import create
 
 ONE_LINE = re.compile(r"\s*\n\s*")
 

@@ -31,7 +31,7 @@ from fairseq_fixedpoint.cli.score_rows import (
 )
 from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.formats import stop, text_words
-from fairseq_fixedpoint.formats.nbest import STANDARD_INPUT, Line, read_lines
+from fairseq_fixedpoint.formats.text_files import STANDARD_INPUT, Line, read_lines
 from fairseq_fixedpoint.perplexity import perplexity
 from fairseq_fixedpoint.progress import counted
 from fairseq_fixedpoint.rescoring.diagnosis import unknown_warnings

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from fairseq_fixedpoint.formats import text_words
-from fairseq_fixedpoint.formats.nbest import Line
+from fairseq_fixedpoint.formats.text_files import Line
 from fairseq_fixedpoint.perplexity import perplexity
 from fairseq_fixedpoint.rescoring.scorer import LineScore
 from fairseq_fixedpoint.rescoring.word_scorer import WordScore, word_scores

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 from fairseq_fixedpoint.cli import long_runs, model_options, outputs, parsing
 from fairseq_fixedpoint.cli.run import output_file, quantity, run, tell
 from fairseq_fixedpoint.errors import InputError
-from fairseq_fixedpoint.formats.nbest import STANDARD_INPUT
 from fairseq_fixedpoint.formats.tagged import (
     UNIVERSAL,
     Columns,
@@ -23,6 +22,7 @@ from fairseq_fixedpoint.formats.tagged import (
     TaggedFormat,
     Universal,
 )
+from fairseq_fixedpoint.formats.text_files import STANDARD_INPUT
 from fairseq_fixedpoint.progress import counted
 from fairseq_fixedpoint.rescoring.jobs import groups
 

@@ -23,15 +23,9 @@ from fairseq_fixedpoint.formats.lattice_files import (
 from fairseq_fixedpoint.formats.linear_lattices import LinearLattices
 from fairseq_fixedpoint.formats.mlm_scoring import MlmScoring
 from fairseq_fixedpoint.formats.moses import Moses, absent_score
-from fairseq_fixedpoint.formats.nbest import (
-    FormatError,
-    Hypothesis,
-    NBestFormat,
-    Rescored,
-    stop,
-    text_words,
-)
+from fairseq_fixedpoint.formats.nbest import Hypothesis, NBestFormat, Rescored
 from fairseq_fixedpoint.formats.srilm import Srilm
+from fairseq_fixedpoint.formats.text_files import FormatError, stop, text_words
 from fairseq_fixedpoint.formats.transcripts import (
     read_previous_texts,
     read_transcripts,

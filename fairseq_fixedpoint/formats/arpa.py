@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fairseq_fixedpoint.formats.nbest import Line, create, read_lines, text_words, words
+from fairseq_fixedpoint.formats.text_files import Line, create, read_lines, text_words, words
 
 DATA = "\\data\\"
 END = "\\end\\"

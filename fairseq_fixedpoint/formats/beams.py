@@ -9,17 +9,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fairseq_fixedpoint.formats.json_text import parse_json
-from fairseq_fixedpoint.formats.nbest import (
+from fairseq_fixedpoint.formats.nbest import Hypothesis, NBestFormat, Rescored, formatted
+from fairseq_fixedpoint.formats.text_files import (
     NUMBER,
     FormatError,
-    Hypothesis,
     Line,
-    NBestFormat,
     OnError,
-    Rescored,
     create,
     first_line,
-    formatted,
     normalised,
     read_lines,
     shown,

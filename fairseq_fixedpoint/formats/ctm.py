@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import IO, NamedTuple
 
 from fairseq_fixedpoint.errors import InputError
-from fairseq_fixedpoint.formats.nbest import shown, words
+from fairseq_fixedpoint.formats.text_files import shown, words
 
 CHANNEL = 1
 COMMENT = ";;"

@@ -17,17 +17,19 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fairseq_fixedpoint.formats.nbest import (
-    FormatError,
     Hypothesis,
-    Line,
     NBestFormat,
-    OnError,
     Rescored,
+    formatted,
+    name_taken,
+)
+from fairseq_fixedpoint.formats.text_files import (
+    FormatError,
+    Line,
+    OnError,
     create,
     file_in,
     folder_content,
-    formatted,
-    name_taken,
     normalised,
     raw_lines,
     read_lines,

@@ -20,16 +20,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fairseq_fixedpoint.formats.nbest import (
-    FormatError,
     Hypothesis,
-    Line,
     NBestFormat,
-    OnError,
     Rescored,
-    beginning,
-    create,
     formatted,
     name_taken,
+)
+from fairseq_fixedpoint.formats.text_files import (
+    FormatError,
+    Line,
+    OnError,
+    beginning,
+    create,
     normalised,
     read_lines,
     shown,

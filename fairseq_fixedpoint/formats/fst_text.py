@@ -22,17 +22,17 @@ from fairseq_fixedpoint.formats.lattice import (
     Lattice,
     LatticeFormat,
     arranged,
-    blocks,
     check_scores,
     count,
     first_rows,
     formatted_scores,
 )
-from fairseq_fixedpoint.formats.nbest import (
+from fairseq_fixedpoint.formats.text_files import (
     NUMBER,
     FormatError,
     Line,
     OnError,
+    blocks,
     shown,
     stop,
     utterance_of,

@@ -20,17 +20,19 @@ from fairseq_fixedpoint.formats.json_text import (
     parse_json,
 )
 from fairseq_fixedpoint.formats.nbest import (
-    SPACE,
-    FormatError,
     Hypothesis,
-    Line,
     NBestFormat,
-    OnError,
     Rescored,
-    beginning,
-    create,
     formatted,
     name_taken,
+)
+from fairseq_fixedpoint.formats.text_files import (
+    SPACE,
+    FormatError,
+    Line,
+    OnError,
+    beginning,
+    create,
     normalised,
     read_lines,
     shown,

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fairseq_fixedpoint.formats.nbest import FormatError, shown
+from fairseq_fixedpoint.formats.text_files import FormatError, shown
 
 # How many words or characters there are is counted, not read.
 COUNTED = {"words", "characters"}

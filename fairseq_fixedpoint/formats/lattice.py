@@ -12,7 +12,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from fairseq_fixedpoint.formats.nbest import (
+from fairseq_fixedpoint.formats.text_files import (
     FormatError,
     Line,
     OnError,
@@ -244,29 +244,6 @@ def first_rows(path: Path) -> Iterator[list[str]]:
             return
         else:
             head = [row] if row else []
-
-
-def blocks(path: Path, on_error: OnError) -> Iterator[list[Line]]:
-    """What blank lines separate in a file: the lines of each block that is UTF-8.
-
-    Raises:
-        FormatError: for a file that cannot be read.
-    """
-    block: list[Line] = []
-    unreadable: list[FormatError] = []
-    for line in read_lines(path, unreadable.append):
-        if words(line.text):
-            block.append(line)
-            continue
-        if unreadable:
-            on_error(unreadable[0])
-        elif block:
-            yield block
-        block, unreadable[:] = [], []
-    if unreadable:
-        on_error(unreadable[0])
-    elif block:
-        yield block
 
 
 def count(line: Line, token: str, meaning: str) -> int:

@@ -9,7 +9,8 @@ from pathlib import Path
 from fairseq_fixedpoint.formats.compact_lattice import CompactLattice
 from fairseq_fixedpoint.formats.fst_text import K2, FstText, OpenFst
 from fairseq_fixedpoint.formats.lattice import Lattice, LatticeFormat
-from fairseq_fixedpoint.formats.nbest import (
+from fairseq_fixedpoint.formats.slf import Slf
+from fairseq_fixedpoint.formats.text_files import (
     SPACE,
     FormatError,
     OnError,
@@ -18,7 +19,6 @@ from fairseq_fixedpoint.formats.nbest import (
     shown,
     stop,
 )
-from fairseq_fixedpoint.formats.slf import Slf
 
 FSTS: dict[str, type[FstText]] = {each.name: each for each in (OpenFst, K2)}
 LATTICE_FORMATS: dict[str, type[LatticeFormat]] = {

@@ -14,13 +14,11 @@ import numpy as np
 from fairseq_fixedpoint.formats.compact_lattice import CompactLattice
 from fairseq_fixedpoint.formats.kaldi import ACOUSTIC_SCALE, KEY, Keys, utterance_of_key
 from fairseq_fixedpoint.formats.lattice import Lattice
-from fairseq_fixedpoint.formats.nbest import (
+from fairseq_fixedpoint.formats.nbest import Hypothesis, NBestFormat, Rescored
+from fairseq_fixedpoint.formats.text_files import (
     FormatError,
-    Hypothesis,
     Line,
-    NBestFormat,
     OnError,
-    Rescored,
     create,
     first_line,
     normalised,

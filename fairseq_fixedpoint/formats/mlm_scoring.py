@@ -10,15 +10,17 @@ from typing import Any, NamedTuple
 
 from fairseq_fixedpoint.formats.json_text import finite, json_line, numbers_by_name, parse_json
 from fairseq_fixedpoint.formats.nbest import (
-    FormatError,
     Hypothesis,
     NBestFormat,
-    OnError,
     Rescored,
-    beginning,
-    create,
     formatted,
     name_taken,
+)
+from fairseq_fixedpoint.formats.text_files import (
+    FormatError,
+    OnError,
+    beginning,
+    create,
     normalised,
     read_lines,
     shown,

@@ -10,18 +10,20 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from fairseq_fixedpoint.formats.nbest import (
+    Hypothesis,
+    NBestFormat,
+    Rescored,
+    formatted,
+    name_taken,
+)
+from fairseq_fixedpoint.formats.text_files import (
     NUMBER,
     SPACE,
     FormatError,
-    Hypothesis,
     Line,
-    NBestFormat,
     OnError,
-    Rescored,
     create,
     first_line,
-    formatted,
-    name_taken,
     normalised,
     read_lines,
     shown,

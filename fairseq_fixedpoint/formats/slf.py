@@ -27,7 +27,9 @@ from fairseq_fixedpoint.formats.lattice import (
     formatted_scores,
     spoken,
 )
-from fairseq_fixedpoint.formats.nbest import (
+from fairseq_fixedpoint.formats.slf_columns import LinkColumns, NoColumnsError, natural
+from fairseq_fixedpoint.formats.slf_fields import Fields, fields_text, read_fields
+from fairseq_fixedpoint.formats.text_files import (
     SPACE,
     WORD,
     FormatError,
@@ -39,8 +41,6 @@ from fairseq_fixedpoint.formats.nbest import (
     utterance_of,
     words,
 )
-from fairseq_fixedpoint.formats.slf_columns import LinkColumns, NoColumnsError, natural
-from fairseq_fixedpoint.formats.slf_fields import Fields, fields_text, read_fields
 
 MORE = [f"x{number}" for number in range(1, 10)]  # SRILM's further scores, named as their keys
 SCORES = {

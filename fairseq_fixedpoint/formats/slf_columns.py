@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fairseq_fixedpoint.formats.nbest import opened
+from fairseq_fixedpoint.formats.text_files import opened
 
 QUOTES = (b'"', b"'", b"\\", b"#")  # may make another field of what stands there
 OF_NUMBERS = b"0123456789+-.eE"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from fairseq_fixedpoint.formats.nbest import SPACE, Line, shown, words
+from fairseq_fixedpoint.formats.text_files import SPACE, Line, shown, words
 
 # A quote begins a quoted value only where its partner ends it: 'em and 'cause are words. A
 # backslash quotes the character after it, or begins the three octal digits of a byte.

@@ -16,18 +16,15 @@ from itertools import groupby
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from fairseq_fixedpoint.formats.nbest import (
+from fairseq_fixedpoint.formats.nbest import Hypothesis, NBestFormat, Rescored, formatted
+from fairseq_fixedpoint.formats.text_files import (
     NUMBER,
     SPACE,
     FormatError,
-    Hypothesis,
     Line,
-    NBestFormat,
     OnError,
-    Rescored,
     create,
     first_line,
-    formatted,
     read_lines,
     shown,
     stop,

@@ -14,7 +14,15 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import ClassVar
 
-from fairseq_fixedpoint.formats.nbest import Line, read_lines, shown, text_words, words
+from fairseq_fixedpoint.formats.text_files import (
+    Line,
+    blocks,
+    read_lines,
+    shown,
+    stop,
+    text_words,
+    words,
+)
 
 UNIVERSAL = (
     "ID", "FORM", "LEMMA", "UPOS", "XPOS", "FEATS", "HEAD", "DEPREL", "DEPS", "MISC",
@@ -94,7 +102,7 @@ class Columns(TaggedFormat):
     name = "conll"
 
     def read(self, path: Path) -> Iterator[Sentence]:
-        for lines in _blocks(path):
+        for lines in blocks(path, stop):
             yield Sentence(
                 [_joined(self.columns(line)[0], line) for line in lines],
                 lines,
@@ -145,7 +153,7 @@ class Universal(TaggedFormat):
         self.place = UNIVERSAL.index(column_written)
 
     def read(self, path: Path) -> Iterator[Sentence]:
-        for lines in _blocks(path):
+        for lines in blocks(path, stop):
             rows = [row for row, line in enumerate(lines) if self._is_word(line)]
             if not rows:
                 raise lines[0].error("a sentence that begins here has no words: leave it out.")
@@ -220,19 +228,6 @@ def read_parallel(words_path: Path, tags_path: Path) -> Iterator[tuple[Line, lis
         if not sentence:
             raise of_words.error("the line is empty, and a sentence has words: leave it out.")
         yield of_tags, sentence, tags
-
-
-def _blocks(path: Path) -> Iterator[list[Line]]:
-    """What empty lines separate, however many they are."""
-    block: list[Line] = []
-    for line in read_lines(path):
-        if line.text.strip():
-            block.append(line)
-        elif block:
-            yield block
-            block = []
-    if block:
-        yield block
 
 
 def _joined(form: str, line: Line) -> str:

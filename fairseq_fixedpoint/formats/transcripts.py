@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from fairseq_fixedpoint.formats.nbest import (
+from fairseq_fixedpoint.formats.text_files import (
     FormatError,
     Line,
     create,

@@ -7,17 +7,19 @@ from itertools import chain, islice
 from pathlib import Path
 
 from fairseq_fixedpoint.formats.nbest import (
-    NUMBER,
-    FormatError,
     Hypothesis,
-    Line,
     NBestFormat,
-    OnError,
     Rescored,
-    create,
-    first_line,
     formatted,
     name_taken,
+)
+from fairseq_fixedpoint.formats.text_files import (
+    NUMBER,
+    FormatError,
+    Line,
+    OnError,
+    create,
+    first_line,
     normalised,
     read_lines,
     stop,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fairseq_fixedpoint.errors import InputError
-from fairseq_fixedpoint.formats.nbest import opened
+from fairseq_fixedpoint.formats.text_files import opened
 
 
 def write_weights(path: Path, weights: Mapping[str, float], lenpen: float, **more: Any) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fairseq_fixedpoint.formats.lattice import COUNT, EMPTY_WORDS, Lattice, count
-from fairseq_fixedpoint.formats.nbest import FormatError, Line, read_lines, shown, words
+from fairseq_fixedpoint.formats.text_files import FormatError, Line, read_lines, shown, words
 
 EMPTY_WORD, EMPTY_ID = "<eps>", "0"
 

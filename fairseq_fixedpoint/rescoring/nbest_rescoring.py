@@ -11,7 +11,7 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.formats import Hypothesis, Rescored
-from fairseq_fixedpoint.formats.nbest import FormatError, Line, OnError, shown
+from fairseq_fixedpoint.formats.text_files import FormatError, Line, OnError, shown
 from fairseq_fixedpoint.rescoring.combination import Combination, place
 from fairseq_fixedpoint.rescoring.diagnosis import run_warnings
 from fairseq_fixedpoint.rescoring.scorer import LineScore, Previous

@@ -11,7 +11,7 @@ import numpy as np
 
 from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.formats import text_words
-from fairseq_fixedpoint.formats.nbest import shown
+from fairseq_fixedpoint.formats.text_files import shown
 from fairseq_fixedpoint.rescoring.words import CASES
 
 

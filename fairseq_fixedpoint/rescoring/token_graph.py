@@ -16,7 +16,7 @@ import numpy as np
 
 from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.formats import text_words
-from fairseq_fixedpoint.formats.nbest import shown
+from fairseq_fixedpoint.formats.text_files import shown
 from fairseq_fixedpoint.rescoring.expansion import Expansion
 from fairseq_fixedpoint.rescoring.text import TextEncoder
 from fairseq_fixedpoint.rescoring.word_graph import EMPTY, WordGraph
