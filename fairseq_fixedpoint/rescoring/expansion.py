@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -234,26 +234,61 @@ def _grow(
     token = np.append(graph.token, sentence_end)[old.arc]  # (E,)
     grows = np.flatnonzero((token != EMPTY) & (old.order[old.source] == order))
     vocabulary = int(token.max()) + 1
-    windows, window = np.unique(
-        old.history[old.source[grows]] * vocabulary + token[grows], return_inverse=True
-    )
+    window = old.history[old.source[grows]] * vocabulary + token[grows]
     node = old.node[old.target[grows]]
-    if limit is not None and through is not None:
-        chosen = _on_best_paths(node * len(windows) + window, through[grows], limit)
-        grows, node = grows[chosen], node[chosen]
-        kept, window = np.unique(window[chosen], return_inverse=True)
-        windows = windows[kept]  # those that the model is asked of
-    # A new state is a node with a new history; its key holds both. Its image is the old state that
-    # it stands in for: the arcs out of that are its own.
+    if limit is not None and through is not None:  # the model is not asked of the other windows
+        state = node * (window.max(initial=0) + 1) + window
+        chosen = _on_best_paths(state, through[grows], limit)
+        grows, node, window = grows[chosen], node[chosen], window[chosen]
+    windows, history = np.unique(window, return_inverse=True)
     base = len(windows) + 1
-    state_key = node * base + window + 1
-    image, is_whole = old.target[grows], old.is_whole[old.source[grows]]
+    new = _new_states(old, token, grows, node * base + history + 1, base, empty_layer)
+    expansion = _extended(old, new, order + 1, base)
+    is_new = np.arange(len(expansion.node)) >= len(old.node)
+    return _Grown(expansion, is_new, windows // vocabulary, windows % vocabulary)
 
-    # An arc without a token leads on with the same history, to a state that may be new itself. All
-    # that lead to a state are of lower layers, so the states of a layer are known in its turn.
+
+class _NewStates(NamedTuple):
+    """States to be added to an expansion, and arcs, both numbered on from those that it has.
+
+    Attributes:
+        key: a node and its new history, as node * base + history, ``(S',)``.
+        is_whole: whether the history is the whole of what was said, ``(S',)``.
+        source, copied: of each new arc, and the old arc that it is a copy of, ``(E',)``.
+        arc, target: which arcs, old or new, lead to a new state, and to which.
+    """
+
+    key: np.ndarray
+    is_whole: np.ndarray
+    source: np.ndarray
+    copied: np.ndarray
+    arc: np.ndarray
+    target: np.ndarray
+
+
+def _new_states(
+    old: Expansion,
+    token: np.ndarray,
+    grows: np.ndarray,
+    key: np.ndarray,
+    base: int,
+    empty_layer: np.ndarray,
+) -> _NewStates:
+    """The states that longer histories need: a node with a new history is a new state.
+
+    Its image is the old state that it stands in for: the arcs out of that are its own. An arc
+    without a token leads on with the same history, to a state that may be new itself. All that lead
+    to a state are of lower layers, so the states of a layer are known in its turn.
+
+    Args:
+        token: of the old arcs, ``(E,)``.
+        grows: the arcs behind which a history is longer, ``(G,)``.
+        key: of the states that they lead to, ``(G,)``.
+    """
     leaving = _Leaving(old)
     waiting: defaultdict[int, list[list[np.ndarray]]] = defaultdict(list)
-    _put(waiting, empty_layer[old.node[image]], state_key, image, is_whole, grows)
+    image, is_whole = old.target[grows], old.is_whole[old.source[grows]]
+    _put(waiting, empty_layer[old.node[image]], key, image, is_whole, grows)
     states, arcs = len(old.node), len(old.arc)
     made, copied, leading = [], [], []
     for layer in range(int(empty_layer.max()) + 1):
@@ -271,33 +306,36 @@ def _grow(
         leading.append((arc, states + number))
         empty = np.flatnonzero(token[out] == EMPTY)
         after, which = old.target[out[empty]], which[empty]
-        state_key = old.node[after] * base + key[which] % base
-        _put(waiting, empty_layer[old.node[after]], state_key, after, is_whole[which], arcs + empty)
+        after_key = old.node[after] * base + key[which] % base
+        _put(waiting, empty_layer[old.node[after]], after_key, after, is_whole[which], arcs + empty)
         states, arcs = states + len(key), arcs + len(out)
+    return _NewStates(
+        *_joined(made, np.int64, bool),
+        *_joined(copied, np.int64, np.int64),
+        *_joined(leading, np.int64, np.int64),
+    )
 
-    key, is_whole = _joined(made, np.int64, bool)
-    source, out = _joined(copied, np.int64, np.int64)
-    arc, state = _joined(leading, np.int64, np.int64)
+
+def _extended(old: Expansion, new: _NewStates, order: int, base: int) -> Expansion:
+    """With the new states behind the old ones, not scored yet."""
     target = old.target.copy()
-    is_old = arc < len(target)
-    target[arc[is_old]] = state[is_old]
-    target = np.append(target, target[out])
-    target[arc] = state
+    is_old = new.arc < len(target)
+    target[new.arc[is_old]] = new.target[is_old]
+    target = np.append(target, target[new.copied])
+    target[new.arc] = new.target
     language = np.zeros(len(target))
     language[: len(old.arc)] = old.language
-    expansion = Expansion(
-        node=np.append(old.node, key // base),
-        order=np.append(old.order, np.full(len(key), order + 1)),
-        history=np.append(old.history, key % base),
-        is_whole=np.append(old.is_whole, is_whole),
-        final=np.append(old.final, np.zeros(len(key))),
-        source=np.append(old.source, source),
+    return Expansion(
+        node=np.append(old.node, new.key // base),
+        order=np.append(old.order, np.full(len(new.key), order)),
+        history=np.append(old.history, new.key % base),
+        is_whole=np.append(old.is_whole, new.is_whole),
+        final=np.append(old.final, np.zeros(len(new.key))),
+        source=np.append(old.source, new.source),
         target=target,
-        arc=np.append(old.arc, old.arc[out]),
+        arc=np.append(old.arc, old.arc[new.copied]),
         language=language,
     )
-    is_new = np.arange(len(expansion.node)) >= len(old.node)
-    return _Grown(expansion, is_new, windows // vocabulary, windows % vocabulary)
 
 
 def _on_best_paths(state: np.ndarray, through: np.ndarray, limit: int) -> np.ndarray:

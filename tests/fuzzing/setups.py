@@ -19,6 +19,7 @@ from tests.fuzzing.models import (
 from tests.fuzzing.words import spoken
 
 Words = Sequence[str]
+NAMES = ("A", "B-2", "Old.LM", "D", "e5")  # that a run may give to its models, as many as it has
 
 
 @dataclass
@@ -183,7 +184,9 @@ def _name(setup: Setup, chooser: random.Random, model: Neural | Ngram) -> None:
     taken = {*setup.neural, *setup.ngrams}
     name = f"{kind}{sum(each.startswith(kind) for each in taken)}"
     if chooser.random() < 0.3:
-        name = chooser.choice([each for each in ("A", "B-2", "Old.LM", "D", "e5") if each not in taken])
+        name = chooser.choice(
+            [each for each in ("A", "B-2", "Old.LM", "D", "e5") if each not in taken]
+        )
         setup.arguments += [option, f"{name}={_path(model)}"]
     else:
         setup.arguments += [option, _path(model)]
