@@ -53,10 +53,7 @@ def write_tagged_data(text: Path, destination: Path) -> None:
 
 def train_tagger(data: Path, save_dir: Path, *options) -> Path:
     """A checkpoint; `options` come last and win."""
-    from fairseq import checkpoint_utils
     from fairseq_cli import train
 
-    # fairseq remembers the best value of trainings before it in the same process.
-    vars(checkpoint_utils.save_checkpoint).pop("best", None)
     run(train, data, "--save-dir", save_dir, *TRAINING, *options)
     return save_dir / "checkpoint_last.pt"

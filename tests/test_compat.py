@@ -19,6 +19,7 @@ from omegaconf import DictConfig
 
 from fairseq_fixedpoint.plugin import compat
 from fairseq_fixedpoint.plugin.compat import CheckpointError
+from tests.commands import train
 
 needs_protection = pytest.mark.skipif(
     not compat._protection_is_default(), reason="this torch loads any pickle by default"
@@ -335,3 +336,19 @@ def test_a_copied_checkpoint_is_whole_or_not_there(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         PathManager.copy(str(source), str(target), overwrite=True)
     assert target.read_bytes() == b"new"
+
+
+def test_a_training_does_not_know_how_good_those_before_it_were(data, tmp_path):
+    """As the jobs of `fairseq-hydra-train --multirun`, which run in one process."""
+    assert compat.patch_remembered_best() is False  # the plugin has done it
+    train(data, tmp_path / "good", "--max-epoch", 1, "--patience", 1)
+    train(data, tmp_path / "worse", "--max-epoch", 2, "--patience", 1, "--lr", 1e-5)
+    saved = {path.name for path in (tmp_path / "worse").iterdir()}
+    assert {"checkpoint_best.pt", "checkpoint2.pt"} <= saved
+
+
+def test_a_training_that_goes_on_knows_its_best(data, tmp_path):
+    train(data, tmp_path, "--max-epoch", 1)
+    best = (tmp_path / "checkpoint_best.pt").read_bytes()
+    train(data, tmp_path, "--max-epoch", 2, "--lr", 10, "--clip-norm", 0)
+    assert (tmp_path / "checkpoint_best.pt").read_bytes() == best

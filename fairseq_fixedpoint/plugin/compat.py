@@ -19,6 +19,11 @@ file, the trouble and the remedy.
 place and renames it, but copies it to `checkpoint_last.pt` in place: training that is killed
 meanwhile leaves half a file, and cannot be resumed from it. The copy is renamed, too.
 
+**Trainings one after another** (:func:`patch_remembered_best`). fairseq keeps the best value of the
+validation as long as the process lives. The jobs of `fairseq-hydra-train --multirun` share one, so
+that a later job which is not better than those before has no `checkpoint_best.pt`, and with
+`--patience` stops at once. Here each training begins with what its own checkpoint says.
+
 **`np.compat.long`** (:func:`patch_numpy_long`). numpy 2 has dropped `np.compat`; fairseq still uses
 this one name of it, for blocks that end at the end of a sentence (`--sample-break-mode eos`).
 """
@@ -28,6 +33,7 @@ import collections
 import functools
 import os
 import re
+import sys
 import types
 import typing
 from collections.abc import Iterator
@@ -43,6 +49,7 @@ __all__ = [
     "patch_checkpoint_copies",
     "patch_checkpoint_loading",
     "patch_numpy_long",
+    "patch_remembered_best",
     "reading",
     "refused_class",
     "stored_classes",
@@ -62,6 +69,7 @@ def apply() -> None:
     patch_numpy_long()
     patch_checkpoint_loading()
     patch_checkpoint_copies()
+    patch_remembered_best()
 
 
 def patch_numpy_long(module: types.ModuleType = numpy) -> bool:
@@ -108,6 +116,33 @@ def patch_checkpoint_copies() -> bool:
 
     vars(copy_whole)["patched_by"] = __name__
     file_io.PathManager.copy = staticmethod(copy_whole)
+    return True
+
+
+def patch_remembered_best() -> bool:
+    """Let each training of a process begin without the best value of those before.
+
+    Wraps `checkpoint_utils.load_checkpoint`, which `fairseq_cli.train` calls once in each training,
+    before anything is saved.
+
+    Returns:
+        Whether anything was replaced: False if this was done before.
+    """
+    from fairseq import checkpoint_utils
+
+    load = checkpoint_utils.load_checkpoint
+    if getattr(load, "patched_by", None) == __name__:
+        return False
+
+    @functools.wraps(load)
+    def load_checkpoint(*args: Any, **kwargs: Any) -> Any:
+        vars(checkpoint_utils.save_checkpoint).pop("best", None)
+        if "fairseq_cli.train" in sys.modules:  # best and num_runs, of --patience
+            vars(sys.modules["fairseq_cli.train"].should_stop_early).clear()
+        return load(*args, **kwargs)
+
+    vars(load_checkpoint)["patched_by"] = __name__
+    checkpoint_utils.load_checkpoint = load_checkpoint
     return True
 
 
