@@ -457,6 +457,7 @@ def test_a_run_that_was_killed_can_be_rendered_too(saved, name):
         tables = part(name).tables(begun)
         tables.pop("layer-graphs", None)  # of a GPU alone
         tables.pop("stride-bf16", None)  # comes after fp32
+        tables.pop("memory-model", None)  # comes after the layers
         assert all(tables.values())
         if hasattr(part(name), "plots"):
             part(name).plots(begun)
@@ -499,12 +500,26 @@ def test_recomputation_is_held_against_the_exact_recurrence_at_the_longest_lengt
     peaks = {
         record["way"]: record["peak"]
         for record in runs["memory"]["records"]
-        if (record["length"], record["iterations"]) == (32, 4)
+        if "way" in record and (record["length"], record["iterations"]) == (32, 4)
     }
     actual = memory.recomputed_over_exact(runs, "elman", 4)
     assert actual == peaks["recomputed"] / peaks["exact"]
     assert memory.recomputed_over_exact(runs, "lstm", 4) is None
     assert memory.recomputed_over_exact({}, "elman", 4) is None
+
+
+def test_a_models_peak_and_time_are_held_against_those_of_keeping_all(saved):
+    run = json.loads(saved.read_text())["parts"]["memory"]
+    of_model = [record for record in run["records"] if "share" in record]
+    cases = [(record["length"], record["iterations"], record["share"]) for record in of_model]
+    assert cases == [(32, 2, 0), (32, 2, 0.5), (32, 4, 0), (32, 4, 0.5)]
+    assert all(record["peak"] > 0 and record["ms"] > 0 for record in of_model)
+    of_model[2].update(peak=2**22, ms=8.0)
+    of_model[3].update(peak=2**20, ms=10.0)
+    assert memory.tables({"records": of_model})["memory-model"].splitlines()[-2:] == [
+        "| 32 | 4 | 0 | 4 MiB | 1 | 1 |",
+        "| 32 | 4 | 0.5 | 1 MiB | 0.25 | 1.25 |",
+    ]
 
 
 def test_aims_are_held_against_the_cells_that_they_name():

@@ -6,10 +6,11 @@ import json
 
 import pytest
 
+from fairseq_fixedpoint.cli import rescore
 from fairseq_fixedpoint.formats import FORMATS
 from fairseq_fixedpoint.formats.json_lists import LAYOUTS
 from scripts.benchmarks import __main__ as command
-from scripts.benchmarks import rescoring
+from scripts.benchmarks import processes, rescoring
 
 
 def results(path, part: str, *arguments) -> list[dict]:
@@ -83,3 +84,34 @@ def test_lists_are_read_and_written_in_every_format_that_is_detected(tmp_path, c
     assert {record["format"] for record in records} == {*FORMATS} - {*LAYOUTS}
     assert {record["tokens"] for record in records} == {12}
     assert "| `fairseq` |" in capsys.readouterr().out
+
+
+def test_processes_rescore_lists_and_lattices(tmp_path, capsys, monkeypatch):
+    """The command that torchrun would start several times, here; test_faults.py has torchrun."""
+
+    def run(command, environment):
+        assert environment == {"OMP_NUM_THREADS": 1}
+        begin = command.index("fairseq_fixedpoint.cli.rescore") + 1
+        assert rescore.main(list(map(str, command[begin:]))) == 0
+
+    monkeypatch.setattr(processes, "run", run)
+    records = results(tmp_path / "results.json", "processes")
+    assert [(each["task"], each["processes"]) for each in records] == [
+        ("nbest", 1), ("nbest", 2), ("lattice", 1), ("lattice", 2),
+    ]  # fmt: skip
+    assert all(each["items"] > 3 and each["seconds"] > 0 for each in records)
+    assert "| `lattice` | arcs | 2 |" in capsys.readouterr().out
+
+
+def test_a_rate_a_core_counts_cores_that_processes_can_have():
+    records = [
+        {"task": "nbest", "processes": count, "cores": 2, "items": 1000, "seconds": seconds}
+        for count, seconds in ((1, 10.0), (2, 6.25), (4, 5.0))
+    ]
+    head, _, *rows = processes.tables({"records": records})["processes"].splitlines()
+    assert "processes, on 2 cores" in head
+    assert rows == [
+        "| `nbest` | hypotheses | 1 | 100 | 100 | 1.0x |",
+        "| `nbest` | hypotheses | 2 | 160 | 80 | 1.6x |",
+        "| `nbest` | hypotheses | 4 | 200 | 100 | 2.0x |",
+    ]

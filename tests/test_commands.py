@@ -139,6 +139,7 @@ def test_hydra_train_with_a_shipped_config(data, tmp_path):
         "common.cpu=true", "model.decoder_embed_dim=16", "optimization.max_update=30",
         "model.adaptive_softmax_cutoff=null", "dataset.num_workers=0",
         "lr_scheduler.warmup_updates=2", "optimization.lr=[0.02]",
+        "+model.checkpoint_iterations=0.5",
         cwd=tmp_path,
     )  # fmt: skip
     assert finished.returncode == 0, finished.stderr[-3000:]

@@ -80,7 +80,19 @@ def test_recomputation_keeps_nothing_of_the_iterates(cell):
     model = FixedPointRNN(SIZE, SIZE, 2, cell=cell)
     small = 2 * 4 * 8 * SIZE * SIZE
     for iterations in (1, 4, 16):
-        assert saved_bytes(model, iterations, checkpoint_iterations=True) <= small
+        assert saved_bytes(model, iterations, checkpoint_iterations=1) <= small
+
+
+@pytest.mark.parametrize(("cell", "kept"), [("elman", 1), ("gru", 4), ("lstm", 4)])
+def test_recomputation_of_a_share_keeps_the_rest_alone(cell, kept):
+    model = FixedPointRNN(SIZE, SIZE, cell=cell)
+    small = 4 * 8 * SIZE * SIZE
+    for iterations, share in (1, 0.5), (4, 0.25), (4, 0.75), (9, 0.6):
+        saved = saved_bytes(model, iterations, checkpoint_iterations=share)
+        most = iterations * kept * ITERATE
+        chain = most / (LENGTH + 1)  # of which there are whole numbers
+        assert saved <= (1 - share) * most + chain + small
+        assert saved >= (1 - share) * (LENGTH - iterations) * chain - chain
 
 
 PEAKS = """

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from argparse import ArgumentParser
 from types import SimpleNamespace
 
 import pytest
 import torch
 from fairseq.data import Dictionary
+from fairseq.dataclass.utils import gen_parser_from_dataclass
+from omegaconf import OmegaConf
 
+from fairseq_fixedpoint.plugin.models.config_values import with_defaults
 from fairseq_fixedpoint.plugin.models.fixedpoint_lm import (
     FixedPointLanguageModel,
     FixedPointLanguageModelConfig,
 )
+from fairseq_fixedpoint.plugin.models.recurrent import recomputed_share
 
 EXACT = {"rtol": 0, "atol": 1e-10}
 CELLS = ["elman", "gru", "lstm"]
@@ -179,6 +184,11 @@ def test_dropout_draws_one_mask_for_all_iterates():
     [
         ({"iterations": -1}, "--iterations must be 0"),
         ({"gradient_iterations": 0}, "--gradient-iterations must be at least 1"),
+        ({"checkpoint_iterations": -0.1}, "--checkpoint-iterations must lie between 0 and 1"),
+        ({"checkpoint_iterations": "1.5"}, "--checkpoint-iterations must lie between 0 and 1"),
+        ({"checkpoint_iterations": "nan"}, "--checkpoint-iterations must lie between 0 and 1"),
+        ({"checkpoint_iterations": "half"}, "takes a number between 0 and 1, not 'half'"),
+        ({"checkpoint_iterations": None}, "takes a number between 0 and 1, not None"),
         ({"decoder_layers": 0}, "--decoder-layers must be at least 1"),
         ({"adaptive_softmax_factor": 0.0}, "--adaptive-softmax-factor must be at least 1"),
         ({"dropout": 1.5}, "--decoder-dropout-in"),
@@ -201,6 +211,27 @@ def test_dropout_draws_one_mask_for_all_iterates():
 def test_bad_options_are_refused_by_name(options, message):
     with pytest.raises(ValueError, match=message):
         build(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "share"),
+    [((), 0), (("--checkpoint-iterations",), 1), (("--checkpoint-iterations", "0.6"), 0.6)],
+)
+def test_the_share_to_recompute_is_an_option_that_may_stand_alone(options, share):
+    parser = ArgumentParser()
+    gen_parser_from_dataclass(parser, FixedPointLanguageModelConfig())
+    chosen = parser.parse_args(options).checkpoint_iterations
+    decoder = build(checkpoint_iterations=chosen).decoder
+    assert decoder.gradient_options["checkpoint_iterations"] == share
+
+
+@pytest.mark.parametrize(("stored", "share"), [(False, 0), (True, 1), (0.6, 0.6), ("0.6", 0.6)])
+def test_the_share_to_recompute_comes_from_configurations_of_before(stored, share):
+    """What was a flag is true or false in a checkpoint, and in YAML for fairseq-hydra-train."""
+    checkpoint = OmegaConf.create({"_name": "fixedpoint_lm", "checkpoint_iterations": stored})
+    yaml = OmegaConf.merge(FixedPointLanguageModelConfig(), checkpoint)
+    for cfg in yaml, with_defaults(checkpoint, FixedPointLanguageModelConfig):
+        assert recomputed_share(cfg) == share
 
 
 def test_an_adaptive_softmax_is_not_trained_by_all_log_probabilities():

@@ -222,6 +222,14 @@ def test_what_is_wrong_with_a_folder_is_said(damage, message, tmp_path):
         read_folder(folder)
 
 
+@pytest.mark.parametrize("share", [True, False, 0.5])
+def test_the_share_to_recompute_is_a_number_or_what_it_was_before(share, tmp_path):
+    folder = written(tmp_path / "model")
+    reconfigure(folder, checkpoint_iterations=share)
+    options = read_folder(folder).model.gradient_options
+    assert options["checkpoint_iterations"] == share
+
+
 def test_a_folder_of_other_weights_is_refused(tmp_path):
     folder, other = written(tmp_path / "model"), written(tmp_path / "other", cell="gru")
     (folder / "model.safetensors").write_bytes((other / "model.safetensors").read_bytes())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
@@ -185,7 +186,7 @@ class NothingRead(TorchDispatchMode):
 
 @pytest.mark.parametrize("kind", KINDS, ids="-".join)
 @pytest.mark.parametrize("gradient_iterations", [None, 2])
-@pytest.mark.parametrize("checkpointed", [False, True])
+@pytest.mark.parametrize("checkpointed", [0.0, 0.5, 1.0])
 def test_nothing_in_an_iteration_or_its_gradient_reads_the_device(
     kind, gradient_iterations, checkpointed
 ):
@@ -231,7 +232,7 @@ def gradients(output: torch.Tensor, tensors: list, retain_graph: bool = False) -
     iterations=st.integers(1, 6),
     learned=st.booleans(),
     with_resets=st.booleans(),
-    checkpointed=st.booleans(),
+    checkpointed=st.floats(0, 1),
     in_pieces=st.booleans(),
     batch_first=st.booleans(),
     seed=seeds,
@@ -257,7 +258,7 @@ def test_gradient_is_that_of_the_order_k_model(
 
 
 @pytest.mark.parametrize("kind", KINDS, ids="-".join)
-@pytest.mark.parametrize("checkpointed", [False, True])
+@pytest.mark.parametrize("checkpointed", [0.0, 0.5, 1.0])
 def test_gradcheck(kind, checkpointed):
     """Of several iterates and the residuals at once, in several pieces."""
     model = make(kind, learned_initial_state=True)
@@ -607,6 +608,9 @@ def test_bad_construction_is_refused(options, message):
         (3, {"orders": [0, 2]}, "must all lie in 1..3"),
         (0, {"orders": [1]}, "has no iterates"),
         (3, {"gradient_iterations": 4}, "must lie in 1..3"),
+        (3, {"checkpoint_iterations": -0.1}, "checkpoint_iterations must lie between 0 and 1"),
+        (3, {"checkpoint_iterations": 1.5}, "must lie between 0 and 1, not 1.5"),
+        (3, {"checkpoint_iterations": math.nan}, "must lie between 0 and 1, not nan"),
         (0, {"residuals": True}, "has no iterates"),
         (3, {"initial_state": torch.zeros(2, 2, 4)}, "2 tokens of left context"),
     ],

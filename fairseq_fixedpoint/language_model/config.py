@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fairseq_fixedpoint.recurrence import check_probability
+from fairseq_fixedpoint.recurrence import check_probability, check_share
 from fairseq_fixedpoint.recurrence.summary import weights_of_a_product
 
 STARTS = ("constant", "stream", "sentence")
@@ -77,7 +77,7 @@ class LanguageModelConfig:
     summary_input: bool = False
     stride: int = 1
     gradient_iterations: int | None = None
-    checkpoint_iterations: bool = False
+    checkpoint_iterations: bool | float = 0.0  # folders of before have a bool
     dropout_in: float = 0.0
     dropout_out: float = 0.0
     word_dropout: float = 0.0
@@ -124,6 +124,7 @@ class LanguageModelConfig:
         check_iterations(option("iterations"), self.iterations)
         for name in ("dropout_in", "dropout_out", "word_dropout", "weight_dropout"):
             check_probability(option(name), getattr(self, name))
+        check_share(option("checkpoint_iterations"), self.checkpoint_iterations)
         self._check_vocabulary(option)
         self._check_gates(option)
         self._check_output(option)

@@ -38,7 +38,7 @@ class Iterated(nn.Module):
         self,
         iterations: int,
         gradient_iterations: int | None = None,
-        checkpoint_iterations: bool = False,
+        checkpoint_iterations: float = 0.0,
     ) -> None:
         self.iterations = iterations
         self.register_buffer("trained_iterations", torch.tensor(iterations))

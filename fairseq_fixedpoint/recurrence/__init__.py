@@ -1,5 +1,6 @@
 """The mathematics: cells, the fixed-point iteration, the exact recurrence. Imports torch alone."""
 
+from fairseq_fixedpoint.recurrence.arguments import check_share
 from fairseq_fixedpoint.recurrence.bidirectional import both_directions
 from fairseq_fixedpoint.recurrence.cells import CELLS, NONLINEARITIES
 from fairseq_fixedpoint.recurrence.dropout import check_probability, dropout_mask
@@ -27,6 +28,7 @@ __all__ = [
     "TokenSummary",
     "both_directions",
     "check_probability",
+    "check_share",
     "dropout_mask",
     "solve",
 ]

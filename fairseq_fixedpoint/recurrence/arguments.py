@@ -1,6 +1,6 @@
-"""What the evaluations require of tensors that they are given.
+"""What the evaluations require of what they are given.
 
-Shapes and types alone are looked at, so no check waits for the device.
+Of tensors, shapes and types alone are looked at, so no check waits for the device.
 """
 
 from __future__ import annotations
@@ -35,6 +35,12 @@ def check_block(
     check_shape("x", x, "T", "B", input_size)
     check_mask("resets", resets, *x.shape[:2])
     check_mask("padding_mask", padding_mask, *x.shape[:2])
+
+
+def check_share(name: str, share: float) -> None:
+    """Raises ValueError unless `share` is a part of a whole."""
+    if not 0 <= share <= 1:
+        raise ValueError(f"{name} must lie between 0 and 1, not {share}.")
 
 
 def check_any_position(x: Tensor) -> None:

@@ -45,7 +45,7 @@ class Block:
         resets: where `initial` replaces the state before, a grid of bool, or None.
         padding_mask: positions that do not count in the changes, a grid of bool, or None.
         constant: the first iterations of each chain that no gradient goes through.
-        recompute: keep nothing for the backward pass but the input.
+        recompute: share of the chains of which nothing is kept for the backward pass, 0 to 1.
     """
 
     cell: Cell
@@ -60,7 +60,7 @@ class Block:
     resets: Tensor | None = None
     padding_mask: Tensor | None = None
     constant: int = 0
-    recompute: bool = False
+    recompute: float = 0.0
 
     @property
     def span(self) -> int:

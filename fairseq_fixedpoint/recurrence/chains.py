@@ -52,10 +52,9 @@ def iterate(
     """
     weights = [tensor for layer in layers for tensor in layer]
     # Asked here: inside an autograd function gradients are always off.
-    differentiated = torch.is_grad_enabled() and any(
+    keep = torch.is_grad_enabled() and any(
         tensor is not None and tensor.requires_grad for tensor in (x, *weights)
     )
-    keep = differentiated and not block.recompute
     *outputs, changes = _Iterate.apply(block, dtype, keep, x, *weights)
     return outputs, changes
 
@@ -90,7 +89,7 @@ class _Iterate(torch.autograd.Function):
                             change = piece.change(k, *pair).to(changes.dtype)
                             changes[k - block.stride] += change.square().sum()
                     latest.append(after)
-                    if keep:
+                    if keep and not piece.recompute:
                         kept = after.kept(k, block)
                         saved += [*kept.states, *kept.gates]
         ctx.block, ctx.dtype, ctx.num_saved = block, dtype, len(saved)
@@ -115,7 +114,7 @@ class _Iterate(torch.autograd.Function):
         with torch.autocast(x.device.type, enabled=False):
             for piece in pieces(block, x.device):
                 traces = [piece.start(layers)]
-                if block.recompute:
+                if piece.recompute:
                     for k, trace in enumerate(piece.forward(x, layers, traces[0]), start=1):
                         traces.append(trace.needed(k, block))
                 else:

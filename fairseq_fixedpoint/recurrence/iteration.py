@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fairseq_fixedpoint.recurrence.arguments import check_block, check_shape
+from fairseq_fixedpoint.recurrence.arguments import check_block, check_shape, check_share
 from fairseq_fixedpoint.recurrence.block import Block, LayerWeights
 from fairseq_fixedpoint.recurrence.cells import Cell, hidden
 from fairseq_fixedpoint.recurrence.chains import iterate
@@ -187,7 +187,7 @@ def fixed_point(
     orders: Collection[int] = (),
     residuals: bool = False,
     gradient_iterations: int | None = None,
-    checkpoint_iterations: bool = False,
+    checkpoint_iterations: float = 0.0,
     stride: int = 1,
     phase: int = 0,
     summary: Tensor | None = None,
@@ -205,10 +205,10 @@ def fixed_point(
         residuals: whether to measure `|H^(k) - H^(k-1)|`.
         gradient_iterations: back-propagate through the last n iterations only; None means all,
             which is the exact gradient of the order-K model.
-        checkpoint_iterations: keep no iterates for the backward pass but compute them once more,
-            a piece of the block at a time: the same gradient for one more forward pass, in the
-            memory of one piece's iterates. A piece has K chains at least, so for a large K that
-            grows with its square.
+        checkpoint_iterations: share of the chains, 0 to 1, of which no iterates are kept for the
+            backward pass, which computes them once more, a piece at a time: the same gradient for
+            as much of one more forward pass, in the memory of what is kept and one piece's
+            iterates. A piece has K chains at least, so for a large K that grows with its square.
         stride: C, a chain begins at every C-th position alone, so that the states are of the orders
             K, K + 1, .., K + C - 1 by turns, in (K + C - 1) / C times the exact recurrence's
             operations; `orders` and `gradient_iterations` are those of a chain's first output.
@@ -218,8 +218,9 @@ def fixed_point(
             and resets start from; or None, and they start from `h_init`.
 
     Raises:
-        ValueError: for tensors of other shapes or types, for iterations, orders or
-            gradient_iterations out of range, and for a summary that the layers do not know.
+        ValueError: for tensors of other shapes or types, for iterations, orders,
+            gradient_iterations or checkpoint_iterations out of range, and for a summary that the
+            layers do not know.
     """
     check_block(x, layers[0].weight_ih.size(1), resets, padding_mask)
     if iterations < 1:
@@ -232,6 +233,7 @@ def fixed_point(
         raise ValueError(
             f"gradient_iterations must lie in 1..{iterations}, not {gradient_iterations}."
         )
+    check_share("checkpoint_iterations", checkpoint_iterations)
     if stride < 1:
         raise ValueError(f"stride must be at least 1, not {stride}.")
     if not 0 <= phase < stride:

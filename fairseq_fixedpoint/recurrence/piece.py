@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import NamedTuple, cast
 
 import torch
@@ -59,11 +58,15 @@ class Piece:
 
     Rows are chains times batch, a chain's side by side. Iterations, and what is wanted of one, are
     on the first rows, as later chains are wanted in fewer iterations.
+
+    Attributes:
+        recompute: keep nothing of them for the backward pass, which iterates once more.
     """
 
     block: Block
     begin: int
     end: int
+    recompute: bool
 
     @property
     def steps(self) -> int:
@@ -349,18 +352,35 @@ class Piece:
 
 
 def pieces(block: Block, device: torch.device) -> list[Piece]:
-    """All chains of a block, in pieces of like size."""
+    """All chains of a block, the recomputed ones first.
+
+    Which ones are recomputed is all the same to the peak: autograd holds what is kept until the
+    backward pass has ended, so that all of it is there beside any piece.
+    """
     if block.length * block.batch == 0:
         return []
     total = block.chains[0]
+    recomputed = round(block.recompute * total)
     if device.type == "cpu":
-        rows = ROWS_RECOMPUTED_ON_CPU if block.recompute else ROWS_ON_CPU
+        rows_recomputed, rows_kept = ROWS_RECOMPUTED_ON_CPU, ROWS_ON_CPU
     else:
-        rows = ROWS_RECOMPUTED_ON_GPU if block.recompute else total * block.batch
+        rows_recomputed, rows_kept = ROWS_RECOMPUTED_ON_GPU, total * block.batch
+    return [
+        *_of_like_size(block, 0, recomputed, rows_recomputed, recompute=True),
+        *_of_like_size(block, recomputed, total, rows_kept, recompute=False),
+    ]
+
+
+def _of_like_size(
+    block: Block, begin: int, end: int, rows: int, recompute: bool
+) -> Iterator[Piece]:
+    """The chains from `begin` to before `end`, in pieces of about so many rows."""
     # A piece of fewer than K chains would project each input more than twice.
-    number = -(-total // max(rows // block.batch, block.iterations // block.stride, 1))
-    bounds = [total * piece // number for piece in range(number + 1)]
-    return [Piece(block, begin, end) for begin, end in pairwise(bounds)]
+    chains = max(rows // block.batch, block.iterations // block.stride, 1)
+    number = -(-(end - begin) // chains)
+    for piece in range(number):
+        bounds = (begin + (end - begin) * p // number for p in (piece, piece + 1))
+        yield Piece(block, *bounds, recompute)
 
 
 def _rows(tensor: Tensor) -> Tensor:

@@ -165,7 +165,7 @@ class FixedPointRNN(nn.Module):
         orders: Collection[int] = (),
         residuals: bool = False,
         gradient_iterations: int | None = None,
-        checkpoint_iterations: bool = False,
+        checkpoint_iterations: float = 0.0,
         initial_state: Tensor | None = None,
         stride: int = 1,
         phase: int = 0,

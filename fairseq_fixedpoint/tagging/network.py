@@ -53,7 +53,7 @@ class TaggingNetwork(Iterated):
         word_dropout: float = 0.0,
         variational_dropout: bool = False,
         gradient_iterations: int | None = None,
-        checkpoint_iterations: bool = False,
+        checkpoint_iterations: float = 0.0,
     ):
         super().__init__()
         check_probability("--dropout", dropout)

@@ -109,10 +109,11 @@ def sentences(path: Path, count: int) -> list[list[str]]:
     )
 
 
-def nbest_list(words: list[str], by_rank: list[str], rank: dict[str, int], size: int, seed: int):
-    """The `size` cheapest outputs of the channel, at most, as text."""
+def confusions(
+    words: list[str], by_rank: list[str], rank: dict[str, int], seed: int
+) -> Iterator[dict[str, float]]:
+    """What the channel makes of each word: words and what they cost, the word itself nothing."""
     chooser = random.Random(f"{seed} {' '.join(words)}")
-    best: list[tuple[float, tuple[str, ...]]] = [(0.0, ())]
     for word in words:
         options = {word: 0.0}
         if word in rank and chooser.random() < CONFUSED:
@@ -120,6 +121,15 @@ def nbest_list(words: list[str], by_rank: list[str], rank: dict[str, int], size:
             for place in near.clip(0, len(by_rank) - 1):
                 other, cost = by_rank[int(place)], chooser.expovariate(0.5)
                 options[other] = min(cost, options.get(other, cost))
+        yield options
+
+
+def nbest_list(
+    words: list[str], by_rank: list[str], rank: dict[str, int], size: int, seed: int
+) -> list[str]:
+    """The `size` cheapest outputs of the channel, at most, as text."""
+    best: list[tuple[float, tuple[str, ...]]] = [(0.0, ())]
+    for options in confusions(words, by_rank, rank, seed):
         # Sequences of other words at one place are other sequences, so none comes twice.
         best = heapq.nsmallest(
             size,

@@ -19,7 +19,7 @@ from fairseq_fixedpoint.plugin.models.checks import (
     fingerprint,
 )
 from fairseq_fixedpoint.plugin.models.config_values import or_default
-from fairseq_fixedpoint.plugin.models.recurrent import RecurrenceConfig
+from fairseq_fixedpoint.plugin.models.recurrent import RecurrenceConfig, recomputed_share
 from fairseq_fixedpoint.plugin.models.start import StartConfig, decays
 
 logger = logging.getLogger(__name__)
@@ -341,7 +341,7 @@ def _model_config(
         summary_input=start.summary_input,
         stride=start.stride,
         gradient_iterations=cfg.gradient_iterations,
-        checkpoint_iterations=cfg.checkpoint_iterations,
+        checkpoint_iterations=recomputed_share(cfg),
         dropout_in=or_default(cfg.decoder_dropout_in, cfg.dropout),
         dropout_out=or_default(cfg.decoder_dropout_out, cfg.dropout),
         word_dropout=cfg.decoder_word_dropout,

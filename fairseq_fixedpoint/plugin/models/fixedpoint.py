@@ -27,7 +27,7 @@ from fairseq_fixedpoint.plugin.models.config_values import (
     with_defaults,
 )
 from fairseq_fixedpoint.plugin.models.decoder import FixedPointDecoder, FixedPointDecoderConfig
-from fairseq_fixedpoint.plugin.models.recurrent import build_recurrence
+from fairseq_fixedpoint.plugin.models.recurrent import build_recurrence, recomputed_share
 from fairseq_fixedpoint.recurrence import both_directions, check_probability
 
 
@@ -153,7 +153,7 @@ class FixedPointEncoder(Iterated, FairseqEncoder):
         )
         iterations = or_default(cfg.encoder_iterations, cfg.iterations)
         check_iterations("--encoder-iterations (or --iterations)", iterations)
-        self._set_iterations(iterations, cfg.gradient_iterations, cfg.checkpoint_iterations)
+        self._set_iterations(iterations, cfg.gradient_iterations, recomputed_share(cfg))
         self.padding_idx = dictionary.pad()
         self.dropout_in = or_default(cfg.encoder_dropout_in, cfg.dropout)
         self.dropout_out = or_default(cfg.encoder_dropout_out, cfg.dropout)

@@ -11,7 +11,11 @@ from fairseq_fixedpoint.language_model.config import check_iterations
 from fairseq_fixedpoint.language_model.model import dropped
 from fairseq_fixedpoint.language_model.order import Iterated
 from fairseq_fixedpoint.plugin.models.config_values import check_at_least_one, with_defaults
-from fairseq_fixedpoint.plugin.models.recurrent import RecurrenceConfig, build_recurrence
+from fairseq_fixedpoint.plugin.models.recurrent import (
+    RecurrenceConfig,
+    build_recurrence,
+    recomputed_share,
+)
 from fairseq_fixedpoint.recurrence import check_probability
 
 
@@ -80,7 +84,7 @@ class FeatureRecurrence(Iterated):
         check_at_least_one(cfg, "hidden_size", "layers", "gradient_iterations")
         check_iterations("--iterations", cfg.iterations)
         check_probability("--dropout", cfg.dropout)
-        self._set_iterations(cfg.iterations, cfg.gradient_iterations, cfg.checkpoint_iterations)
+        self._set_iterations(cfg.iterations, cfg.gradient_iterations, recomputed_share(cfg))
         self.dropout, self.variational_dropout = cfg.dropout, cfg.variational_dropout
         self.rnn = build_recurrence(cfg, input_size, cfg.hidden_size, cfg.layers, cfg.dropout)
         self.output = nn.Linear(cfg.hidden_size, output_size)

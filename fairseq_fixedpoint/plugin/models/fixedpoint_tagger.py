@@ -11,7 +11,11 @@ from torch import Tensor
 from fairseq_fixedpoint.language_model.config import check_iterations
 from fairseq_fixedpoint.plugin.models.checks import fingerprint
 from fairseq_fixedpoint.plugin.models.config_values import check_at_least_one, with_defaults
-from fairseq_fixedpoint.plugin.models.recurrent import RecurrenceConfig, build_recurrence
+from fairseq_fixedpoint.plugin.models.recurrent import (
+    RecurrenceConfig,
+    build_recurrence,
+    recomputed_share,
+)
 from fairseq_fixedpoint.tagging import TaggingNetwork
 
 
@@ -79,7 +83,7 @@ class FixedPointTaggerModel(BaseFairseqModel):
             word_dropout=cfg.word_dropout,
             variational_dropout=cfg.variational_dropout,
             gradient_iterations=cfg.gradient_iterations,
-            checkpoint_iterations=cfg.checkpoint_iterations,
+            checkpoint_iterations=recomputed_share(cfg),
         )
         for name, dictionary in self.dictionaries.items():
             self.register_buffer(f"{name}_fingerprint", fingerprint(dictionary))

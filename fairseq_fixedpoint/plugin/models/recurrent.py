@@ -1,11 +1,11 @@
 """The options of all recurrences of a model, and the encoder's."""
 
 from dataclasses import dataclass, field
-from typing import Optional
+from typing import Any, Optional
 
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 
-from fairseq_fixedpoint.recurrence import CELLS, NONLINEARITIES, FixedPointRNN
+from fairseq_fixedpoint.recurrence import CELLS, NONLINEARITIES, FixedPointRNN, check_share
 
 
 @dataclass
@@ -48,10 +48,32 @@ class RecurrenceConfig(FairseqDataclass):
         default=None,
         metadata={"help": "back-propagate through the last N iterations only (default: all)"},
     )
-    checkpoint_iterations: bool = field(
+    # Any is what both a number and the true or false of earlier versions can be.
+    checkpoint_iterations: Any = field(
         default=False,
-        metadata={"help": "recompute iterates in the backward pass: less memory, same gradient"},
+        metadata={
+            "help": "share of the iterates to recompute in the backward pass, 0 to 1 (alone: all): "
+            "less memory, same gradient",
+            "argparse_const": True,
+        },
     )
+
+
+def recomputed_share(cfg: RecurrenceConfig) -> float:
+    """What `--checkpoint-iterations` says.
+
+    Raises:
+        ValueError: unless that is a number between 0 and 1, or true or false.
+    """
+    share = cfg.checkpoint_iterations
+    try:
+        number = float(share)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"--checkpoint-iterations takes a number between 0 and 1, not {share!r}."
+        ) from None
+    check_share("--checkpoint-iterations", number)
+    return number
 
 
 def build_recurrence(
