@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -223,46 +224,25 @@ def fixed_point(
             layers do not know.
     """
     check_block(x, layers[0].weight_ih.size(1), resets, padding_mask)
-    if iterations < 1:
-        raise ValueError(f"iterations must be at least 1 for an iteration, not {iterations}.")
-    if any(k < 1 or k > iterations for k in orders):
-        raise ValueError(
-            f"orders {sorted(orders)} must all lie in 1..{iterations}, the iterations."
-        )
-    if gradient_iterations is not None and not 1 <= gradient_iterations <= iterations:
-        raise ValueError(
-            f"gradient_iterations must lie in 1..{iterations}, not {gradient_iterations}."
-        )
+    _check_orders(iterations, orders, gradient_iterations, stride, phase)
     check_share("checkpoint_iterations", checkpoint_iterations)
-    if stride < 1:
-        raise ValueError(f"stride must be at least 1, not {stride}.")
-    if not 0 <= phase < stride:
-        raise ValueError(f"phase must lie in 0..{stride - 1}, below the stride, not {phase}.")
-    if summary is not None:
-        start_weight = layers[0].start_weight
-        if start_weight is None:
-            raise ValueError("a summary is for layers that start from one: give a start_weight.")
-        check_shape("summary", summary, x.size(0) + 1, x.size(1), start_weight.size(1))
+    _check_start(summary, layers[0], x)
     length, lead = x.size(0), phase
-    input_masks = [layer.input_mask for layer in layers]
     constant = iterations - (gradient_iterations or iterations)
-    resets = joined_resets(resets, padding_mask)
+    masks = [layer.input_mask for layer in layers]
+    text = _Text(x, joined_resets(resets, padding_mask), padding_mask, summary, masks)
     # Where gradients stop at an iterate, chain 0 would have to be cut off in several places; where
     # changes are measured, it must not count before the text. A lead of padding gives a chain of
     # its own to each of the first positions, and a reset where the text begins.
-    if length and (constant or (residuals and stride > 1) or (resets is not None and phase > 0)):
-        before = phase + (-((1 - iterations) // stride) * stride if constant else 0)
-        resets, padding_mask = _left_padded_masks(x, resets, padding_mask, before)
-        input_masks = [
-            _left_padded(mask, before) if mask is not None and mask.size(0) == length else mask
-            for mask in input_masks
-        ]
-        x = _left_padded(x, before)
-        summary = None if summary is None else _left_padded(summary, before)
+    has_resets = text.resets is not None
+    if length and (constant or (residuals and stride > 1) or (has_resets and phase > 0)):
+        text = text.after_padding(
+            phase + (-((1 - iterations) // stride) * stride if constant else 0)
+        )
         lead = 0
     block = Block(
         cell=layers[0].cell,
-        length=x.size(0),
+        length=text.x.size(0),
         batch=x.size(1),
         iterations=iterations,
         orders=sorted({*orders, iterations}),
@@ -273,21 +253,16 @@ def fixed_point(
         recompute=checkpoint_iterations,
         input_masks=[],
     )
-    grid = block.grid
-    block = replace(
-        block,
-        input_masks=[_mask_grid(mask, block) for mask in input_masks],
-        resets=None if resets is None else grid(resets),
-        padding_mask=None if padding_mask is None else grid(padding_mask, True),
-    )
+    block = text.masked(block)
     weights = [
-        layer.weights()._replace(initial=_initial_grid(layer, summary, block)) for layer in layers
+        layer.weights()._replace(initial=_initial_grid(layer, text.summary, block))
+        for layer in layers
     ]
-    outputs, changes = iterate(block, grid(x), weights, _product_type(x, layers[0].weight_ih))
-    outputs = [block.positions(h)[x.size(0) - length :] for h in outputs]
+    dtype = _product_type(x, layers[0].weight_ih)
+    outputs, changes = iterate(block, block.grid(text.x), weights, dtype)
+    outputs = [block.positions(h)[block.length - length :] for h in outputs]
     if padding_mask is not None:
-        padded = padding_mask[x.size(0) - length :].unsqueeze(-1)
-        outputs = [h.masked_fill(padded, 0) for h in outputs]
+        outputs = [h.masked_fill(padding_mask.unsqueeze(-1), 0) for h in outputs]
     return Solution(
         output=outputs[-1],
         iterates=dict(zip(block.orders, outputs, strict=True)),
@@ -295,20 +270,81 @@ def fixed_point(
     )
 
 
-def _left_padded(what: Tensor, lead: int) -> Tensor:
-    """``(T, B, D)`` after `lead` positions of zeros."""
-    return F.pad(what, (0, 0, 0, 0, lead, 0))
+def _check_orders(
+    iterations: int,
+    orders: Collection[int],
+    gradient_iterations: int | None,
+    stride: int,
+    phase: int,
+) -> None:
+    if iterations < 1:
+        raise ValueError(f"iterations must be at least 1 for an iteration, not {iterations}.")
+    if any(k < 1 or k > iterations for k in orders):
+        raise ValueError(
+            f"orders {sorted(orders)} must all lie in 1..{iterations}, the iterations."
+        )
+    if gradient_iterations is not None and not 1 <= gradient_iterations <= iterations:
+        raise ValueError(
+            f"gradient_iterations must lie in 1..{iterations}, not {gradient_iterations}."
+        )
+    if stride < 1:
+        raise ValueError(f"stride must be at least 1, not {stride}.")
+    if not 0 <= phase < stride:
+        raise ValueError(f"phase must lie in 0..{stride - 1}, below the stride, not {phase}.")
 
 
-def _left_padded_masks(
-    x: Tensor, resets: Tensor | None, padding_mask: Tensor | None, lead: int
-) -> tuple[Tensor, Tensor]:
-    """Resets and padding of a block ``(T, B, D)`` after `lead` positions of padding."""
-    nowhere = x.new_zeros(x.shape[:2], dtype=torch.bool)
-    resets = F.pad(nowhere if resets is None else resets, (0, 0, lead, 0))
-    resets[lead].fill_(True)  # a value of Python's would be copied to the device
-    padding = nowhere if padding_mask is None else padding_mask
-    return resets, F.pad(padding, (0, 0, lead, 0), value=True)
+def _check_start(summary: Tensor | None, layer: Layer, x: Tensor) -> None:
+    if summary is not None:
+        if layer.start_weight is None:
+            raise ValueError("a summary is for layers that start from one: give a start_weight.")
+        check_shape("summary", summary, x.size(0) + 1, x.size(1), layer.start_weight.size(1))
+
+
+class _Text(NamedTuple):
+    """What a block is given of each position.
+
+    Attributes:
+        x: ``(T, B, D)``.
+        resets, padding_mask: bool ``(T, B)``, or None.
+        summary: ``(T + 1, B, S)``, or None.
+        input_masks: of each layer, ``(T, B, D)`` or ``(1, B, D)``, or None.
+    """
+
+    x: Tensor
+    resets: Tensor | None
+    padding_mask: Tensor | None
+    summary: Tensor | None
+    input_masks: list[Tensor | None]
+
+    def after_padding(self, lead: int) -> _Text:
+        """The same after `lead` positions of padding, and a reset where it begins."""
+
+        def padded(what: Tensor) -> Tensor:
+            return F.pad(what, (0, 0, 0, 0, lead, 0))
+
+        nowhere = self.x.new_zeros(self.x.shape[:2], dtype=torch.bool)
+        resets = F.pad(nowhere if self.resets is None else self.resets, (0, 0, lead, 0))
+        resets[lead].fill_(True)  # a value of Python's would be copied to the device
+        padding_mask = nowhere if self.padding_mask is None else self.padding_mask
+        return _Text(
+            padded(self.x),
+            resets,
+            F.pad(padding_mask, (0, 0, lead, 0), value=True),
+            None if self.summary is None else padded(self.summary),
+            [
+                mask if mask is None or mask.size(0) != self.x.size(0) else padded(mask)
+                for mask in self.input_masks
+            ],
+        )
+
+    def masked(self, block: Block) -> Block:
+        """The block with what of this is a grid in it."""
+        return replace(
+            block,
+            input_masks=[_mask_grid(mask, block) for mask in self.input_masks],
+            resets=None if self.resets is None else block.grid(self.resets),
+            padding_mask=None if self.padding_mask is None else block.grid(self.padding_mask, True),
+        )
 
 
 def _mask_grid(mask: Tensor | None, block: Block) -> Tensor | None:

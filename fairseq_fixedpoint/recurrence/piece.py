@@ -379,8 +379,8 @@ def _of_like_size(
     chains = max(rows // block.batch, block.iterations // block.stride, 1)
     number = -(-(end - begin) // chains)
     for piece in range(number):
-        bounds = (begin + (end - begin) * p // number for p in (piece, piece + 1))
-        yield Piece(block, *bounds, recompute)
+        first, last = (begin + (end - begin) * bound // number for bound in (piece, piece + 1))
+        yield Piece(block, first, last, recompute)
 
 
 def _rows(tensor: Tensor) -> Tensor:
