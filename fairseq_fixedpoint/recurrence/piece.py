@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple, cast
 
 import torch
@@ -371,16 +372,15 @@ def pieces(block: Block, device: torch.device) -> list[Piece]:
     ]
 
 
-def _of_like_size(
-    block: Block, begin: int, end: int, rows: int, recompute: bool
-) -> Iterator[Piece]:
+def _of_like_size(block: Block, begin: int, end: int, rows: int, recompute: bool) -> list[Piece]:
     """The chains from `begin` to before `end`, in pieces of about so many rows."""
+    if begin == end:
+        return []
     # A piece of fewer than K chains would project each input more than twice.
     chains = max(rows // block.batch, block.iterations // block.stride, 1)
     number = -(-(end - begin) // chains)
-    for piece in range(number):
-        first, last = (begin + (end - begin) * bound // number for bound in (piece, piece + 1))
-        yield Piece(block, first, last, recompute)
+    bounds = [begin + (end - begin) * piece // number for piece in range(number + 1)]
+    return [Piece(block, *pair, recompute) for pair in pairwise(bounds)]
 
 
 def _rows(tensor: Tensor) -> Tensor:
