@@ -11,6 +11,7 @@ import torch
 from fairseq.models import BaseFairseqModel, FairseqIncrementalDecoder
 from torch import Tensor
 
+from fairseq_fixedpoint.plugin.generation.output_layer import OutputLayer
 from fairseq_fixedpoint.plugin.models.decoder import FixedPointDecoder
 
 # Log-probabilities of a prefix that are in memory at once.
@@ -33,7 +34,13 @@ class IncrementalModel:
         temperature: what logits are divided by.
     """
 
-    def __init__(self, model: BaseFairseqModel, encoder_out: Any = None, temperature: float = 1.0):
+    def __init__(
+        self,
+        model: BaseFairseqModel,
+        encoder_out: Any = None,
+        temperature: float = 1.0,
+        dtype: torch.dtype | None = None,
+    ):
         self.model = model
         self.encoder_out = encoder_out
         self.temperature = temperature
@@ -41,6 +48,9 @@ class IncrementalModel:
         self.state: dict | None = (
             {} if isinstance(self.decoder, FairseqIncrementalDecoder) else None
         )
+        self._output: OutputLayer | None = None
+        if self.needs_last_token_only and self.decoder.adaptive_softmax is None:
+            self._output = OutputLayer(*self.decoder.output_projection, dtype)
 
     @property
     def needs_last_token_only(self) -> bool:
@@ -67,6 +77,10 @@ class IncrementalModel:
             )
             if self.encoder_out is not None:
                 options["encoder_out"] = self.encoder_out
+            if self._output is not None:
+                features, extra = self.decoder.extract_features(contexts, **options)
+                log_probs = self._output.log_probabilities(features[:, -1])
+                return self._at_temperature(log_probs), _attention(extra)
             output = self.decoder(contexts, **options)
         extra = output[1] if len(output) > 1 else None
         return self._log_probabilities(output[0][:, -1:], extra)[:, -1], _attention(extra)
@@ -96,11 +110,15 @@ class IncrementalModel:
             self.encoder_out = self.model.encoder.reorder_encoder_out(self.encoder_out, order)
 
     def _log_probabilities(self, logits: Tensor, extra: Any) -> Tensor:
-        log_probs = self.model.get_normalized_probs((logits, extra), log_probs=True, sample=None)
-        if self.temperature != 1.0:
-            # The same as dividing the logits, which an adaptive softmax does not give away.
-            log_probs = (log_probs / self.temperature).log_softmax(-1)
-        return log_probs
+        return self._at_temperature(
+            self.model.get_normalized_probs((logits, extra), log_probs=True, sample=None)
+        )
+
+    def _at_temperature(self, log_probs: Tensor) -> Tensor:
+        if self.temperature == 1.0:
+            return log_probs
+        # The same as dividing the logits, which an adaptive softmax does not give away.
+        return (log_probs / self.temperature).log_softmax(-1)
 
 
 class IncrementalEnsemble:
