@@ -336,8 +336,10 @@ class LanguageModel(Iterated, nn.Module):
             )
             output, iterates = solution.output[-1], solution.final_state.unsqueeze(1)
         else:  # K steps, as many as a block's, for a text that is new
-            iterates = self.rnn.initial_cache(tokens.size(0), self.iterations)
-            iterates = iterates if cache is None else cache.iterates
+            if cache is None:
+                iterates = self.rnn.initial_cache(tokens.size(0), self.iterations)
+            else:
+                iterates = cache.iterates
             resets = self._step_resets(tokens)
             for position in range(-new, 0):
                 output, iterates = self.rnn.step(

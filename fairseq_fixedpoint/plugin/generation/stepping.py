@@ -25,6 +25,12 @@ def memory_of(models: Sequence[BaseFairseqModel]) -> int | None:
     return max(bounded) if len(bounded) == len(orders) else None
 
 
+def has_full_softmax(model: BaseFairseqModel) -> bool:
+    """Whether it is a fixed-point model whose output layer is one matrix product."""
+    decoder: Any = getattr(model, "decoder", None)  # fairseq's, which has no types
+    return isinstance(decoder, FixedPointDecoder) and decoder.adaptive_softmax is None
+
+
 class IncrementalModel:
     """One model of fairseq, stepped through the hypotheses of a batch.
 
@@ -32,6 +38,7 @@ class IncrementalModel:
         model: anything that fairseq generates with.
         encoder_out: of the sentences, one row a hypothesis; None for a language model.
         temperature: what logits are divided by.
+        output_type: of the product of a fixed-point model's full softmax; the model's own if None.
     """
 
     def __init__(
@@ -39,7 +46,7 @@ class IncrementalModel:
         model: BaseFairseqModel,
         encoder_out: Any = None,
         temperature: float = 1.0,
-        dtype: torch.dtype | None = None,
+        output_type: torch.dtype | None = None,
     ):
         self.model = model
         self.encoder_out = encoder_out
@@ -49,8 +56,8 @@ class IncrementalModel:
             {} if isinstance(self.decoder, FairseqIncrementalDecoder) else None
         )
         self._output: OutputLayer | None = None
-        if self.needs_last_token_only and self.decoder.adaptive_softmax is None:
-            self._output = OutputLayer(*self.decoder.output_projection, dtype)
+        if has_full_softmax(model):
+            self._output = OutputLayer(*self.decoder.output_projection, output_type)
 
     @property
     def needs_last_token_only(self) -> bool:
@@ -69,19 +76,14 @@ class IncrementalModel:
             contexts: the tokens before, ``(R, C)``: all of them, or the last one where the model
                 :attr:`needs_last_token_only` and has seen the others.
         """
-        if self.decoder is None:
-            output = self.model(contexts)
-        else:
-            options: dict[str, Any] = (
-                {} if self.state is None else {"incremental_state": self.state}
-            )
-            if self.encoder_out is not None:
-                options["encoder_out"] = self.encoder_out
-            if self._output is not None:
-                features, extra = self.decoder.extract_features(contexts, **options)
-                log_probs = self._output.log_probabilities(features[:, -1])
-                return self._at_temperature(log_probs), _attention(extra)
-            output = self.decoder(contexts, **options)
+        options: dict[str, Any] = {} if self.state is None else {"incremental_state": self.state}
+        if self.encoder_out is not None:
+            options["encoder_out"] = self.encoder_out
+        if self._output is not None:
+            features, extra = self.decoder.extract_features(contexts, **options)
+            log_probs = self._output.log_probabilities(features[:, -1])
+            return self._at_temperature(log_probs), _attention(extra)
+        output = self.model(contexts) if self.decoder is None else self.decoder(contexts, **options)
         extra = output[1] if len(output) > 1 else None
         return self._log_probabilities(output[0][:, -1:], extra)[:, -1], _attention(extra)
 
