@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 GROUP = 32  # numbers of which the maximum is looked at first
-FEW = 2**14  # numbers that `topk` takes no longer for than a dozen small operations
+FEW = 2**15  # numbers that `topk` takes no longer for than a dozen small operations
 
 
 def largest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -21,7 +21,7 @@ def largest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
         Both ``(R, count)``, the largest first.
     """
     groups = values.size(1) // GROUP
-    if values.device.type != "cpu" or values.numel() < FEW or groups < 2 * count:
+    if values.device.type != "cpu" or values.numel() < FEW or groups < 8 * count:
         return values.topk(count)
     whole = GROUP * groups
     dealt = values[:, :whole].unflatten(1, (GROUP, groups))  # (R, GROUP, groups)

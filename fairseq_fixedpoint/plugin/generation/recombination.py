@@ -63,7 +63,7 @@ def best_continuations(
 
 
 def numbers_of_texts(texts: Tensor) -> Tensor:
-    """Numbers that are equal for equal texts of a sentence, ``(R, N, L)`` to ``(R, N)``, below N."""
+    """Numbers below N, equal for equal texts of a sentence: ``(R, N, L)`` to ``(R, N)``."""
     is_same = texts.unsqueeze(2).eq(texts.unsqueeze(1)).all(3)  # (R, N, N)
     return is_same.to(torch.uint8).argmax(2)  # the first that is the same
 

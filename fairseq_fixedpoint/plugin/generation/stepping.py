@@ -171,7 +171,8 @@ class IncrementalEnsemble:
         outputs = [_step(model, contexts) for model in self.models]
         log_probs = _mean([log_probs for log_probs, _ in outputs])
         if self.language_model is not None:
-            log_probs = log_probs + self.weight * _step(self.language_model, contexts)[0]
+            fused, _ = _step(self.language_model, contexts)
+            log_probs = torch.add(log_probs, fused, alpha=self.weight)
         attentions = [attention for _, attention in outputs if attention is not None]
         if not attentions:
             return log_probs, None
