@@ -1,8 +1,13 @@
-"""What fairseq's own generator cannot do, beside ours that does: why there is another one."""
+"""What fairseq's own generator can do with a search that recombines, and what it cannot: why there
+is another one."""
 
 from __future__ import annotations
 
+import math
+
+import pytest
 import torch
+from fairseq import search
 
 from tests.test_generation import (
     DICTIONARY,
@@ -18,6 +23,45 @@ from tests.test_generation import (
     theirs,
     theirs_one_by_one,
 )
+
+
+class RecombiningBeamSearch(search.BeamSearch):
+    """fairseq's, which leaves out what ends in the same K tokens as a better continuation."""
+
+    def __init__(self, order: int):
+        super().__init__(DICTIONARY)
+        self.order = order
+
+    def step(self, step, lprobs, scores, prev_output_tokens=None, original_batch_idxs=None):
+        if step > 0:
+            lprobs = lprobs.clone()
+            texts = prev_output_tokens.view(*lprobs.shape[:2], -1).tolist()
+            totals = lprobs + scores[:, :, step - 1, None]
+            for number, by_score in enumerate(totals.flatten(1).argsort(descending=True).tolist()):
+                seen = set()
+                for row, token in (divmod(place, self.vocab_size) for place in by_score):
+                    ending = (*texts[number][row], token)[-self.order :]
+                    if token != EOS and ending in seen:
+                        lprobs[number, row, token] = -math.inf
+                    seen.add(ending)
+        return super().step(step, lprobs, scores, prev_output_tokens, original_batch_idxs)
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+@pytest.mark.parametrize("lengths", [[0, 0, 0], [2, 2, 2]], ids=str)
+def test_with_a_search_that_recombines_fairseqs_finds_the_same(order, lengths):
+    """As long as it is asked for nothing of what follows; of two that tie either may be kept."""
+    for seed in range(4):
+        model, prefixes = language_model(seed, iterations=order), prefixes_of(lengths, seed)
+        options = {"beam_size": 4, "max_len_b": 10}
+        expected = theirs(
+            [model], text_batch(prefixes), prefixes,
+            strategy=lambda: RecombiningBeamSearch(order), **options,
+        )  # fmt: skip
+        actual = ours([model], text_batch(prefixes), prefixes, recombination=True, **options)
+        for mine, theirs_of_it in zip(actual, expected, strict=True):
+            scores = [float(hypothesis["score"]) for hypothesis in theirs_of_it]
+            assert [float(h["score"]) for h in mine] == pytest.approx(scores, rel=0, abs=1e-9)
 
 
 def shortest(hypotheses) -> int:
