@@ -57,7 +57,9 @@ class IncrementalModel:
         )
         self._output: OutputLayer | None = None
         if has_full_softmax(model):
-            self._output = OutputLayer(*self.decoder.output_projection, output_type)
+            decoder: Any = self.decoder
+            weight, bias = decoder.output_projection
+            self._output = OutputLayer(weight, bias, output_type)
 
     @property
     def needs_last_token_only(self) -> bool:
