@@ -62,13 +62,8 @@ def language_model(seed: int = 0, **options):
 
 def without(model, word: int):
     """The model with probability 0 for a word."""
-    normalized = model.get_normalized_probs
-
-    def without_word(*args, **kwargs):
-        log_probs = normalized(*args, **kwargs)
-        return log_probs.index_fill(2, torch.tensor([word]), -math.inf).log_softmax(2)
-
-    model.get_normalized_probs = without_word
+    with torch.no_grad():
+        model.decoder.fc_out.bias[word] = -math.inf
     return model
 
 
@@ -686,6 +681,38 @@ def test_alignments_are_fairseqs(kind):
             torch.testing.assert_close(*numbers, rtol=0, atol=2e-6)
 
 
+@pytest.mark.parametrize("share", [False, True])
+def test_an_output_product_in_bfloat16_has_its_precision(share):
+    """Scores of chosen words, and of those alone: given ones are scored in the model's type."""
+    model = language_model(share_decoder_input_output_embed=share).float()
+    prefixes = prefixes_of([3, 3])
+    options = {"beam_size": 3, "max_len_b": 12, "min_len": 12, "bf16_output": True}
+    for hypothesis in chain.from_iterable(ours([model], text_batch(prefixes), prefixes, **options)):
+        tokens = hypothesis["tokens"]
+        expected = forced_log_probs(model, tokens).gather(1, tokens[:, None])[:, 0]
+        actual = hypothesis["positional_scores"]
+        torch.testing.assert_close(actual[:3], expected[:3], rtol=0, atol=1e-5)
+        largest_logit = float(model.decoder(tokens[None])[0].detach().abs().max())
+        torch.testing.assert_close(actual, expected, rtol=0, atol=0.02 * largest_logit)
+        assert not torch.equal(actual, expected)
+
+
+def test_the_task_makes_an_output_layer_in_bfloat16():
+    task = FixedPointLanguageModelingTask(
+        FixedPointLanguageModelingConfig(bf16_output=True), DICTIONARY
+    )
+    sample = text_batch(prefixes_of([0]))
+    model = language_model().float()
+    scores = [
+        task.inference_step(task.build_generator([model], args), [model], sample)[0][0]["score"]
+        for args in (
+            Namespace(beam=2, max_len_b=8),
+            Namespace(beam=2, max_len_b=8, bf16_output=False),
+        )
+    ]
+    assert scores[0] != scores[1] and scores[0] == pytest.approx(float(scores[1]), abs=0.2)
+
+
 @pytest.mark.parametrize(
     ("models", "options", "message"),
     [
@@ -694,6 +721,7 @@ def test_alignments_are_fairseqs(kind):
         ([language_model()], {"match_source_len": True}, "--match-source-len: a language model"),
         ([language_model()], {"print_alignment": "hard"}, "--print-alignment: a language model"),
         ([language_model()], {"min_len": 9, "max_len_b": 5}, "--min-len 9 is above"),
+        ([lstm()], {"bf16_output": True}, "--bf16-output is for the full softmax of a fixed-point"),
         ([lstm()], {"lm_model": build(words=3)}, "--lm-path: .* dictionary .7 entries. is not"),
     ],
 )
@@ -744,8 +772,14 @@ def test_the_benchmark_has_a_row_for_each_case():
     machine = SimpleNamespace(device=torch.device("cpu"))
     records = list(generation.measure(settings, machine))
     run = {"records": records, "machine": {"matrix_rate": {"fp32": 1e11}, "bandwidth": 1e10}}
-    speed, memory = generation.tables(run).values()
+    speed, memory, fusion = generation.tables(run).values()
     cases = len(settings.batches) * len(settings.beams) * len(settings.lengths)
     assert len(speed.splitlines()) == 2 + cases
     assert len(memory.splitlines()) == 2 + len(settings.memory_lengths)
-    assert "not measured" not in speed + memory
+    assert len(fusion.splitlines()) == 2 + 2
+    assert "not measured" not in speed + memory + fusion
+    earlier = [r for r in records if r["way"] != "bf16" and r["task"] != "fusion"]
+    tables = generation.tables({**run, "records": earlier})
+    assert (
+        "bf16" in speed and "bf16" not in tables["generation"] and not tables["generation-fusion"]
+    )

@@ -336,14 +336,16 @@ class LanguageModel(Iterated, nn.Module):
             )
             output, iterates = solution.output[-1], solution.final_state.unsqueeze(1)
         else:  # K steps, as many as a block's, for a text that is new
-            iterates = self.rnn.initial_cache(tokens.size(0), self.iterations)
-            iterates = iterates if cache is None else cache.iterates
+            if cache is None:
+                iterates = self.rnn.initial_cache(tokens.size(0), self.iterations)
+            else:
+                iterates = cache.iterates
             resets = self._step_resets(tokens)
             for position in range(-new, 0):
                 output, iterates = self.rnn.step(
                     x[position],
                     iterates,
-                    resets[:, position],
+                    None if resets is None else resets[:, position],
                     layers,
                     None if begins is None else begins[position],
                 )
@@ -358,8 +360,10 @@ class LanguageModel(Iterated, nn.Module):
         features = self._features(output.unsqueeze(0).clone(), None)
         return features, StepCache(iterates, layers, recent, last)
 
-    def _step_resets(self, tokens: Tensor) -> Tensor:
+    def _step_resets(self, tokens: Tensor) -> Tensor | None:
         """Where the recurrence starts anew in texts that are padded on the left, ``(B, T)``."""
+        if tokens.size(1) == 1 and not self.reset_at_eos:
+            return None
         after_padding = F.pad(tokens[:, :-1].eq(self.padding_idx), (1, 0))
         resets = after_padding & tokens.ne(self.padding_idx)
         return resets | tokens.eq(self.config.eos) if self.reset_at_eos else resets

@@ -1,10 +1,14 @@
 """Generation: tokens a second, and peak memory against the length of what is generated.
 
-"ours" is a model of order K under `FixedPointSequenceGenerator`, and "lstm_lm" is fairseq's, of
-equal width and with the same output layer, under fairseq's `SequenceGenerator`; "theirs" is our
-model under fairseq's generator, which tells what the generator does from what the model does.
-Weights are random, hypotheses begin at the sentence start, and all are of the given length. A token
-is one that is returned: a beam counts once. Beams are recombined, which is the default.
+"ours" is a model of order K under `FixedPointSequenceGenerator`, "bf16" the same with
+`--bf16-output`, and "lstm_lm" is fairseq's, of equal width and with the same output layer, under
+fairseq's `SequenceGenerator`; "theirs" is our model under fairseq's generator, which tells what the
+generator does from what the model does. Weights are random, hypotheses begin at the sentence start,
+and all are of the given length. A token is one that is returned: a beam counts once. Beams are
+recombined, which is the default.
+
+Fusion is `--lm-path`: a translation model and a language model beside it, of the sizes of
+examples/translation, against the translation model alone, under either generator.
 
 The floor has the matrix products of one step at a time, since a token cannot be known before the
 last one: the weights are read again for each.
@@ -14,6 +18,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from types import SimpleNamespace
 
 import torch
 from fairseq.data import Dictionary
@@ -21,6 +27,10 @@ from fairseq.sequence_generator import SequenceGenerator
 from matplotlib.figure import Figure
 
 from fairseq_fixedpoint.plugin.generation import FixedPointSequenceGenerator
+from fairseq_fixedpoint.plugin.models.fixedpoint import (
+    FixedPointTranslationConfig,
+    FixedPointTranslationModel,
+)
 from fairseq_fixedpoint.plugin.models.fixedpoint_lm import (
     FixedPointLanguageModel,
     FixedPointLanguageModelConfig,
@@ -34,9 +44,11 @@ from scripts.benchmarks.rescoring import both, lstm_lm_like
 
 WAYS = {
     "ours": "K iterates, our generator",
+    "bf16": "the same, `--bf16-output`",
     "theirs": "K iterates, fairseq's generator",
     "lstm_lm": "lstm_lm, fairseq's generator",
 }
+GENERATORS = {"ours": "our generator", "theirs": "fairseq's generator"}
 ITEMSIZE = 4
 
 
@@ -54,6 +66,8 @@ class Settings:
         lengths: tokens a hypothesis.
         memory_lengths: tokens a hypothesis where the peak of memory is measured, with the last of
             `beams` and one sentence.
+        fusion_words, fusion_batch, fusion_length: vocabulary, sentences and tokens of a source
+            and its translations, with the last of `beams`, where a language model is beside.
         seconds: for the rounds of one batch, beam and length.
     """
 
@@ -65,6 +79,9 @@ class Settings:
     beams: tuple[int, ...] = (1, 5)
     lengths: tuple[int, ...] = (64, 1024)
     memory_lengths: tuple[int, ...] = (64, 256, 1024)
+    fusion_words: int = 2_000
+    fusion_batch: int = 50
+    fusion_length: int = 12
     seconds: float = 3.0
 
 
@@ -73,13 +90,14 @@ PRESETS = {
     "cuda": Settings(width=1024, words=33_000, memory_lengths=(64, 256, 1024, 4096)),
     "quick": Settings(
         width=8, words=30, batches=(1, 2), beams=(1, 2), lengths=(4, 8), memory_lengths=(4, 8),
-        seconds=0.01,
+        fusion_words=30, fusion_batch=2, fusion_length=4, seconds=0.01,
     ),
 }  # fmt: skip
 
 
 def measure(settings: Settings, machine: Machine) -> Iterator[dict]:
-    """A record for each way, batch, beam and length; then for each way and length the memory."""
+    """A record for each way, batch, beam and length; then for each way and length the memory, and
+    for each generator the time of translations without and with a language model."""
     generators = _generators(settings, machine.device)
     for length in settings.lengths:
         for batch in settings.batches:
@@ -109,6 +127,12 @@ def measure(settings: Settings, machine: Machine) -> Iterator[dict]:
                 "length": length,
                 "peak": peak,
             }
+    milliseconds, _ = interleaved(
+        _translations(settings, machine.device), settings.seconds, machine.device
+    )
+    for way in GENERATORS:
+        alone, fused = (milliseconds[f"{way} {kind}"] for kind in ("alone", "fused"))
+        yield {"task": "fusion", "way": way, "ms_alone": alone, "ms": fused}
 
 
 def step_work(settings: Settings, rows: int) -> Work:
@@ -121,9 +145,7 @@ def _generators(
     settings: Settings, device: torch.device
 ) -> dict[str, Callable[[int, int, int], Callable[[], object]]]:
     """For each way what makes a call from batch, beam and length."""
-    dictionary = Dictionary()
-    while len(dictionary) < settings.words:
-        dictionary.add_symbol(f"w{len(dictionary)}")
+    dictionary = _dictionary(settings.words)
     torch.manual_seed(1)
     cfg = FixedPointLanguageModelConfig(
         cell=settings.cell, iterations=settings.iterations, decoder_embed_dim=settings.width
@@ -131,6 +153,7 @@ def _generators(
     model = FixedPointLanguageModel.build_model(cfg, both(dictionary)).eval().to(device)
     ways = {
         "ours": (FixedPointSequenceGenerator, model),
+        "bf16": (partial(FixedPointSequenceGenerator, bf16_output=True), model),
         "theirs": (SequenceGenerator, model),
         "lstm_lm": (SequenceGenerator, lstm_lm_like(model, dictionary)),
     }
@@ -149,31 +172,89 @@ def _generators(
     return {way: maker(*parts) for way, parts in ways.items()}
 
 
+def _translations(settings: Settings, device: torch.device) -> dict[str, Callable[[], object]]:
+    """Calls that translate a batch under either generator, "alone" or "fused" with a language
+    model."""
+    dictionary = _dictionary(settings.fusion_words)
+    torch.manual_seed(1)
+    sizes = dict.fromkeys(("encoder_embed_dim", "decoder_embed_dim"), 128)
+    sizes |= dict.fromkeys(("encoder_hidden_size", "decoder_hidden_size"), 144)
+    cfg = FixedPointTranslationConfig(
+        cell="lstm", iterations=3, share_decoder_input_output_embed=True, **sizes
+    )
+    task = SimpleNamespace(source_dictionary=dictionary, target_dictionary=dictionary)
+    model = FixedPointTranslationModel.build_model(cfg, task).eval().to(device)
+    lm_cfg = FixedPointLanguageModelConfig(
+        cell="elman", iterations=5, decoder_embed_dim=256, share_decoder_input_output_embed=True
+    )
+    lm = FixedPointLanguageModel.build_model(lm_cfg, both(dictionary)).eval().to(device)
+    batch, length = settings.fusion_batch, settings.fusion_length
+    sources = torch.randint(4, len(dictionary), (batch, length + 1), device=device)
+    sources[:, -1] = dictionary.eos()
+    lengths = torch.full((batch,), length + 1, device=device)
+    net_input = {"src_tokens": sources, "src_lengths": lengths}
+    sample = {"id": torch.arange(batch), "net_input": net_input}
+    options = {"beam_size": settings.beams[-1], "min_len": length, "max_len_b": length}
+    beside = {"alone": {}, "fused": {"lm_model": lm, "lm_weight": 0.5}}
+    calls = {}
+    classes = {"ours": FixedPointSequenceGenerator, "theirs": SequenceGenerator}
+    for way, generator_class in classes.items():
+        for kind, given in beside.items():
+            generator = generator_class([model], dictionary, **options, **given)
+            calls[f"{way} {kind}"] = partial(generator.generate, [model], sample)
+    return calls
+
+
+def _dictionary(words: int) -> Dictionary:
+    dictionary = Dictionary()
+    while len(dictionary) < words:
+        dictionary.add_symbol(f"w{len(dictionary)}")
+    return dictionary
+
+
 def tables(run: dict) -> dict[str, str]:
-    """`generation`: tokens a second; `generation-memory`: the peak against the length."""
+    """`generation`: tokens a second; `generation-memory`: the peak against the length;
+    `generation-fusion`: what a language model beside a translation model costs."""
+    names = _names(run["records"])
     speed = _by_case(run["records"], "speed")
     rows = []
     for (length, batch, beam), ways in speed.items():
-        rates = {way: _tokens_a_second(record) for way, record in ways.items()}
+        rates = {way: _tokens_a_second(ways[way]) for way in names}
         rows.append(
             (
                 batch,
                 beam,
                 length,
-                *(number(rates[way]) for way in WAYS),
+                *(number(rates[way]) for way in names),
+                times(_ratio(rates["ours"], rates["theirs"])),
                 times(_ratio(rates["ours"], rates["lstm_lm"])),
                 percent(share(ways["ours"], run["machine"], "fp32")),
             )
         )
-    head = ("batch", "beam", "length", *WAYS.values(), "first over last", "first's share of floor")
+    head = (
+        "batch", "beam", "length", *names.values(), "first over fairseq's generator",
+        "first over last", "first's share of floor",
+    )  # fmt: skip
     memory = _by_case(run["records"], "memory")
     peaks = [
-        (length, *(mebibytes(ways[way]["peak"]) for way in WAYS))
+        (length, *(mebibytes(ways[way]["peak"]) for way in names))
         for (length, _, _), ways in memory.items()
     ]
+    fusion = [
+        (
+            GENERATORS[record["way"]],
+            number(record["ms_alone"]),
+            number(record["ms"]),
+            times(_ratio(record["ms"], record["ms_alone"])),
+        )
+        for record in run["records"]
+        if record["task"] == "fusion"
+    ]
+    fusion_head = ("generator", "ms, alone", "ms, with a language model", "second over first")
     return {
         "generation": table(head, rows),
-        "generation-memory": table(("length", *WAYS.values()), peaks),
+        "generation-memory": table(("length", *names.values()), peaks),
+        "generation-fusion": table(fusion_head, fusion) if fusion else "",
     }
 
 
@@ -181,7 +262,7 @@ def plots(run: dict) -> dict[str, Figure]:
     """`generation`: peak memory against the length."""
     figure, [axes] = new_figure()
     memory = [record for record in run["records"] if record["task"] == "memory"]
-    for (way, name), colour in zip(WAYS.items(), COLOURS, strict=False):
+    for (way, name), colour in zip(_names(memory).items(), COLOURS, strict=False):
         points = [(r["length"], r["peak"] / 2**20) for r in memory if r["way"] == way]
         axes.plot(*zip(*points, strict=True), "o-", color=colour, label=name)
     logarithmic(axes, [record["length"] for record in memory])
@@ -189,6 +270,12 @@ def plots(run: dict) -> dict[str, Figure]:
     axes.set_ylabel("peak memory (MiB)")
     axes.legend()
     return {"generation": figure}
+
+
+def _names(records: list[dict]) -> dict[str, str]:
+    """The ways that were measured: a run may be from before one of them."""
+    measured = {record["way"] for record in records}
+    return {way: name for way, name in WAYS.items() if way in measured}
 
 
 def _by_case(records: list[dict], task: str) -> dict[tuple[int, int, int], dict[str, dict]]:

@@ -7,6 +7,7 @@ a hypothesis are read off at the end, from its last node back to the start.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 ROOT = -1
@@ -66,12 +67,13 @@ class Backpointers:
             end is undefined.
         """
         longest = int(lengths.max()) if len(lengths) else 0
-        path = torch.full((longest, len(nodes)), ROOT)  # (T, M)
-        parents = self._joined(self._parents, torch.long)
-        for position in range(longest - 1, -1, -1):
-            path[position] = torch.where(lengths > position, nodes, ROOT)
-            nodes = torch.where(lengths > position, parents[nodes], nodes)
-        path = path.t()
+        backwards = torch.full((max(longest, 1), len(nodes)), ROOT)  # (T, M), the last node first
+        parents = F.pad(self._joined(self._parents, torch.long), (0, 1), value=ROOT)
+        for step in range(longest):
+            backwards[step] = nodes
+            nodes = parents[nodes]  # the root's is the root
+        steps = lengths.unsqueeze(1) - 1 - torch.arange(longest)  # (M, T)
+        path = backwards.t().gather(1, steps.clamp(min=0))
         tokens, scores = self._joined(self._tokens, torch.long), self._joined(self._scores)
         return path, tokens[path], scores[path]
 

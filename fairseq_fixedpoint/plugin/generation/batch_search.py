@@ -160,7 +160,7 @@ class BatchSearch:
         if attention is not None:
             beam.history.attend(attention)
         beam.scores = beam.scores.type_as(log_probs)
-        saw_nan = log_probs.max().isnan()
+        saw_nan = log_probs.sum().isnan()
         self.saw_nan |= saw_nan
         if waiting.reading_waits(log_probs.device) or saw_nan:
             log_probs.masked_fill_(log_probs.isnan(), -torch.inf)

@@ -25,6 +25,13 @@ class GenerationTaskConfig(FairseqDataclass):
             "one, though they have the same future"
         },
     )
+    bf16_output: bool = field(
+        default=False,
+        metadata={
+            "help": "when generating, the product of the full softmax of a fixed-point model in "
+            "bfloat16"
+        },
+    )
 
 
 def model_class(args: object) -> type | None:
@@ -54,7 +61,7 @@ class GenerationTask(FairseqTask):
         Args:
             models: the ensemble.
             args: fairseq's options of generation; users of its hub interface may give
-                `no_recombination` among them.
+                `no_recombination` and `bf16_output` among them.
             seq_gen_cls: another generator.
             extra_gen_cls_kwargs: more options for the generator.
             prefix_allowed_tokens_fn: as in fairseq.
@@ -73,6 +80,7 @@ class GenerationTask(FairseqTask):
             no_recombination = getattr(args, "no_recombination", options.no_recombination)
             extra_gen_cls_kwargs = {
                 "recombination": not no_recombination,
+                "bf16_output": getattr(args, "bf16_output", options.bf16_output),
                 "print_alignment": getattr(args, "print_alignment", None),
                 **(extra_gen_cls_kwargs or {}),
             }

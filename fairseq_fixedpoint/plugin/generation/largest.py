@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-GROUP = 64  # numbers of which the maximum is looked at first
-FEW = 2**17  # numbers that `topk` takes no longer for than a dozen small operations
+GROUP = 32  # numbers of which the maximum is looked at first
+FEW = 2**15  # numbers that `topk` takes no longer for than a dozen small operations
 
 
 def largest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -21,14 +21,13 @@ def largest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
         Both ``(R, count)``, the largest first.
     """
     groups = values.size(1) // GROUP
-    if values.device.type != "cpu" or values.numel() < FEW or groups < 2 * count:
+    if values.device.type != "cpu" or values.numel() < FEW or groups < 8 * count:
         return values.topk(count)
-    dealt = values[:, : GROUP * groups].unflatten(1, (GROUP, groups))  # (R, GROUP, groups)
-    best = dealt.amax(1).topk(count, sorted=False).indices.unsqueeze(1)  # (R, 1, count)
-    members = dealt.gather(2, best.expand(-1, GROUP, -1)).flatten(1)  # (R, GROUP * count)
-    columns = (torch.arange(0, GROUP * groups, groups).unsqueeze(1) + best).flatten(1)
-    rest = torch.arange(GROUP * groups, values.size(1))  # what makes no whole group
-    members = torch.cat([members, values[:, GROUP * groups :]], dim=1)
-    columns = torch.cat([columns, rest.expand(len(values), -1)], dim=1)
-    top, which = members.topk(count)
-    return top, columns.gather(1, which)
+    whole = GROUP * groups
+    dealt = values[:, :whole].unflatten(1, (GROUP, groups))  # (R, GROUP, groups)
+    best = dealt.amax(1).topk(count, sorted=False).indices  # (R, count)
+    members = dealt.gather(2, best.unsqueeze(1).expand(-1, GROUP, -1)).flatten(1)
+    rest = values[:, whole:]  # what makes no whole group
+    top, which = torch.cat([members, rest], dim=1).topk(count)
+    columns = which // count * groups + best.gather(1, which % count)
+    return top, columns.where(which < GROUP * count, which + (whole - GROUP * count))

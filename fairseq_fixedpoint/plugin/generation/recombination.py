@@ -14,8 +14,6 @@ from torch import Tensor
 
 from fairseq_fixedpoint.plugin.generation.largest import largest
 
-TOKEN_BITS = 31  # two tokens are an int64
-
 
 def best_continuations(
     log_probs: Tensor,
@@ -55,25 +53,23 @@ def best_continuations(
     if order is None or beam == 1:
         totals, which = totals.topk(min(count, beam * each))
         return totals, tokens.gather(1, which), which // each
+    endings = numbers_of_texts(contexts[:, :, max(0, contexts.size(2) - order + 1) :])  # (R, N)
+    endings = (endings.unsqueeze(2) * vocabulary + tokens.view(sentences, beam, each)).flatten(1)
     totals, which = totals.sort(dim=1, descending=True, stable=True)
-    tokens, parents = tokens.gather(1, which), which // each
-    suffixes = contexts[:, :, max(0, contexts.size(2) - order + 1) :]  # (R, N, K - 1)
-    suffixes = suffixes.gather(1, parents.unsqueeze(2).expand(-1, -1, suffixes.size(2)))
-    endings = torch.cat([suffixes, tokens.unsqueeze(2)], dim=2)  # (R, N * k, K)
-    is_beaten = repeats(endings) & tokens.ne(eos)
-    kept = is_beaten.to(torch.uint8).argsort(dim=1, stable=True)[:, :count]
-    totals = totals.masked_fill(is_beaten, -torch.inf)
-    return totals.gather(1, kept), tokens.gather(1, kept), parents.gather(1, kept)
+    tokens = tokens.gather(1, which)
+    is_beaten = repeats(endings.gather(1, which)) & tokens.ne(eos)
+    totals, kept = totals.masked_fill(is_beaten, -torch.inf).topk(min(count, beam * each))
+    return totals, tokens.gather(1, kept), which.gather(1, kept) // each
 
 
-def repeats(texts: Tensor) -> Tensor:
-    """Which texts of a sentence stand there before: ``(R, C, L)`` to bool ``(R, C)``."""
-    texts = F.pad(texts, (texts.size(2) % 2, 0))
-    words = (texts[:, :, ::2] << TOKEN_BITS) + texts[:, :, 1::2]  # (R, C, L / 2)
-    order = torch.arange(texts.size(1), device=texts.device).expand(texts.shape[:2])
-    for column in reversed(range(words.size(2))):  # lexicographic, from stable sorts
-        keys = words[:, :, column].gather(1, order)
-        order = order.gather(1, keys.argsort(dim=1, stable=True))
-    ordered = words.gather(1, order.unsqueeze(2).expand_as(words))
-    is_same = ordered[:, 1:].eq(ordered[:, :-1]).all(2)  # (R, C - 1)
-    return torch.empty_like(order, dtype=torch.bool).scatter_(1, order, F.pad(is_same, (1, 0)))
+def numbers_of_texts(texts: Tensor) -> Tensor:
+    """Numbers below N, equal for equal texts of a sentence: ``(R, N, L)`` to ``(R, N)``."""
+    is_same = texts.unsqueeze(2).eq(texts.unsqueeze(1)).all(3)  # (R, N, N)
+    return is_same.to(torch.uint8).argmax(2)  # the first that is the same
+
+
+def repeats(keys: Tensor) -> Tensor:
+    """Which keys of a sentence stand there before: ``(R, C)`` to bool ``(R, C)``."""
+    ordered, order = keys.sort(dim=1, stable=True)
+    is_same = F.pad(ordered[:, 1:].eq(ordered[:, :-1]), (1, 0))
+    return torch.empty_like(is_same).scatter_(1, order, is_same)

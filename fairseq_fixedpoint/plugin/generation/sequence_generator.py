@@ -23,6 +23,7 @@ from fairseq_fixedpoint.plugin.generation.prefixes import ForcedPrefixes
 from fairseq_fixedpoint.plugin.generation.stepping import (
     IncrementalEnsemble,
     IncrementalModel,
+    has_full_softmax,
     memory_of,
 )
 from fairseq_fixedpoint.plugin.generation.strategy import Strategy
@@ -59,6 +60,7 @@ class FixedPointSequenceGenerator(SequenceGenerator):
         tgt_dict: dictionary of the output.
         beam_size: N, hypotheses a sentence.
         recombination: whether to recombine where the models and the strategy allow it.
+        bf16_output: whether the full softmax of fixed-point models has its product in bfloat16.
         print_alignment: ``hard`` or ``soft``, as in fairseq, for models with attention.
         options: the others of fairseq's `SequenceGenerator`.
 
@@ -75,6 +77,7 @@ class FixedPointSequenceGenerator(SequenceGenerator):
         beam_size: int = 1,
         *,
         recombination: bool = True,
+        bf16_output: bool = False,
         print_alignment: str | None = None,
         **options: Any,
     ):
@@ -102,6 +105,13 @@ class FixedPointSequenceGenerator(SequenceGenerator):
         if print_alignment:
             self._check_alignment()
             self.extract_alignment = ALIGNMENTS[str(print_alignment)]
+        every_model = [*self.model.models, *filter(None, [self.lm_model])]
+        if bf16_output and not any(map(has_full_softmax, every_model)):
+            raise ValueError(
+                "--bf16-output is for the full softmax of a fixed-point model, and none of these "
+                "models has one: drop it."
+            )
+        self._output_type = torch.bfloat16 if bf16_output else None
         self._recombination = recombination
         if recombination and self.beam_size > 1 and (reason := self._why_no_recombination()):
             logger.info(f"no recombination of hypotheses that end in the same tokens: {reason}.")
@@ -256,10 +266,12 @@ class FixedPointSequenceGenerator(SequenceGenerator):
             encoder_outs = [None] * self.model.models_size
         return IncrementalEnsemble(
             [
-                IncrementalModel(model, encoder_out, self.temperature)
+                IncrementalModel(model, encoder_out, self.temperature, self._output_type)
                 for model, encoder_out in zip(self.model.models, encoder_outs, strict=True)
             ],
-            None if self.lm_model is None else IncrementalModel(self.lm_model),
+            None
+            if self.lm_model is None
+            else IncrementalModel(self.lm_model, output_type=self._output_type),
             self.lm_weight,
         )
 

@@ -11,6 +11,7 @@ import torch
 from fairseq.models import BaseFairseqModel, FairseqIncrementalDecoder
 from torch import Tensor
 
+from fairseq_fixedpoint.plugin.generation.output_layer import OutputLayer
 from fairseq_fixedpoint.plugin.models.decoder import FixedPointDecoder
 
 # Log-probabilities of a prefix that are in memory at once.
@@ -24,6 +25,12 @@ def memory_of(models: Sequence[BaseFairseqModel]) -> int | None:
     return max(bounded) if len(bounded) == len(orders) else None
 
 
+def has_full_softmax(model: BaseFairseqModel) -> bool:
+    """Whether it is a fixed-point model whose output layer is one matrix product."""
+    decoder: Any = getattr(model, "decoder", None)  # fairseq's, which has no types
+    return isinstance(decoder, FixedPointDecoder) and decoder.adaptive_softmax is None
+
+
 class IncrementalModel:
     """One model of fairseq, stepped through the hypotheses of a batch.
 
@@ -31,9 +38,16 @@ class IncrementalModel:
         model: anything that fairseq generates with.
         encoder_out: of the sentences, one row a hypothesis; None for a language model.
         temperature: what logits are divided by.
+        output_type: of the product of a fixed-point model's full softmax; the model's own if None.
     """
 
-    def __init__(self, model: BaseFairseqModel, encoder_out: Any = None, temperature: float = 1.0):
+    def __init__(
+        self,
+        model: BaseFairseqModel,
+        encoder_out: Any = None,
+        temperature: float = 1.0,
+        output_type: torch.dtype | None = None,
+    ):
         self.model = model
         self.encoder_out = encoder_out
         self.temperature = temperature
@@ -41,6 +55,11 @@ class IncrementalModel:
         self.state: dict | None = (
             {} if isinstance(self.decoder, FairseqIncrementalDecoder) else None
         )
+        self._output: OutputLayer | None = None
+        if has_full_softmax(model):
+            decoder: Any = self.decoder
+            weight, bias = decoder.output_projection
+            self._output = OutputLayer(weight, bias, output_type)
 
     @property
     def needs_last_token_only(self) -> bool:
@@ -59,15 +78,14 @@ class IncrementalModel:
             contexts: the tokens before, ``(R, C)``: all of them, or the last one where the model
                 :attr:`needs_last_token_only` and has seen the others.
         """
-        if self.decoder is None:
-            output = self.model(contexts)
-        else:
-            options: dict[str, Any] = (
-                {} if self.state is None else {"incremental_state": self.state}
-            )
-            if self.encoder_out is not None:
-                options["encoder_out"] = self.encoder_out
-            output = self.decoder(contexts, **options)
+        options: dict[str, Any] = {} if self.state is None else {"incremental_state": self.state}
+        if self.encoder_out is not None:
+            options["encoder_out"] = self.encoder_out
+        if self._output is not None:
+            features, extra = self.decoder.extract_features(contexts, **options)
+            log_probs = self._output.log_probabilities(features[:, -1])
+            return self._at_temperature(log_probs), _attention(extra)
+        output = self.model(contexts) if self.decoder is None else self.decoder(contexts, **options)
         extra = output[1] if len(output) > 1 else None
         return self._log_probabilities(output[0][:, -1:], extra)[:, -1], _attention(extra)
 
@@ -96,11 +114,15 @@ class IncrementalModel:
             self.encoder_out = self.model.encoder.reorder_encoder_out(self.encoder_out, order)
 
     def _log_probabilities(self, logits: Tensor, extra: Any) -> Tensor:
-        log_probs = self.model.get_normalized_probs((logits, extra), log_probs=True, sample=None)
-        if self.temperature != 1.0:
-            # The same as dividing the logits, which an adaptive softmax does not give away.
-            log_probs = (log_probs / self.temperature).log_softmax(-1)
-        return log_probs
+        return self._at_temperature(
+            self.model.get_normalized_probs((logits, extra), log_probs=True, sample=None)
+        )
+
+    def _at_temperature(self, log_probs: Tensor) -> Tensor:
+        if self.temperature == 1.0:
+            return log_probs
+        # The same as dividing the logits, which an adaptive softmax does not give away.
+        return (log_probs / self.temperature).log_softmax(-1)
 
 
 class IncrementalEnsemble:
@@ -151,7 +173,8 @@ class IncrementalEnsemble:
         outputs = [_step(model, contexts) for model in self.models]
         log_probs = _mean([log_probs for log_probs, _ in outputs])
         if self.language_model is not None:
-            log_probs = log_probs + self.weight * _step(self.language_model, contexts)[0]
+            fused, _ = _step(self.language_model, contexts)
+            log_probs = torch.add(log_probs, fused, alpha=self.weight)
         attentions = [attention for _, attention in outputs if attention is not None]
         if not attentions:
             return log_probs, None

@@ -114,12 +114,12 @@ class Strategy:
         if forced_log_probs is not None:
             # In beam search they are the same for all of a sentence, so the order stays.
             scores = scores + forced_log_probs.gather(1, parents)
-        missing = max(0, 2 * beam.size - scores.size(1))
-        return Candidates(
-            F.pad(scores, (0, missing), value=-torch.inf),
-            F.pad(tokens, (0, missing), value=self.pad),
-            F.pad(parents, (0, missing)) + beam.rows()[:, :1],
-        )
+        missing = 2 * beam.size - scores.size(1)
+        if missing > 0:
+            scores = F.pad(scores, (0, missing), value=-torch.inf)
+            tokens = F.pad(tokens, (0, missing), value=self.pad)
+            parents = F.pad(parents, (0, missing))
+        return Candidates(scores, tokens, parents + beam.rows()[:, :1])
 
     def update(self, going_on: Tensor) -> None:
         """Lets its state follow the candidates ``(R, N)`` that the beam goes on with."""

@@ -54,7 +54,8 @@ class TokenRules:
             contexts: the tokens before and what stands before them; all of them if the rules
                 :attr:`need_whole_text`.
         """
-        log_probs[:, self.unk] -= self.unk_penalty
+        if self.unk_penalty:
+            log_probs[:, self.unk] -= self.unk_penalty
         if step == self.max_len:
             end = log_probs[:, self.eos].clone()
             log_probs.fill_(-torch.inf)
