@@ -260,7 +260,9 @@ def fixed_point(
     ]
     dtype = _product_type(x, layers[0].weight_ih)
     outputs, changes = iterate(block, block.grid(text.x), weights, dtype)
-    outputs = [block.positions(h)[block.length - length :] for h in outputs]
+    outputs = [block.positions(h) for h in outputs]
+    if block.length > length:  # the gradient of a slice is a copy, even of all
+        outputs = [h[block.length - length :] for h in outputs]
     if padding_mask is not None:
         outputs = [h.masked_fill(padding_mask.unsqueeze(-1), 0) for h in outputs]
     return Solution(

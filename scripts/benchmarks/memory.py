@@ -53,9 +53,9 @@ class Settings:
     model_cell: str = "lstm"
     model_width: int = 650
     words: int = 33_000
-    model_lengths: tuple[int, ...] = (128, 256, 512)
-    model_iterations: tuple[int, ...] = (2, 4, 8)
-    shares: tuple[float, ...] = (0.0, 0.5, 0.6, 0.75, 1.0)
+    model_lengths: tuple[int, ...] = (128, 512)
+    model_iterations: tuple[int, ...] = (2, 8)
+    shares: tuple[float, ...] = (0.0, 0.6, 1.0)
     model_seconds: float = 30.0
 
 
