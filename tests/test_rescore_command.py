@@ -130,8 +130,8 @@ def test_a_list_comes_back_with_new_scores(kind, models, tmp_path, capsys):
     changed = sum(text != before[utterance] for utterance, text in after.items())
     assert capsys.readouterr().err == (
         "fixedpoint-rescore: utterances 3, hypotheses 9, words 19, 1 unknown to FixedPoint0, 1 "
-        f"unknown to New.1, fillers and markers passed by 1; another best text "
-        f"for {changed} utterances.\n"
+        "unknown to New.1, fillers and markers passed by 1; utterances with another best text "
+        f"{changed}.\n"
     )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best", "list", "out"]
 
@@ -294,7 +294,7 @@ def test_the_text_of_the_fewest_expected_errors(options, text, tmp_path, capsys)
     if "--weight" not in options:  # the list itself stays as its scores have it
         assert scores_in(tmp_path / "out") == [-1.0, -1.125, -1.25, -3.0]
     changed = int(text != "w1 w4")
-    assert f"another best text for {changed} utterances" in capsys.readouterr().err
+    assert f"utterances with another best text {changed}." in capsys.readouterr().err
 
 
 def test_posteriors_are_in_units_of_the_model_of_the_greatest_weight(models, tmp_path):

@@ -286,8 +286,8 @@ class RescoringSummary:
         nothing = f"; nothing is left of {lost:,} more" if lost else ""
         return (
             f"utterances {len(self.best):,}{nothing}, hypotheses {self.hypotheses:,}, "
-            f"words {self.words:,}{unknown}{passed_by}; another best text for {changed:,} "
-            "utterances."
+            f"words {self.words:,}{unknown}{passed_by}; utterances with another best "
+            f"text {changed:,}."
         )
 
 
