@@ -113,6 +113,7 @@ FURTHER_OPTIONS = {
     "--fix": "ruff",
     "--config-dir": "hydra",
     "--config-name": "hydra",
+    "--multirun": "hydra",
 }
 
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*[a-z0-9]")
