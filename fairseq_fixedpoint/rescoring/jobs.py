@@ -83,7 +83,7 @@ class Processes:
 
     @property
     def name(self) -> str:
-        """Names this one among the others, and a shard as `--shard` does."""
+        """Of its results in the folder: one that a process of another kind does not have."""
         return f"{self.rank + 1}-of-{self.count}" if self.is_shard else str(self.rank)
 
     @property
