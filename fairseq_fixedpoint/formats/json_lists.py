@@ -14,7 +14,9 @@ from typing import Any, NamedTuple
 
 from fairseq_fixedpoint.formats.json_text import (
     COUNTED,
+    array_elements,
     finite,
+    first_character,
     json_line,
     numbers_by_name,
     parse_json,
@@ -81,7 +83,7 @@ class JsonLists(NBestFormat):
     objects; where they are texts, further lists of as many numbers beside `scores`.
 
     An utterance without an id has its number, from 0. A list may have no scores: then it weighs
-    nothing. An array is read as a whole, because JSON cannot be read in pieces.
+    nothing.
 
     Written back, with an utterance a line, `score` is the total, under the layout's key and with
     its sign, and new scores are further keys or lists; other keys stay.
@@ -129,7 +131,7 @@ class JsonLists(NBestFormat):
         groups = groupby(rescored, key=lambda item: item.hypothesis.utterance)
         lines = (json_line(source, _rewritten(list(items))) for _, items in groups)
         with create(destination) as file:
-            if not _is_array(source):
+            if first_character(source) != "[":
                 file.writelines(line + "\n" for line in lines)
                 return
             opening = "[\n"
@@ -163,7 +165,7 @@ class _Utterance:
     """
 
     path: Path
-    line: int | None
+    line: int
     id: str
     entry: dict[str, Any]
     layout: JsonLayout
@@ -215,24 +217,21 @@ class _Place(NamedTuple):
     number: int
 
 
-def _is_array(path: Path) -> bool:
-    return beginning(path).lstrip()[:1] == "["
-
-
-def _entries(path: Path, on_error: OnError) -> Iterator[tuple[int, int | None, Any]]:
+def _entries(path: Path, on_error: OnError) -> Iterator[tuple[int, int, Any]]:
     """The values of a file, each behind its number, those that are malformed counted, and the line
-    that it begins in, or None in an array.
+    that it begins in.
 
     Raises:
         FormatError: for an array that is malformed.
     """
-    if _is_array(path):
-        for number, entry in enumerate(parse_json(path, _text(read_lines(path)))):
-            yield number, None, entry
+    if first_character(path) == "[":
+        for number, (line, entry) in enumerate(array_elements(path)):
+            yield number, line, entry
         return
     for number, lines in enumerate(_documents(read_lines(path, on_error))):
+        text = "\n".join(line.text for line in lines)
         try:
-            yield number, lines[0].number, parse_json(path, _text(lines), lines[0].number)
+            yield number, lines[0].number, parse_json(path, text, lines[0].number)
         except FormatError as error:
             on_error(error)
 
@@ -252,12 +251,8 @@ def _documents(lines: Iterable[Line]) -> Iterator[list[Line]]:
         yield document
 
 
-def _text(lines: Iterable[Line]) -> str:
-    return "\n".join(line.text for line in lines)
-
-
 def _utterance(
-    path: Path, line: int | None, entry: Any, number: str, layouts: Sequence[JsonLayout]
+    path: Path, line: int, entry: Any, number: str, layouts: Sequence[JsonLayout]
 ) -> _Utterance:
     """An utterance whose hypotheses are all objects or all texts.
 

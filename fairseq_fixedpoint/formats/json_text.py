@@ -4,43 +4,189 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from fairseq_fixedpoint.formats.text_files import FormatError, shown
+from fairseq_fixedpoint.formats.text_files import FormatError, beginning, read_pieces, shown
 
 # How many words or characters there are is counted, not read.
 COUNTED = {"words", "characters"}
+CONTENT = re.compile(r"[^ \t\n\r]")
+SURROGATE = re.compile(r"\\ud", re.IGNORECASE)
+LONGEST_SYMBOL = len("-Infinity") + 1  # which a piece of the text may cut off, as it may an escape
 TOO_DEEP = "is nested too deeply for an n-best list; remove keys that hold more than a score."
 
 
-def parse_json(path: Path, text: str, line: int | None = None) -> Any:
+def parse_json(path: Path, text: str, line: int) -> Any:
     """What a JSON text says; its numbers are finite, and the keys of an object are distinct.
 
     Args:
-        line: where the text begins in its file, or None if it is the whole file.
+        line: where the text begins in its file.
 
     Raises:
         FormatError: for anything else.
     """
     try:
-        value = json.loads(
-            text, object_pairs_hook=_distinct, parse_float=_number, parse_constant=_number
-        )
-        if r"\ud" in text.lower():  # half of a pair of surrogates is no character
-            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        value = DECODER.decode(text)
+        _check_characters(value, text)
     except json.JSONDecodeError as error:
-        number = (line or 1) + error.lineno - 1
-        raise FormatError(path, number, f"is not JSON: {error.msg}.") from error
-    except UnicodeEncodeError as error:
-        raise FormatError(path, line, "has an escaped surrogate that is no character.") from error
-    except ValueError as error:
-        raise FormatError(path, line, f"is not JSON as it should be: {error}") from error
-    except RecursionError as error:
-        raise FormatError(path, line, TOO_DEEP) from error
+        raise FormatError(path, line + error.lineno - 1, _not_json(error.msg)) from error
+    except (ValueError, RecursionError) as error:
+        raise _unfit(path, line, error) from error
     return value
+
+
+def first_character(path: Path) -> str:
+    """The first character of a text that is no white space, or nothing."""
+    content = CONTENT.search(beginning(path))
+    return content[0] if content else ""
+
+
+def array_elements(path: Path) -> Iterator[tuple[int, Any]]:
+    """The elements of the array that a file holds, as :func:`parse_json` takes them, each with the
+    line that it begins in; one at a time in memory.
+
+    Raises:
+        FormatError: for anything else, when what is before has been yielded.
+    """
+    document = _Document(path)
+    for _ in document.items("[", "]"):
+        yield document.value()
+    document.check_end()
+
+
+def object_members(path: Path) -> Iterator[tuple[int, str, Any]]:
+    """The members of the object that a file holds, as :func:`parse_json` takes them, each with the
+    line that its key begins in; one at a time in memory, but for the keys.
+
+    Raises:
+        FormatError: for anything else, when what is before has been yielded.
+    """
+    document, keys = _Document(path), set()
+    for _ in document.items("{", "}"):
+        if document.peek() != '"':
+            raise document.error("Expecting property name enclosed in double quotes")
+        line, key = document.value()
+        if key in keys:
+            raise _unfit(path, line, _twice(key))
+        keys.add(key)
+        document.take(":")
+        yield line, key, document.value()[1]
+    document.check_end()
+
+
+class _Document:
+    """A JSON text of which a piece is in memory, from the first character that is not read yet."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._pieces = read_pieces(path)
+        self._text, self._place, self._line = "", 0, 1
+
+    def error(self, message: str) -> FormatError:
+        """One at the first character that is not read yet."""
+        return FormatError(self._path, self._line, _not_json(message))
+
+    def peek(self) -> str:
+        """The next character that is no white space, or nothing at the end."""
+        while True:
+            content = CONTENT.search(self._text, self._place)
+            self._advance(content.start() if content else len(self._text))
+            if content:
+                return content[0]
+            if not self._read_on():
+                return ""
+
+    def take(self, character: str) -> None:
+        """Reads a character that has to be there."""
+        if self.peek() != character:
+            raise self.error(f"Expecting {character!r} delimiter")
+        self._advance(self._place + 1)
+
+    def items(self, opening: str, closing: str) -> Iterator[None]:
+        """Stops at each item of an array or object, which is to be read then."""
+        if not self.peek():
+            raise self.error("Expecting value")
+        self.take(opening)
+        if self.peek() != closing:
+            yield
+            while self.peek() != closing:
+                self.take(",")
+                yield
+        self.take(closing)
+
+    def value(self) -> tuple[int, Any]:
+        """The next value, and the line that it begins in."""
+        self.peek()
+        line = self._line
+        try:
+            value, end = self._decoded()
+            _check_characters(value, self._text, self._place, end)
+        except json.JSONDecodeError as error:
+            self._advance(error.pos)
+            raise self.error(error.msg) from error
+        except (ValueError, RecursionError) as error:
+            raise _unfit(self._path, line, error) from error
+        self._advance(end)
+        return line, value
+
+    def check_end(self) -> None:
+        """Raises an error if anything is left."""
+        if self.peek():
+            raise self.error("Extra data")
+
+    def _decoded(self) -> tuple[Any, int]:
+        """The next value, and its end; reads on while the text may have been cut off in it."""
+        while True:
+            try:
+                value, end = DECODER.raw_decode(self._text, self._place)
+                # A number that is cut off in ".5e-7" is one, too.
+                if end <= len(self._text) - LONGEST_SYMBOL or not self._read_on():
+                    return value, end
+            except json.JSONDecodeError as error:
+                in_string = error.msg.startswith("Unterminated string")
+                is_cut_off = in_string or error.pos > len(self._text) - LONGEST_SYMBOL
+                if not is_cut_off or not self._read_on():
+                    raise
+
+    def _advance(self, place: int) -> None:
+        self._line += self._text.count("\n", self._place, place)
+        self._place = place
+
+    def _read_on(self) -> bool:
+        """Drops what was read and doubles what is left, so that a value of any length is tried a
+        few times only; False at the end of the file."""
+        missing = len(self._text) - self._place + 1
+        pieces: list[str] = []
+        while missing > 0 and (piece := next(self._pieces, "")):
+            pieces.append(piece)
+            missing -= len(piece)
+        if pieces:
+            self._text, self._place = self._text[self._place :] + "".join(pieces), 0
+        return bool(pieces)
+
+
+def _check_characters(value: Any, text: str, start: int = 0, end: int = sys.maxsize) -> None:
+    """Raises an error for an escape of half a pair of surrogates, which is no character."""
+    if SURROGATE.search(text, start, end):
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+
+
+def _not_json(message: str) -> str:
+    return f"is not JSON: {message}."
+
+
+def _unfit(path: Path, line: int, error: Exception) -> FormatError:
+    """What is wrong with a value that is JSON."""
+    if isinstance(error, RecursionError):
+        return FormatError(path, line, TOO_DEEP)
+    if isinstance(error, UnicodeEncodeError):
+        return FormatError(path, line, "has an escaped surrogate that is no character.")
+    return FormatError(path, line, f"is not JSON as it should be: {error}")
 
 
 def json_line(source: Path, value: Any) -> str:
@@ -77,8 +223,12 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     mapping = dict(pairs)
     if len(mapping) < len(pairs):
         (twice, _), *_ = Counter(key for key, _ in pairs).most_common(1)
-        raise ValueError(f"the key {shown(twice)} occurs twice in one object.")
+        raise _twice(twice)
     return mapping
+
+
+def _twice(key: str) -> ValueError:
+    return ValueError(f"the key {shown(key)} occurs twice in one object.")
 
 
 def _number(text: str) -> float:
@@ -86,3 +236,6 @@ def _number(text: str) -> float:
     if not math.isfinite(number):
         raise ValueError(f"{text} is not a finite number.")
     return number
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=_distinct, parse_float=_number, parse_constant=_number)

@@ -8,7 +8,13 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fairseq_fixedpoint.formats.json_text import finite, json_line, numbers_by_name, parse_json
+from fairseq_fixedpoint.formats.json_text import (
+    finite,
+    first_character,
+    json_line,
+    numbers_by_name,
+    object_members,
+)
 from fairseq_fixedpoint.formats.nbest import (
     Hypothesis,
     NBestFormat,
@@ -22,7 +28,6 @@ from fairseq_fixedpoint.formats.text_files import (
     beginning,
     create,
     normalised,
-    read_lines,
     shown,
     stop,
 )
@@ -34,8 +39,7 @@ LIST = re.compile(r'\s*\{\s*("([^"\\]|\\.)*"\s*:\s*\{|\})')
 
 
 class MlmScoring(NBestFormat):
-    """Scores: `score`, and every other key of a hypothesis whose value is a number. The document is
-    read as a whole, because JSON cannot be read in pieces.
+    """Scores: `score`, and every other key of a hypothesis whose value is a number.
 
     Written back, with an utterance a line, `score` is the total and new scores are further keys of
     a hypothesis; other keys stay. Where hypotheses were skipped, the numbers of those after them
@@ -49,15 +53,15 @@ class MlmScoring(NBestFormat):
         return path.is_file() and bool(LIST.match(beginning(path)))
 
     def read(self, path: Path, on_error: OnError = stop) -> Iterator[Hypothesis]:
-        for utterance, entry in _document(path).items():
+        for line, utterance, entry in _utterances(path):
             try:
-                _check_utterance(path, utterance, entry)
+                _check_utterance(path, line, utterance, entry)
             except FormatError as error:
                 on_error(error)
                 continue
             for key in _hypotheses(entry):
                 try:
-                    hypothesis = _hypothesis(path, utterance, entry, key)
+                    hypothesis = _hypothesis(path, line, utterance, entry, key)
                 except FormatError as error:
                     on_error(error)
                     continue
@@ -65,8 +69,8 @@ class MlmScoring(NBestFormat):
 
     def references(self, path: Path) -> dict[str, str]:
         texts = {}
-        for utterance, entry in _document(path).items():
-            _check_utterance(path, utterance, entry)
+        for line, utterance, entry in _utterances(path):
+            _check_utterance(path, line, utterance, entry)
             if REFERENCE in entry:
                 texts[utterance] = normalised(entry[REFERENCE])
         return texts
@@ -87,19 +91,19 @@ class _EntryKey(NamedTuple):
     key: str
 
 
-def _document(path: Path) -> dict[str, Any]:
-    document = parse_json(path, "\n".join(line.text for line in read_lines(path)))
-    if not isinstance(document, dict):
+def _utterances(path: Path) -> Iterator[tuple[int, str, Any]]:
+    """The line that each utterance begins in, its id, and what it has."""
+    if first_character(path) not in ("{", ""):
         raise FormatError(path, None, "must be an object with a key for each utterance.")
-    return document
+    return object_members(path)
 
 
-def _check_utterance(path: Path, utterance: str, entry: Any) -> None:
+def _check_utterance(path: Path, line: int, utterance: str, entry: Any) -> None:
     def error(sentence: str) -> FormatError:
-        return FormatError(path, None, f"utterance {shown(utterance)} {sentence}")
+        return FormatError(path, line, f"utterance {shown(utterance)} {sentence}")
 
     if not utterance:
-        raise FormatError(path, None, "an utterance has an empty id; give it one.")
+        raise FormatError(path, line, "an utterance has an empty id; give it one.")
     if not isinstance(entry, dict):
         raise error("must be an object with the keys ref, hyp_1, hyp_2, ...")
     if not isinstance(entry.get(REFERENCE, ""), str):
@@ -113,24 +117,27 @@ def _hypotheses(entry: dict[str, Any]) -> list[str]:
     return [key for key in entry if key.startswith(HYPOTHESIS)]
 
 
-def _hypothesis(path: Path, utterance: str, entry: dict[str, Any], key: str) -> Hypothesis:
+def _hypothesis(
+    path: Path, line: int, utterance: str, entry: dict[str, Any], key: str
+) -> Hypothesis:
+    def error(sentence: str) -> FormatError:
+        return FormatError(path, line, f"{key} of utterance {shown(utterance)} {sentence}")
+
+    def score(value: Any, name: str) -> float:
+        number = finite(value)
+        if number is None:
+            raise error(f"needs a {name} that is a finite number.")
+        return number
+
     hypothesis = entry[key]
-    place = f"{key} of utterance {shown(utterance)}"
     if not isinstance(hypothesis, dict):
-        raise FormatError(path, None, f"{place} must be an object with the keys score and text.")
+        raise error("must be an object with the keys score and text.")
     text = hypothesis.get("text")
     if not isinstance(text, str):
-        raise FormatError(path, None, f"{place} needs a text.")
+        raise error("needs a text.")
     numbers = {"score": hypothesis.get("score")} | numbers_by_name(hypothesis)
-    scores = {name: _score(path, place, value, name) for name, value in numbers.items()}
-    return Hypothesis(utterance, normalised(text), scores, path, None, _EntryKey(entry, key))
-
-
-def _score(path: Path, place: str, value: Any, name: str) -> float:
-    score = finite(value)
-    if score is None:
-        raise FormatError(path, None, f"{place} needs a {name} that is a finite number.")
-    return score
+    scores = {name: score(value, name) for name, value in numbers.items()}
+    return Hypothesis(utterance, normalised(text), scores, path, line, _EntryKey(entry, key))
 
 
 def _rewritten(items: list[Rescored]) -> dict[str, Any]:

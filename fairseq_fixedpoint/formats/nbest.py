@@ -21,7 +21,7 @@ class Hypothesis:
         text: words separated by single spaces; may be empty.
         scores: those already in the list, by name; natural logarithms, higher is better. Names can
             differ between hypotheses (a sparse feature of Moses that is absent counts as 0).
-        path, line: where it was read; no line in JSON.
+        path, line: where it was read; in JSON where its utterance begins.
         record: the format's own: what was read, so that it can be written back.
     """
 

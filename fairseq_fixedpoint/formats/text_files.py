@@ -23,6 +23,7 @@ STANDARD_INPUT = Path("/dev/stdin")
 DESCRIPTOR = re.compile(r"/(?:dev|proc/self)/fd/([0-9]+)")
 GZIP_MAGIC = b"\x1f\x8b"
 DETECTION_BYTES = 1 << 20
+PIECE_BYTES = 1 << 20
 
 
 class FormatError(ValueError):
@@ -148,11 +149,49 @@ def read_lines(path: Path, on_error: OnError = stop) -> Iterator[Line]:
         try:
             text = raw.decode("utf-8")
         except UnicodeDecodeError as error:
-            byte, position = raw[error.start], error.start + 1
-            sentence = f"byte {byte:#04x} at position {position} is not UTF-8; convert the file."
-            on_error(FormatError(path, number, sentence))
+            on_error(_no_utf8(path, number, raw[error.start], error.start))
             continue
         yield Line(path, number, text.removesuffix("\n").removesuffix("\r"))
+
+
+def read_pieces(path: Path) -> Iterator[str]:
+    """The text of a file in pieces, for what is not made of lines.
+
+    Raises:
+        FormatError: for a file that is missing, unreadable, damaged or not UTF-8.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8-sig")()
+    size, line, line_begin = (
+        0,
+        1,
+        0,
+    )  # the bytes before a piece, their last line, and where it began
+    with _damage_reported(path, lambda: line), opened(path) as file:
+        while True:
+            raw = file.read(PIECE_BYTES)
+            try:
+                piece = decoder.decode(raw, final=not raw)
+            except UnicodeDecodeError as error:
+                # The decoder's bytes begin with what the piece before ended with of a character.
+                place = size + len(raw) - len(error.object) + error.start
+                good = raw[: max(0, place - size)]
+                if b"\n" in good:
+                    line, line_begin = line + good.count(b"\n"), size + good.rindex(b"\n") + 1
+                byte = error.object[error.start]
+                raise _no_utf8(path, line, byte, place - line_begin) from error
+            if piece:
+                yield piece
+            if not raw:
+                return
+            if b"\n" in raw:
+                line, line_begin = line + raw.count(b"\n"), size + raw.rindex(b"\n") + 1
+            size += len(raw)
+
+
+def _no_utf8(path: Path, line: int, byte: int, place: int) -> FormatError:
+    """The error of a byte at a place in its line, from 0."""
+    sentence = f"byte {byte:#04x} at position {place + 1} is not UTF-8; convert the file."
+    return FormatError(path, line, sentence)
 
 
 def blocks(path: Path, on_error: OnError) -> Iterator[list[Line]]:
