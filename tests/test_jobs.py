@@ -367,6 +367,16 @@ def test_shards_of_other_settings_are_not_mixed(tmp_path):
         run(tmp_path / "out", items)
 
 
+def test_shards_of_other_sizes_are_not_mixed(tmp_path):
+    items = list(range(10))
+    shard(tmp_path / "out", items, 0, 3)
+    before = (tmp_path / "out.partial" / "results.1-of-3.jsonl").read_text()
+    for resume in (False, True):
+        with pytest.raises(InputError, match=r"of shards I/3, and this is shard 1/4: divide by 3"):
+            shard(tmp_path / "out", items, 0, 4, resume=resume)
+    assert [path.read_text() for path in (tmp_path / "out.partial").glob("results.*")] == [before]
+
+
 def test_torchs_processes_part_before_they_end():
     """Else PyTorch sometimes aborts one that exits."""
     program = """if True:

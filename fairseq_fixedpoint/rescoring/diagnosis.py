@@ -75,7 +75,7 @@ def _cause(name: str, model: Vocabulary, words: Sequence[str]) -> str:
             return f"its words are in another case, so give --case {name}={case}."
     return (
         "its dictionary is that of another language, or of text that was split or escaped "
-        "otherwise (--tokenizer, --bpe)."
+        "otherwise (by another --tokenizer or --bpe than here, or none)."
     )
 
 

@@ -159,7 +159,7 @@ class Journal:
 
     Raises:
         InputError: if what is there was made with other settings, or by something else, or by
-            shards whose results a new run would drop.
+            shards whose results a new run would drop, or of which there are not as many.
     """
 
     def __init__(
@@ -180,6 +180,8 @@ class Journal:
         self._settings = settings
         has_settings = (folder / SETTINGS).exists()
         self._resumes = resume and has_settings
+        if processes.is_shard:
+            self._require_same_count()
         if processes.reads and has_settings and (self._resumes or processes.is_shard):
             self._require_same_settings()
         elif processes.reads:
@@ -292,6 +294,16 @@ class Journal:
             raise InputError(
                 f"the run in {self.folder} cannot be gone on with, as it differs in "
                 f"{', '.join(changed)}: give the settings it had, {remedy}."
+            )
+
+    def _require_same_count(self) -> None:
+        """Refuses to mix shares of different sizes, of which nobody could tell what is missing."""
+        others = {count for _, count in self._of_shards()} - {self.processes.count}
+        if others:
+            raise InputError(
+                f"{self.folder} has the results of shards I/{min(others)}, and this is shard "
+                f"{self.processes.rank + 1}/{self.processes.count}: divide by {min(others)} as "
+                "they do, or, to start anew with all shards, remove that folder."
             )
 
     def _store(self, stream: Iterable[list[Item]]) -> None:
