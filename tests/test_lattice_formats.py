@@ -259,12 +259,13 @@ def test_slf_comes_back(data, base):
     assert again.arc_records == lattice.arc_records
 
 
-PIECES = [b"", b" ", b"\n", b"\t", b"=", b"1", b"-", b"_", b'"', b"#", b"\xff", b"J=", b" W=b"]
+PIECES = [b"", b" ", b"\n", b"\t", b"=", b"1", b"-", b"_", b'"', b"'", b"#", b"\n#\n", b"\xff",
+          b"J=", b"\nI=", b" W=b", b" L=1"]  # fmt: skip
 
 
 @given(st.data(), st.sampled_from(["10", "0", "0.5"]))
 @settings(max_examples=300, deadline=None)
-def test_links_read_by_columns_are_those_read_one_by_one(data, base):
+def test_nodes_and_links_read_by_columns_are_those_read_one_by_one(data, base):
     """Whatever the file holds: what has no columns is left to the other reader."""
     lattice = data.draw(lattices(False, names=("acoustic", "lm")))
     nodes, arcs = len(lattice.final), len(lattice.words)
@@ -297,7 +298,7 @@ def test_links_read_by_columns_are_those_read_one_by_one(data, base):
         np.testing.assert_array_equal(scores, one_by_one.scores[name])
 
 
-def test_links_of_one_form_are_read_by_columns(tmp_path):
+def test_lines_of_one_form_are_read_by_columns(tmp_path):
     for text in (POCKETSPHINX, GRAPH):
         (tmp_path / "utt.lat").write_text(text)
         assert slf._read_columns(tmp_path / "utt.lat") is not None

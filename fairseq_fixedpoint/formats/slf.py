@@ -27,7 +27,7 @@ from fairseq_fixedpoint.formats.lattice import (
     formatted_scores,
     spoken,
 )
-from fairseq_fixedpoint.formats.slf_columns import LinkColumns, NoColumnsError, natural
+from fairseq_fixedpoint.formats.slf_columns import Columns, NoColumnsError, natural, sections
 from fairseq_fixedpoint.formats.slf_fields import Fields, fields_text, read_fields
 from fairseq_fixedpoint.formats.text_files import (
     SPACE,
@@ -178,19 +178,29 @@ def _lines(path: Path, on_error: OnError = stop) -> Iterator[Line]:
 
 
 def _read_columns(path: Path) -> Lattice | None:
-    """The same as :func:`_read` of a file whose links are all of one form; None for others."""
+    """The same as :func:`_read` of a file whose nodes and links are all of one form each; None for
+    others."""
     if not path.is_file():  # it may not be there to be read twice
         return None
     try:
-        links = LinkColumns(path, LINK_KEYS)
-        before = takewhile(lambda line: not line.text.startswith("J="), _lines(path))
-        header, nodes, indented, line = _entries(path, before)
-        if indented:
-            return None
-        _check_counts(header, line, len(nodes), links.count)
-        return _lattice(path, header, nodes, _Columns(links))
+        parts = sections(path)
+        before = takewhile(lambda line: not line.text.startswith("I="), _lines(path))
+        header, *_, line = _entries(path, before)
+        nodes = _node_columns(path, parts.first, Columns(parts.nodes, NODE_KEYS))
+        links = _Columns(Columns(parts.links, LINK_KEYS))
+        _check_counts(header, line, len(nodes), links.columns.count)
+        return _lattice(path, header, nodes, links)
     except (ValueError, OSError, EOFError, zlib.error):
         return None  # for _read to say what is wrong, and where
+
+
+def _node_columns(path: Path, first: int, columns: Columns) -> dict[int, _Entry]:
+    numbers = columns.distinct_counts("I").tolist()
+    lines = (Line(path, number, "") for number in range(first, first + columns.count))
+    nodes = dict(zip(numbers, map(_Entry, lines, columns.records()), strict=True))
+    if "L" in nodes[numbers[0]].fields:
+        raise NoColumnsError
+    return nodes
 
 
 def _read(path: Path) -> Lattice:
@@ -419,33 +429,37 @@ class _Links:
         return np.array(values) if values and len(values) == len(self.entries) else None
 
     def records(self) -> list[Fields]:
-        """What is left of the fields of each."""
-        return [link.fields for link in self.entries.values()]
+        """What is left of the fields of each; nothing where nothing is."""
+        records = [link.fields for link in self.entries.values()]
+        return records if any(records) else []
 
 
-@dataclass(frozen=True)
 class _Columns:
     """The same of links that all have the same fields, and a :class:`NoColumnsError` for others."""
 
-    links: LinkColumns
+    def __init__(self, columns: Columns):
+        columns.distinct_counts("J")
+        self.columns = columns
 
     @property
     def keys(self) -> set[str]:
-        return self.links.keys
+        return self.columns.keys
 
     @property
     def lack_words(self) -> bool:
-        return "W" not in self.links
+        return "W" not in self.columns
 
     def joined(self, key: str, verb: str, index: dict[int, int]) -> np.ndarray:
-        try:
-            return np.array([index[node] for node in self.links.counts(key)], dtype=np.int64)
-        except KeyError as error:
-            raise NoColumnsError from error
+        numbers, nodes = np.array(list(index)), self.columns.counts(key)
+        order = np.argsort(numbers)
+        places = order[np.searchsorted(numbers, nodes, sorter=order).clip(max=len(order) - 1)]
+        if (numbers[places] != nodes).any():
+            raise NoColumnsError
+        return places
 
     def words(self, nodes: list[_Entry], target: np.ndarray) -> list[str]:
-        if "W" in self.links:
-            return list(map(_word, self.links.texts("W")))
+        if "W" in self.columns:
+            return list(map(_word, self.columns.texts("W")))
         on_nodes = [node.fields.get("W") for node in nodes]
         if all(word is None for word in on_nodes):
             raise NoColumnsError
@@ -454,16 +468,16 @@ class _Columns:
 
     def scores(self, base: _Base, weights: dict[str, float]) -> dict[str, np.ndarray]:
         return {
-            name: natural(self.links.numbers(key), base.log)
+            name: natural(self.columns.numbers(key), base.log)
             for key, name in SCORES.items()
-            if key in self.links
+            if key in self.columns
         }
 
     def posteriors(self) -> np.ndarray | None:
-        return self.links.numbers("p") if "p" in self.links else None
+        return self.columns.numbers("p") if "p" in self.columns else None
 
     def records(self) -> list[Fields]:
-        return self.links.records()
+        return self.columns.records() if self.columns.keys else []
 
 
 def _check_scaled(

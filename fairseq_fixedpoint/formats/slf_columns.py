@@ -1,4 +1,4 @@
-"""The links of an SLF file column by column, where every one has the same fields in one order.
+"""The nodes and links of an SLF file column by column, where all have the same fields in one order.
 
 So recognisers write them. A field is then read for all links at once, several times as fast as
 link by link, as :mod:`~fairseq_fixedpoint.formats.slf` reads every other file, and those that are
@@ -10,62 +10,83 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from fairseq_fixedpoint.formats.text_files import opened
 
-QUOTES = (b'"', b"'", b"\\", b"#")  # may make another field of what stands there
+QUOTES = (b'="', b"='", b"\\", b"#")  # may make another field of what stands there
 OF_NUMBERS = b"0123456789+-.eE"
-DIGITS = 9  # of a whole number, at most
+GREATEST = 10**9  # no whole number reaches it
 
 
 class NoColumnsError(ValueError):
-    """The links cannot be read column by column."""
+    """The lines cannot be read column by column."""
 
 
-class LinkColumns:
-    """What each link of a file has, ``A`` values a field.
+class Sections(NamedTuple):
+    """Of a file: the first line of its nodes, from 1; the lines of nodes, and those of links."""
+
+    first: int
+    nodes: bytes
+    links: bytes
+
+
+def sections(path: Path) -> Sections:
+    """Cuts a file.
+
+    Raises:
+        NoColumnsError: for one whose nodes are not all before its links.
+        OSError, EOFError, zlib.error: for a file that cannot be read.
+    """
+    with opened(path) as file:
+        content = file.read()
+    begin, middle = content.find(b"\nI=") + 1, content.find(b"\nJ=") + 1
+    if not 0 < begin < middle:
+        raise NoColumnsError
+    nodes, *comments = content[begin:middle].split(b"\n#")
+    if any(b"\nI=" in each for each in comments):
+        raise NoColumnsError
+    return Sections(content.count(b"\n", 0, begin) + 1, nodes, content[middle:])
+
+
+class Columns:
+    """What each line has, ``A`` values a field.
 
     Args:
-        path: the file.
+        text: the lines, the first field of each being of the same key.
         keys: the short name of each key that has a long one, too.
 
     Attributes:
         count: A.
 
     Raises:
-        NoColumnsError: for links of several forms.
-        OSError, EOFError, zlib.error: for a file that cannot be read.
+        NoColumnsError: for lines of several forms.
     """
 
-    def __init__(self, path: Path, keys: Mapping[str, str]):
-        with opened(path) as file:
-            content = file.read()
-        begin = content.find(b"\nJ=") + 1
-        text = content[begin:]
-        if not begin or any(quote in text for quote in QUOTES):
+    def __init__(self, text: bytes, keys: Mapping[str, str]):
+        text = text.rstrip()
+        self.count = text.count(b"\n") + 1
+        if any(quote in text for quote in QUOTES):
             raise NoColumnsError
-        self.count = text.count(b"\nJ=") + 1
         tokens = text.split()
         width, rest = divmod(len(tokens), self.count)
         if rest:
             raise NoColumnsError
-        self._columns: dict[str, list[bytes]] = {}
+        # Of each column the values, the first without its name, the others behind a separator.
+        self._columns: dict[str, tuple[bytes, bytes]] = {}
         for place in range(width):
             name, equals, _ = tokens[place].partition(b"=")
             key = keys.get(name.decode(), name.decode())
             if not name or not equals or key in self._columns:
                 raise NoColumnsError
-            # There are as many values as links only if each stands behind this field's name.
-            prefix = name + equals
             joined = b"\n".join(tokens[place::width])
-            values = joined[len(prefix) :].split(b"\n" + prefix)
-            if len(values) < self.count:
+            separator = b"\n" + name + equals
+            # There are as many values as lines only if each stands behind this field's name.
+            if joined.count(separator) < self.count - 1:
                 raise NoColumnsError
-            self._columns[key] = values
-        if len(set(self.counts("J"))) < self.count:
-            raise NoColumnsError
+            self._columns[key] = joined[len(separator) - 1 :], separator
 
     def __contains__(self, key: str) -> bool:
         return key in self._columns
@@ -75,36 +96,50 @@ class LinkColumns:
         """Of the fields that have not been taken."""
         return set(self._columns)
 
-    def counts(self, key: str) -> list[int]:
-        """Takes a field of whole numbers."""
-        values = self._taken(key)
-        if not b"".join(values).isdigit() or max(map(len, values)) > DIGITS:
+    def counts(self, key: str) -> np.ndarray:
+        """Takes a field of whole numbers, int64 ``(A,)``."""
+        values, separator = self._taken(key)
+        text = values.replace(separator, b"\n")
+        if text.translate(None, b"0123456789\n"):
             raise NoColumnsError
-        return self._parsed(int, values)
+        numbers = np.fromstring(text, dtype=np.int64, sep="\n")
+        if len(numbers) != self.count or (numbers >= GREATEST).any():
+            raise NoColumnsError
+        return numbers
+
+    def distinct_counts(self, key: str) -> np.ndarray:
+        """The same of numbers of which none comes twice."""
+        numbers = self.counts(key)
+        ordered = np.sort(numbers)
+        if (ordered[1:] == ordered[:-1]).any():
+            raise NoColumnsError
+        return numbers
 
     def numbers(self, key: str) -> np.ndarray:
         """Takes a field of finite numbers, ``(A,)``."""
-        values = self._taken(key)
-        if b"".join(values).translate(None, OF_NUMBERS):  # which float takes more than
+        values, separator = self._taken(key)
+        texts = values.split(separator)
+        if b"".join(texts).translate(None, OF_NUMBERS):  # which float takes more than
             raise NoColumnsError
-        numbers = np.array(self._parsed(float, values))
+        numbers = np.fromiter(self._parsed(float, texts), np.float64, self.count)
         if not np.isfinite(numbers).all():
             raise NoColumnsError
         return numbers
 
     def texts(self, key: str) -> list[str]:
         """Takes a field as it is."""
-        return self._parsed(bytes.decode, self._taken(key))
+        values, separator = self._taken(key)
+        return self._parsed(bytes.decode, values.split(separator))
 
     def records(self) -> list[dict[str, str]]:
-        """Takes all that is left, by link."""
+        """Takes all that is left, by line."""
         left = list(self._columns)
         if not left:
             return [{} for _ in range(self.count)]
         rows = zip(*map(self.texts, left), strict=True)
         return [dict(zip(left, row, strict=True)) for row in rows]
 
-    def _taken(self, key: str) -> list[bytes]:
+    def _taken(self, key: str) -> tuple[bytes, bytes]:
         if key not in self._columns:
             raise NoColumnsError
         return self._columns.pop(key)
