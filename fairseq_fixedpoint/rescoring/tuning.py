@@ -67,7 +67,7 @@ def line_search(
     """
     positive = _along(candidates, metric, weights, combined(candidates, direction))
     negative = positive
-    if not np.array_equal(candidates.features, candidates.when_subtracted):
+    if candidates.subtracted is not None:
         negative = _along(candidates, metric, weights, -combined(candidates, -direction))
     steps = np.append(negative.steps[negative.steps <= 0], positive.steps[positive.steps > 0])
     left, right = np.searchsorted(negative.edges, 0.0), np.searchsorted(positive.edges, 0.0)

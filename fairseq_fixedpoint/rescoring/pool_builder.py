@@ -1,0 +1,124 @@
+"""Candidates from a list that comes in groups: of each hypothesis numbers are kept, and no more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from fairseq_fixedpoint.formats import Hypothesis
+from fairseq_fixedpoint.rescoring.candidate_pool import CandidatePool
+from fairseq_fixedpoint.rescoring.combination import WORDS, Combination
+from fairseq_fixedpoint.rescoring.metrics import Metric
+from fairseq_fixedpoint.rescoring.nbest_rescoring import LineScorer
+
+
+class PoolBuilder:
+    """Makes a :class:`CandidatePool` of groups of hypotheses, in any order of utterances.
+
+    Args:
+        combination: has the names of the scores, to which that of words is added, and the rule of
+            what is a word.
+        metric: counts the statistics.
+        references: the texts of an utterance, by its id.
+        scorers: the models by name, whose scores :meth:`add_results` brings.
+    """
+
+    def __init__(
+        self,
+        combination: Combination,
+        metric: Metric,
+        references: Callable[[str], Sequence[str]],
+        scorers: Mapping[str, LineScorer],
+    ):
+        rule = combination.rule
+        self._combination = Combination({**combination.weights, WORDS: 0.0}, rule=rule)
+        self._metric = metric
+        self._seen = rule.text if metric.name == "WER" else str  # a translation is as it stands
+        self._references = references
+        self._scorers = scorers
+        self._numbers: dict[str, int] = {}  # of the utterances, in their order, by id
+        self._lacking: set[str] = set()  # names of models that give some word no probability
+        # Of each group, n hypotheses, M models, and a pool's F scores and S statistics:
+        self._utterances: list[np.ndarray] = []  # (n,)
+        self._features: list[np.ndarray] = []  # (n, F), 0 where a model's score will be
+        self._statistics: list[np.ndarray] = []  # (n, S)
+        self._results: list[np.ndarray] = []  # (n, M, 2), log-probabilities and penalties in them
+
+    @property
+    def utterances(self) -> Mapping[str, int]:
+        """The number of each utterance so far, by its id, in their order."""
+        return self._numbers
+
+    def add(self, hypotheses: Sequence[Hypothesis]) -> None:
+        """Takes a group: its scores, and what the metric counts.
+
+        Raises:
+            InputError: if one lacks a score, or as :meth:`Metric.statistics_of_part`.
+        """
+        utterances = [hypothesis.utterance for hypothesis in hypotheses]
+        texts = {
+            utterance: list(map(self._seen, self._references(utterance)))
+            for utterance in dict.fromkeys(utterances)
+        }
+        to_come = dict.fromkeys(self._scorers, 0.0)
+        features, seen = [], []
+        for hypothesis in hypotheses:  # all of one text at once, whose words are at hand then
+            features.append(self._combination.values(hypothesis, to_come))
+            seen.append(self._seen(hypothesis.text))
+            self._ask_for_probability(hypothesis)
+        self._features.append(np.array(features))
+        self._statistics.append(
+            self._metric.statistics_of_part(seen, [texts[utterance] for utterance in utterances])
+        )
+        numbers = [self._numbers.setdefault(each, len(self._numbers)) for each in utterances]
+        self._utterances.append(np.array(numbers, dtype=np.int32))
+
+    def _ask_for_probability(self, hypothesis: Hypothesis) -> None:
+        for name, scorer in self._scorers.items():
+            if name not in self._lacking and scorer.without_probability(hypothesis.text):
+                self._lacking.add(name)
+
+    def require_something(self) -> None:
+        """As :meth:`Metric.require_something`, once all groups are there."""
+        sums = [statistics.sum(0) for statistics in self._statistics]
+        self._metric.require_something(np.sum(sums, axis=0))
+
+    def add_results(self, results: Sequence[Sequence[float]]) -> None:
+        """What :func:`~fairseq_fixedpoint.rescoring.nbest_rescoring.scored` found for the next
+        hypotheses, in the order of :meth:`add`; groups may be others."""
+        numbers = np.array(results, dtype=np.float64).reshape(len(results), len(self._scorers), 3)
+        self._results.append(numbers[:, :, [0, 2]])
+
+    def pool(self) -> CandidatePool:
+        """All of them, the hypotheses of an utterance next to each other."""
+        utterances = np.concatenate(self._utterances)
+        order = np.argsort(utterances, kind="stable")
+
+        def column(groups: Sequence[np.ndarray], *place: int) -> np.ndarray:
+            """One number of all hypotheses, ``(N,)``."""
+            return np.concatenate([group[:, *place] for group in groups])[order]
+
+        names = list(self._combination.weights)
+        features = np.empty((len(order), len(names)), order="F")
+        for place in range(len(names)):
+            features[:, place] = column(self._features, place)
+        penalties = {}
+        for model, name in enumerate(self._scorers):
+            features[:, names.index(name)] = column(self._results, model, 0)
+            penalties[name] = column(self._results, model, 1)
+        subtracted = None
+        if any(penalty.any() for penalty in penalties.values()):
+            subtracted = features.copy(order="F")
+            for name, penalty in penalties.items():
+                subtracted[:, names.index(name)] += penalty
+        return CandidatePool(
+            features=features,
+            names=names,
+            lengths=features[:, names.index(WORDS)] + 1,  # </s> counts
+            statistics=np.concatenate(self._statistics)[order],
+            offsets=np.append(0, np.cumsum(np.bincount(utterances))),
+            ids=list(self._numbers),
+            subtracted=subtracted,
+            not_subtracted=self._lacking,
+        )
