@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import chain, groupby
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,7 @@ from fairseq_fixedpoint.rescoring.tuning_report import TuningReport
 from fairseq_fixedpoint.rescoring.words import WordRule
 
 COMPARED = 500  # utterances whose references are compared with their hypotheses, word by word
+STORED_AT_ONCE = 1024  # hypotheses
 
 
 def add_parser(commands: Any) -> None:
@@ -91,13 +92,12 @@ def _tune(args: argparse.Namespace) -> None:
     # The list is read once, into a file without a name, which goes with the process.
     with tempfile.TemporaryFile(dir=args.output.resolve().parent) as file:
         names = _ScoreNames()
-        read = (_without_record(each) for each in listed.read(args.input, on_error))
         hypotheses = (
             each
-            for each in scorable(read, scorers.values(), on_error)
+            for each in scorable(listed.read(args.input, on_error), scorers.values(), on_error)
             if can_be_subtracted(each, scorers, fixed, on_error)
         )
-        total = store_groups(file, enumerate(grouped(names.noted(hypotheses), rule)))
+        total = store_groups(file, enumerate(_packed(names.noted(hypotheses))))
         if not total:
             raise InputError(f"{args.input} holds no hypothesis to tune on.")
         to_tune = _names_to_tune(listed, names)
@@ -105,16 +105,15 @@ def _tune(args: argparse.Namespace) -> None:
         _tell_of_sparse(to_tune.keys() - start.weights.keys())
 
         def stored() -> Iterable[Scorable[Hypothesis]]:
-            groups = (group for _, _, group in stored_groups(file))
-            return with_context(chain.from_iterable(groups), args, first_pass, scorers)
+            packed = chain.from_iterable(group for _, _, group in stored_groups(file))
+            return with_context(_unpacked(packed), args, first_pass, scorers)
 
         references = _References.read(args, listed, metric)
         builder = PoolBuilder(start, metric, references.of, scorers)
-        shared = SharedWords()
+        shared = SharedWords(COMPARED)
         # What can be wrong shows here, before anything is scored.
-        for group in grouped(checked_hypotheses(stored(), args, scorers, start), rule):
-            builder.add([each.item for each in group])
-            _compare(group, references, builder.utterances, rule, shared)
+        checked = checked_hypotheses(stored(), args, scorers, start)
+        builder.add(_compared(checked, references, rule, shared))
         builder.require_something()
         references.tell_of_unused(builder.utterances)
         if (trouble := shared.mismatch()) is not None:
@@ -161,9 +160,18 @@ def _tune(args: argparse.Namespace) -> None:
     print(report.table())
 
 
-def _without_record(hypothesis: Hypothesis) -> Hypothesis:
-    """Nothing is written back, and what a format keeps for that is a good part of a list."""
-    return replace(hypothesis, record=None)
+def _packed(hypotheses: Iterator[Scorable[Hypothesis]]) -> Iterator[list[tuple]]:
+    """In parts that are stored at once, without what a format keeps to write a list back."""
+    while batch := list(islice(hypotheses, STORED_AT_ONCE)):
+        yield [
+            (item.utterance, item.text, item.scores, item.path, item.line, prepared)
+            for item, prepared, _ in batch
+        ]
+
+
+def _unpacked(packed: Iterable[tuple]) -> Iterator[Scorable[Hypothesis]]:
+    for *fields, prepared in packed:
+        yield Scorable(Hypothesis(*fields, record=None), prepared)
 
 
 class _ScoreNames:
@@ -251,15 +259,17 @@ class _References:
             tell(PROGRAM, f"{quantity(unused, 'reference')} without hypotheses left out.")
 
 
-def _compare(
-    group: Iterable[Scorable[Hypothesis]],
+def _compared(
+    hypotheses: Iterable[Scorable[Hypothesis]],
     references: _References,
-    utterances: Mapping[str, int],
     rule: WordRule,
     shared: SharedWords,
-) -> None:
-    """Shows `shared` what the group has of the first utterances, by which a mismatch shows."""
-    for utterance, hypotheses in groupby(group, key=lambda each: each.item.utterance):
-        if utterances[utterance] < COMPARED:
-            texts = [rule.text(each.item.text) for each in hypotheses]
-            shared.add(utterance, list(map(rule.text, references.of(utterance))), texts)
+) -> Iterator[Hypothesis]:
+    """The hypotheses, which are shown to `shared` as they pass."""
+    utterance, texts = None, []
+    for each in hypotheses:
+        if each.item.utterance != utterance:
+            utterance = each.item.utterance
+            texts = list(map(rule.text, references.of(utterance)))
+        shared.add(utterance, texts, rule.text(each.item.text))
+        yield each.item

@@ -50,7 +50,10 @@ class Combination:
             InputError: if the hypothesis lacks one of them.
         """
         scores = self._scores(hypothesis, features)
-        return [_value(hypothesis, scores, name) for name in self.weights]
+        try:  # most have all
+            return [scores[name] for name in self.weights]
+        except KeyError:
+            return [_value(hypothesis, scores, name) for name in self.weights]
 
     def total(self, hypothesis: Hypothesis, features: Mapping[str, float]) -> float:
         """The combined score, higher is better; natural logarithm.

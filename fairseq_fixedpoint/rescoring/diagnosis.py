@@ -112,23 +112,28 @@ class SharedWords:
     """How many of the references' words are in the hypotheses, and in which form more would be.
 
     Of hypotheses nothing is kept: what counts are the words of references that none has had so far.
+
+    Args:
+        most: utterances that are looked at, the first ones.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, most: int):
+        self._most = most
         self._references: dict[str, Sequence[str]] = {}
-        self._missing: dict[tuple[str, str], set[str]] = {}  # by the utterance and the way
+        self._missing: dict[str, dict[str, set[str]]] = {}  # of each utterance, by the way
 
-    def add(self, utterance: str, references: Sequence[str], hypotheses: Sequence[str]) -> None:
-        """Texts of an utterance; its hypotheses may come in several calls."""
-        self._references[utterance] = references
-        for way, undone in WAYS.items():
-            key = utterance, way
-            if key not in self._missing:
-                self._missing[key] = set(_words(references, undone))
-            for text in hypotheses:
-                if not self._missing[key]:
-                    break
-                self._missing[key].difference_update(text_words(undone(text)))
+    def add(self, utterance: str, references: Sequence[str], hypothesis: str) -> None:
+        """One more hypothesis of an utterance, beside all references that it has."""
+        if utterance not in self._references:
+            if len(self._references) >= self._most:
+                return
+            self._references[utterance] = references
+            self._missing[utterance] = {
+                way: set(_words(references, undone)) for way, undone in WAYS.items()
+            }
+        for way, missing in self._missing[utterance].items():
+            if missing:
+                missing.difference_update(text_words(WAYS[way](hypothesis)))
 
     def mismatch(self) -> str | None:
         """A sentence about lists and references that have hardly a word in common.
@@ -154,7 +159,7 @@ class SharedWords:
         """Of the references' words, those that some hypothesis has."""
         hits = total = 0
         for utterance, texts in self._references.items():
-            missing = self._missing[utterance, way]
+            missing = self._missing[utterance][way]
             words = _words(texts, WAYS[way])
             hits += sum(word not in missing for word in words)
             total += len(words)

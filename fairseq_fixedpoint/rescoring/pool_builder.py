@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 
 import numpy as np
 
@@ -13,8 +14,11 @@ from fairseq_fixedpoint.rescoring.metrics import Metric
 from fairseq_fixedpoint.rescoring.nbest_rescoring import LineScorer
 
 
+AT_ONCE = 2048  # hypotheses whose texts are held
+
+
 class PoolBuilder:
-    """Makes a :class:`CandidatePool` of groups of hypotheses, in any order of utterances.
+    """Makes a :class:`CandidatePool` of hypotheses, in any order of utterances.
 
     Args:
         combination: has the names of the scores, to which that of words is added, and the rule of
@@ -34,7 +38,7 @@ class PoolBuilder:
         rule = combination.rule
         self._combination = Combination({**combination.weights, WORDS: 0.0}, rule=rule)
         self._metric = metric
-        self._seen = rule.text if metric.name == "WER" else str  # a translation is as it stands
+        self._form = rule.text if metric.name == "WER" else str  # a translation is as it stands
         self._references = references
         self._scorers = scorers
         self._numbers: dict[str, int] = {}  # of the utterances, in their order, by id
@@ -50,29 +54,38 @@ class PoolBuilder:
         """The number of each utterance so far, by its id, in their order."""
         return self._numbers
 
-    def add(self, hypotheses: Sequence[Hypothesis]) -> None:
-        """Takes a group: its scores, and what the metric counts.
+    def add(self, hypotheses: Iterable[Hypothesis]) -> None:
+        """Takes hypotheses, of which some at a time are held: their scores, and what the metric
+        counts.
 
         Raises:
             InputError: if one lacks a score, or as :meth:`Metric.statistics_of_part`.
         """
-        utterances = [hypothesis.utterance for hypothesis in hypotheses]
-        texts = {
-            utterance: list(map(self._seen, self._references(utterance)))
-            for utterance in dict.fromkeys(utterances)
-        }
+        hypotheses = iter(hypotheses)
+        while self._add_part(islice(hypotheses, AT_ONCE)):
+            pass
+
+    def _add_part(self, hypotheses: Iterator[Hypothesis]) -> int:
+        """Returns how many there were."""
         to_come = dict.fromkeys(self._scorers, 0.0)
-        features, seen = [], []
-        for hypothesis in hypotheses:  # all of one text at once, whose words are at hand then
+        form = self._form
+        texts_of: dict[str, tuple[str, ...]] = {}  # references, by the utterance
+        utterances, features, texts, references = [], [], [], []
+        for hypothesis in hypotheses:  # all of one text before the next: its words are at hand
+            utterance = hypothesis.utterance
+            if utterance not in texts_of:
+                self._numbers.setdefault(utterance, len(self._numbers))
+                texts_of[utterance] = tuple(map(form, self._references(utterance)))
+            utterances.append(self._numbers[utterance])
             features.append(self._combination.values(hypothesis, to_come))
-            seen.append(self._seen(hypothesis.text))
+            texts.append(form(hypothesis.text))
+            references.append(texts_of[utterance])
             self._ask_for_probability(hypothesis)
-        self._features.append(np.array(features))
-        self._statistics.append(
-            self._metric.statistics_of_part(seen, [texts[utterance] for utterance in utterances])
-        )
-        numbers = [self._numbers.setdefault(each, len(self._numbers)) for each in utterances]
-        self._utterances.append(np.array(numbers, dtype=np.int32))
+        if utterances:
+            self._utterances.append(np.array(utterances, dtype=np.int32))
+            self._features.append(np.array(features, dtype=np.float64))
+            self._statistics.append(self._metric.statistics_of_part(texts, references))
+        return len(utterances)
 
     def _ask_for_probability(self, hypothesis: Hypothesis) -> None:
         for name, scorer in self._scorers.items():
