@@ -34,13 +34,14 @@ from fairseq_fixedpoint.formats import (
     read_transcripts,
     stop,
 )
+from fairseq_fixedpoint.formats.text_files import OnError
 from fairseq_fixedpoint.progress import Bar
-from fairseq_fixedpoint.rescoring.candidate_pool import selected
+from fairseq_fixedpoint.rescoring.candidate_pool import CandidatePool, selected
 from fairseq_fixedpoint.rescoring.combination import Combination
 from fairseq_fixedpoint.rescoring.diagnosis import SharedWords
 from fairseq_fixedpoint.rescoring.jobs import Processes
 from fairseq_fixedpoint.rescoring.metrics import METRICS, Metric, make_metric
-from fairseq_fixedpoint.rescoring.nbest_rescoring import Scorable, scorable, scored
+from fairseq_fixedpoint.rescoring.nbest_rescoring import LineScorer, Scorable, scorable, scored
 from fairseq_fixedpoint.rescoring.pool_builder import PoolBuilder
 from fairseq_fixedpoint.rescoring.stored_groups import store_groups, stored_groups
 from fairseq_fixedpoint.rescoring.tuning import tune
@@ -87,43 +88,10 @@ def _tune(args: argparse.Namespace) -> None:
     skipped = Skipped(PROGRAM)
     on_error = skipped if args.on_error == "skip" else stop
     scorers, rule = scorers_and_rule(args)
+    candidates, first_pass, start = _counted_and_scored(
+        args, listed, metric, scorers, rule, on_error
+    )
     fixed = named_arguments.parsed_weights(args)
-
-    # The list is read once, into a file without a name, which goes with the process.
-    with tempfile.TemporaryFile(dir=args.output.resolve().parent) as file:
-        names = _ScoreNames()
-        hypotheses = (
-            each
-            for each in scorable(listed.read(args.input, on_error), scorers.values(), on_error)
-            if can_be_subtracted(each, scorers, fixed, on_error)
-        )
-        total = store_groups(file, enumerate(_packed(names.noted(hypotheses))))
-        if not total:
-            raise InputError(f"{args.input} holds no hypothesis to tune on.")
-        to_tune = _names_to_tune(listed, names)
-        first_pass, start = combinations(args, listed, to_tune, scorers, rule)
-        _tell_of_sparse(to_tune.keys() - start.weights.keys())
-
-        def stored() -> Iterable[Scorable[Hypothesis]]:
-            packed = chain.from_iterable(group for _, _, group in stored_groups(file))
-            return with_context(_unpacked(packed), args, first_pass, scorers)
-
-        references = _References.read(args, listed, metric)
-        builder = PoolBuilder(start, metric, references.of, scorers)
-        shared = SharedWords(COMPARED)
-        # What can be wrong shows here, before anything is scored.
-        checked = checked_hypotheses(stored(), args, scorers, start)
-        builder.add(_compared(checked, references, rule, shared))
-        builder.require_something()
-        references.tell_of_unused(builder.utterances)
-        if (trouble := shared.mismatch()) is not None:
-            tell(PROGRAM, f"warning: {trouble}")
-
-        with Bar(long_runs.shows_bar(args), " lines", total) as bar:
-            for group in grouped(stored(), rule) if scorers else ():
-                builder.add_results(scored(group, scorers))
-                bar.update(len(group))
-    candidates = builder.pool()
     tell(PROGRAM, *(f"warning: {warning}" for warning in metric.warnings))
     before = np.array([first_pass.weights.get(name, 0.0) for name in candidates.names])
     baseline = selected(candidates, before)
@@ -160,6 +128,56 @@ def _tune(args: argparse.Namespace) -> None:
     print(report.table())
 
 
+def _counted_and_scored(
+    args: argparse.Namespace,
+    listed: NBestFormat,
+    metric: Metric,
+    scorers: Mapping[str, LineScorer],
+    rule: WordRule,
+    on_error: OnError,
+) -> tuple[CandidatePool, Combination, Combination]:
+    """The list as numbers, and the combination of the first pass and the one to begin with.
+
+    The list is read once, into a file, and gone through twice: to check and count all, so that what
+    is wrong shows before anything is scored, and to score.
+    """
+    fixed = named_arguments.parsed_weights(args)
+    # The file has no name and goes with the process, whatever ends that.
+    with tempfile.TemporaryFile(dir=args.output.resolve().parent) as file:
+        names = _ScoreNames()
+        hypotheses = (
+            each
+            for each in scorable(listed.read(args.input, on_error), scorers.values(), on_error)
+            if can_be_subtracted(each, scorers, fixed, on_error)
+        )
+        total = store_groups(file, enumerate(_packed(names.noted(hypotheses))))
+        if not total:
+            raise InputError(f"{args.input} holds no hypothesis to tune on.")
+        to_tune = _names_to_tune(listed, names)
+        first_pass, start = combinations(args, listed, to_tune, scorers, rule)
+        _tell_of_sparse(to_tune.keys() - start.weights.keys())
+
+        def stored() -> Iterable[Scorable[Hypothesis]]:
+            packed = chain.from_iterable(group for _, _, group in stored_groups(file))
+            return with_context(_unpacked(packed), args, first_pass, scorers)
+
+        references = _References.read(args, listed, metric)
+        builder = PoolBuilder(start, metric, references.of, scorers)
+        shared = SharedWords(COMPARED)
+        checked = checked_hypotheses(stored(), args, scorers, start)
+        builder.add(_compared(checked, references, rule, shared))
+        builder.require_something()
+        references.tell_of_unused(builder.utterances)
+        if (trouble := shared.mismatch()) is not None:
+            tell(PROGRAM, f"warning: {trouble}")
+
+        with Bar(long_runs.shows_bar(args), " lines", total) as bar:
+            for group in grouped(stored(), rule) if scorers else ():
+                builder.add_results(scored(group, scorers))
+                bar.update(len(group))
+    return builder.pool(), first_pass, start
+
+
 def _packed(hypotheses: Iterator[Scorable[Hypothesis]]) -> Iterator[list[tuple]]:
     """In parts that are stored at once, without what a format keeps to write a list back."""
     while batch := list(islice(hypotheses, STORED_AT_ONCE)):
@@ -170,8 +188,8 @@ def _packed(hypotheses: Iterator[Scorable[Hypothesis]]) -> Iterator[list[tuple]]
 
 
 def _unpacked(packed: Iterable[tuple]) -> Iterator[Scorable[Hypothesis]]:
-    for *fields, prepared in packed:
-        yield Scorable(Hypothesis(*fields, record=None), prepared)
+    for utterance, text, scores, path, line, prepared in packed:
+        yield Scorable(Hypothesis(utterance, text, scores, path, line, record=None), prepared)
 
 
 class _ScoreNames:
@@ -225,11 +243,11 @@ class _References:
 
     Attributes:
         files: a text for each utterance, by its id.
-        list, origin: where utterances and references were read, for messages.
+        source, origin: where the list and the references were read, for messages.
     """
 
     files: list[dict[str, str]]
-    list: Path
+    source: Path
     origin: str
 
     @classmethod
@@ -250,7 +268,7 @@ class _References:
             return [texts[utterance] for texts in self.files]
         except KeyError:
             raise InputError(
-                f"utterance {utterance} of {self.list} is not in {self.origin}."
+                f"utterance {utterance} of {self.source} is not in {self.origin}."
             ) from None
 
     def tell_of_unused(self, utterances: Mapping[str, int]) -> None:

@@ -43,7 +43,7 @@ class CandidatePool:
     def __post_init__(self) -> None:
         for name in ("features", "subtracted", "lengths"):
             values = getattr(self, name)
-            if values is not None:  # a column at a time is what everything below takes
+            if values is not None:  # whole columns are weighted and added
                 object.__setattr__(self, name, np.asarray(values, dtype=np.float64, order="F"))
         object.__setattr__(self, "statistics", np.asarray(self.statistics))
         object.__setattr__(self, "offsets", np.asarray(self.offsets, dtype=np.intp))

@@ -161,9 +161,9 @@ class WordErrorRate(Metric):
                     "give one, or choose another metric."
                 )
         words_of = {reference: text_words(reference) for _, (reference,) in pairs}
-        references = [words_of[reference] for _, (reference,) in pairs]
-        errors = self._distances(references, [text_words(hypothesis) for hypothesis, _ in pairs])
-        return np.stack([errors, np.array(list(map(len, references)))], axis=1)
+        right = [words_of[reference] for _, (reference,) in pairs]
+        errors = self._distances(right, [text_words(hypothesis) for hypothesis, _ in pairs])
+        return np.stack([errors, np.array(list(map(len, right)))], axis=1)
 
     def score(self, summed: np.ndarray) -> np.ndarray:
         summed = np.asarray(summed, dtype=np.float64)

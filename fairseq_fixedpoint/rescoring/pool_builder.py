@@ -1,4 +1,4 @@
-"""Candidates from a list that comes in groups: of each hypothesis numbers are kept, and no more."""
+"""Candidates of a list that is longer than memory: of a hypothesis its numbers are kept alone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from fairseq_fixedpoint.rescoring.candidate_pool import CandidatePool
 from fairseq_fixedpoint.rescoring.combination import WORDS, Combination
 from fairseq_fixedpoint.rescoring.metrics import Metric
 from fairseq_fixedpoint.rescoring.nbest_rescoring import LineScorer
-
 
 AT_ONCE = 2048  # hypotheses whose texts are held
 
@@ -43,11 +42,11 @@ class PoolBuilder:
         self._scorers = scorers
         self._numbers: dict[str, int] = {}  # of the utterances, in their order, by id
         self._lacking: set[str] = set()  # names of models that give some word no probability
-        # Of each group, n hypotheses, M models, and a pool's F scores and S statistics:
+        # Of n hypotheses each, with M models, and a pool's F scores and S statistics:
         self._utterances: list[np.ndarray] = []  # (n,)
         self._features: list[np.ndarray] = []  # (n, F), 0 where a model's score will be
         self._statistics: list[np.ndarray] = []  # (n, S)
-        self._results: list[np.ndarray] = []  # (n, M, 2), log-probabilities and penalties in them
+        self._results: list[np.ndarray] = []  # (n, 3 * M), of `scored`
 
     @property
     def utterances(self) -> Mapping[str, int]:
@@ -55,8 +54,7 @@ class PoolBuilder:
         return self._numbers
 
     def add(self, hypotheses: Iterable[Hypothesis]) -> None:
-        """Takes hypotheses, of which some at a time are held: their scores, and what the metric
-        counts.
+        """Takes the scores of hypotheses and what the metric counts, a few at a time.
 
         Raises:
             InputError: if one lacks a score, or as :meth:`Metric.statistics_of_part`.
@@ -93,24 +91,23 @@ class PoolBuilder:
                 self._lacking.add(name)
 
     def require_something(self) -> None:
-        """As :meth:`Metric.require_something`, once all groups are there."""
+        """As :meth:`Metric.require_something`, once all hypotheses are there."""
         sums = [statistics.sum(0) for statistics in self._statistics]
         self._metric.require_something(np.sum(sums, axis=0))
 
     def add_results(self, results: Sequence[Sequence[float]]) -> None:
         """What :func:`~fairseq_fixedpoint.rescoring.nbest_rescoring.scored` found for the next
-        hypotheses, in the order of :meth:`add`; groups may be others."""
-        numbers = np.array(results, dtype=np.float64).reshape(len(results), len(self._scorers), 3)
-        self._results.append(numbers[:, :, [0, 2]])
+        hypotheses, in the order of :meth:`add`."""
+        self._results.append(np.array(results, dtype=np.float64))
 
     def pool(self) -> CandidatePool:
         """All of them, the hypotheses of an utterance next to each other."""
         utterances = np.concatenate(self._utterances)
         order = np.argsort(utterances, kind="stable")
 
-        def column(groups: Sequence[np.ndarray], *place: int) -> np.ndarray:
+        def column(groups: Sequence[np.ndarray], place: int) -> np.ndarray:
             """One number of all hypotheses, ``(N,)``."""
-            return np.concatenate([group[:, *place] for group in groups])[order]
+            return np.concatenate([group[:, place] for group in groups])[order]
 
         names = list(self._combination.weights)
         features = np.empty((len(order), len(names)), order="F")
@@ -118,8 +115,8 @@ class PoolBuilder:
             features[:, place] = column(self._features, place)
         penalties = {}
         for model, name in enumerate(self._scorers):
-            features[:, names.index(name)] = column(self._results, model, 0)
-            penalties[name] = column(self._results, model, 1)
+            features[:, names.index(name)] = column(self._results, 3 * model)
+            penalties[name] = column(self._results, 3 * model + 2)
         subtracted = None
         if any(penalty.any() for penalty in penalties.values()):
             subtracted = features.copy(order="F")
