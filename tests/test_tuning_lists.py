@@ -118,7 +118,7 @@ def test_a_pool_from_a_stream_is_that_of_the_whole_list(seed, size, metric):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pool_builder, "AT_ONCE", chooser.randint(1, 7))
         builder.add(hypotheses)
-    builder.require_something()
+    builder.check_total()
     for begin in range(0, size, 4):  # which is another size
         builder.add_results(results[begin : begin + 4])
     actual = builder.pool()

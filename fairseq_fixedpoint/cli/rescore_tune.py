@@ -88,9 +88,7 @@ def _tune(args: argparse.Namespace) -> None:
     skipped = Skipped(PROGRAM)
     on_error = skipped if args.on_error == "skip" else stop
     scorers, rule = scorers_and_rule(args)
-    candidates, first_pass, start = _counted_and_scored(
-        args, listed, metric, scorers, rule, on_error
-    )
+    candidates, first_pass, start = _candidates(args, listed, metric, scorers, rule, on_error)
     fixed = named_arguments.parsed_weights(args)
     tell(PROGRAM, *(f"warning: {warning}" for warning in metric.warnings))
     before = np.array([first_pass.weights.get(name, 0.0) for name in candidates.names])
@@ -128,7 +126,7 @@ def _tune(args: argparse.Namespace) -> None:
     print(report.table())
 
 
-def _counted_and_scored(
+def _candidates(
     args: argparse.Namespace,
     listed: NBestFormat,
     metric: Metric,
@@ -166,7 +164,7 @@ def _counted_and_scored(
         shared = SharedWords(COMPARED)
         checked = checked_hypotheses(stored(), args, scorers, start)
         builder.add(_compared(checked, references, rule, shared))
-        builder.require_something()
+        builder.check_total()
         references.tell_of_unused(builder.utterances)
         if (trouble := shared.mismatch()) is not None:
             tell(PROGRAM, f"warning: {trouble}")

@@ -125,9 +125,7 @@ def _is_finite(weight: Any) -> bool:
 
 
 def _value(hypothesis: Hypothesis, scores: Mapping[str, float], name: str) -> float:
-    value = scores.get(name)
-    if value is None:
-        value = absent_score(name)
+    value = scores[name] if name in scores else absent_score(name)
     if value is None:
         raise InputError(
             f"{place(hypothesis)}: the hypothesis has no score {name}, which the weights name, but "

@@ -71,10 +71,10 @@ class Metric:
             references: for each hypothesis one or more texts; WER takes one.
 
         Raises:
-            InputError: as :meth:`statistics_of_part` and :meth:`require_something`.
+            InputError: as :meth:`statistics_of_part` and :meth:`check_total`.
         """
         counted = self.statistics_of_part(hypotheses, references)
-        self.require_something(counted.sum(0))
+        self.check_total(counted.sum(0))
         return counted
 
     def statistics_of_part(
@@ -106,7 +106,7 @@ class Metric:
             counted = counted.astype(np.int32, copy=False)
         return counted[[position[pair] for pair in pairs]]
 
-    def require_something(self, summed: np.ndarray) -> None:
+    def check_total(self, summed: np.ndarray) -> None:
         """Checks the sum of all statistics, ``(S,)``.
 
         Raises:
@@ -146,7 +146,7 @@ class WordErrorRate(Metric):
             package.process.cpdist, scorer=package.distance.Levenshtein.distance, dtype=np.int32
         )
 
-    def require_something(self, summed: np.ndarray) -> None:
+    def check_total(self, summed: np.ndarray) -> None:
         if not summed[1]:
             raise InputError(
                 "WER needs words to be right or wrong about, but all references are empty: "
@@ -208,9 +208,12 @@ class Sacrebleu(Metric):
 
     def _count(self, pairs: list[Pair]) -> list[list[float]]:
         hypotheses, references = zip(*pairs, strict=True)
-        streams = list(zip_longest(*references))  # sacrebleu's order, None where one has fewer
+        distinct = list(dict.fromkeys(references))  # of which many hypotheses have the same
+        streams = list(zip_longest(*distinct))  # sacrebleu's order, None where one has fewer
         with _logged(self.warnings):
-            return self._metric._extract_corpus_statistics(hypotheses, streams)
+            counted = dict(zip(distinct, self._metric._cache_references(streams), strict=True))
+            self._metric._ref_cache = [counted[texts] for texts in references]
+            return self._metric._extract_corpus_statistics(hypotheses, None)
 
     def score(self, summed: np.ndarray) -> np.ndarray:
         summed = np.asarray(summed, dtype=np.float64)

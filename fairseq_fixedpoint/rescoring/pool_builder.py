@@ -90,10 +90,10 @@ class PoolBuilder:
             if name not in self._lacking and scorer.without_probability(hypothesis.text):
                 self._lacking.add(name)
 
-    def require_something(self) -> None:
-        """As :meth:`Metric.require_something`, once all hypotheses are there."""
+    def check_total(self) -> None:
+        """As :meth:`Metric.check_total`, once all hypotheses are there."""
         sums = [statistics.sum(0) for statistics in self._statistics]
-        self._metric.require_something(np.sum(sums, axis=0))
+        self._metric.check_total(np.sum(sums, axis=0))
 
     def add_results(self, results: Sequence[Sequence[float]]) -> None:
         """What :func:`~fairseq_fixedpoint.rescoring.nbest_rescoring.scored` found for the next
@@ -119,7 +119,7 @@ class PoolBuilder:
             penalties[name] = column(self._results, 3 * model + 2)
         subtracted = None
         if any(penalty.any() for penalty in penalties.values()):
-            subtracted = features.copy(order="F")
+            subtracted = features.copy(order="F")  # without penalties, as `features_of` has it
             for name, penalty in penalties.items():
                 subtracted[:, names.index(name)] += penalty
         return CandidatePool(
