@@ -115,3 +115,11 @@ def test_a_rate_a_core_counts_cores_that_processes_can_have():
         "| `nbest` | hypotheses | 2 | 160 | 80 | 1.6x |",
         "| `nbest` | hypotheses | 4 | 200 | 100 | 2.0x |",
     ]
+
+
+def test_tuning_is_measured_on_lists_of_several_sizes(tmp_path, capsys):
+    pytest.importorskip("rapidfuzz")
+    records = results(tmp_path / "results.json", "tuning", "--utterances", "2")
+    assert [(each["utterances"], each["hypotheses"]) for each in records] == [(2, 8)]
+    assert all(each["seconds"] > 0 and each["peak"] > 2**20 for each in records)
+    assert "| 2 | 8 |" in capsys.readouterr().out

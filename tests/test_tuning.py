@@ -578,6 +578,7 @@ def test_bootstrap_is_that_of_utterances_drawn_one_by_one():
     assert actual.difference.value == pytest.approx(actual.score.value - ERRORS.score(b.sum(0)))
     assert actual.share_better == pytest.approx((scores_a < scores_b).mean(), abs=0.05)
 
+    assert bootstrap(b, None, ERRORS, samples=4000).score == actual.score_b
     alone = bootstrap(a, None, ERRORS, samples=4000)
     assert (alone.score, alone.difference, alone.share_better) == (actual.score, None, None)
 

@@ -174,12 +174,13 @@ def checked_hypotheses(
     unseen = combination.weights.keys() - {*COUNTS, *scorers}
     any_seen, last = False, None
     ended: set[str] = set()
+    to_come = dict.fromkeys(scorers, 0.0)
     for each in hypotheses:
         hypothesis = each.item
-        clashes = sorted(scorers.keys() & hypothesis.scores.keys())
-        if clashes:
-            raise name_taken(hypothesis, clashes[0])
-        unseen, any_seen = unseen - hypothesis.scores.keys(), True
+        if not scorers.keys().isdisjoint(hypothesis.scores):
+            raise name_taken(hypothesis, min(scorers.keys() & hypothesis.scores.keys()))
+        unseen.difference_update(hypothesis.scores)
+        any_seen = True
         if (looks_back or is_mbr) and hypothesis.utterance != last:
             if hypothesis.utterance in ended:
                 raise InputError(
@@ -189,7 +190,7 @@ def checked_hypotheses(
                 )
             ended.add(hypothesis.utterance)
             last = hypothesis.utterance
-        combination.total(hypothesis, dict.fromkeys(scorers, 0.0))
+        combination.total(hypothesis, to_come)
         yield each
     if unseen and any_seen:
         raise InputError(f"no hypothesis of {args.input} has a score {min(unseen)}.")
@@ -236,12 +237,12 @@ def with_context(
 
 
 def grouped(
-    hypotheses: Iterable[Scorable[Hypothesis]], combination: Combination
+    hypotheses: Iterable[Scorable[Hypothesis]], rule: WordRule
 ) -> Iterator[list[Scorable[Hypothesis]]]:
     """In groups to be scored at once, in which an utterance's hypotheses stay together."""
     return groups(
         hypotheses,
-        lambda each: combination.length(each.item),
+        lambda each: len(rule.words(each.item.text)) + 1,
         TOKENS_A_GROUP,
         lambda each: each.item.utterance,
     )

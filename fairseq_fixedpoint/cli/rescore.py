@@ -151,7 +151,7 @@ def _nbest(args: argparse.Namespace) -> None:
         identify=lambda each: "\t".join((each.item.utterance, each.item.text, *each.previous)),
     )
     with results_of(
-        grouped(with_context(hypotheses, args, first_pass, scorers), first_pass),
+        grouped(with_context(hypotheses, args, first_pass, scorers), rule),
         partial(scored, scorers=scorers),
         journal,
         progress=long_runs.shows_bar(args),

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, replace
+import tempfile
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -34,27 +34,22 @@ from fairseq_fixedpoint.formats import (
     read_transcripts,
     stop,
 )
+from fairseq_fixedpoint.formats.text_files import OnError
 from fairseq_fixedpoint.progress import Bar
 from fairseq_fixedpoint.rescoring.candidate_pool import CandidatePool, selected
-from fairseq_fixedpoint.rescoring.combination import (
-    WORDS,
-    Combination,
-)
-from fairseq_fixedpoint.rescoring.diagnosis import mismatch
+from fairseq_fixedpoint.rescoring.combination import Combination
+from fairseq_fixedpoint.rescoring.diagnosis import SharedWords
 from fairseq_fixedpoint.rescoring.jobs import Processes
 from fairseq_fixedpoint.rescoring.metrics import METRICS, Metric, make_metric
-from fairseq_fixedpoint.rescoring.nbest_rescoring import (
-    LineScorer,
-    Scorable,
-    features_of,
-    scorable,
-    scored,
-)
+from fairseq_fixedpoint.rescoring.nbest_rescoring import LineScorer, Scorable, scorable, scored
+from fairseq_fixedpoint.rescoring.pool_builder import PoolBuilder
+from fairseq_fixedpoint.rescoring.stored_groups import store_groups, stored_groups
 from fairseq_fixedpoint.rescoring.tuning import tune
 from fairseq_fixedpoint.rescoring.tuning_report import TuningReport
 from fairseq_fixedpoint.rescoring.words import WordRule
 
 COMPARED = 500  # utterances whose references are compared with their hypotheses, word by word
+STORED_AT_ONCE = 1024  # hypotheses
 
 
 def add_parser(commands: Any) -> None:
@@ -93,31 +88,8 @@ def _tune(args: argparse.Namespace) -> None:
     skipped = Skipped(PROGRAM)
     on_error = skipped if args.on_error == "skip" else stop
     scorers, rule = scorers_and_rule(args)
-    # Nothing is written back, and what a format keeps for that is a good part of a list.
-    read = (replace(each, record=None) for each in listed.read(args.input, on_error))
-    prepared = list(scorable(read, scorers.values(), on_error))
-    _require_some(prepared, args)
-    hypotheses = [each.item for each in prepared]
-    names = _names_to_tune(listed, hypotheses)
-    first_pass, start = combinations(args, listed, names, scorers, rule)
-    _tell_of_sparse(names.keys() - start.weights.keys())
+    candidates, first_pass, start = _candidates(args, listed, metric, scorers, rule, on_error)
     fixed = named_arguments.parsed_weights(args)
-    prepared = [
-        each
-        for each in checked_hypotheses(prepared, args, scorers, start)
-        if can_be_subtracted(each, scorers, fixed, on_error)
-    ]
-    _require_some(prepared, args)
-    hypotheses = [each.item for each in prepared]
-    texts = _references(args, listed, metric, hypotheses)
-    _tell_of_texts(hypotheses, texts, start.rule)
-
-    results = []
-    with Bar(long_runs.shows_bar(args), " lines", len(prepared)) as bar:
-        for group in grouped(with_context(prepared, args, first_pass, scorers), first_pass):
-            results += scored(group, scorers)
-            bar.update(len(group))
-    candidates = _candidates(metric, hypotheses, results, texts, start, scorers)
     tell(PROGRAM, *(f"warning: {warning}" for warning in metric.warnings))
     before = np.array([first_pass.weights.get(name, 0.0) for name in candidates.names])
     baseline = selected(candidates, before)
@@ -154,40 +126,103 @@ def _tune(args: argparse.Namespace) -> None:
     print(report.table())
 
 
-def _require_some(prepared: Collection[Scorable[Hypothesis]], args: argparse.Namespace) -> None:
-    if not prepared:
-        raise InputError(f"{args.input} holds no hypothesis to tune on.")
+def _candidates(
+    args: argparse.Namespace,
+    listed: NBestFormat,
+    metric: Metric,
+    scorers: Mapping[str, LineScorer],
+    rule: WordRule,
+    on_error: OnError,
+) -> tuple[CandidatePool, Combination, Combination]:
+    """The list as numbers, and the combination of the first pass and the one to begin with.
 
-
-def _tell_of_texts(
-    hypotheses: Sequence[Hypothesis], references: Mapping[str, Sequence[str]], rule: WordRule
-) -> None:
-    """Warns where lists and references do not go together, as the first of them tell."""
-    references = dict(islice(references.items(), COMPARED))
-    listed = defaultdict(list)
-    for hypothesis in hypotheses:
-        if hypothesis.utterance not in references:
-            continue
-        listed[hypothesis.utterance].append(rule.text(hypothesis.text))
-    texts = {utterance: list(map(rule.text, each)) for utterance, each in references.items()}
-    trouble = mismatch(texts, listed)
-    if trouble is not None:
-        tell(PROGRAM, f"warning: {trouble}")
-
-
-def _names_to_tune(listed: NBestFormat, hypotheses: Sequence[Hypothesis]) -> dict[str, None]:
-    """Of the scores in the list, in their order; keys of JSON only if every hypothesis has them."""
-    names = dict.fromkeys(name for hypothesis in hypotheses for name in hypothesis.scores)
-    if not listed.scores_vary:
-        return names
-    lacking = {name for each in hypotheses for name in names.keys() - each.scores.keys()}
-    if lacking:
-        tell(
-            PROGRAM,
-            f"left out of the tuning: {quantity(len(lacking), 'key')} that not every hypothesis "
-            f"has, such as {min(lacking)}.",
+    The list is read once, into a file, and gone through twice: to check and count all, so that what
+    is wrong shows before anything is scored, and to score.
+    """
+    fixed = named_arguments.parsed_weights(args)
+    # The file has no name and goes with the process, whatever ends that.
+    with tempfile.TemporaryFile(dir=args.output.resolve().parent) as file:
+        names = _ScoreNames()
+        hypotheses = (
+            each
+            for each in scorable(listed.read(args.input, on_error), scorers.values(), on_error)
+            if can_be_subtracted(each, scorers, fixed, on_error)
         )
-    return {name: None for name in names if name not in lacking}
+        total = store_groups(file, enumerate(_packed(names.noted(hypotheses))))
+        if not total:
+            raise InputError(f"{args.input} holds no hypothesis to tune on.")
+        to_tune = _names_to_tune(listed, names)
+        first_pass, start = combinations(args, listed, to_tune, scorers, rule)
+        _tell_of_sparse(to_tune.keys() - start.weights.keys())
+
+        def stored() -> Iterable[Scorable[Hypothesis]]:
+            packed = chain.from_iterable(group for _, _, group in stored_groups(file))
+            return with_context(_unpacked(packed), args, first_pass, scorers)
+
+        references = _References.read(args, listed, metric)
+        builder = PoolBuilder(start, metric, references.of, scorers)
+        shared = SharedWords(COMPARED)
+        checked = checked_hypotheses(stored(), args, scorers, start)
+        builder.add(_compared(checked, references, rule, shared))
+        builder.check_total()
+        references.tell_of_unused(builder.utterances)
+        if (trouble := shared.mismatch()) is not None:
+            tell(PROGRAM, f"warning: {trouble}")
+
+        with Bar(long_runs.shows_bar(args), " lines", total) as bar:
+            for group in grouped(stored(), rule) if scorers else ():
+                builder.add_results(scored(group, scorers))
+                bar.update(len(group))
+    return builder.pool(), first_pass, start
+
+
+def _packed(hypotheses: Iterator[Scorable[Hypothesis]]) -> Iterator[list[tuple]]:
+    """In parts that are stored at once, without what a format keeps to write a list back."""
+    while batch := list(islice(hypotheses, STORED_AT_ONCE)):
+        yield [
+            (item.utterance, item.text, item.scores, item.path, item.line, prepared)
+            for item, prepared, _ in batch
+        ]
+
+
+def _unpacked(packed: Iterable[tuple]) -> Iterator[Scorable[Hypothesis]]:
+    for utterance, text, scores, path, line, prepared in packed:
+        yield Scorable(Hypothesis(utterance, text, scores, path, line, record=None), prepared)
+
+
+class _ScoreNames:
+    """The names of the scores in a list.
+
+    Attributes:
+        somewhere: those that some hypothesis has, in their order.
+        everywhere: those that all have.
+    """
+
+    def __init__(self) -> None:
+        self.somewhere: dict[str, None] = {}
+        self.everywhere: Collection[str] | None = None
+
+    def noted(self, hypotheses: Iterable[Scorable[Hypothesis]]) -> Iterator[Scorable[Hypothesis]]:
+        """The same hypotheses, whose names are noted as they pass."""
+        for each in hypotheses:
+            names = each.item.scores.keys()
+            if names != self.everywhere:
+                self.somewhere |= dict.fromkeys(names)
+                self.everywhere = names & (names if self.everywhere is None else self.everywhere)
+            yield each
+
+
+def _names_to_tune(listed: NBestFormat, names: _ScoreNames) -> dict[str, None]:
+    """Of the scores in the list, in their order; keys of JSON only if every hypothesis has them."""
+    lacking = names.somewhere.keys() - (names.everywhere or ())
+    if not listed.scores_vary or not lacking:
+        return names.somewhere
+    tell(
+        PROGRAM,
+        f"left out of the tuning: {quantity(len(lacking), 'key')} that not every hypothesis "
+        f"has, such as {min(lacking)}.",
+    )
+    return {name: None for name in names.somewhere if name not in lacking}
 
 
 def _tell_of_sparse(names: Collection[str]) -> None:
@@ -200,71 +235,57 @@ def _tell_of_sparse(names: Collection[str]) -> None:
         )
 
 
-def _references(
-    args: argparse.Namespace, listed: NBestFormat, metric: Metric, hypotheses: list[Hypothesis]
-) -> dict[str, list[str]]:
-    """The references of each utterance of the list."""
-    if args.references:
-        files = [read_transcripts(path, listed.transcripts) for path in args.references]
-        origin = ", ".join(map(str, args.references))
-    else:
-        files, origin = [listed.references(args.input)], str(args.input)
+@dataclass(frozen=True)
+class _References:
+    """The references of a list.
+
+    Attributes:
+        files: a text for each utterance, by its id.
+        source, origin: where the list and the references were read, for messages.
+    """
+
+    files: list[dict[str, str]]
+    source: Path
+    origin: str
+
+    @classmethod
+    def read(cls, args: argparse.Namespace, listed: NBestFormat, metric: Metric) -> _References:
+        """Those of `--references`, or those in the list itself."""
+        if args.references:
+            files = [read_transcripts(path, listed.transcripts) for path in args.references]
+            if len(files) > 1 and metric.name == "WER":
+                raise InputError("the word error rate takes one --references.")
+            return cls(files, args.input, ", ".join(map(str, args.references)))
+        files = [listed.references(args.input)]
         if not files[0]:
             raise InputError("tune needs --references: the list has none.")
-    if len(files) > 1 and metric.name == "WER":
-        raise InputError("the word error rate takes one --references.")
-    utterances = dict.fromkeys(hypothesis.utterance for hypothesis in hypotheses)
-    for utterance in utterances:
-        if not all(utterance in texts for texts in files):
-            raise InputError(f"utterance {utterance} of {args.input} is not in {origin}.")
-    unused = len(files[0].keys() - utterances.keys())
-    if unused:
-        tell(PROGRAM, f"{quantity(unused, 'reference')} without hypotheses left out.")
-    return {utterance: [texts[utterance] for texts in files] for utterance in utterances}
+        return cls(files, args.input, str(args.input))
+
+    def of(self, utterance: str) -> list[str]:
+        try:
+            return [texts[utterance] for texts in self.files]
+        except KeyError:
+            raise InputError(
+                f"utterance {utterance} of {self.source} is not in {self.origin}."
+            ) from None
+
+    def tell_of_unused(self, utterances: Mapping[str, int]) -> None:
+        unused = len(self.files[0].keys() - utterances.keys())
+        if unused:
+            tell(PROGRAM, f"{quantity(unused, 'reference')} without hypotheses left out.")
 
 
-def _candidates(
-    metric: Metric,
-    hypotheses: list[Hypothesis],
-    results: list[list[float]],
-    texts: dict[str, list[str]],
-    combination: Combination,
-    scorers: Mapping[str, LineScorer],
-) -> CandidatePool:
-    """The list as arrays, the hypotheses of an utterance next to each other."""
-    place = {utterance: number for number, utterance in enumerate(texts)}
-    order = sorted(range(len(hypotheses)), key=lambda row: place[hypotheses[row].utterance])
-    hypotheses = [hypotheses[row] for row in order]
-    names = {**combination.weights, WORDS: 0.0}
-    values = Combination(names, rule=combination.rule)
-    seen = combination.rule.text if metric.name == "WER" else str  # a translation is as it stands
-    sizes = np.bincount([place[hypothesis.utterance] for hypothesis in hypotheses])
-
-    def features(sign: float) -> np.ndarray:
-        """The scores for weights of a sign, ``(N, F)``."""
-        of_sign = dict.fromkeys(scorers, sign)
-        return np.array(
-            [
-                values.values(hypothesis, features_of(list(scorers), results[row], of_sign))
-                for hypothesis, row in zip(hypotheses, order, strict=True)
-            ]
-        )
-
-    has_penalties = any(any(result[2::3]) for result in results)
-    return CandidatePool(
-        features=features(1.0),
-        names=list(names),
-        lengths=np.array([values.length(hypothesis) for hypothesis in hypotheses]),
-        statistics=metric.statistics(
-            [seen(hypothesis.text) for hypothesis in hypotheses],
-            [list(map(seen, texts[hypothesis.utterance])) for hypothesis in hypotheses],
-        ),
-        offsets=np.concatenate([[0], np.cumsum(sizes)]),
-        ids=list(texts),
-        subtracted=features(-1.0) if has_penalties else None,
-        not_subtracted={
-            name
-            for name, scorer in scorers.items()
-            if any(scorer.without_probability(hypothesis.text) for hypothesis in hypotheses)
-        },
-    )
+def _compared(
+    hypotheses: Iterable[Scorable[Hypothesis]],
+    references: _References,
+    rule: WordRule,
+    shared: SharedWords,
+) -> Iterator[Hypothesis]:
+    """The hypotheses, which are shown to `shared` as they pass."""
+    utterance, texts = None, []
+    for each in hypotheses:
+        if each.item.utterance != utterance:
+            utterance = each.item.utterance
+            texts = list(map(rule.text, references.of(utterance)))
+        shared.add(utterance, texts, rule.text(each.item.text))
+        yield each.item

@@ -41,10 +41,11 @@ class CandidatePool:
     not_subtracted: Collection[str] = ()
 
     def __post_init__(self) -> None:
-        for name in ("features", "subtracted", "lengths", "statistics"):
+        for name in ("features", "subtracted", "lengths"):
             values = getattr(self, name)
-            if values is not None:
-                object.__setattr__(self, name, np.asarray(values, dtype=np.float64))
+            if values is not None:  # whole columns are weighted and added
+                object.__setattr__(self, name, np.asarray(values, dtype=np.float64, order="F"))
+        object.__setattr__(self, "statistics", np.asarray(self.statistics))
         object.__setattr__(self, "offsets", np.asarray(self.offsets, dtype=np.intp))
         self._check_shapes()
         self._check_numbers()
@@ -119,6 +120,8 @@ class CandidatePool:
 
     def normalised(self, lenpen: float) -> CandidatePool:
         """The same hypotheses with all scores divided by their ``length ** lenpen``."""
+        if lenpen == 0:
+            return self
         power = self.lengths[:, None] ** lenpen
         subtracted = None if self.subtracted is None else self.subtracted / power
         return replace(self, features=self.features / power, subtracted=subtracted)
@@ -143,9 +146,12 @@ def score_of(candidates: CandidatePool, selection: np.ndarray, metric: Metric) -
 
 def combined(candidates: CandidatePool, weights: np.ndarray) -> np.ndarray:
     """Weighted sums ``(N,)``; unlike a matrix product's, those of equal rows are equal exactly."""
-    weights = np.asarray(weights, dtype=np.float64)
-    features = np.where(weights < 0, candidates.when_subtracted, candidates.features)
-    return (features * weights).sum(axis=1)
+    total = np.zeros(len(candidates.features))
+    for place, weight in enumerate(np.asarray(weights, dtype=np.float64)):
+        if weight:
+            features = candidates.when_subtracted if weight < 0 else candidates.features
+            total += weight * features[:, place]
+    return total
 
 
 def first_greatest(values: np.ndarray, offsets: np.ndarray) -> np.ndarray:

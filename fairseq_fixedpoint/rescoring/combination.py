@@ -40,10 +40,6 @@ class Combination:
             if not _is_finite(weight):
                 raise InputError(f"the weight of {name} must be a finite number, not {weight!r}.")
 
-    def length(self, hypothesis: Hypothesis) -> int:
-        """What length normalisation calls the length: words, and `</s>`."""
-        return len(self.rule.words(hypothesis.text)) + 1
-
     def values(self, hypothesis: Hypothesis, features: Mapping[str, float]) -> list[float]:
         """The scores that the weights are for, in their order.
 
@@ -54,7 +50,10 @@ class Combination:
             InputError: if the hypothesis lacks one of them.
         """
         scores = self._scores(hypothesis, features)
-        return [_value(hypothesis, scores, name) for name in self.weights]
+        try:  # most have all
+            return [scores[name] for name in self.weights]
+        except KeyError:
+            return [_value(hypothesis, scores, name) for name in self.weights]
 
     def total(self, hypothesis: Hypothesis, features: Mapping[str, float]) -> float:
         """The combined score, higher is better; natural logarithm.
@@ -87,7 +86,7 @@ class Combination:
                     f"{place(hypothesis)}: a score cannot be named {name}, which is the number of "
                     f"{name}: give it another name."
                 )
-        counts = {WORDS: float(self.length(hypothesis) - 1)}
+        counts = {WORDS: float(len(self.rule.words(hypothesis.text)))}
         if CHARACTERS in self.weights:
             counts[CHARACTERS] = float(len(self.rule.text(hypothesis.text)))
         return {**counts, **hypothesis.scores, **features}
@@ -126,7 +125,7 @@ def _is_finite(weight: Any) -> bool:
 
 
 def _value(hypothesis: Hypothesis, scores: Mapping[str, float], name: str) -> float:
-    value = scores.get(name, absent_score(name))
+    value = scores[name] if name in scores else absent_score(name)
     if value is None:
         raise InputError(
             f"{place(hypothesis)}: the hypothesis has no score {name}, which the weights name, but "

@@ -97,46 +97,74 @@ CAUSES: dict[str, Callable[[str], str]] = {
 }
 
 
-def mismatch(
-    references: Mapping[str, Sequence[str]], hypotheses: Mapping[str, Sequence[str]]
-) -> str | None:
-    """A sentence about lists and references that have hardly a word in common.
+def _all_undone(text: str) -> str:
+    for undone in reversed(CAUSES.values()):
+        text = undone(text)
+    return text
+
+
+SEVERAL = f"several of {', '.join(CAUSES)}"
+# As the texts stand, and with differences undone.
+WAYS: dict[str, Callable[[str], str]] = {"": str, **CAUSES, SEVERAL: _all_undone}
+
+
+class SharedWords:
+    """How many of the references' words are in the hypotheses, and in which form more would be.
+
+    Of hypotheses nothing is kept: what counts are the words of references that none has had so far.
 
     Args:
-        references, hypotheses: texts of each utterance, by its id.
-
-    Returns:
-        None where they go together, as far as words tell.
+        most: utterances that are looked at, the first ones.
     """
 
-    def share(same: Callable[[str], str]) -> float:
+    def __init__(self, most: int):
+        self._most = most
+        self._references: dict[str, Sequence[str]] = {}
+        self._missing: dict[str, dict[str, set[str]]] = {}  # of each utterance, by the way
+
+    def add(self, utterance: str, references: Sequence[str], hypothesis: str) -> None:
+        """One more hypothesis of an utterance, beside all references that it has."""
+        if utterance not in self._references:
+            if len(self._references) >= self._most:
+                return
+            self._references[utterance] = references
+            self._missing[utterance] = {
+                way: set(_words(references, undone)) for way, undone in WAYS.items()
+            }
+        for way, missing in self._missing[utterance].items():
+            if missing:
+                missing.difference_update(text_words(WAYS[way](hypothesis)))
+
+    def mismatch(self) -> str | None:
+        """A sentence about lists and references that have hardly a word in common.
+
+        Returns:
+            None where they go together, as far as words tell.
+        """
+        shares = {way: self._share(way) for way in WAYS}
+        shared = shares.pop("")
+        cause = max(shares, key=shares.__getitem__)
+        explained = shares[cause] - shared >= MATTERS
+        if not explained and shared >= HARDLY_ANY:
+            return None
+        sentence = f"{shared:.0%} of the references' words are in the hypotheses"
+        if not explained:
+            return f"{sentence}: are the references those of these lists?"
+        return (
+            f"{sentence}, but {shares[cause]:.0%} without differences of {cause}: the metric "
+            "counts them as errors, so give both in the same form."
+        )
+
+    def _share(self, way: str) -> float:
         """Of the references' words, those that some hypothesis has."""
         hits = total = 0
-        for utterance, texts in references.items():
-            hypothesis_words = {
-                word for text in hypotheses[utterance] for word in text_words(same(text))
-            }
-            reference_words = [word for text in texts for word in text_words(same(text))]
-            hits += sum(word in hypothesis_words for word in reference_words)
-            total += len(reference_words)
+        for utterance, texts in self._references.items():
+            missing = self._missing[utterance][way]
+            words = _words(texts, WAYS[way])
+            hits += sum(word not in missing for word in words)
+            total += len(words)
         return hits / total if total else 1.0
 
-    def all_undone(text: str) -> str:
-        for undone in reversed(CAUSES.values()):
-            text = undone(text)
-        return text
 
-    shared = share(str)
-    ways = CAUSES | {f"several of {', '.join(CAUSES)}": all_undone}
-    shares = {cause: share(undone) for cause, undone in ways.items()}
-    cause = max(shares, key=shares.__getitem__)
-    explained = shares[cause] - shared >= MATTERS
-    if not explained and shared >= HARDLY_ANY:
-        return None
-    sentence = f"{shared:.0%} of the references' words are in the hypotheses"
-    if not explained:
-        return f"{sentence}: are the references those of these lists?"
-    return (
-        f"{sentence}, but {shares[cause]:.0%} without differences of {cause}: the metric counts "
-        "them as errors, so give both in the same form."
-    )
+def _words(texts: Iterable[str], undone: Callable[[str], str]) -> list[str]:
+    return [word for text in texts for word in text_words(undone(text))]

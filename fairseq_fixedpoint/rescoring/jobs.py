@@ -16,10 +16,8 @@ import atexit
 import hashlib
 import json
 import os
-import pickle
 import re
 import shutil
-import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -29,6 +27,7 @@ from typing import Any, TypeVar
 
 from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.progress import Bar
+from fairseq_fixedpoint.rescoring.stored_groups import store_groups, stored_groups
 
 Item = TypeVar("Item")
 SETTINGS = "settings.json"
@@ -39,7 +38,6 @@ NOTES = re.compile(r"items(\.\d+)?|settings\.(json|\d+\.new)|results\.\d+(-of-\d
 # One that has ended closes its connections, which ends the others' waiting at once.
 TO_JOIN = timedelta(minutes=30)
 TO_FINISH = timedelta(days=7)  # one may have much more to do than another
-HEAD = struct.Struct("<QQQ")  # before each stored group: its number, how many items, and bytes
 
 
 @dataclass(frozen=True)
@@ -226,14 +224,7 @@ class Journal:
     ) -> Iterator[tuple[int, int, list]]:
         """Number and size of each stored group, and its items, or none where `selects` is false."""
         with self._items.open("rb") as file:
-            while head := file.read(HEAD.size):
-                number, size, length = HEAD.unpack(head)
-                if selects(number):
-                    # This run wrote it, so that it can hold nothing but what the run knows.
-                    yield number, size, pickle.loads(file.read(length))
-                else:
-                    file.seek(length, os.SEEK_CUR)
-                    yield number, size, []
+            yield from stored_groups(file, selects)
 
     def add(self, number: int, group: Sequence, results: Sequence) -> None:
         """Notes the results of a group, as JSON can hold them, one an item."""
@@ -309,16 +300,14 @@ class Journal:
     def _store(self, stream: Iterable[list[Item]]) -> None:
         self.folder.mkdir(exist_ok=True)
         path = self._items
+        shares = (
+            (number, group)
+            for number, group in enumerate(stream)
+            if not self.processes.is_shard or self.processes.scores(number)
+        )
         try:
             with path.open("wb") as file:
-                for number, group in enumerate(stream):
-                    if self.processes.is_shard and not self.processes.scores(number):
-                        continue
-                    packed = pickle.dumps(group, pickle.HIGHEST_PROTOCOL)
-                    file.write(HEAD.pack(number, len(group), len(packed)))
-                    file.write(packed)
-                    self.total += len(group)
-                file.flush()
+                self.total = store_groups(file, shares)
                 os.fsync(file.fileno())
         except BaseException:
             path.unlink(missing_ok=True)

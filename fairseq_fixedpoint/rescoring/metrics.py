@@ -17,6 +17,7 @@ import importlib
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import zip_longest
 from types import ModuleType
 from typing import Any, ClassVar, TypeVar
@@ -63,16 +64,27 @@ class Metric:
     def statistics(
         self, hypotheses: Sequence[str], references: Sequence[Sequence[str]]
     ) -> np.ndarray:
-        """The numbers to be summed, float64 ``(n, S)``; a repeated hypothesis is counted once.
+        """The numbers to be summed, ``(n, S)``: int32 where the metric counts, else float64.
 
         Args:
             hypotheses: n texts.
             references: for each hypothesis one or more texts; WER takes one.
 
         Raises:
+            InputError: as :meth:`statistics_of_part` and :meth:`check_total`.
+        """
+        counted = self.statistics_of_part(hypotheses, references)
+        self.check_total(counted.sum(0))
+        return counted
+
+    def statistics_of_part(
+        self, hypotheses: Sequence[str], references: Sequence[Sequence[str]]
+    ) -> np.ndarray:
+        """As :meth:`statistics`, of a part of the texts; one that it repeats is counted once.
+
+        Raises:
             InputError: without hypotheses, without a reference for one of them, or, for WER,
-                with several references or without a word in any of them. So that the last can be
-                told, all hypotheses belong in one call.
+                with several references.
         """
         if len(hypotheses) != len(references):
             raise InputError(
@@ -89,8 +101,17 @@ class Metric:
             if not texts:
                 raise InputError(f"{self.name} got no reference for {hypothesis!r}: give one.")
         position = {pair: index for index, pair in enumerate(dict.fromkeys(pairs))}
-        counted = np.array(self._count(list(position)), dtype=np.float64)
+        counted = np.asarray(self._count(list(position)))
+        if counted.dtype.kind in "iu":
+            counted = counted.astype(np.int32, copy=False)
         return counted[[position[pair] for pair in pairs]]
+
+    def check_total(self, summed: np.ndarray) -> None:
+        """Checks the sum of all statistics, ``(S,)``.
+
+        Raises:
+            InputError: if the references of the whole set leave nothing to be right or wrong about.
+        """
 
     def score(self, summed: np.ndarray) -> np.ndarray:
         """The score of sums of statistics: ``(..., S)`` to ``(...)``, from 0 to 100.
@@ -103,7 +124,8 @@ class Metric:
         """The score or minus it, so that greater is better."""
         return score if self.higher_is_better else -score
 
-    def _count(self, pairs: list[Pair]) -> list[list[float]]:
+    def _count(self, pairs: list[Pair]) -> np.ndarray | list[list[float]]:
+        """The statistics of each pair, ``(len(pairs), S)``, integers where they are counts."""
         raise NotImplementedError
 
 
@@ -119,24 +141,29 @@ class WordErrorRate(Metric):
 
     def __init__(self) -> None:
         super().__init__()
-        self._distance = _imported("rapidfuzz", self.name).distance.Levenshtein.distance
+        package = _imported("rapidfuzz", self.name)
+        self._distances = partial(
+            package.process.cpdist, scorer=package.distance.Levenshtein.distance, dtype=np.int32
+        )
 
-    def _count(self, pairs: list[Pair]) -> list[list[float]]:
-        rows = []
+    def check_total(self, summed: np.ndarray) -> None:
+        if not summed[1]:
+            raise InputError(
+                "WER needs words to be right or wrong about, but all references are empty: "
+                "give transcripts with words."
+            )
+
+    def _count(self, pairs: list[Pair]) -> np.ndarray:
         for hypothesis, references in pairs:
             if len(references) > 1:
                 raise InputError(
                     f"WER takes one reference, but {hypothesis!r} has {len(references)}: "
                     "give one, or choose another metric."
                 )
-            words = text_words(references[0])
-            rows.append([self._distance(words, text_words(hypothesis)), len(words)])
-        if not any(words for _, words in rows):
-            raise InputError(
-                "WER needs words to be right or wrong about, but all references are empty: "
-                "give transcripts with words."
-            )
-        return rows
+        words_of = {reference: text_words(reference) for _, (reference,) in pairs}
+        right = [words_of[reference] for _, (reference,) in pairs]
+        errors = self._distances(right, [text_words(hypothesis) for hypothesis, _ in pairs])
+        return np.stack([errors, np.array(list(map(len, right)))], axis=1)
 
     def score(self, summed: np.ndarray) -> np.ndarray:
         summed = np.asarray(summed, dtype=np.float64)
@@ -181,9 +208,12 @@ class Sacrebleu(Metric):
 
     def _count(self, pairs: list[Pair]) -> list[list[float]]:
         hypotheses, references = zip(*pairs, strict=True)
-        streams = list(zip_longest(*references))  # sacrebleu's order, None where one has fewer
+        distinct = list(dict.fromkeys(references))  # of which many hypotheses have the same
+        streams = list(zip_longest(*distinct))  # sacrebleu's order, None where one has fewer
         with _logged(self.warnings):
-            return self._metric._extract_corpus_statistics(hypotheses, streams)
+            counted = dict(zip(distinct, self._metric._cache_references(streams), strict=True))
+            self._metric._ref_cache = [counted[texts] for texts in references]
+            return self._metric._extract_corpus_statistics(hypotheses, None)
 
     def score(self, summed: np.ndarray) -> np.ndarray:
         summed = np.asarray(summed, dtype=np.float64)

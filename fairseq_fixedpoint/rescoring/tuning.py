@@ -67,7 +67,7 @@ def line_search(
     """
     positive = _along(candidates, metric, weights, combined(candidates, direction))
     negative = positive
-    if not np.array_equal(candidates.features, candidates.when_subtracted):
+    if candidates.subtracted is not None:
         negative = _along(candidates, metric, weights, -combined(candidates, -direction))
     steps = np.append(negative.steps[negative.steps <= 0], positive.steps[positive.steps > 0])
     left, right = np.searchsorted(negative.edges, 0.0), np.searchsorted(positive.edges, 0.0)
@@ -315,15 +315,17 @@ def _changes(intercepts: np.ndarray, slopes: np.ndarray, offsets: np.ndarray) ->
     first = top.copy()
     steps, before, after = [], [], []
     lines, owners = np.arange(len(slopes)), np.repeat(np.arange(len(sizes)), sizes)
+    heights, inclines = intercepts, slopes  # of these lines
     while True:
-        steeper = slopes[lines] > slopes[top[owners]]
+        steeper = inclines > slopes[top][owners]
         lines, owners = lines[steeper], owners[steeper]
+        heights, inclines = heights[steeper], inclines[steeper]
         if not lines.size:
             break
-        present = top[owners]
-        crossings = (intercepts[present] - intercepts[lines]) / (slopes[lines] - slopes[present])
-        moving, starts = np.unique(owners, return_index=True)
+        crossings = (intercepts[top][owners] - heights) / (inclines - slopes[top][owners])
+        starts = np.flatnonzero(np.diff(owners, prepend=-1))
         nearest = first_greatest(-crossings, np.append(starts, lines.size))
+        moving = owners[starts]
         steps.append(crossings[nearest])
         before.append(top[moving])
         after.append(lines[nearest])

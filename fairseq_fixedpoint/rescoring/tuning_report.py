@@ -58,11 +58,13 @@ class Bootstrap:
         score: of a.
         difference: of a minus b; None without b.
         share_better: the share of samples in which a is better than b; None without b.
+        score_b: of b; None without b.
     """
 
     score: IntervalEstimate
     difference: IntervalEstimate | None
     share_better: float | None
+    score_b: IntervalEstimate | None = None
 
 
 def bootstrap(
@@ -108,6 +110,7 @@ def bootstrap(
         score,
         _estimate(observed[0] - observed[1], drawn[0] - drawn[1]),
         float(np.mean(metric.gain(drawn[0] - drawn[1]) > LEAST_GAIN)),
+        _estimate(observed[1], drawn[1]),
     )
 
 
@@ -157,10 +160,10 @@ class TuningReport:
             utterances=len(candidates.ids),
             hypotheses=len(statistics),
             weights=dict(zip(candidates.names, map(float, weights), strict=True)),
-            baseline=bootstrap(statistics[baseline], None, metric).score,
+            # None of one system alone, as what is cast below.
+            baseline=cast("IntervalEstimate", compared.score_b),
             tuned=compared.score,
             oracle=score_of(candidates, oracle(candidates, metric), metric),
-            # None of one system alone.
             difference=cast("IntervalEstimate", compared.difference),
             share_better=cast("float", compared.share_better),
         )

@@ -17,7 +17,14 @@ SUITE = (
     "solvers",
     "generation",
 )
-ON_REQUEST = ("corpora", "rescoring", "lattices", "lists", "processes")  # the first want files
+ON_REQUEST = (
+    "corpora",
+    "rescoring",
+    "lattices",
+    "lists",
+    "tuning",
+    "processes",
+)  # the first want files
 
 
 def part(name: str) -> ModuleType:
