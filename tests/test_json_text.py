@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from fairseq_fixedpoint.formats import FormatError, json_text, text_files
+from fairseq_fixedpoint.formats import FormatError, detect, json_text, text_files
 from fairseq_fixedpoint.formats.json_text import array_elements, object_members, parse_json
 
 SCALARS = (
@@ -63,8 +63,9 @@ def test_what_is_no_json_as_a_whole_is_none_in_pieces(path, document, style, pie
     except FormatError as whole:
         with pytest.raises(FormatError) as raised:
             streamed(path, text, piece_bytes)
-        if whole.sentence.startswith("is not JSON:") and "occurs twice" not in str(raised.value):
-            assert (raised.value.line, raised.value.sentence) == (whole.line, whole.sentence)
+        if "is not JSON at" in whole.sentence and "occurs twice" not in str(raised.value):
+            assert raised.value.line == whole.line
+            assert raised.value.sentence.startswith(whole.sentence)
     else:
         assert streamed(path, text, piece_bytes) == expected
 
@@ -107,14 +108,35 @@ def test_no_more_is_read_than_a_value_needs(tmp_path, monkeypatch, is_array):
     assert number == 1000
 
 
+@pytest.mark.parametrize("is_array", [True, False])
+def test_a_list_in_one_line_is_detected_by_its_beginning(tmp_path, monkeypatch, is_array):
+    hypothesis = {"text": "a", "score": -1}
+    document = [{"hyps": [hypothesis]}] if is_array else {"u": {"hyp_1": hypothesis}}
+    path = tmp_path / "list"
+    path.write_text(json.dumps(document))
+
+    def refuse(path):
+        raise AssertionError("a line is read as a whole")
+
+    monkeypatch.setattr(text_files, "raw_lines", refuse)
+    assert detect(path).name == ("jsonl" if is_array else "mlm")
+
+
 @pytest.mark.parametrize(
     ("content", "line", "sentence"),
     [
-        ("[1,\n]", 2, "is not JSON: Expecting value."),
-        ("[1\n2]", 2, "is not JSON: Expecting ',' delimiter."),
-        ("[1]\n\n2", 3, "is not JSON: Extra data."),
-        ('{"a": 1,\n2: 3}', 2, "is not JSON: Expecting property name enclosed in double quotes."),
-        ('{"a"\n1}', 2, "is not JSON: Expecting ':' delimiter."),
+        ("[1,\n]", 2, "is not JSON at position 1: Expecting value."),
+        ("[1\n2]", 2, "is not JSON at position 1: Expecting ',' delimiter."),
+        (
+            '[1,\n"a',
+            2,
+            "is not JSON at position 1: Unterminated string. The file ends there, and may",
+        ),
+        ("[1,\n", 2, "is not JSON at position 1: Expecting value. The file ends there, and may be"),
+        ('["a\nb"]', 1, "is not JSON at position 4: Invalid control character."),
+        ("[1]\n\n2", 3, "is not JSON at position 1: Extra data."),
+        ('{"a": 1,\n2: 3}', 2, "is not JSON at position 1: Expecting property name enclosed"),
+        ('{"a"\n1}', 2, "is not JSON at position 1: Expecting ':' delimiter."),
         ('{"a": 1,\n"a": 2}', 2, "is not JSON as it should be: the key 'a' occurs twice in one"),
         ('[1,\n{"a": 1, "a": 2}]', 2, "is not JSON as it should be: the key 'a' occurs twice in"),
         ("[1,\n\nNaN]", 3, "is not JSON as it should be: NaN is not a finite number."),

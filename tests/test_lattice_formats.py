@@ -555,6 +555,7 @@ BAD_SLF = [
     ("a=2", "l=", 6, "l= of link 1 must be a finite number"),
     ("a=2", "p=x", 6, "p= of link 1 must be a finite number"),
     ("N=3", "N=4", 6, "the file ends after 3 of 4 nodes; it may be cut off"),
+    ("N=3", "N=2", 6, "the file has 3 nodes, and its header 2; correct N="),
     ("L=2", "L=3", 6, "the file ends after 2 of 3 links"),
     ("N=3", "", 6, "the file ends and no header had NODES= or N="),
     ("L=2", "", 6, "the file ends and no header had LINKS= or L="),

@@ -15,6 +15,7 @@ from fairseq_fixedpoint.formats.text_files import FormatError, beginning, read_p
 
 # How many words or characters there are is counted, not read.
 COUNTED = {"words", "characters"}
+IN_STRING = "Unterminated string"  # as Python's message begins
 CONTENT = re.compile(r"[^ \t\n\r]")
 SURROGATE = re.compile(r"\\ud", re.IGNORECASE)
 LONGEST_SYMBOL = len("-Infinity") + 1  # which a piece of the text may cut off, as it may an escape
@@ -34,7 +35,8 @@ def parse_json(path: Path, text: str, line: int) -> Any:
         value = DECODER.decode(text)
         _check_characters(value, text)
     except json.JSONDecodeError as error:
-        raise FormatError(path, line + error.lineno - 1, _not_json(error.msg)) from error
+        sentence = _not_json(error.msg, error.colno)
+        raise FormatError(path, line + error.lineno - 1, sentence) from error
     except (ValueError, RecursionError) as error:
         raise _unfit(path, line, error) from error
     return value
@@ -85,11 +87,15 @@ class _Document:
     def __init__(self, path: Path):
         self._path = path
         self._pieces = read_pieces(path)
-        self._text, self._place, self._line = "", 0, 1
+        self._text, self._place = "", 0
+        self._line, self._column = 1, 1  # of the place in the file
 
     def error(self, message: str) -> FormatError:
         """One at the first character that is not read yet."""
-        return FormatError(self._path, self._line, _not_json(message))
+        line, sentence = self._line, _not_json(message, self._column)
+        if message.startswith(IN_STRING) or not self.peek():
+            sentence += " The file ends there, and may be cut off."
+        return FormatError(self._path, line, sentence)
 
     def peek(self) -> str:
         """The next character that is no white space, or nothing at the end."""
@@ -148,13 +154,16 @@ class _Document:
                 if end <= len(self._text) - LONGEST_SYMBOL or not self._read_on():
                     return value, end
             except json.JSONDecodeError as error:
-                in_string = error.msg.startswith("Unterminated string")
-                is_cut_off = in_string or error.pos > len(self._text) - LONGEST_SYMBOL
-                if not is_cut_off or not self._read_on():
+                in_string = error.msg.startswith(IN_STRING)
+                may_go_on = in_string or error.pos > len(self._text) - LONGEST_SYMBOL
+                if not may_go_on or not self._read_on():
                     raise
 
     def _advance(self, place: int) -> None:
-        self._line += self._text.count("\n", self._place, place)
+        lines = self._text.count("\n", self._place, place)
+        before = self._text.rindex("\n", self._place, place) + 1 if lines else self._place
+        self._line += lines
+        self._column = (1 if lines else self._column) + place - before
         self._place = place
 
     def _read_on(self) -> bool:
@@ -176,8 +185,10 @@ def _check_characters(value: Any, text: str, start: int = 0, end: int = sys.maxs
         json.dumps(value, ensure_ascii=False).encode("utf-8")
 
 
-def _not_json(message: str) -> str:
-    return f"is not JSON: {message}."
+def _not_json(message: str, column: int) -> str:
+    """With a message of Python's, of which some end in the words that a place follows."""
+    message = message.removesuffix(" at").removesuffix(" starting")
+    return f"is not JSON at position {column}: {message}."
 
 
 def _unfit(path: Path, line: int, error: Exception) -> FormatError:

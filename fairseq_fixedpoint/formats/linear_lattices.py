@@ -47,9 +47,9 @@ class LinearLattices(NBestFormat):
     transcripts = "kaldi"
 
     def recognises(self, path: Path) -> bool:
-        if not path.is_file() or not CompactLattice().recognises(path):
+        if not path.is_file() or KEY.fullmatch(normalised(first_line(path))) is None:
             return False
-        return KEY.fullmatch(normalised(first_line(path))) is not None
+        return CompactLattice().recognises(path)  # which may have to read more
 
     def default_weights(self, names: Collection[str]) -> dict[str, float]:
         return {name: WEIGHTS.get(name, 0.0) for name in names}

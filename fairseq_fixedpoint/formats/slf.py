@@ -27,7 +27,7 @@ from fairseq_fixedpoint.formats.lattice import (
     formatted_scores,
     spoken,
 )
-from fairseq_fixedpoint.formats.slf_columns import Columns, NoColumnsError, natural, sections
+from fairseq_fixedpoint.formats.slf_columns import NoColumnsError, SlfColumns, natural, sections
 from fairseq_fixedpoint.formats.slf_fields import Fields, fields_text, read_fields
 from fairseq_fixedpoint.formats.text_files import (
     SPACE,
@@ -186,15 +186,15 @@ def _read_columns(path: Path) -> Lattice | None:
         parts = sections(path)
         before = takewhile(lambda line: not line.text.startswith("I="), _lines(path))
         header, *_, line = _entries(path, before)
-        nodes = _node_columns(path, parts.first, Columns(parts.nodes, NODE_KEYS))
-        links = _Columns(Columns(parts.links, LINK_KEYS))
+        nodes = _node_columns(path, parts.first, SlfColumns(parts.nodes, NODE_KEYS))
+        links = _Columns(SlfColumns(parts.links, LINK_KEYS))
         _check_counts(header, line, len(nodes), links.columns.count)
         return _lattice(path, header, nodes, links)
     except (ValueError, OSError, EOFError, zlib.error):
         return None  # for _read to say what is wrong, and where
 
 
-def _node_columns(path: Path, first: int, columns: Columns) -> dict[int, _Entry]:
+def _node_columns(path: Path, first: int, columns: SlfColumns) -> dict[int, _Entry]:
     numbers = columns.distinct_counts("I").tolist()
     lines = (Line(path, number, "") for number in range(first, first + columns.count))
     nodes = dict(zip(numbers, map(_Entry, lines, columns.records()), strict=True))
@@ -243,9 +243,13 @@ def _check_counts(header: _Header, line: Line, nodes: int, links: int) -> None:
         expected = header.take_count(key)
         if expected is None:
             raise line.error(f"the file ends and no header had {key}= or {short}=.")
-        if actual != expected:
+        if actual < expected:
             raise line.error(
                 f"the file ends after {actual} of {expected} {key.lower()}; it may be cut off."
+            )
+        if actual > expected:
+            raise line.error(
+                f"the file has {actual} {key.lower()}, and its header {expected}; correct {short}=."
             )
 
 
@@ -437,7 +441,7 @@ class _Links:
 class _Columns:
     """The same of links that all have the same fields, and a :class:`NoColumnsError` for others."""
 
-    def __init__(self, columns: Columns):
+    def __init__(self, columns: SlfColumns):
         columns.distinct_counts("J")
         self.columns = columns
 

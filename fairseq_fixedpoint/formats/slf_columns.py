@@ -51,7 +51,7 @@ def sections(path: Path) -> Sections:
     return Sections(content.count(b"\n", 0, begin) + 1, nodes, content[middle:])
 
 
-class Columns:
+class SlfColumns:
     """What each line has, ``A`` values a field.
 
     Args:
