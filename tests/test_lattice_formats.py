@@ -554,6 +554,7 @@ BAD_SLF = [
     ("a=2", "a=-inf", 6, "a= of link 1 must be a finite number"),
     ("a=2", "l=", 6, "l= of link 1 must be a finite number"),
     ("a=2", "p=x", 6, "p= of link 1 must be a finite number"),
+    ("J=0", "#\nx=1\nJ=0", 6, "must start with I= or J="),
     ("N=3", "N=4", 6, "the file ends after 3 of 4 nodes; it may be cut off"),
     ("N=3", "N=2", 6, "the file has 3 nodes, and its header 2; correct N="),
     ("L=2", "L=3", 6, "the file ends after 2 of 3 links"),

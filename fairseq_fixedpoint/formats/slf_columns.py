@@ -46,7 +46,7 @@ def sections(path: Path) -> Sections:
     if not 0 < begin < middle:
         raise NoColumnsError
     nodes, *comments = content[begin:middle].split(b"\n#")
-    if any(b"\nI=" in each for each in comments):
+    if any(b"\n" in each.rstrip() for each in comments):  # a line that is none
         raise NoColumnsError
     return Sections(content.count(b"\n", 0, begin) + 1, nodes, content[middle:])
 
