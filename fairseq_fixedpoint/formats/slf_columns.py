@@ -8,6 +8,7 @@ malformed, to say where.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +19,8 @@ from fairseq_fixedpoint.formats.text_files import opened
 
 QUOTES = (b'="', b"='", b"\\", b"#")  # may make another field of what stands there
 OF_NUMBERS = b"0123456789+-.eE"
-GREATEST = 10**9  # no whole number reaches it
+LIMIT = 10**9  # whole numbers have nine digits at most
+LEADING_ZERO = re.compile(rb"\n0[0-9]")
 
 
 class NoColumnsError(ValueError):
@@ -72,7 +74,9 @@ class SlfColumns:
             raise NoColumnsError
         tokens = text.split()
         width, rest = divmod(len(tokens), self.count)
-        if rest:
+        # The field that each line begins with is in no other place, as no column comes twice.
+        first, equals, _ = tokens[0].partition(b"=")
+        if rest or text.count(b"\n" + first + equals) < self.count - 1:
             raise NoColumnsError
         # Of each column the values, the first without its name, the others behind a separator.
         self._columns: dict[str, tuple[bytes, bytes]] = {}
@@ -99,11 +103,12 @@ class SlfColumns:
     def counts(self, key: str) -> np.ndarray:
         """Takes a field of whole numbers, int64 ``(A,)``."""
         values, separator = self._taken(key)
-        text = values.replace(separator, b"\n")
-        if text.translate(None, b"0123456789\n"):
+        text = b"\n" + values.replace(separator, b"\n")
+        # A number has more digits than its value tells only with zeros before it.
+        if text.translate(None, b"0123456789\n") or LEADING_ZERO.search(text):
             raise NoColumnsError
         numbers = np.fromstring(text, dtype=np.int64, sep="\n")
-        if len(numbers) != self.count or (numbers >= GREATEST).any():
+        if len(numbers) != self.count or (numbers >= LIMIT).any():  # fewer: one is empty
             raise NoColumnsError
         return numbers
 

@@ -17,14 +17,8 @@ SUITE = (
     "solvers",
     "generation",
 )
-ON_REQUEST = (
-    "corpora",
-    "rescoring",
-    "lattices",
-    "lists",
-    "tuning",
-    "processes",
-)  # the first want files
+# The first three want files.
+ON_REQUEST = ("corpora", "rescoring", "lattices", "lists", "tuning", "processes")
 
 
 def part(name: str) -> ModuleType:
