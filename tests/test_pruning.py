@@ -37,6 +37,8 @@ STARTS = {
     "sentence": {"start": "sentence", "reset_at_eos": True},
 }
 
+STREAM = {"start": "stream", "summary_input": True, "start_tokens": 4, "start_width": 6}
+
 
 def gated(seed: int = 0, closed: float = 0.4, **options):
     """A float64 model whose gates are closed, open or in between, at random."""
@@ -106,11 +108,26 @@ def test_a_pruned_model_is_the_gated_one(
 
 
 def test_a_pruned_model_is_as_wide_as_its_gates_are_open():
-    model = gated(cell="gru", decoder_layers=3, decoder_hidden_size=12).decoder
+    model = gated(cell="gru", decoder_layers=3, decoder_hidden_size=12, **STREAM).decoder
     values = model.gates()
     config = prune(model).config
     assert config.embed_dim == values.embedding.count_nonzero() < 8
     assert config.hidden_size == config.out_embed_dim == values.hidden.count_nonzero(1).max() < 12
+    assert config.start_width == values.summary.count_nonzero() < 6
+
+
+def test_a_summary_that_is_closed_keeps_one_dimension_and_its_function():
+    model = gated(**STREAM).decoder
+    model.gates.summary.scaled_log_alpha.data.fill_(-5)
+    pruned = prune(model)
+    assert pruned.config.start_width == 1
+    tokens = random_tokens()
+    with torch.no_grad():
+        torch.testing.assert_close(
+            all_log_probabilities(pruned, tokens, 3),
+            all_log_probabilities(model, tokens, 3),
+            **EXACT,
+        )
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -157,7 +174,7 @@ def test_a_sample_is_open_as_often_as_the_penalty_says():
 
 @pytest.mark.parametrize("shape", ["untied", "tied"])
 def test_the_penalty_is_of_training_alone(shape):
-    model = gated(dropout=0.0, **SHAPES[shape])
+    model = gated(dropout=0.0, **SHAPES[shape], **STREAM)
     sample = sample_of(random_tokens())
     neurons = model.decoder.gates.expected_open()
     plain, _, log = criterion()(model, sample)
@@ -171,10 +188,42 @@ def test_the_penalty_is_of_training_alone(shape):
         assert gates.scaled_log_alpha.grad.ne(0).any()
 
 
+@pytest.mark.parametrize("done", [0, 3, 10, 40])
+def test_the_penalty_is_on_what_exceeds_a_share_that_falls(done):
+    """From all gates to --l0-keep of them, in --l0-updates."""
+    model = gated(dropout=0.0, closed=0.1, l0_keep=0.3, l0_updates=10, **STREAM)
+    gates = model.decoder.gates
+    count = sum(parameter.numel() for parameter in gates.parameters())
+    model.set_num_updates(done)
+    loss, _, log = criterion()(model.train(), sample_of(random_tokens()))
+    neurons = gates.expected_open()
+    surplus = max(0.0, neurons.item() - count * (1 - 0.7 * min(1, done / 10)))
+    assert (loss - log["nll_loss"]).item() == pytest.approx(0.01 * surplus * log["ntokens"])
+    penalty = torch.autograd.grad(gates.surplus(neurons), list(gates.parameters()))
+    assert all(each.ne(0).any() == (surplus > 0) for each in penalty)
+
+
 @pytest.mark.parametrize("penalty", [-0.1, math.inf, math.nan])
 def test_a_penalty_out_of_range(penalty):
     with pytest.raises(ValueError, match="--l0-penalty must be 0 or a positive number"):
         build(l0_penalty=penalty)
+
+
+@pytest.mark.parametrize(
+    ("options", "trouble"),
+    [
+        ({"l0_keep": 1.0}, "--l0-keep is a share of the gates, 0 or more and below 1, not 1.0"),
+        ({"l0_keep": -0.5}, "--l0-keep is a share of the gates"),
+        ({"l0_keep": math.nan}, "--l0-keep is a share of the gates"),
+        ({"l0_updates": -1}, "--l0-updates must be 0 or a number of updates, not -1"),
+        ({"l0_keep": 0.5, "l0_penalty": 0.0}, "--l0-keep is for .* give --l0-penalty, too"),
+        ({"l0_updates": 5, "l0_penalty": 0.0}, "--l0-updates is for .* give --l0-penalty, too"),
+    ],
+    ids=str,
+)
+def test_a_share_out_of_range(options, trouble):
+    with pytest.raises(ValueError, match=trouble):
+        build(**{"l0_penalty": 0.01, **options})
 
 
 def test_an_orthogonal_matrix_is_not_cut():
@@ -245,6 +294,15 @@ def test_a_pruned_folder_scores_as_the_checkpoint(trained, tmp_path):
         scores.append([float(line.split()[0]) for line in output.read_text().splitlines()[-2:]])
     for each in scores[1:]:
         assert each == pytest.approx(scores[0], abs=1e-4)
+
+
+def test_gates_of_a_summary_are_added_to_a_model_that_has_the_others():
+    """As models with gates were, at first."""
+    state = gated(**STREAM).state_dict()
+    del state["decoder.gates.summary.scaled_log_alpha"]
+    model = build(l0_penalty=0.01, **STREAM)
+    model.load_state_dict(state)
+    assert model.decoder.gates().summary.eq(1).all()
 
 
 def test_gates_are_added_to_a_trained_model(data, models, tmp_path):

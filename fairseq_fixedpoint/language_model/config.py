@@ -49,6 +49,8 @@ class LanguageModelConfig:
         weight_dropout: of the recurrent matrices.
         l0_penalty: weight of the expected number of neurons whose gate is open, in nats a token; 0
             is a model without gates.
+        l0_keep, l0_updates: the share of the gates that the penalty leaves alone, and how many
+            updates it takes to fall to that from 1.
     """
 
     vocabulary_size: int
@@ -84,6 +86,8 @@ class LanguageModelConfig:
     variational_dropout: bool = False
     weight_dropout: float = 0.0
     l0_penalty: float = 0.0
+    l0_keep: float = 0.0
+    l0_updates: int = 0
 
     @property
     def predicted(self) -> int:
@@ -149,6 +153,22 @@ class LanguageModelConfig:
             raise ValueError(
                 f"{option('l0_penalty')} must be 0 or a positive number, not {self.l0_penalty}."
             )
+        if not 0 <= self.l0_keep < 1:
+            raise ValueError(
+                f"{option('l0_keep')} is a share of the gates, 0 or more and below 1, not "
+                f"{self.l0_keep}."
+            )
+        if self.l0_updates < 0:
+            raise ValueError(
+                f"{option('l0_updates')} must be 0 or a number of updates, not {self.l0_updates}."
+            )
+        if not self.l0_penalty:
+            for name in ("l0_keep", "l0_updates"):
+                if getattr(self, name):
+                    raise ValueError(
+                        f"{option(name)} is for a model whose gates close: give "
+                        f"{option('l0_penalty')}, too, or drop it."
+                    )
         if self.l0_penalty and self.orthogonal:
             raise ValueError(
                 f"{option('l0_penalty')} cuts neurons out of the recurrent matrices, and what is "

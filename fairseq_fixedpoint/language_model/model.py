@@ -117,8 +117,15 @@ class LanguageModel(Iterated, nn.Module):
         )
         self.gates: NeuronGates | None = None
         if config.l0_penalty:
-            tied = config.share_embeddings and config.out_embed_dim == config.hidden_size
-            self.gates = NeuronGates(config.embed_dim, config.hidden_size, config.layers, tied)
+            self.gates = NeuronGates(
+                config.embed_dim,
+                config.hidden_size,
+                config.layers,
+                summary_width=config.start_width if config.has_summary else 0,
+                tied=config.share_embeddings and config.out_embed_dim == config.hidden_size,
+                keep=config.l0_keep,
+                updates=config.l0_updates,
+            )
         self.additional_fc = None
         if config.out_embed_dim != config.hidden_size:
             self.additional_fc = linear(config.hidden_size, config.out_embed_dim)

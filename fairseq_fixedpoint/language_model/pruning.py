@@ -9,15 +9,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from fairseq_fixedpoint.language_model.config import LanguageModelConfig
 from fairseq_fixedpoint.language_model.model import LanguageModel
 from fairseq_fixedpoint.recurrence.gates import GateValues
+
+SUMMARY_EMBEDDINGS = "summary.of_tokens.embed_tokens.weight"
+
+
+class Kept(NamedTuple):
+    """What pruning keeps, by number.
+
+    Attributes:
+        embedding: dimensions of the embeddings, ``(E',)``.
+        hidden: neurons of each layer, each ``(H',)``.
+        summary: dimensions of the embeddings of a summary, ``(F',)``; none without one.
+    """
+
+    embedding: Tensor
+    hidden: list[Tensor]
+    summary: Tensor
 
 
 @torch.no_grad()
@@ -25,8 +41,9 @@ def prune(model: LanguageModel) -> LanguageModel:
     """The same function of text, without gates and without the neurons that they have closed.
 
     All layers keep as many neurons as the one that has most, and more where the output layer needs
-    them (:func:`_pruned_config`); a neuron that is kept though it is closed hands on nothing. A
-    bound on the spectral norm is in the matrices and no longer in the options.
+    them (:func:`_pruned_config`); a neuron that is kept though it is closed hands on nothing, and
+    one dimension of a summary is kept in any case. A bound on the spectral norm is in the matrices
+    and no longer in the options.
 
     Args:
         model: with gates, in evaluation mode.
@@ -44,8 +61,12 @@ def prune(model: LanguageModel) -> LanguageModel:
     hidden = [_largest(layer, config.hidden_size) for layer in gates.hidden]
     tied = model.gates.embedding is None
     embedding = hidden[-1] if tied else _largest(gates.embedding, config.embed_dim)
+    summary = _largest(gates.summary, config.start_width)
     gated = {"embed_tokens.weight": _columns(model.embed_tokens.weight, gates.embedding, embedding)}
-    gated |= _recurrence(model, gates, embedding, hidden)
+    if model.summary is not None:
+        weight = model.summary.of_tokens.embed_tokens.weight
+        gated[SUMMARY_EMBEDDINGS] = _columns(weight, gates.summary, summary)
+    gated |= _recurrence(model, gates, Kept(embedding, hidden, summary))
     gated |= _output(model, pruned, gates.hidden[-1], embedding, hidden[-1])
     state = {name: x for name, x in model.state_dict().items() if name in pruned.state_dict()}
     pruned.load_state_dict({**state, **gated})
@@ -61,8 +82,11 @@ def what_is_left(model: LanguageModel, pruned: LanguageModel) -> str:
         )
         for each in (pruned, model)
     ]
+    summary = ""
+    if before.has_summary:
+        summary = f"{after.start_width} of {before.start_width} of the summary's, "
     return (
-        f"{after.embed_dim} of {before.embed_dim} dimensions of the embeddings, "
+        f"{after.embed_dim} of {before.embed_dim} dimensions of the embeddings, {summary}"
         f"{after.hidden_size} of {before.hidden_size} neurons a layer, "
         f"{parameters[0]:,} of {parameters[1]:,} parameters"
     )
@@ -105,15 +129,21 @@ def _pruned_config(model: LanguageModel, gates: GateValues) -> LanguageModelConf
                 embed_dim += 1
         if config.share_embeddings:
             out_embed_dim = embed_dim
+    start_width = config.start_width
+    if config.has_summary:
+        start_width = max(1, int(gates.summary.count_nonzero()))
     return replace(
         config,
         iterations=model.iterations,
+        start_width=start_width,
         embed_dim=embed_dim,
         hidden_size=hidden_size,
         out_embed_dim=out_embed_dim,
         adaptive_softmax_factor=factor,
         spectral_bound=None,
         l0_penalty=0.0,
+        l0_keep=0.0,
+        l0_updates=0,
     )
 
 
@@ -145,33 +175,42 @@ def _rows(weight: Tensor, kept: Tensor, size: int) -> Tensor:
     return weight.unflatten(0, (-1, size))[:, kept].flatten(0, 1)
 
 
-def _recurrence(
-    model: LanguageModel, gates: GateValues, embedding: Tensor, hidden: Sequence[Tensor]
-) -> dict[str, Tensor]:
-    """The recurrence's parameters, by their names in the model."""
-    size = model.config.hidden_size
+def _recurrence(model: LanguageModel, gates: GateValues, kept: Kept) -> dict[str, Tensor]:
+    """The recurrence's parameters, by their names in the model.
+
+    The embeddings and the summary have their gates in them.
+    """
+    config = model.config
+    size = config.hidden_size
+    decays = torch.arange(len(config.start_decays)).to(kept.summary)
+    in_summary = (decays.unsqueeze(1) * config.start_width + kept.summary).flatten()  # (R*F',)
     state = {}
     for number, recurrence in enumerate(model.rnn.layers):
-        layer, kept = cast("Any", recurrence), hidden[number]
-        if number == 0:  # the embeddings have their gates, a summary beside them has none
-            summary = torch.arange(model.config.embed_dim, layer.input_size)
-            weight_ih = layer.weight_ih_l0[:, torch.cat([embedding, summary.to(embedding)])]
+        layer, neurons = cast("Any", recurrence), kept.hidden[number]
+        weight_ih = layer.weight_ih_l0
+        if number > 0:
+            weight_ih = _columns(weight_ih, gates.hidden[number - 1], kept.hidden[number - 1])
+        elif config.summary_input:
+            weight_ih = weight_ih[:, torch.cat([kept.embedding, config.embed_dim + in_summary])]
         else:
-            weight_ih = _columns(layer.weight_ih_l0, gates.hidden[number - 1], hidden[number - 1])
-        weight_hh = _columns(layer.weight_hh_l0, gates.hidden[number], kept)
+            weight_ih = weight_ih[:, kept.embedding]
+        weight_hh = _columns(layer.weight_hh_l0, gates.hidden[number], neurons)
         for name, weight in (
             ("weight_ih_l0", weight_ih),
             ("weight_hh_l0", weight_hh),
             ("bias_ih_l0", layer.bias_ih_l0),
             ("bias_hh_l0", layer.bias_hh_l0),
         ):
-            state[f"rnn.layers.{number}.{name}"] = _rows(weight, kept, size)
-    for name in ("initial_state", "start_weight"):
-        parameter = model.rnn.state_dict().get(name)  # (L, P*H) or (L, P*H, S)
-        if parameter is not None:
-            state[f"rnn.{name}"] = torch.stack(
-                [_rows(rows, kept, size) for rows, kept in zip(parameter, hidden, strict=True)]
-            )
+            state[f"rnn.layers.{number}.{name}"] = _rows(weight, neurons, size)
+    parameters: dict[str, Tensor] = {}
+    if isinstance(model.rnn.initial_state, nn.Parameter):
+        parameters["initial_state"] = model.rnn.initial_state  # (L, P*H)
+    if model.rnn.start_weight is not None:
+        parameters["start_weight"] = model.rnn.start_weight[:, :, in_summary]  # (L, P*H, R*F')
+    for name, parameter in parameters.items():
+        state[f"rnn.{name}"] = torch.stack(
+            [_rows(rows, each, size) for rows, each in zip(parameter, kept.hidden, strict=True)]
+        )
     return state
 
 

@@ -50,8 +50,11 @@ def prune_checkpoint(args: argparse.Namespace) -> list[str]:
         "decoder_hidden_size": config.hidden_size,
         "decoder_out_embed_dim": config.out_embed_dim,
         "adaptive_softmax_factor": config.adaptive_softmax_factor,
+        "start_width": config.start_width,
         "spectral_bound": None,
         "l0_penalty": 0.0,
+        "l0_keep": 0.0,
+        "l0_updates": 0,
     }
     changes = {"model": options, "task": {"data": task.args.data}}
     cfg = cast("DictConfig", OmegaConf.merge(cfg, changes))  # as `cfg` is one

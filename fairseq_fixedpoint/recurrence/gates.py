@@ -67,10 +67,20 @@ class GateValues(NamedTuple):
     Attributes:
         embedding: of the embeddings, ``(E,)``.
         hidden: of each layer's neurons, ``(L, H)``. One gate is that of an LSTM's `h` and `c`.
+        summary: of the embeddings that a summary of the text has, ``(F,)``; 0 without one.
     """
 
     embedding: Tensor
     hidden: Tensor
+    summary: Tensor
+
+    def of_summary(self, size: int) -> Tensor:
+        """Of a summary, which has its embeddings once for each decay: ``(size,)``, R*F."""
+        return self.summary.repeat(size // max(1, self.summary.numel()))
+
+    def of_input(self, size: int) -> Tensor:
+        """Of the first layer's input, the embeddings and perhaps a summary: ``(size,)``."""
+        return torch.cat([self.embedding, self.of_summary(size - self.embedding.numel())])
 
 
 class NeuronGates(nn.Module):
@@ -80,21 +90,56 @@ class NeuronGates(nn.Module):
         embed_dim: E.
         hidden_size: H.
         layers: L.
+        summary_width: F, of the embeddings that a summary of the text has; 0 without one.
         tied: whether an embedding's dimension and the top layer's neuron of the same number have
             one gate, because the output layer takes their product; E is H then.
+        keep, updates: how many gates may be open, as a share of all; and after how many updates.
+            Until then the share falls from 1, because a penalty on all gates closes them, once it
+            is strong enough to close any, faster than the weights can follow.
     """
 
-    def __init__(self, embed_dim: int, hidden_size: int, layers: int, tied: bool):
+    def __init__(
+        self,
+        embed_dim: int,
+        hidden_size: int,
+        layers: int,
+        summary_width: int,
+        tied: bool,
+        keep: float = 0.0,
+        updates: int = 0,
+    ):
         super().__init__()
+        self.keep = keep
+        self.updates = updates
+        self.updates_done = 0
         self.hidden = HardConcreteGates(layers, hidden_size)
         self.embedding = None if tied else HardConcreteGates(embed_dim)
+        self.summary = HardConcreteGates(summary_width) if summary_width else None
 
     def forward(self) -> GateValues:
         """Draws the gates of a pass; those of evaluation in evaluation mode."""
         hidden = self.hidden()
-        return GateValues(hidden[-1] if self.embedding is None else self.embedding(), hidden)
+        return GateValues(
+            embedding=hidden[-1] if self.embedding is None else self.embedding(),
+            hidden=hidden,
+            summary=hidden.new_zeros(0) if self.summary is None else self.summary(),
+        )
 
     def expected_open(self) -> Tensor:
-        """The expected number of gates that are not 0, ``()``: the penalty's L0 norm."""
-        count = self.hidden.expected_open()
-        return count if self.embedding is None else count + self.embedding.expected_open()
+        """The expected number of gates that are not 0, ``()``: the L0 norm."""
+        return torch.stack([gates.expected_open() for gates in self._groups]).sum()
+
+    def surplus(self, expected_open: Tensor) -> Tensor:
+        """How many gates more are open than may be after the updates so far, ``()``."""
+        progress = min(1.0, self.updates_done / self.updates) if self.updates else 1.0
+        allowed = 1 - (1 - self.keep) * progress
+        count = sum(gates.scaled_log_alpha.numel() for gates in self._groups)
+        return (expected_open - allowed * count).relu()
+
+    def set_num_updates(self, num_updates: int) -> None:
+        """Takes note of the updates so far; fairseq tells every module that wants to know."""
+        self.updates_done = num_updates
+
+    @property
+    def _groups(self) -> list[HardConcreteGates]:
+        return [gates for gates in self.children() if isinstance(gates, HardConcreteGates)]

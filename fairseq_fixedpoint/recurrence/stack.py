@@ -117,7 +117,7 @@ class FixedPointRNN(nn.Module):
 
         Args:
             x: the block's input ``(T, B, D)``, for the shape of the masks; no masks if None.
-            gates: of the first E inputs and of the neurons, folded into the columns that take
+            gates: of the inputs, the summary and the neurons, folded into the columns that take
                 them. The top layer's on its way out is left to the caller.
 
         Raises:
@@ -132,11 +132,14 @@ class FixedPointRNN(nn.Module):
             if self.training and self.weight_dropout > 0:
                 weight_hh = F.dropout(weight_hh, self.weight_dropout)
             weight_ih = recurrence.weight_ih_l0
+            start_weight = None if self.start_weight is None else self.start_weight[number]
             if gates is not None:
-                below = gates.embedding if number == 0 else gates.hidden[number - 1]
-                ungated = weight_ih.size(1) - below.numel()
-                weight_ih = weight_ih * F.pad(below, (0, ungated), value=1.0)
+                inputs = weight_ih.size(1)
+                below = gates.of_input(inputs) if number == 0 else gates.hidden[number - 1]
+                weight_ih = weight_ih * below
                 weight_hh = weight_hh * gates.hidden[number]
+                if start_weight is not None:
+                    start_weight = start_weight * gates.of_summary(start_weight.size(1))
             mask = None
             if x is not None and number > 0 and self.training and self.dropout > 0:
                 features = recurrence.input_size
@@ -150,7 +153,7 @@ class FixedPointRNN(nn.Module):
                     bias_hh=recurrence.bias_hh_l0,
                     initial=self.initial_state[number],
                     input_mask=mask,
-                    start_weight=None if self.start_weight is None else self.start_weight[number],
+                    start_weight=start_weight,
                 )
             )
         return layers

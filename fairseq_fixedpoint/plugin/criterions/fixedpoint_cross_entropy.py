@@ -132,7 +132,8 @@ class FixedPointCrossEntropy(FairseqCriterion):
         if getattr(decoder, "gates", None) is not None:
             neurons = decoder.gates.expected_open()
             if model.training:
-                loss = loss + decoder.config.l0_penalty * neurons * ntokens
+                surplus = decoder.gates.surplus(neurons)
+                loss = loss + decoder.config.l0_penalty * surplus * ntokens
             logging_output["neurons"] = neurons.detach() * ntokens
         logging_output["loss"] = loss.detach()
         self._check_finite(loss, model)

@@ -19,6 +19,7 @@ from fairseq_fixedpoint.plugin.models.checks import (
     fingerprint,
 )
 from fairseq_fixedpoint.plugin.models.config_values import or_default
+from fairseq_fixedpoint.plugin.models.gates import GatesConfig
 from fairseq_fixedpoint.plugin.models.recurrent import RecurrenceConfig, recomputed_share
 from fairseq_fixedpoint.plugin.models.start import StartConfig, decays
 
@@ -95,6 +96,8 @@ OPTIONS = {
     "start_width": "--start-width",
     "stride": "--stride",
     "l0_penalty": "--l0-penalty",
+    "l0_keep": "--l0-keep",
+    "l0_updates": "--l0-updates",
     "orthogonal": "--orthogonal",
     "vocabulary_size": "the dictionary's size",
     "output_vocabulary_size": "the output dictionary's size",
@@ -111,7 +114,7 @@ class FixedPointDecoder(LanguageModel, FairseqIncrementalDecoder):
         reset_at_eos: whether every window ends at its sentence's start.
         start: where the iteration starts and training's windows begin; as a constant, at every
             token, if not given.
-        l0_penalty: see :class:`~fairseq_fixedpoint.language_model.LanguageModelConfig`.
+        gates: on embeddings and neurons; none if not given.
 
     Raises:
         ValueError: naming the option that is out of range.
@@ -131,10 +134,15 @@ class FixedPointDecoder(LanguageModel, FairseqIncrementalDecoder):
         output_dictionary: Dictionary,
         reset_at_eos: bool = False,
         start: StartConfig | None = None,
-        l0_penalty: float = 0.0,
+        gates: GatesConfig | None = None,
     ):
         config = _model_config(
-            cfg, dictionary, output_dictionary, reset_at_eos, start or StartConfig(), l0_penalty
+            cfg,
+            dictionary,
+            output_dictionary,
+            reset_at_eos,
+            start or StartConfig(),
+            gates or GatesConfig(),
         )
         config.check(lambda name: OPTIONS.get(name, name))
         super().__init__(config, dictionary=dictionary)
@@ -293,11 +301,14 @@ class FixedPointDecoder(LanguageModel, FairseqIncrementalDecoder):
         check_dictionary(state_dict, "decoder", self.dictionary)
 
     def _open_missing_gates(self, state_dict: dict) -> None:
-        """Adds open gates to a checkpoint that was trained without, which compute the same."""
-        if self.gates is None or any(name.startswith("decoder.gates.") for name in state_dict):
+        """Adds open gates, which change nothing, where a checkpoint was trained without them.
+
+        That is without any, or, before a summary had some, without those.
+        """
+        if self.gates is None:
             return
         for name, gate in self.gates.state_dict(prefix="decoder.gates.").items():
-            state_dict[name] = gate.clone()
+            state_dict.setdefault(name, gate.clone())
 
 
 def _model_config(
@@ -306,7 +317,7 @@ def _model_config(
     output_dictionary: Dictionary,
     reset_at_eos: bool,
     start: StartConfig,
-    l0_penalty: float,
+    gates: GatesConfig,
 ) -> LanguageModelConfig:
     """What the options describe, defaults filled in."""
     hidden_size = or_default(cfg.decoder_hidden_size, cfg.decoder_embed_dim)
@@ -347,7 +358,9 @@ def _model_config(
         word_dropout=cfg.decoder_word_dropout,
         variational_dropout=cfg.variational_dropout,
         weight_dropout=cfg.weight_dropout,
-        l0_penalty=l0_penalty,
+        l0_penalty=gates.l0_penalty,
+        l0_keep=gates.l0_keep,
+        l0_updates=gates.l0_updates,
     )
 
 

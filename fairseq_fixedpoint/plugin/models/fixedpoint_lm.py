@@ -3,7 +3,7 @@
 Names are those of fairseq's `lstm_lm` wherever the meaning is the same.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from fairseq.models import FairseqLanguageModel
@@ -11,20 +11,13 @@ from fairseq.tasks import FairseqTask
 
 from fairseq_fixedpoint.plugin.models.config_values import with_defaults
 from fairseq_fixedpoint.plugin.models.decoder import FixedPointDecoder, FixedPointDecoderConfig
+from fairseq_fixedpoint.plugin.models.gates import GatesConfig
 from fairseq_fixedpoint.plugin.models.start import StartConfig
 
 
 @dataclass
-class FixedPointLanguageModelConfig(FixedPointDecoderConfig, StartConfig):
+class FixedPointLanguageModelConfig(FixedPointDecoderConfig, StartConfig, GatesConfig):
     """Options of `fixedpoint_lm`: its decoder's, where its iteration starts, and its gates."""
-
-    l0_penalty: float = field(
-        default=0.0,
-        metadata={
-            "help": "weight of the expected number of neurons that stay, in nats a token: it "
-            "closes gates on embeddings and neurons, which fixedpoint-convert --prune cuts out"
-        },
-    )
 
 
 class FixedPointLanguageModel(FairseqLanguageModel):
@@ -60,7 +53,7 @@ class FixedPointLanguageModel(FairseqLanguageModel):
                 task.target_dictionary,
                 reset_at_eos,
                 start=cfg,
-                l0_penalty=cfg.l0_penalty,
+                gates=cfg,
             )
         )
 
