@@ -181,9 +181,14 @@ HYPOTHESIS = {"score": 1, "text": "a"}
 BAD_UTTERANCES = [
     ("mlm", mlm([]), 1, "utterance 'u' must be an object"),
     ("mlm", mlm({"ref": "a"}), 1, "utterance 'u' must number its hypotheses"),
-    ("mlm", mlm({"hyp_1": HYPOTHESIS, "hyp_3": HYPOTHESIS}), 1, "without a gap"),
+    (
+        "mlm",
+        mlm({"hyp_1": HYPOTHESIS, "hyp_3": HYPOTHESIS}),
+        1,
+        "but it has 'hyp_3'",
+    ),
     ("mlm", mlm({"hyp_0": HYPOTHESIS, "hyp_1": HYPOTHESIS}), 1, "without a gap"),
-    ("mlm", mlm({"hyp_01": HYPOTHESIS}), 1, "without a gap"),
+    ("mlm", mlm({"hyp_01": HYPOTHESIS}), 1, "but it has 'hyp_01'"),
     ("mlm", mlm({"hyp_1": HYPOTHESIS, "ref": 1}), 1, "has a ref that is no text"),
     ("mlm", mlm({"hyp_1": []}), 1, "hyp_1 of utterance 'u' must be an object"),
     ("mlm", mlm({"hyp_1": {"score": 1}}), 1, "hyp_1 of utterance 'u' needs a text"),

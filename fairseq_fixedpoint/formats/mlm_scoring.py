@@ -110,7 +110,9 @@ def _check_utterance(path: Path, line: int, utterance: str, entry: Any) -> None:
         raise error("has a ref that is no text.")
     keys = _hypotheses(entry)
     if not keys or set(keys) != {f"{HYPOTHESIS}{n + 1}" for n in range(len(keys))}:
-        raise error("must number its hypotheses hyp_1, hyp_2, ... without a gap.")
+        numbered = {f"{HYPOTHESIS}{n + 1}" for n in range(len(keys))}
+        stray = next((f", but it has {shown(key)}" for key in keys if key not in numbered), "")
+        raise error(f"must number its hypotheses hyp_1, hyp_2, ... without a gap{stray}.")
 
 
 def _hypotheses(entry: dict[str, Any]) -> list[str]:

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from functools import partial
 from itertools import zip_longest
 from types import ModuleType
-from typing import Any, ClassVar, TypeVar
+from typing import ClassVar, TypeVar
 
 import numpy as np
 
@@ -52,11 +52,13 @@ class Metric:
     Attributes:
         name: as people write it, ``BLEU``.
         higher_is_better: False for an error rate.
+        of_references: which of the statistics count something of the references.
         warnings: what the package that counted said of the texts, each sentence once.
     """
 
     name: str
     higher_is_better: bool
+    of_references: slice
 
     def __init__(self) -> None:
         self.warnings: dict[str, None] = {}
@@ -112,6 +114,11 @@ class Metric:
         Raises:
             InputError: if the references of the whole set leave nothing to be right or wrong about.
         """
+        if not summed[self.of_references].any():
+            raise InputError(
+                f"{self.name} needs words to be right or wrong about, but all references are "
+                "empty: give references with words."
+            )
 
     def score(self, summed: np.ndarray) -> np.ndarray:
         """The score of sums of statistics: ``(..., S)`` to ``(...)``, from 0 to 100.
@@ -138,6 +145,7 @@ class WordErrorRate(Metric):
 
     name = "WER"
     higher_is_better = False
+    of_references = slice(1, 2)
 
     def __init__(self) -> None:
         super().__init__()
@@ -145,13 +153,6 @@ class WordErrorRate(Metric):
         self._distances = partial(
             package.process.cpdist, scorer=package.distance.Levenshtein.distance, dtype=np.int32
         )
-
-    def check_total(self, summed: np.ndarray) -> None:
-        if not summed[1]:
-            raise InputError(
-                "WER needs words to be right or wrong about, but all references are empty: "
-                "give transcripts with words."
-            )
 
     def _count(self, pairs: list[Pair]) -> np.ndarray:
         for hypothesis, references in pairs:
@@ -177,19 +178,20 @@ class Sacrebleu(Metric):
     It offers both steps without promising to keep them, so they are tried on a few words first.
     """
 
-    # Name, sacrebleu's class, its arguments, higher is better.
-    SPECIFICATION: ClassVar[dict[str, tuple[str, str, dict[str, Any], bool]]] = {
-        "bleu": ("BLEU", "BLEU", {}, True),
-        "chrf": ("chrF", "CHRF", {}, True),
-        "ter": ("TER", "TER", {}, False),
+    # Name, sacrebleu's class, higher is better, and which of its statistics are the references'.
+    SPECIFICATION: ClassVar[dict[str, tuple[str, str, bool, slice]]] = {
+        "bleu": ("BLEU", "BLEU", True, slice(1, 2)),
+        "chrf": ("chrF", "CHRF", True, slice(1, None, 3)),
+        "ter": ("TER", "TER", False, slice(1, 2)),
     }
 
     def __init__(self, name: str):
         super().__init__()
-        self.name, class_name, arguments, self.higher_is_better = self.SPECIFICATION[name]
+        specification = self.SPECIFICATION[name]
+        self.name, class_name, self.higher_is_better, self.of_references = specification
         package = _imported("sacrebleu", self.name)
         try:
-            self._metric = getattr(package.metrics, class_name)(**arguments)
+            self._metric = getattr(package.metrics, class_name)()
             hypotheses, references = ["a b c d e f", "a c"], ["a b c d f e", "a b c"]
             summed = self.statistics(hypotheses, [[text] for text in references]).sum(0)
             expected = self._metric.corpus_score(hypotheses, [references]).score
