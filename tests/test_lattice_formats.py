@@ -27,14 +27,15 @@ from fairseq_fixedpoint.formats import (
     lattice_format,
     read_lattices,
     read_symbols,
-    slf,
+    slf_reading,
     spoken,
     write_lattices,
 )
 from fairseq_fixedpoint.formats.compact_lattice import CompactLattice
 from fairseq_fixedpoint.formats.fst_text import K2, FstHeader, OpenFst
 from fairseq_fixedpoint.formats.lattice_files import FSTS
-from fairseq_fixedpoint.formats.slf import SCORES, Slf
+from fairseq_fixedpoint.formats.slf import Slf
+from fairseq_fixedpoint.formats.slf_links import SCORES
 from fairseq_fixedpoint.formats.text_files import words as words_of
 
 POCKETSPHINX = """\
@@ -284,10 +285,10 @@ def test_nodes_and_links_read_by_columns_are_those_read_one_by_one(data, base):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "utt.lat"
         path.write_bytes(text)
-        by_columns = slf._read_columns(path)
+        by_columns = slf_reading._read_columns(path)
         if by_columns is None:
             return
-        one_by_one = slf._read(path)  # which finds nothing wrong
+        one_by_one = slf_reading._read(path)  # which finds nothing wrong
     for name in ("utterance", "words", "weights", "word_penalty", "header", "node_records",
                  "arc_records"):  # fmt: skip
         assert getattr(by_columns, name) == getattr(one_by_one, name)
@@ -301,7 +302,7 @@ def test_nodes_and_links_read_by_columns_are_those_read_one_by_one(data, base):
 def test_lines_of_one_form_are_read_by_columns(tmp_path):
     for text in (POCKETSPHINX, GRAPH):
         (tmp_path / "utt.lat").write_text(text)
-        assert slf._read_columns(tmp_path / "utt.lat") is not None
+        assert slf_reading._read_columns(tmp_path / "utt.lat") is not None
 
 
 @given(lattices(True, names=("graph", "acoustic")), st.booleans())

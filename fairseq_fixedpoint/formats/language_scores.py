@@ -15,7 +15,7 @@ from dataclasses import replace
 import numpy as np
 
 from fairseq_fixedpoint.formats.lattice import Lattice
-from fairseq_fixedpoint.formats.slf import EMPTY_WORD
+from fairseq_fixedpoint.formats.slf_links import EMPTY_WORD
 
 REPLACEABLE = ("lm", "ngram")
 ADDED_TO = ("graph", "total")

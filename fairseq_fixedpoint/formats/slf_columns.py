@@ -1,8 +1,8 @@
 """The nodes and links of an SLF file column by column, where all have the same fields in one order.
 
 So recognisers write them. A field is then read for all links at once, several times as fast as
-link by link, as :mod:`~fairseq_fixedpoint.formats.slf` reads every other file, and those that are
-malformed, to say where.
+link by link, as :mod:`~fairseq_fixedpoint.formats.slf_reading` reads every other file, and those
+that are malformed, to say where.
 """
 
 from __future__ import annotations
