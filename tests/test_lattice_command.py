@@ -33,7 +33,7 @@ from fairseq_fixedpoint.formats import (
     lattice_format,
     read_lattices,
     read_transcripts,
-    slf,
+    slf_reading,
 )
 from fairseq_fixedpoint.formats.compact_lattice import CompactLattice
 from fairseq_fixedpoint.formats.fst_text import FstHeader
@@ -1067,7 +1067,7 @@ KALDI = """\
 """
 
 
-@pytest.mark.parametrize("module", [slf, compact_lattice], ids=["slf", "kaldi"])
+@pytest.mark.parametrize("module", [slf_reading, compact_lattice], ids=["slf", "kaldi"])
 def test_a_lattice_is_parsed_once(models, tmp_path, monkeypatch, module):
     """Also for its n-best list and confusion network, and before anything of it is scored."""
     parsed, scored = [], []
@@ -1084,7 +1084,7 @@ def test_a_lattice_is_parsed_once(models, tmp_path, monkeypatch, module):
 
     names = [f"u{number}" for number in range(5)]
     path = tmp_path / "lattices"
-    if module is slf:
+    if module is slf_reading:
         path.mkdir()
         for name in names:
             file_of(SMALL.replace("UTTERANCE=u", f"UTTERANCE={name}"), path / f"{name}.lat")
