@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fairseq_fixedpoint.recurrence import rows
 from fairseq_fixedpoint.recurrence.cells import hidden
 from fairseq_fixedpoint.recurrence.reference import cell_step, sequential, window_by_window
 from tests.test_recurrence import (
@@ -76,6 +77,92 @@ def test_states_and_gradients_are_those_of_windows_from_every_cth_position(
         actual = gradients(actual, tensors)
     for ours, theirs in zip(actual, gradients(torch.stack(expected), tensors), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-10)
+
+
+@given(
+    kind=kinds,
+    layers=st.integers(1, 3),
+    iterations=st.integers(1, 6),
+    stride=st.integers(1, 6),
+    phase=st.integers(0, 5),
+    length=st.integers(1, 20),
+    with_summary=st.booleans(),
+    masked=st.booleans(),
+    variational=st.booleans(),
+    weight_dropout=st.booleans(),
+    seed=seeds,
+)
+@settings(max_examples=100, deadline=None)
+def test_windows_as_rows_are_the_same_states_and_gradients(
+    kind, layers, iterations, stride, phase, length, with_summary, masked, variational,
+    weight_dropout, seed,
+):  # fmt: skip
+    """Contracts 1 and 3 where PyTorch's own modules run the windows."""
+    phase %= stride
+    model = make(
+        kind, seed, layers, learned_initial_state=True, summary_size=2 * with_summary,
+        dropout=0.4 * masked, variational_dropout=variational, weight_dropout=0.4 * weight_dropout,
+    )  # fmt: skip
+    x = block(length).requires_grad_()
+    summary = summarised(model, length).requires_grad_() if with_summary else None
+    tensors = [x, *model.parameters(), *([summary] if with_summary else [])]
+    stack = model.effective_layers(x)
+    expected = window_by_window(stack, x, iterations, stride=stride, phase=phase, summary=summary)
+    actual = rows.windows_as_rows(
+        list(model.layers), stack, x, iterations, stride, phase, summary
+    ).output
+    torch.testing.assert_close(actual, expected, **EXACT)
+    pairs = zip(gradients(actual, tensors, True), gradients(expected, tensors), strict=True)
+    for ours, theirs in pairs:
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("products", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("with_summary", [False, True])
+def test_rows_that_a_training_takes_round_no_worse_than_chains(products, with_summary, monkeypatch):
+    """The module chooses rows, and they are as near to float64 as the chains in its type."""
+    model = make(("lstm", "tanh"), 3, 2, 16, 16, summary_size=2 * with_summary)
+    x = block(40, 3, 16)
+    summary = summarised(model, 40, 3) if with_summary else None
+    options = {"stride": 7, "phase": 3}
+    expected = model(x, 2, summary=summary, **options).output
+    expected = [expected, *gradients(expected, list(model.parameters()))]
+
+    def error() -> list[float]:
+        with torch.autocast("cpu", products, enabled=products != torch.float32):
+            output = model.float()(
+                x.float(), 2, summary=None if summary is None else summary.float(), **options
+            ).output
+        assert output.dtype == products
+        actual = [output, *gradients(output.double(), list(model.parameters()))]
+        return [(a - e).norm().item() for a, e in zip(actual, expected, strict=True)]
+
+    assert rows.are_faster(model.float().effective_layers()[0], x.float(), 2, 7)
+    of_rows = error()
+    monkeypatch.setattr("fairseq_fixedpoint.recurrence.stack.are_faster", lambda *_: False)
+    of_chains = error()
+    assert of_rows != of_chains  # so they were other products
+    for ours, theirs in zip(of_rows, of_chains, strict=True):
+        assert ours <= 2 * theirs
+
+
+@pytest.mark.parametrize(
+    "asked", [{"resets": True}, {"padding_mask": True}, {"orders": [1]}, {"residuals": True},
+              {"gradient_iterations": 1}, {"checkpoint_iterations": 0.5}],
+    ids=lambda asked: next(iter(asked)),
+)  # fmt: skip
+def test_what_rows_do_not_do_is_left_to_chains(asked, monkeypatch):
+    def refuse(*_):
+        raise AssertionError
+
+    monkeypatch.setattr("fairseq_fixedpoint.recurrence.stack.windows_as_rows", refuse)
+    model = make(("lstm", "tanh")).float()
+    x = block(9).float()
+    with pytest.raises(AssertionError):
+        model(x, 2, stride=7)
+    mask = torch.zeros(9, 2, dtype=torch.bool)
+    model(x, 2, stride=7, **{name: mask if value is True and name != "residuals" else value
+                            for name, value in asked.items()})  # fmt: skip
 
 
 @given(

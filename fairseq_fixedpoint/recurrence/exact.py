@@ -61,7 +61,7 @@ def exact(
     if x.size(0) == 0:  # which PyTorch's modules refuse
         return Solution(output=fixed_point(layers, x, 1).output, final_state=initial_state)
     if resets is None or x.size(1) == 0:
-        output, final_state = _run_block(recurrences, layers, x, initial_state)
+        output, final_state = run_block(recurrences, layers, x, initial_state)
     else:
         output, final_state = _run_pieces(recurrences, layers, x, initial_state, resets, summary)
     if padding_mask is not None:
@@ -69,9 +69,10 @@ def exact(
     return Solution(output=output, final_state=final_state)
 
 
-def _run_block(
+def run_block(
     recurrences: Sequence[nn.RNNBase], layers: Sequence[Layer], x: Tensor, initial_state: Tensor
 ) -> tuple[Tensor, Tensor]:
+    """:func:`exact` without restarts: the top layer's `h` ``(T, B, H)`` and the final states."""
     final_states = []
     for recurrence, layer, state in zip(recurrences, layers, initial_state, strict=True):
         if layer.input_mask is not None:

@@ -224,9 +224,9 @@ def fixed_point(
             layers do not know.
     """
     check_block(x, layers[0].weight_ih.size(1), resets, padding_mask)
-    _check_orders(iterations, orders, gradient_iterations, stride, phase)
+    check_orders(iterations, orders, gradient_iterations, stride, phase)
     check_share("checkpoint_iterations", checkpoint_iterations)
-    _check_start(summary, layers[0], x)
+    check_start(summary, layers[0], x)
     length, lead = x.size(0), phase
     constant = iterations - (gradient_iterations or iterations)
     masks = [layer.input_mask for layer in layers]
@@ -272,13 +272,14 @@ def fixed_point(
     )
 
 
-def _check_orders(
+def check_orders(
     iterations: int,
     orders: Collection[int],
     gradient_iterations: int | None,
     stride: int,
     phase: int,
 ) -> None:
+    """Raises ValueError for what :func:`fixed_point` is not to be asked for."""
     if iterations < 1:
         raise ValueError(f"iterations must be at least 1 for an iteration, not {iterations}.")
     if any(k < 1 or k > iterations for k in orders):
@@ -295,7 +296,8 @@ def _check_orders(
         raise ValueError(f"phase must lie in 0..{stride - 1}, below the stride, not {phase}.")
 
 
-def _check_start(summary: Tensor | None, layer: Layer, x: Tensor) -> None:
+def check_start(summary: Tensor | None, layer: Layer, x: Tensor) -> None:
+    """Raises ValueError for a summary of another shape, or that the layer does not know."""
     if summary is not None:
         if layer.start_weight is None:
             raise ValueError("a summary is for layers that start from one: give a start_weight.")

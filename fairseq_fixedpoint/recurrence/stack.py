@@ -17,6 +17,7 @@ from fairseq_fixedpoint.recurrence.exact import exact
 from fairseq_fixedpoint.recurrence.gates import GateValues
 from fairseq_fixedpoint.recurrence.iteration import Layer, Solution, fixed_point, sweep
 from fairseq_fixedpoint.recurrence.parametrization import constrain
+from fairseq_fixedpoint.recurrence.rows import are_faster, windows_as_rows
 
 if TYPE_CHECKING:
     from fairseq_fixedpoint.recurrence.cells import OneLayer
@@ -227,6 +228,16 @@ class FixedPointRNN(nn.Module):
                 "a state can be carried into the exact recurrence (iterations=0) only: "
                 f"with iterations={iterations} give {iterations - 1} tokens of left context."
             )
+        has_options = (
+            resets is not None
+            or padding_mask is not None
+            or orders
+            or residuals
+            or gradient_iterations is not None
+            or checkpoint_iterations
+        )
+        if not has_options and x.size(0) and are_faster(layers[0], x, iterations, stride):
+            return windows_as_rows(self._recurrences, layers, x, iterations, stride, phase, summary)
         return fixed_point(
             layers,
             x,
