@@ -22,7 +22,7 @@ from fairseq_fixedpoint.recurrence.iteration import Layer, Solution, check_order
 
 
 @dataclass(frozen=True)
-class Windows:
+class StridedWindows:
     """The windows of a block: of T positions, from every C-th on, K + C - 1 positions long.
 
     Window 0 begins with the block, all others at C i - phase. Each gives its last C positions;
@@ -118,7 +118,7 @@ def windows_as_rows(
     check_orders(iterations, (), None, stride, phase)
     check_start(summary, layers[0], x)
     length, batch, _ = x.shape
-    windows = Windows(length, iterations, stride, phase)
+    windows = StridedWindows(length, iterations, stride, phase)
     begins = None if summary is None else windows.begins(summary)
     rows = (1 + windows.further) * batch
     start = torch.stack([layer.start(begins).expand(rows, -1) for layer in layers])
@@ -128,7 +128,7 @@ def windows_as_rows(
     return Solution(output=output, iterates={iterations: output})
 
 
-def _of_rows(mask: Tensor | None, windows: Windows) -> Tensor | None:
+def _of_rows(mask: Tensor | None, windows: StridedWindows) -> Tensor | None:
     """A dropout mask ``(T, B, D)`` or ``(1, B, D)`` as of the rows."""
     if mask is None:
         return None
