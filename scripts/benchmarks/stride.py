@@ -51,7 +51,7 @@ class Settings:
     summary: int = 128
     precisions: tuple[str, ...] = tuple(PRECISIONS)
     memory_widths: tuple[int, ...] = (256,)
-    seconds: float = 0.6
+    seconds: float = 6.0
     longest: float = 5.0
 
 
