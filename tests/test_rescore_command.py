@@ -721,6 +721,20 @@ def test_a_model_whose_weight_becomes_negative_is_told(models, tmp_path, capsys)
             assert told == (is_negative and not fixed)
 
 
+def test_an_order_that_no_weight_reaches_is_told(models, tmp_path, capsys):
+    """The list's first hypothesis is right by its place alone, and the model prefers the other."""
+    texts = sorted(("w1 w2", "w3 w3"), key=lambda text: sum(log_probabilities(models["gru"], text)))
+    arguments = (tmp_path / "list", "--model", models["gru"], "--metric", "wer")
+    arguments += ("--references", tmp_path / "references", "--output", tmp_path / "weights.json")
+    arguments += ("--weight", "FixedPoint0=1")
+    for first, second in (texts, texts[::-1]):
+        (tmp_path / "list").write_text(f"a\t-1\t{first}\na\t-1\t{second}\n")
+        (tmp_path / "references").write_text(f"a\t{first}\n")
+        assert tune(*arguments) == 0
+        told = "the tuned order is worse than the list's own" in capsys.readouterr().err
+        assert told == (first == texts[0])
+
+
 def test_several_references(models, list_, references, tmp_path):
     second = tmp_path / "second"
     second.write_text("7\tw9 w1\n0\tnowhere w4\n2\tw5\n")

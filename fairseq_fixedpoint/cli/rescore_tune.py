@@ -119,6 +119,13 @@ def _tune(args: argparse.Namespace) -> None:
                 "likely: unless its score is to be subtracted, that is chance. Tune on more "
                 "utterances, or leave the model out.",
             )
+    if metric.gain(report.tuned.value) < metric.gain(report.baseline.value):
+        tell(
+            PROGRAM,
+            "warning: the tuned order is worse than the list's own, which no weights that were "
+            "tried give. Leave the list as it is, or write the scores that put it in order into "
+            "it.",
+        )
     with atomic_write(args.output) as made:
         Combination(report.weights, start.lenpen).save(made, report=asdict(report))
     if skipped.count:
