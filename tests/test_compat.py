@@ -282,7 +282,9 @@ state = utils.broadcast_object(state, src_rank=0, group=group)
 config, weight = state["cfg"], state["model"]["decoder.weight"].tolist()
 seen = (type(config).__name__, config.model.dropout, config.optimization.lr, weight)
 Path(sys.argv[2], str(torch.distributed.get_rank())).write_text(str(seen))
-torch.distributed.destroy_process_group()  # without it torch 2.13 may abort at exit
+# A group that is still there at exit, if only by name, may abort it with torch 2.13.
+del group
+torch.distributed.destroy_process_group()
 """
 
 
