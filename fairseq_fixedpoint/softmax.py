@@ -23,7 +23,9 @@ from torch import Tensor
 CONTEXTS_AT_ONCE = 2048
 WORDS_AT_ONCE = 1024
 PAIRS_AT_ONCE = 16384
-DISTRIBUTIONS_AT_ONCE = 128  # of which each holds the whole vocabulary
+# Each holds the whole vocabulary. With twice as many of 33,000 words or more, a fifth of the time
+# goes into memory that the C library gives back to the system and takes again.
+DISTRIBUTIONS_AT_ONCE = 64
 
 Array = TypeVar("Array")  # a tensor, or what is made of it for those who have no torch
 

@@ -7,6 +7,7 @@ from fairseq.models import FairseqLanguageModel
 from torch import Tensor
 
 from fairseq_fixedpoint.rescoring.block_scorer import BlockScorer
+from fairseq_fixedpoint.softmax import Predictions, predictions
 
 
 class ModelScorer(BlockScorer):
@@ -28,9 +29,23 @@ class ModelScorer(BlockScorer):
     def longest(self) -> int:
         return self.model.max_positions()
 
-    def evaluate(self, inputs: Tensor, targets: Tensor | None, lead: int) -> Tensor:
-        """As :meth:`~fairseq_fixedpoint.rescoring.block_scorer.BlockScorer.evaluate`."""
-        output = self.model(inputs, src_lengths=inputs.ne(self.padding).sum(1))
+    def target_log_probabilities(
+        self, inputs: Tensor, targets: Tensor, scored: Tensor, lead: int
+    ) -> Tensor:
+        """As :meth:`BlockScorer.target_log_probabilities`."""
         # With targets, an adaptive softmax leaves zeros where a row wants no word of a cluster.
-        sample = None if targets is None else {"target": targets}
+        log_probabilities = self._log_probabilities(inputs, {"target": targets})
+        return log_probabilities.gather(2, targets.unsqueeze(2)).squeeze(2)[scored]
+
+    def target_predictions(
+        self, inputs: Tensor, targets: Tensor, scored: Tensor, lead: int
+    ) -> Predictions[Tensor]:
+        """As :meth:`BlockScorer.target_predictions`."""
+        log_probabilities = self._log_probabilities(inputs).flatten(0, 1)  # (B * T, V)
+        of_all = predictions(log_probabilities, targets.flatten())  # without a copy of what counts
+        return Predictions(*(column[scored.flatten()] for column in of_all))
+
+    def _log_probabilities(self, inputs: Tensor, sample: dict[str, Tensor] | None = None) -> Tensor:
+        """Natural-log probabilities of all words after each token, ``(B, T, V)``."""
+        output = self.model(inputs, src_lengths=inputs.ne(self.padding).sum(1))
         return self.model.get_normalized_probs(output, log_probs=True, sample=sample)

@@ -13,9 +13,9 @@ from torch import Tensor
 from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.language_model import LanguageModel
 from fairseq_fixedpoint.rescoring.text import Dictionary
-from fairseq_fixedpoint.softmax import Predictions, predictions
+from fairseq_fixedpoint.softmax import Predictions, pair_predictions
 
-# Of one forward pass of a model without windows, whose logits are all held at once.
+# Of one forward pass of a model without windows; a model of fairseq holds all of their logits.
 TOKENS_AT_ONCE = 2048
 
 
@@ -62,15 +62,24 @@ class BlockScorer(ABC):
     def longest(self) -> int | None: ...
 
     @abstractmethod
-    def evaluate(self, inputs: Tensor, targets: Tensor | None, lead: int) -> Tensor:
-        """Natural-log probabilities after each token but the first `lead`, ``(B, T - lead, V)``.
+    def target_log_probabilities(
+        self, inputs: Tensor, targets: Tensor, scored: Tensor, lead: int
+    ) -> Tensor:
+        """Natural-log probabilities of the targets that are scored, ``(Q,)``, row by row.
 
         Args:
             inputs: ``(B, T)``, padded at either side.
-            targets: the words that are wanted, ``(B, T - lead)``; None for all words. What is
-                given for others may be anything.
+            targets: the words after each token but the first `lead`, ``(B, T - lead)``.
+            scored: bool ``(B, T - lead)``, Q of which are True; what targets there are elsewhere
+                does not matter.
             lead: how many of the first tokens the recurrence may leave out; 0 without a window.
         """
+
+    @abstractmethod
+    def target_predictions(
+        self, inputs: Tensor, targets: Tensor, scored: Tensor, lead: int
+    ) -> Predictions[Tensor]:
+        """Of the same targets, ``(Q,)`` each, and of the distributions that predict them."""
 
     @torch.inference_mode()
     def log_probabilities(
@@ -150,31 +159,25 @@ class BlockScorer(ABC):
             ],
             batch_first=True,
             padding_value=self.padding,
-        ).to(self.device)  # (B, T + 1)
-        inputs = rows[:, :-1]
-        targets = rows[:, lead + 1 :]  # (B, T - lead)
+        )  # (B, T + 1)
         # Words beyond the output's, which --output-dictionary-size makes fewer, are <unk> to it.
-        unpredicted = targets >= len(self.dictionary)
-        targets = targets.masked_fill(unpredicted, self.dictionary.unk()).contiguous()
-        # (B, T - lead, V)
-        log_probs = self.evaluate(inputs, None if whole else targets, lead)
-        columns: tuple[Tensor, ...]  # (B, T - lead) each
+        unpredicted = rows >= len(self.dictionary)
+        targets = rows.masked_fill(unpredicted, self.dictionary.unk())[:, lead + 1 :].contiguous()
+        position = torch.arange(lead + 1, rows.size(1))  # of each target
+        scored = torch.stack(
+            [
+                (shift + sequence.first <= position) & (position < shift + len(sequence.tokens))
+                for shift, sequence in zip(shifts, sequences, strict=True)
+            ]
+        )  # (B, T - lead)
+        ends = np.cumsum(scored.sum(1).numpy())[:-1]
+        inputs, targets, scored = (each.to(self.device) for each in (rows[:, :-1], targets, scored))
+        columns: tuple[Tensor, ...]  # (Q,) each
         if whole:
-            flat = predictions(log_probs.flatten(0, 1), targets.flatten())
-            columns = tuple(column.view_as(targets) for column in flat)
+            columns = self.target_predictions(inputs, targets, scored, lead)
         else:
-            columns = (log_probs.gather(2, targets.unsqueeze(2)).squeeze(2),)
-        on_host = [column.cpu().numpy() for column in columns]
-        begins = [
-            shift + sequence.first - lead - 1
-            for shift, sequence in zip(shifts, sequences, strict=True)
-        ]
-        return [
-            tuple(
-                column[row, begin:][: len(sequence.tokens) - sequence.first] for column in on_host
-            )
-            for row, (begin, sequence) in enumerate(zip(begins, sequences, strict=True))
-        ]
+            columns = (self.target_log_probabilities(inputs, targets, scored, lead),)
+        return list(zip(*(np.split(column.cpu().numpy(), ends) for column in columns), strict=True))
 
 
 class LanguageModelScorer(BlockScorer):
@@ -208,8 +211,21 @@ class LanguageModelScorer(BlockScorer):
         """As :attr:`order`."""
         return self.model.reach
 
-    def evaluate(self, inputs: Tensor, targets: Tensor | None, lead: int) -> Tensor:
-        """As :meth:`BlockScorer.evaluate`."""
-        features = self.model.evaluate(inputs, lead=lead).features  # (B, T - lead, C)
-        log_probabilities = self.softmax.all_log_probabilities(features.flatten(0, 1))
-        return log_probabilities.view(*features.shape[:2], -1)
+    def target_log_probabilities(
+        self, inputs: Tensor, targets: Tensor, scored: Tensor, lead: int
+    ) -> Tensor:
+        """As :meth:`BlockScorer.target_log_probabilities`."""
+        return self.softmax.log_probabilities(*self._pairs(inputs, targets, scored, lead))
+
+    def target_predictions(
+        self, inputs: Tensor, targets: Tensor, scored: Tensor, lead: int
+    ) -> Predictions[Tensor]:
+        """As :meth:`BlockScorer.target_predictions`."""
+        return pair_predictions(self.softmax, *self._pairs(inputs, targets, scored, lead))
+
+    def _pairs(
+        self, inputs: Tensor, targets: Tensor, scored: Tensor, lead: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Features ``(Q, C)``, each with one word: pairs as the softmax takes them."""
+        features = self.model.evaluate(inputs, lead=lead).features[scored]  # (Q, C)
+        return features, torch.arange(features.size(0), device=self.device), targets[scored]
