@@ -27,6 +27,13 @@ VALUES = st.recursive(
     max_leaves=8,
 )
 DOCUMENTS = st.lists(VALUES, max_size=5) | st.dictionaries(st.text(max_size=4), VALUES, max_size=5)
+UNFIT = [
+    '{"a": 1, "a": [2]}',
+    '[{"b": {"a": 1, "a": 2}}, 3]',
+    "NaN",
+    '{"a": [-1e999]}',
+    '"\\ud800"',
+]
 STYLES = st.sampled_from([{}, {"indent": 1}, {"separators": (",", ":")}, {"ensure_ascii": False}])
 
 
@@ -36,7 +43,7 @@ def streamed(path: Path, text: str, piece_bytes: int) -> list | dict:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(text_files, "PIECE_BYTES", piece_bytes)
         if text.lstrip(" \t\r\n").startswith("["):
-            return [value for _, value in array_elements(path)]
+            return [value for *_, value in array_elements(path)]
         return {key: value for _, key, value in object_members(path)}
 
 
@@ -149,3 +156,36 @@ def test_errors_name_the_line(tmp_path, content, line, sentence):
         streamed(tmp_path / "list", content, 1 << 20)
     assert raised.value.line == line
     assert raised.value.sentence.startswith(sentence)
+
+
+@given(
+    st.lists(st.sampled_from(UNFIT) | VALUES.map(json.dumps), max_size=6),
+    st.sampled_from([", ", ",\n"]),
+    st.integers(1, 40),
+)
+def test_what_is_json_but_not_as_it_should_be_can_be_passed_by(path, texts, comma, piece_bytes):
+    fit = {number: json.loads(text) for number, text in enumerate(texts) if text not in UNFIT}
+    elements: list[FormatError] = []
+    members: list[FormatError] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(text_files, "PIECE_BYTES", piece_bytes)
+        path.write_text(f"[{comma.join(texts)}]", encoding="utf-8")
+        read = list(array_elements(path, elements.append))
+        keyed = [f'"{number}": {text}' for number, text in enumerate(texts)]
+        path.write_text(f"{{{comma.join(keyed)}}}", encoding="utf-8")
+        read_members = list(object_members(path, members.append))
+    assert {number: value for number, _, value in read} == fit
+    assert {int(key): value for _, key, value in read_members} == fit
+    lines = [number + 1 if "\n" in comma else 1 for number in range(len(texts))]
+    assert [line for _, line, _ in read] == [lines[number] for number in fit]
+    skipped = [lines[number] for number in range(len(texts)) if number not in fit]
+    assert [error.line for error in elements] == [error.line for error in members] == skipped
+
+
+def test_a_key_of_before_can_be_passed_by(tmp_path):
+    (tmp_path / "list").write_text('{"a": 1,\n"a": {"b": 2},\n"c": 3}')
+    errors: list[FormatError] = []
+    read = list(object_members(tmp_path / "list", errors.append))
+    assert read == [(1, "a", 1), (3, "c", 3)]
+    assert [error.line for error in errors] == [2]
+    assert errors[0].sentence.startswith("is not JSON as it should be: the key 'a' occurs twice")

@@ -222,11 +222,10 @@ def _entries(path: Path, on_error: OnError) -> Iterator[tuple[int, int, Any]]:
     that it begins in.
 
     Raises:
-        FormatError: for an array that is malformed.
+        FormatError: for an array that is not JSON.
     """
     if first_character(path) == "[":
-        for number, (line, entry) in enumerate(array_elements(path)):
-            yield number, line, entry
+        yield from array_elements(path, on_error)
         return
     for number, lines in enumerate(_documents(read_lines(path, on_error))):
         text = "\n".join(line.text for line in lines)

@@ -11,7 +11,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from fairseq_fixedpoint.formats.text_files import FormatError, beginning, read_pieces, shown
+from fairseq_fixedpoint.formats.text_files import (
+    FormatError,
+    OnError,
+    beginning,
+    read_pieces,
+    shown,
+    stop,
+)
 
 # How many words or characters there are is counted, not read.
 COUNTED = {"words", "characters"}
@@ -19,6 +26,7 @@ IN_STRING = "Unterminated string"  # as Python's message begins
 CONTENT = re.compile(r"[^ \t\n\r]")
 SURROGATE = re.compile(r"\\ud", re.IGNORECASE)
 LONGEST_SYMBOL = len("-Infinity") + 1  # which a piece of the text may cut off, as it may an escape
+UNFIT = "is not JSON as it should be: {}."
 TOO_DEEP = "is nested too deeply for an n-best list; remove keys that hold more than a score."
 
 
@@ -38,7 +46,7 @@ def parse_json(path: Path, text: str, line: int) -> Any:
         sentence = _not_json(error.msg, error.colno)
         raise FormatError(path, line + error.lineno - 1, sentence) from error
     except (ValueError, RecursionError) as error:
-        raise _unfit(path, line, error) from error
+        raise FormatError(path, line, _unfit(error)) from error
     return value
 
 
@@ -48,22 +56,35 @@ def first_character(path: Path) -> str:
     return content[0] if content else ""
 
 
-def array_elements(path: Path) -> Iterator[tuple[int, Any]]:
-    """The elements of the array that a file holds, as :func:`parse_json` takes them, each with the
-    line that it begins in; one at a time in memory.
+def array_elements(path: Path, on_error: OnError = stop) -> Iterator[tuple[int, int, Any]]:
+    """The elements of the array that a file holds, as :func:`parse_json` takes them, each with its
+    number, from 0, and the line that it begins in; one at a time in memory.
+
+    Args:
+        on_error: told of an element that is JSON, but not as it should be. One that returns skips
+            it, and its number.
 
     Raises:
         FormatError: for anything else, when what is before has been yielded.
     """
     document = _Document(path)
-    for _ in document.items("[", "]"):
-        yield document.value()
+    for number, _ in enumerate(document.items("[", "]")):
+        try:
+            line, value = document.value()
+        except _UnfitValueError as error:
+            on_error(error)
+            continue
+        yield number, line, value
     document.check_end()
 
 
-def object_members(path: Path) -> Iterator[tuple[int, str, Any]]:
+def object_members(path: Path, on_error: OnError = stop) -> Iterator[tuple[int, str, Any]]:
     """The members of the object that a file holds, as :func:`parse_json` takes them, each with the
     line that its key begins in; one at a time in memory, but for the keys.
+
+    Args:
+        on_error: told of a member that is JSON, but not as it should be, or whose key was there
+            before. One that returns skips it.
 
     Raises:
         FormatError: for anything else, when what is before has been yielded.
@@ -73,12 +94,21 @@ def object_members(path: Path) -> Iterator[tuple[int, str, Any]]:
         if document.peek() != '"':
             raise document.error("Expecting property name enclosed in double quotes")
         line, key = document.value()
-        if key in keys:
-            raise _unfit(path, line, _twice(key))
-        keys.add(key)
         document.take(":")
-        yield line, key, document.value()[1]
+        try:
+            _, value = document.value()
+            if key in keys:
+                raise _UnfitValueError(path, line, UNFIT.format(_twice(key)))
+        except _UnfitValueError as error:
+            on_error(error)
+            continue
+        keys.add(key)
+        yield line, key, value
     document.check_end()
+
+
+class _UnfitValueError(FormatError):
+    """A value that is JSON, but not as it should be, and that has been read: others may follow."""
 
 
 class _Document:
@@ -130,13 +160,13 @@ class _Document:
         self.peek()
         line = self._line
         try:
-            value, end = self._decoded()
+            value, end = self._decoded(DECODER)
             _check_characters(value, self._text, self._place, end)
-        except json.JSONDecodeError as error:
-            self._advance(error.pos)
-            raise self.error(error.msg) from error
-        except (ValueError, RecursionError) as error:
-            raise _unfit(self._path, line, error) from error
+        except FormatError:
+            raise
+        except ValueError as error:
+            self._advance(self._decoded(LENIENT_DECODER)[1])
+            raise _UnfitValueError(self._path, line, _unfit(error)) from error
         self._advance(end)
         return line, value
 
@@ -145,11 +175,15 @@ class _Document:
         if self.peek():
             raise self.error("Extra data")
 
-    def _decoded(self) -> tuple[Any, int]:
-        """The next value, and its end; reads on while the text may have been cut off in it."""
+    def _decoded(self, decoder: json.JSONDecoder) -> tuple[Any, int]:
+        """The next value, and its end; reads on while the text may have been cut off in it.
+
+        Raises:
+            FormatError: for what is not JSON.
+        """
         while True:
             try:
-                value, end = DECODER.raw_decode(self._text, self._place)
+                value, end = decoder.raw_decode(self._text, self._place)
                 # A number that is cut off in ".5e-7" is one, too.
                 if end <= len(self._text) - LONGEST_SYMBOL or not self._read_on():
                     return value, end
@@ -157,7 +191,10 @@ class _Document:
                 in_string = error.msg.startswith(IN_STRING)
                 may_go_on = in_string or error.pos > len(self._text) - LONGEST_SYMBOL
                 if not may_go_on or not self._read_on():
-                    raise
+                    self._advance(error.pos)
+                    raise self.error(error.msg) from error
+            except RecursionError as error:
+                raise FormatError(self._path, self._line, TOO_DEEP) from error
 
     def _advance(self, place: int) -> None:
         lines = self._text.count("\n", self._place, place)
@@ -191,13 +228,13 @@ def _not_json(message: str, column: int) -> str:
     return f"is not JSON at position {column}: {message}."
 
 
-def _unfit(path: Path, line: int, error: Exception) -> FormatError:
+def _unfit(error: Exception) -> str:
     """What is wrong with a value that is JSON."""
     if isinstance(error, RecursionError):
-        return FormatError(path, line, TOO_DEEP)
+        return TOO_DEEP
     if isinstance(error, UnicodeEncodeError):
-        return FormatError(path, line, "has an escaped surrogate that is no character.")
-    return FormatError(path, line, f"is not JSON as it should be: {error}")
+        return "has an escaped surrogate that is no character."
+    return UNFIT.format(error)
 
 
 def json_line(source: Path, value: Any) -> str:
@@ -239,14 +276,15 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _twice(key: str) -> ValueError:
-    return ValueError(f"the key {shown(key)} occurs twice in one object.")
+    return ValueError(f"the key {shown(key)} occurs twice in one object")
 
 
 def _number(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
-        raise ValueError(f"{text} is not a finite number.")
+        raise ValueError(f"{text} is not a finite number")
     return number
 
 
+LENIENT_DECODER = json.JSONDecoder(parse_int=str)  # an int has at most 4,300 digits
 DECODER = json.JSONDecoder(object_pairs_hook=_distinct, parse_float=_number, parse_constant=_number)

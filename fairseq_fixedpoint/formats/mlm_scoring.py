@@ -53,12 +53,7 @@ class MlmScoring(NBestFormat):
         return path.is_file() and bool(LIST.match(beginning(path)))
 
     def read(self, path: Path, on_error: OnError = stop) -> Iterator[Hypothesis]:
-        for line, utterance, entry in _utterances(path):
-            try:
-                _check_utterance(path, line, utterance, entry)
-            except FormatError as error:
-                on_error(error)
-                continue
+        for line, utterance, entry in _utterances(path, on_error):
             for key in _hypotheses(entry):
                 try:
                     hypothesis = _hypothesis(path, line, utterance, entry, key)
@@ -69,8 +64,8 @@ class MlmScoring(NBestFormat):
 
     def references(self, path: Path) -> dict[str, str]:
         texts = {}
-        for line, utterance, entry in _utterances(path):
-            _check_utterance(path, line, utterance, entry)
+        # What is malformed, reading has told of.
+        for _, utterance, entry in _utterances(path, lambda error: None):
             if REFERENCE in entry:
                 texts[utterance] = normalised(entry[REFERENCE])
         return texts
@@ -91,11 +86,17 @@ class _EntryKey(NamedTuple):
     key: str
 
 
-def _utterances(path: Path) -> Iterator[tuple[int, str, Any]]:
+def _utterances(path: Path, on_error: OnError) -> Iterator[tuple[int, str, Any]]:
     """The line that each utterance begins in, its id, and what it has."""
     if first_character(path) not in ("{", ""):
         raise FormatError(path, None, "must be an object with a key for each utterance.")
-    return object_members(path)
+    for line, utterance, entry in object_members(path, on_error):
+        try:
+            _check_utterance(path, line, utterance, entry)
+        except FormatError as error:
+            on_error(error)
+            continue
+        yield line, utterance, entry
 
 
 def _check_utterance(path: Path, line: int, utterance: str, entry: Any) -> None:
