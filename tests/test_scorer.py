@@ -15,6 +15,7 @@ from fairseq_fixedpoint.perplexity import perplexity
 from fairseq_fixedpoint.plugin.model_scorer import ModelScorer
 from fairseq_fixedpoint.rescoring import block_scorer
 from fairseq_fixedpoint.rescoring import scorer as scorer_module
+from fairseq_fixedpoint.rescoring.block_scorer import LanguageModelScorer
 from fairseq_fixedpoint.rescoring.scorer import LineScore, Scorer
 from fairseq_fixedpoint.rescoring.text import TextEncoder
 from fairseq_fixedpoint.rescoring.window_scorer import WindowScorer
@@ -157,25 +158,37 @@ def test_words_that_spell_a_symbol_and_words_not_known_are_unknown():
     np.testing.assert_allclose(difference, 2.5 * np.array([0, 1, 1, 1, 0, 0]), atol=1e-10)
 
 
-def test_an_unnormalised_score_is_the_sum_of_logits():
-    model = build()
-    scorer = Scorer(WindowScorer(model.decoder, normalized=False), TextEncoder(dictionary()))
+MOVING = {"start": "stream", "summary_input": True}  # of which no windows are shared
+
+
+def tokens_of(model, **options):
+    """The scorer that such a model gets."""
+    if model.decoder.has_windows:
+        return WindowScorer(model.decoder, **options)
+    return LanguageModelScorer(model.decoder, dictionary(), **options)
+
+
+@pytest.mark.parametrize("start", [{}, MOVING])
+def test_an_unnormalised_score_is_the_sum_of_logits(start):
+    model = build(**start)
+    scorer = Scorer(tokens_of(model, normalized=False), TextEncoder(dictionary()))
     (actual,) = scorer.score(["w1 w2"])
     sequence = torch.tensor([[EOS, *scorer.encoder.indices(["w1", "w2"]), EOS]])
     with torch.no_grad():
         logits = model(sequence[:, :-1])[0][0]
     expected = logits.gather(1, sequence[0, 1:, None]).squeeze(1)
     np.testing.assert_allclose(actual.log_probabilities, expected, rtol=0, atol=1e-10)
-    adaptive = build(**OUTPUTS["adaptive"]).decoder
+    adaptive = build(**start, **OUTPUTS["adaptive"])
     with pytest.raises(InputError, match="--unnormalized needs a model with one softmax"):
-        WindowScorer(adaptive, normalized=False)
+        tokens_of(adaptive, normalized=False)
 
 
+@pytest.mark.parametrize("start", [{}, MOVING])
 @pytest.mark.parametrize("output", sorted(OUTPUTS))
-def test_bf16_stays_near_the_block_in_bf16(output):
+def test_bf16_stays_near_the_block_in_bf16(output, start):
     """No worse than twice what the block forward pass loses under the same autocast."""
     torch.manual_seed(0)
-    model = build(decoder_embed_dim=64, **OUTPUTS[output]).float()
+    model = build(decoder_embed_dim=64, **start, **OUTPUTS[output]).float()
     sequences = [[EOS, *torch.randint(4, 44, (12,)).tolist(), EOS] for _ in range(20)]
     inputs, targets = torch.tensor(sequences)[:, :-1], torch.tensor(sequences)[:, 1:]
 
@@ -186,7 +199,7 @@ def test_bf16_stays_near_the_block_in_bf16(output):
         exact = block()
         with torch.autocast("cpu", torch.bfloat16):
             baseline = (block() - exact).abs().max()
-    actual = WindowScorer(model.decoder, bf16=True).log_probabilities(sequences, [1] * 20)
+    actual = tokens_of(model, bf16=True).log_probabilities(sequences, [1] * 20)
     assert (torch.tensor(np.stack(actual)) - exact).abs().max() <= 2 * baseline
 
 

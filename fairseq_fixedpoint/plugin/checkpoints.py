@@ -145,7 +145,7 @@ def load_scorer(
     # Whether a text comes after `<s> </s>` (`--add-bos-token`) instead of `</s>`.
     add_bos_token = bool(getattr(getattr(task, "args", None), "add_bos_token", False))
     if isinstance(decoder, LanguageModel):
-        return LoadedModel.of(decoder, dictionary, path, bf16, normalized, add_bos_token, penalised)
+        return LoadedModel.of(decoder, dictionary, bf16, normalized, add_bos_token, penalised)
     if bf16 or not normalized:
         option = "--bf16" if bf16 else "--unnormalized"
         raise InputError(

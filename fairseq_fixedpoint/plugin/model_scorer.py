@@ -33,6 +33,7 @@ class ModelScorer(BlockScorer):
         self, inputs: Tensor, targets: Tensor, scored: Tensor, lead: int
     ) -> Tensor:
         """As :meth:`BlockScorer.target_log_probabilities`."""
+        targets = self._predicted(targets)
         # With targets, an adaptive softmax leaves zeros where a row wants no word of a cluster.
         log_probabilities = self._log_probabilities(inputs, {"target": targets})
         return log_probabilities.gather(2, targets.unsqueeze(2)).squeeze(2)[scored]
@@ -42,8 +43,12 @@ class ModelScorer(BlockScorer):
     ) -> Predictions[Tensor]:
         """As :meth:`BlockScorer.target_predictions`."""
         log_probabilities = self._log_probabilities(inputs).flatten(0, 1)  # (B * T, V)
-        of_all = predictions(log_probabilities, targets.flatten())  # without a copy of what counts
+        # Of all, as the distributions of those that are scored would be a copy.
+        of_all = predictions(log_probabilities, self._predicted(targets).flatten())
         return Predictions(*(column[scored.flatten()] for column in of_all))
+
+    def _predicted(self, targets: Tensor) -> Tensor:
+        return targets.masked_fill(targets >= len(self.dictionary), self.dictionary.unk())
 
     def _log_probabilities(self, inputs: Tensor, sample: dict[str, Tensor] | None = None) -> Tensor:
         """Natural-log probabilities of all words after each token, ``(B, T, V)``."""

@@ -13,7 +13,8 @@ from torch import Tensor
 from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.language_model import LanguageModel
 from fairseq_fixedpoint.rescoring.text import Dictionary
-from fairseq_fixedpoint.softmax import Predictions, pair_predictions
+from fairseq_fixedpoint.rescoring.word_probabilities import WordProbabilities
+from fairseq_fixedpoint.softmax import Predictions
 
 # Of one forward pass of a model without windows; a model of fairseq holds all of their logits.
 TOKENS_AT_ONCE = 2048
@@ -69,7 +70,8 @@ class BlockScorer(ABC):
 
         Args:
             inputs: ``(B, T)``, padded at either side.
-            targets: the words after each token but the first `lead`, ``(B, T - lead)``.
+            targets: the tokens after each but the first `lead`, ``(B, T - lead)``; one that the
+                model reads and does not predict (--output-dictionary-size) is `<unk>`.
             scored: bool ``(B, T - lead)``, Q of which are True; what targets there are elsewhere
                 does not matter.
             lead: how many of the first tokens the recurrence may leave out; 0 without a window.
@@ -160,9 +162,7 @@ class BlockScorer(ABC):
             batch_first=True,
             padding_value=self.padding,
         )  # (B, T + 1)
-        # Words beyond the output's, which --output-dictionary-size makes fewer, are <unk> to it.
-        unpredicted = rows >= len(self.dictionary)
-        targets = rows.masked_fill(unpredicted, self.dictionary.unk())[:, lead + 1 :].contiguous()
+        inputs, targets = rows[:, :-1], rows[:, lead + 1 :].contiguous()
         position = torch.arange(lead + 1, rows.size(1))  # of each target
         scored = torch.stack(
             [
@@ -171,7 +171,7 @@ class BlockScorer(ABC):
             ]
         )  # (B, T - lead)
         ends = np.cumsum(scored.sum(1).numpy())[:-1]
-        inputs, targets, scored = (each.to(self.device) for each in (rows[:, :-1], targets, scored))
+        inputs, targets, scored = (each.to(self.device) for each in (inputs, targets, scored))
         columns: tuple[Tensor, ...]  # (Q,) each
         if whole:
             columns = self.target_predictions(inputs, targets, scored, lead)
@@ -186,14 +186,21 @@ class LanguageModelScorer(BlockScorer):
     Args:
         model: in evaluation mode.
         dictionary: of its output.
+        bf16, normalized: as :class:`WordProbabilities` takes them, or refuses them.
     """
 
     longest = None
 
-    def __init__(self, model: LanguageModel, dictionary: Dictionary):
+    def __init__(
+        self,
+        model: LanguageModel,
+        dictionary: Dictionary,
+        bf16: bool = False,
+        normalized: bool = True,
+    ):
         super().__init__(dictionary)
         self.model = model
-        self.softmax = model.softmax()
+        self.words = WordProbabilities(model, bf16, normalized)
         self.device = model.device
 
     @property
@@ -215,17 +222,18 @@ class LanguageModelScorer(BlockScorer):
         self, inputs: Tensor, targets: Tensor, scored: Tensor, lead: int
     ) -> Tensor:
         """As :meth:`BlockScorer.target_log_probabilities`."""
-        return self.softmax.log_probabilities(*self._pairs(inputs, targets, scored, lead))
+        return self.words.log_probabilities(*self._pairs(inputs, targets, scored, lead))
 
     def target_predictions(
         self, inputs: Tensor, targets: Tensor, scored: Tensor, lead: int
     ) -> Predictions[Tensor]:
         """As :meth:`BlockScorer.target_predictions`."""
-        return pair_predictions(self.softmax, *self._pairs(inputs, targets, scored, lead))
+        return self.words.predictions(*self._pairs(inputs, targets, scored, lead))
 
     def _pairs(
         self, inputs: Tensor, targets: Tensor, scored: Tensor, lead: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Features ``(Q, C)``, each with one word: pairs as the softmax takes them."""
-        features = self.model.evaluate(inputs, lead=lead).features[scored]  # (Q, C)
+        """Features ``(Q, C)``, and a pair of each with its target."""
+        with self.words.precision():
+            features = self.model.evaluate(inputs, lead=lead).features[scored]  # (Q, C)
         return features, torch.arange(features.size(0), device=self.device), targets[scored]

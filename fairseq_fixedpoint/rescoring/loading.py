@@ -53,7 +53,6 @@ class LoadedModel:
         cls,
         model: LanguageModel,
         dictionary: Dictionary,
-        path: str | Path,
         bf16: bool = False,
         normalized: bool = True,
         add_bos_token: bool = False,
@@ -61,11 +60,8 @@ class LoadedModel:
     ) -> LoadedModel:
         """A model of ours, over shared windows where the last K tokens decide.
 
-        Args:
-            path: where it is from.
-
         Raises:
-            InputError: for `bf16` or `normalized=False` of a model that cannot do so.
+            InputError: for `normalized=False` of a model that cannot do so.
         """
         from fairseq_fixedpoint.rescoring.block_scorer import LanguageModelScorer
         from fairseq_fixedpoint.rescoring.window_scorer import WindowScorer
@@ -73,14 +69,8 @@ class LoadedModel:
         tokens: TokenScorer
         if model.has_windows:
             tokens = WindowScorer(model, bf16, normalized)
-        elif bf16 or not normalized:
-            raise InputError(
-                f"{'--bf16' if bf16 else '--unnormalized'} is for a fixedpoint_lm whose last K "
-                f"tokens decide, and the start of {path} moves with the tokens (--start stream or "
-                "--summary-input)."
-            )
         else:
-            tokens = LanguageModelScorer(model, dictionary)
+            tokens = LanguageModelScorer(model, dictionary, bf16, normalized)
         return cls(
             tokens,
             dictionary,
@@ -174,7 +164,6 @@ def _from_folder(
     return LoadedModel.of(
         model,
         folder.words,
-        path,
         bf16,
         normalized,
         folder.add_bos_token,

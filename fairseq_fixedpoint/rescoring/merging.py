@@ -51,7 +51,7 @@ def merge(
     empty = _by_layer(np.flatnonzero(token == EMPTY), scored)
 
     used, word = np.unique(token[token != EMPTY], return_inverse=True)
-    with scorer.precision():
+    with scorer.words.precision():
         stack, projected = scorer.inputs(torch.from_numpy(used), before)
         device = projected.device
         share, source, target, spoken = (x.to(device) for x in (share, source, target, spoken))

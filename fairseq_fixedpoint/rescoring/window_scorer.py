@@ -18,7 +18,8 @@ from fairseq_fixedpoint.recurrence.iteration import Layer
 from fairseq_fixedpoint.rescoring.expansion import Expansion
 from fairseq_fixedpoint.rescoring.merging import merge
 from fairseq_fixedpoint.rescoring.word_graph import WordGraph
-from fairseq_fixedpoint.softmax import Predictions, pair_predictions
+from fairseq_fixedpoint.rescoring.word_probabilities import WordProbabilities
+from fairseq_fixedpoint.softmax import Predictions
 from fairseq_fixedpoint.windows import (
     Level,
     SharedWindows,
@@ -54,23 +55,14 @@ class WindowScorer:
 
     Args:
         model: the model; with ``iterations = 0`` the windows are a prefix tree.
-        bf16: matrix products in bfloat16, but for the logits of the wanted words.
-        normalized: whether to compute `log Z`; without it, it is taken to be 0.
-
-    Raises:
-        InputError: for `normalized=False` with an adaptive softmax, which has no one `Z`.
+        bf16, normalized: as :class:`WordProbabilities` takes them, or refuses them.
     """
 
     longest = None
 
     def __init__(self, model: LanguageModel, bf16: bool = False, normalized: bool = True):
         self.model = model
-        self.bf16 = bf16
-        self.normalized = normalized
-        try:
-            self.softmax = model.softmax(torch.bfloat16 if bf16 else None, normalized)
-        except ValueError as error:
-            raise InputError(str(error)) from error
+        self.words = WordProbabilities(model, bf16, normalized)
 
     @property
     def order(self) -> int | None:
@@ -113,17 +105,11 @@ class WindowScorer:
         self, sequences: Sequence[Sequence[int]], first: Sequence[int]
     ) -> list[Predictions[np.ndarray]]:
         """As :meth:`TokenScorer.predictions`."""
-        if not self.normalized:
-            raise InputError(
-                "rank and entropy are those of a distribution, which --unnormalized does not make: "
-                "leave it out, or do without them (--no-entropy)."
-            )
         if not sequences:
             return []
         pairs = self._pairs(sequences, first)
-        of_pairs = pair_predictions(
-            self.softmax, *self._softmax_inputs(pairs.states, pairs.context, pairs.word)
-        )
+        features = self._features(pairs.states)
+        of_pairs = self.words.predictions(features, pairs.context, pairs.word)
         return list(map(Predictions, *map(pairs.by_sequence, of_pairs)))
 
     def _pairs(self, sequences: Sequence[Sequence[int]], first: Sequence[int]) -> _Pairs:
@@ -158,7 +144,7 @@ class WindowScorer:
         self, used: Tensor, before: Sequence[Sequence[int]] | None, windows: SharedWindows
     ) -> Tensor:
         """`h` of each context, ``(N, H)``, on the model's device."""
-        with self.precision():
+        with self.words.precision():
             layers, projected = self.inputs(used)
             starts = None
             if before is not None:
@@ -195,18 +181,12 @@ class WindowScorer:
 
     def pair_log_probabilities(self, states: Tensor, context: Tensor, word: Tensor) -> Tensor:
         """Log-probability of each pair, ``(Q',)``, after the contexts' `h` ``(N, H)``."""
-        return self.softmax.log_probabilities(*self._softmax_inputs(states, context, word)).cpu()
+        return self.words.log_probabilities(self._features(states), context, word).cpu()
 
-    def _softmax_inputs(
-        self, states: Tensor, context: Tensor, word: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Features ``(N, C)`` of the contexts, and the pairs in what the softmax predicts."""
-        with self.precision():
-            features = self.model.output_features(states)  # (N, C)
-        features = features.to(self.model.dtype)
-        config = self.model.config
-        word = word.masked_fill(word >= config.predicted, config.unknown)
-        return features, context.to(self.model.device), word.to(self.model.device)
+    def _features(self, states: Tensor) -> Tensor:
+        """What the output layer takes, ``(N, C)``, from `h` ``(N, H)``."""
+        with self.words.precision():
+            return self.model.output_features(states)
 
     @property
     def knows_sentences_before(self) -> bool:
@@ -220,9 +200,6 @@ class WindowScorer:
     def merged(self, graph: WordGraph, sentence_end: int, before: Sequence[int] = ()) -> Expansion:
         """See :func:`~fairseq_fixedpoint.rescoring.merging.merge`."""
         return merge(graph, self, sentence_end, before)
-
-    def precision(self) -> torch.autocast:
-        return torch.autocast(self.model.device.type, torch.bfloat16, self.bf16)
 
 
 class GrowingHistories:
@@ -250,14 +227,14 @@ class GrowingHistories:
 
     @torch.inference_mode()
     def _first(self, before: Sequence[int]) -> tuple[list[Layer], Tensor]:
-        with self._scorer.precision():
+        with self._scorer.words.precision():
             return self._scorer.inputs(torch.from_numpy(self._vocabulary), before)
 
     @torch.inference_mode()
     def grow(self, parent: np.ndarray, token: np.ndarray) -> None:
         """As :meth:`~fairseq_fixedpoint.rescoring.expansion.HistoryScorer.grow`."""
         level = Level(*(torch.from_numpy(rows).to(self._device) for rows in (parent, token)))
-        with self._scorer.precision():
+        with self._scorer.words.precision():
             self._states = advance(self._layers, self._projected, level, self._states)
 
     @torch.inference_mode()
