@@ -23,8 +23,8 @@ from torch import Tensor
 CONTEXTS_AT_ONCE = 2048
 WORDS_AT_ONCE = 1024
 PAIRS_AT_ONCE = 16384
-# Each holds the whole vocabulary. With twice as many of 33,000 words or more, a fifth of the time
-# goes into memory that the C library gives back to the system and takes again.
+# Each holds the whole vocabulary. Twice as many of a large one are memory that the C library gives
+# back to the system and takes again, which takes longer than larger products save.
 DISTRIBUTIONS_AT_ONCE = 64
 
 Array = TypeVar("Array")  # a tensor, or what is made of it for those who have no torch

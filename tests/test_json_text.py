@@ -182,6 +182,29 @@ def test_what_is_json_but_not_as_it_should_be_can_be_passed_by(path, texts, comm
     assert [error.line for error in elements] == [error.line for error in members] == skipped
 
 
+def test_a_key_that_is_no_text_can_be_passed_by(tmp_path):
+    (tmp_path / "list").write_text('{"a": 1,\n"\\ud800": {"b": 2},\n"\\ud800": NaN,\n"c": 3}')
+    errors: list[FormatError] = []
+    assert list(object_members(tmp_path / "list", errors.append)) == [(1, "a", 1), (4, "c", 3)]
+    assert [error.line for error in errors] == [2, 3]
+    assert {error.sentence for error in errors} == {
+        "has an escaped surrogate that is no character."
+    }
+
+
+def test_text_that_can_be_read_and_not_written_is_an_error(tmp_path, monkeypatch):
+    """Python writes less deep than it reads."""
+
+    def too_deep(*args, **options):
+        raise RecursionError
+
+    monkeypatch.setattr(json_text.json, "dumps", too_deep)
+    (tmp_path / "list").write_text('["\\ud83d\\ude00",\n2]')
+    errors: list[FormatError] = []
+    assert list(array_elements(tmp_path / "list", errors.append)) == [(1, 2, 2)]
+    assert [error.sentence for error in errors] == [json_text.TOO_DEEP]
+
+
 def test_a_key_of_before_can_be_passed_by(tmp_path):
     (tmp_path / "list").write_text('{"a": 1,\n"a": {"b": 2},\n"c": 3}')
     errors: list[FormatError] = []

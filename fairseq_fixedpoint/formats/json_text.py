@@ -26,7 +26,6 @@ IN_STRING = "Unterminated string"  # as Python's message begins
 CONTENT = re.compile(r"[^ \t\n\r]")
 SURROGATE = re.compile(r"\\ud", re.IGNORECASE)
 LONGEST_SYMBOL = len("-Infinity") + 1  # which a piece of the text may cut off, as it may an escape
-UNFIT = "is not JSON as it should be: {}."
 TOO_DEEP = "is nested too deeply for an n-best list; remove keys that hold more than a score."
 
 
@@ -69,10 +68,9 @@ def array_elements(path: Path, on_error: OnError = stop) -> Iterator[tuple[int, 
     """
     document = _Document(path)
     for number, _ in enumerate(document.items("[", "]")):
-        try:
-            line, value = document.value()
-        except _UnfitValueError as error:
-            on_error(error)
+        line, value = document.value()
+        if isinstance(value, FormatError):
+            on_error(value)
             continue
         yield number, line, value
     document.check_end()
@@ -95,20 +93,16 @@ def object_members(path: Path, on_error: OnError = stop) -> Iterator[tuple[int, 
             raise document.error("Expecting property name enclosed in double quotes")
         line, key = document.value()
         document.take(":")
-        try:
-            _, value = document.value()
-            if key in keys:
-                raise _UnfitValueError(path, line, UNFIT.format(_twice(key)))
-        except _UnfitValueError as error:
-            on_error(error)
+        _, value = document.value()
+        unfit = next((each for each in (key, value) if isinstance(each, FormatError)), None)
+        if unfit is None and key in keys:
+            unfit = FormatError(path, line, _unfit(_twice(key)))
+        if unfit is not None:
+            on_error(unfit)
             continue
         keys.add(key)
         yield line, key, value
     document.check_end()
-
-
-class _UnfitValueError(FormatError):
-    """A value that is JSON, but not as it should be, and that has been read: others may follow."""
 
 
 class _Document:
@@ -156,7 +150,12 @@ class _Document:
         self.take(closing)
 
     def value(self) -> tuple[int, Any]:
-        """The next value, and the line that it begins in."""
+        """The line that the next value begins in, and the value; what is wrong with it, as an
+        error, where it is JSON, but not as it should be.
+
+        Raises:
+            FormatError: for what is not JSON, or too deep.
+        """
         self.peek()
         line = self._line
         try:
@@ -164,9 +163,9 @@ class _Document:
             _check_characters(value, self._text, self._place, end)
         except FormatError:
             raise
-        except ValueError as error:
-            self._advance(self._decoded(LENIENT_DECODER)[1])
-            raise _UnfitValueError(self._path, line, _unfit(error)) from error
+        except (ValueError, RecursionError) as error:
+            _, end = self._decoded(LENIENT_DECODER)
+            value = FormatError(self._path, line, _unfit(error))
         self._advance(end)
         return line, value
 
@@ -234,7 +233,7 @@ def _unfit(error: Exception) -> str:
         return TOO_DEEP
     if isinstance(error, UnicodeEncodeError):
         return "has an escaped surrogate that is no character."
-    return UNFIT.format(error)
+    return f"is not JSON as it should be: {error}."
 
 
 def json_line(source: Path, value: Any) -> str:
