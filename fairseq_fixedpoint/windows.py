@@ -118,6 +118,8 @@ def distinct_windows(
             f"{tokens.numel()} tokens and {first.numel()} first positions do not match "
             f"{length.numel()} sequences of {int(length.sum())} tokens together."
         )
+    if begins is not None and len(begins) != length.numel():
+        raise ValueError(f"{len(begins)} starts do not match {length.numel()} sequences.")
     if length.numel() and bool(((first < 0) | (first >= length)).any()):
         raise ValueError("every sequence needs a wanted position: first_scored must be inside it.")
     vocabulary = int(tokens.max()) + 1 if tokens.numel() else 1
@@ -137,7 +139,9 @@ def distinct_windows(
 
     row = torch.zeros_like(chain)
     if begins is not None:
-        row = torch.as_tensor(begins, device=device).repeat_interleave(length)[chain]
+        row = torch.as_tensor(begins, dtype=torch.int64, device=device).repeat_interleave(length)[
+            chain
+        ]
     levels, context_rows, positions = [], [], []
     context = torch.full_like(tokens, -1)
     contexts = 0

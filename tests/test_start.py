@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import shutil
 from pathlib import Path
 
@@ -15,13 +16,13 @@ from fairseq.data import MonolingualDataset, TokenBlockDataset
 from fairseq_cli.eval_lm import eval_lm
 
 from fairseq_fixedpoint.errors import InputError
-from fairseq_fixedpoint.plugin.criterions.fixedpoint_cross_entropy import FixedPointCrossEntropy
 from fairseq_fixedpoint.plugin.evaluation import OrderReport
 from fairseq_fixedpoint.recurrence import FixedOrder
 from fairseq_fixedpoint.rescoring import Scorer
 from fairseq_fixedpoint.rescoring.window_scorer import WindowScorer
 from tests.commands import evaluate, train
 from tests.rescoring import fixedpoint_score, nbest
+from tests.test_criterion import criterion as our_criterion
 from tests.test_lattice_command import lattice
 
 START = (
@@ -118,7 +119,7 @@ def test_fairseqs_criterions_agree_and_leave_the_lead_out(data, started, tmp_pat
     batch = list(batches.next_epoch_itr(shuffle=False))[-1]
     criterion = AdaptiveLoss if kind == "adaptive" else CrossEntropyCriterion
     actual, *size = criterion(task, False)(model, batch)[:2]
-    expected, *expected_size = FixedPointCrossEntropy(task, None, 0, 0, False, "")(model, batch)[:2]
+    expected, *expected_size = our_criterion()(model, batch)[:2]
     torch.testing.assert_close(actual.squeeze(), expected, rtol=1e-10, atol=0)
     assert size == expected_size
     window = model.decoder.iterations - 1
@@ -240,6 +241,7 @@ def test_a_start_from_no_tokens_is_the_exact_recurrence_for_large_orders(started
         (("--start", "stream", "--start-decays", "a"), "--start-decays takes"),
         (("--start", "stream", "--start-decays", "0,0.9"), "--start-decays takes"),
         (("--summary-input", "--start-decays", "nan"), "--start-decays takes"),
+        (("--start", "stream", "--max-tokens", 150), "--max-tokens 150 is less than one block of"),
         (("--start", "sentence"), "add --reset-at-eos"),
         (("--stride", 0), "--stride must be at least 1, not 0"),
         (("--stride", 4, "--iterations", 0), "--iterations 0 is the exact recurrence"),
@@ -252,18 +254,23 @@ def test_bad_options_are_sentences_and_nothing_is_written(data, tmp_path, option
 
 
 @pytest.mark.parametrize(
-    "other",
+    ("other", "trained", "configured"),
     [
-        {"start": "constant"},
-        {"start_tokens": 8},
-        {"start_decays": "0.5,0.8"},
-        {"start_width": 4},
-        {"summary_input": True},
-        {"start": "sentence"},
+        (
+            {"start": "constant"},
+            "--start stream --start-tokens 7 --start-decays 0.5,0.9 --start-width 3",
+            "--start constant",
+        ),
+        ({"start_tokens": 8}, "--start-tokens 7", "--start-tokens 8"),
+        ({"start_decays": "0.5,0.8"}, "--start-decays 0.5,0.9", "--start-decays 0.5,0.8"),
+        ({"start_width": 4}, "--start-width 3", "--start-width 4"),
+        ({"summary_input": True}, "no --summary-input", "--summary-input"),
+        ({"start": "sentence"}, "--start stream", "--start sentence"),
     ],
 )
-def test_a_checkpoint_with_another_start_is_refused(data, started, other):
-    with pytest.raises(ValueError, match=r"trained with --start stream --start-tokens 7"):
+def test_a_checkpoint_with_another_start_is_refused(data, started, other, trained, configured):
+    message = f"was trained with {trained}, and the options say {configured}: these are"
+    with pytest.raises(ValueError, match=re.escape(message)):
         evaluate(
             data, started["stream"], "--tokens-per-sample", 20, "--reset-at-eos",
             "--model-overrides", repr(other),
@@ -286,7 +293,7 @@ def test_training_does_not_go_on_with_another_start(data, started, tmp_path, opt
     before = Path(checkpoint).read_bytes()
     with pytest.raises(Exception, match="architectures match") as error:
         train(data, tmp_path, *KINDS["stream"], *START, "--max-update", 40, *options)
-    assert "trained with --start stream --start-tokens 7" in str(error.value.__context__)
+    assert "these are different models" in str(error.value.__context__)
     assert Path(checkpoint).read_bytes() == before
 
 
@@ -438,6 +445,42 @@ def kaldi(name, words):
     words = words or ["<eps>"]
     arcs = "".join(f"{n} {n + 1} {word} 0,0,\n" for n, word in enumerate(words))
     return f"{name}\n{arcs}{len(words)}\n\n"
+
+
+@pytest.mark.parametrize("evaluating", [False, True])
+def test_a_batch_with_no_room_for_what_comes_before_a_block_is_refused(
+    data, started, tmp_path, evaluating
+):
+    """7 tokens of the start and 2 of the window, before a block of 20."""
+    message = "one block of 20 tokens and the 9 before it .* make it at least 29"
+    with pytest.raises(ValueError, match=message):
+        if evaluating:
+            evaluate(data, started["stream"], "--tokens-per-sample", 20, "--max-tokens", 28)
+        else:
+            options = ("--batch-size", 4, "--max-tokens", 28)
+            train(data, tmp_path, *KINDS["stream"], *START, *options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--start-tokens", 8), "--start-tokens is of a summary"),
+        (("--start-decays", "0.5"), "--start-decays is of a summary"),
+        (("--start-width", 4), "--start-width is of a summary"),
+        (("--start", "stream", "--iterations", 0), "--start stream has no effect on the exact"),
+    ],
+)
+def test_options_without_effect_are_told_of(data, tmp_path, caplog, options, message):
+    train(data, tmp_path, *options, "--max-update", 1, "--no-save", "--disable-validation")
+    assert message in caplog.text
+
+
+def test_options_of_a_summary_that_is_there_are_not(data, tmp_path, caplog):
+    train(
+        data, tmp_path, "--iterations", 0, "--summary-input", "--start-tokens", 8, "--max-update",
+        1, "--no-save", "--disable-validation",
+    )  # fmt: skip
+    assert "no effect" not in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fairseq_fixedpoint.recurrence import FixedPointRNN, TokenSummary
-from fairseq_fixedpoint.recurrence.summary import PIECE, reference
+from fairseq_fixedpoint.recurrence.reference import token_summary
+from fairseq_fixedpoint.recurrence.summary import PIECE
 from tests.test_recurrence import EXACT, gradients, seeds
 
 PAD, WORDS = 1, 9
@@ -38,7 +39,7 @@ def test_sums_and_gradients_are_those_of_the_equation(
     summary = summary_of(tokens, decays, seed)
     text = torch.randint(2, WORDS, (length, batch))
     text[:padding, :1] = PAD
-    expected = reference(summary, text)
+    expected = token_summary(summary, text)
     torch.testing.assert_close(summary.last(text), expected[-1], **EXACT)
     begin = int(first * length)
     actual, expected = summary(text, begin), expected[begin:]
@@ -106,10 +107,17 @@ def test_the_last_m_tokens_are_all_that_it_knows(tokens, length, seed):
     [
         (3, 0, (0.9,), "tokens of a summary must be at least 1, not 0"),
         (0, 3, (0.9,), "width of a summary must be at least 1, not 0"),
-        (3, 3, (0.9, 1.0), "decays must lie between 0 and 1"),
-        (3, 3, (), "decays must lie between 0 and 1"),
+        (3, 3, (0.9, 1.0), "decays must be above 0 and below 1"),
+        (3, 3, (), "decays must be above 0 and below 1"),
     ],
 )
 def test_values_out_of_range_are_refused(width, tokens, decays, message):
     with pytest.raises(ValueError, match=message):
         TokenSummary(WORDS, width, tokens, decays, PAD)
+
+
+def test_a_block_that_no_memory_holds_is_refused():
+    summary = TokenSummary(5, 8, 4, (0.9,), 1)
+    tokens = torch.zeros(1, 1, dtype=torch.int64).expand(10**6, 10**6)
+    with pytest.raises(ValueError, match=r"width 8 over 1000000 tokens of 1000000 texts asks for"):
+        summary(tokens)

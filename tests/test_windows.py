@@ -88,6 +88,8 @@ def test_an_unreasonable_request_is_refused():
         windows_of([[1, 2]], 0)
     with pytest.raises(ValueError, match="do not match"):
         distinct_windows(torch.tensor([1, 2, 3]), [1, 1], 2)
+    with pytest.raises(ValueError, match="1 starts do not match 2 sequences"):
+        distinct_windows(torch.tensor([1, 2, 3]), [1, 2], 2, begins=[0])
     with pytest.raises(ValueError, match="first_scored must be inside"):
         windows_of([[1, 2]], 2, [2])
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from fairseq_fixedpoint.recurrence import check_probability, check_share
-from fairseq_fixedpoint.recurrence.summary import weights_of_a_product
+from fairseq_fixedpoint.recurrence.summary import check_memory, weights_of_a_product
 
 STARTS = ("constant", "stream", "sentence")
 
@@ -200,30 +199,26 @@ class LanguageModelConfig:
             raise ValueError(f"{option('start')} is one of {', '.join(STARTS)}, not {self.start}.")
         if not self.start_decays or not all(0 < decay < 1 for decay in self.start_decays):
             raise ValueError(
-                f"{option('start_decays')} takes comma-separated numbers between 0 and 1, not "
+                f"{option('start_decays')} takes comma-separated numbers above 0 and below 1, not "
                 f"{','.join(map(str, self.start_decays))!r}."
             )
         if self.start == "sentence" and not self.reset_at_eos:
             raise ValueError(
                 f"{option('start')} sentence stands still inside a sentence, so each one has to "
-                f"begin anew: add {option('reset_at_eos')}, or choose {option('start')} stream."
+                f"begin anew: add {option('reset_at_eos')}, in training and evaluation alike, or "
+                f"train with {option('start')} stream."
             )
         if self.has_summary:
             self._check_memory(option)
 
     def _check_memory(self, option: Callable[[str], str]) -> None:
         """Raises ValueError for a summary that no memory of this machine holds."""
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         weights = weights_of_a_product(self.start_tokens, len(self.start_decays))
         for name, numbers in (
             ("start_width", self.vocabulary_size * self.start_width),
             ("start_tokens", weights),
         ):
-            if 4 * numbers > memory:
-                raise ValueError(
-                    f"{option(name)} {getattr(self, name)} asks for {4 * numbers / 2**30:,.0f} "
-                    f"GiB, more than the {memory / 2**30:,.0f} of this machine: lower it."
-                )
+            check_memory(f"{option(name)} {getattr(self, name)}", numbers, "lower it")
 
 
 def check_iterations(name: str, iterations: int) -> None:

@@ -173,9 +173,10 @@ class LanguageModel(Iterated, nn.Module):
         """How many tokens before a sentence, the `</s>` that it begins with among them, are of use
         to it; None for no limit.
 
-        They are as many as :attr:`order` has, or the M before `</s>` of a start that stands still.
+        They are as many as :attr:`order` has, or, where each sentence begins anew, `</s>` and the M
+        before it that a summary has.
         """
-        if self.summary is not None and self.summary.stands_still:
+        if self.summary is not None and self.reset_at_eos:
             return self.summary.tokens + 1
         return self.order
 
@@ -381,7 +382,7 @@ class LanguageModel(Iterated, nn.Module):
             return None
         if cache is None or cache.recent is None or cache.summary is None:
             return self.summary(tokens.t(), tokens.size(1) - new)[:-1]
-        return self.summary.next(cache.recent, tokens[:, -1], cache.summary).unsqueeze(0)
+        return self.summary.before_next(cache.recent, tokens[:, -1], cache.summary).unsqueeze(0)
 
     def _start_of(self, summary: Tensor | None) -> Tensor | None:
         """The summary, if the iteration starts from it."""

@@ -43,7 +43,7 @@ class TextSummary(nn.Module):
         return self.of_tokens.size
 
     def forward(self, tokens: Tensor, begin: int = 0) -> Tensor:
-        """What precedes each position from `begin` on, and what follows the last.
+        """Of what precedes each position from `begin` on, the one after the last token included.
 
         ``(T, B)`` to ``(T + 1 - begin, B, S)``. In a sentence that is what precedes the sentence;
         before the first one, nothing.
@@ -57,8 +57,8 @@ class TextSummary(nn.Module):
         sentence = starts.cummax(0).values[begin:]  # where its sentence starts
         return summary.gather(0, sentence.unsqueeze(2).expand(-1, -1, self.size))
 
-    def next(self, recent: Tensor, token: Tensor, last: Tensor) -> Tensor:
-        """What precedes one more token, ``(B, S)``.
+    def before_next(self, recent: Tensor, token: Tensor, last: Tensor) -> Tensor:
+        """Of what precedes one more token, ``(B, S)``.
 
         Args:
             recent: the tokens before it, M or all of them, ``(t, B)``.

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fairseq_fixedpoint.recurrence.cells import GRU, LSTM, Elman, hidden
 from fairseq_fixedpoint.recurrence.iteration import Layer
+from fairseq_fixedpoint.recurrence.summary import TokenSummary
 
 
 def cell_step(layer: Layer, x: Tensor, state: Tensor) -> Tensor:
@@ -106,3 +107,16 @@ def _start(layer: Layer, summary: Tensor | None, t: int) -> Tensor:
     if summary is None or layer.start_weight is None:
         return layer.initial
     return layer.initial + summary[t] @ layer.start_weight.t()
+
+
+def token_summary(summary: TokenSummary, tokens: Tensor) -> Tensor:
+    """As :meth:`TokenSummary.forward`, read from the equation."""
+    embedded = summary.embed_tokens(tokens)  # (T, B, E)
+    rows = []
+    for t in range(tokens.size(0) + 1):
+        sums = [torch.zeros_like(embedded[:1].sum(0)) for _ in summary.decays]
+        for number, decay in enumerate(summary.decays):
+            for j in range(min(t, summary.tokens)):
+                sums[number] = sums[number] + (1 - decay) * decay**j * embedded[t - 1 - j]
+        rows.append(torch.cat(sums, dim=-1))
+    return torch.stack(rows)

@@ -13,6 +13,7 @@ a banded Toeplitz matrix, in pieces of a fixed length, and linear in the length 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 
 import torch
@@ -31,7 +32,7 @@ class TokenSummary(nn.Module):
         vocabulary_size: V.
         width: of an embedding, E.
         tokens: M.
-        decays: R of them, each between 0 and 1.
+        decays: R of them, each above 0 and below 1.
         padding_idx: a token that counts as none.
 
     Raises:
@@ -51,7 +52,7 @@ class TokenSummary(nn.Module):
             if value < 1:
                 raise ValueError(f"{name} of a summary must be at least 1, not {value}.")
         if not decays or not all(0 < decay < 1 for decay in decays):
-            raise ValueError(f"decays must lie between 0 and 1, not {list(decays)}.")
+            raise ValueError(f"decays must be above 0 and below 1, not {list(decays)}.")
         self.tokens = tokens
         self.decays = tuple(decays)
         self.size = len(self.decays) * width
@@ -65,7 +66,11 @@ class TokenSummary(nn.Module):
         Args:
             tokens: ``(T, B)``.
             begin: the first position that is wanted, 0..T.
+
+        Raises:
+            ValueError: for more than the memory of this machine holds.
         """
+        self._check_block(tokens)
         embedded = self.embed_tokens(tokens).flatten(1)  # (T, B*E)
         rows = tokens.size(0) + 1 - begin
         pieces = math.ceil(rows / PIECE)
@@ -81,6 +86,17 @@ class TokenSummary(nn.Module):
         sums = sums.view(pieces, len(self.decays), PIECE, tokens.size(1), width)
         sums = sums.permute(0, 2, 3, 1, 4)  # (pieces, PIECE, B, R, E)
         return sums.reshape(pieces * PIECE, tokens.size(1), self.size)[:rows]
+
+    def _check_block(self, tokens: Tensor) -> None:
+        """Raises ValueError where the embeddings alone, of a block and the M before, do not fit."""
+        length, batch_size = tokens.shape
+        width = self.embed_tokens.embedding_dim
+        if self.embed_tokens.weight.device.type == "cpu":  # elsewhere the library says so itself
+            check_memory(
+                f"a summary of width {width} over {length} tokens of {batch_size} texts",
+                (self.tokens + length) * batch_size * width,
+                "make it narrower, or take fewer texts at once",
+            )
 
     def last(self, tokens: Tensor) -> Tensor:
         """The summary after the last token alone: ``(T, B)`` to ``(B, R*E)``."""
@@ -111,14 +127,15 @@ def weights_of_a_product(tokens: int, decays: int) -> int:
     return decays * PIECE * (tokens + PIECE - 1)
 
 
-def reference(summary: TokenSummary, tokens: Tensor) -> Tensor:
-    """As :meth:`TokenSummary.forward`, read from the equation."""
-    embedded = summary.embed_tokens(tokens)  # (T, B, E)
-    rows = []
-    for t in range(tokens.size(0) + 1):
-        sums = [torch.zeros_like(embedded[:1].sum(0)) for _ in summary.decays]
-        for number, decay in enumerate(summary.decays):
-            for j in range(min(t, summary.tokens)):
-                sums[number] = sums[number] + (1 - decay) * decay**j * embedded[t - 1 - j]
-        rows.append(torch.cat(sums, dim=-1))
-    return torch.stack(rows)
+def check_memory(what: str, numbers: int, remedy: str) -> None:
+    """Raises ValueError for more numbers of float32 than the memory of this machine holds."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if 4 * numbers > memory:
+        raise ValueError(
+            f"{what} asks for {_gib(4 * numbers)} GiB, more than the {_gib(memory)} of this "
+            f"machine: {remedy}."
+        )
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:,.1f}"

@@ -65,23 +65,28 @@ class LatticeModel(Protocol):
 class NeuralLatticeModel:
     """A neural model whose last K tokens decide.
 
+    Args:
+        name: of its score, for the messages.
+        scorer: the model.
+
     Raises:
         InputError: for a model that does not go with lattices.
     """
 
-    def __init__(self, scorer: Scorer):
+    def __init__(self, name: str, scorer: Scorer):
         tokens = scorer.tokens
         if not isinstance(tokens, LatticeTokenScorer) or tokens.order is None:
             raise InputError(
                 "lattices need a fixedpoint_lm of some order K, trained with --start constant or "
-                "--start sentence and without --summary-input: others depend on more of the words "
-                "before, or on more than their own. Give an exact recurrence --iterations K; "
-                "rescore n-best lists with the rest."
+                f"--start sentence and without --summary-input, which the model of {name} is not: "
+                "others depend on more of the words before, or on more than their own. Give an "
+                "exact recurrence --iterations K; rescore n-best lists with the rest."
             )
         if scorer.context and not tokens.knows_sentences_before:
             raise InputError(
                 "--previous-context in lattices is for a model that was trained with --start "
-                "sentence: rescore n-best lists with others, or leave it out."
+                f"sentence, which that of {name} was not: rescore n-best lists with it, or leave "
+                "the option out."
             )
         if scorer.encoder.add_bos_token:
             raise InputError(

@@ -130,7 +130,7 @@ class LatticeRescorer:
 
     @cached_property
     def _neural(self) -> dict[str, NeuralLatticeModel]:
-        return {name: NeuralLatticeModel(scorer) for name, scorer in self.models.items()}
+        return {name: NeuralLatticeModel(name, scorer) for name, scorer in self.models.items()}
 
     @cached_property
     def _every(self) -> dict[str, LatticeModel]:

@@ -44,27 +44,37 @@ def check_summary(state_dict: dict, module: str, own_state: dict) -> None:
         own_state: what the model's own module would put into a checkpoint, without `module`.
     """
     prefix = f"{module}."
-    trained = _described(
+    trained = _start_options(
         {name.removeprefix(prefix): x for name, x in state_dict.items() if name.startswith(prefix)}
     )
-    configured = _described(own_state)
+    configured = _start_options(own_state)
     if trained != configured:
         raise ValueError(
-            f"the checkpoint was trained with {trained}, and the options say {configured}: these "
-            "are different models, so give the options of its training."
+            f"the checkpoint was trained with {_of_those(trained, configured)}, and the options "
+            f"say {_of_those(configured, trained)}: these are different models, so give the "
+            "options of its training."
         )
 
 
-def _described(state: dict[str, Tensor]) -> str:
-    """The options of the start that a decoder's state stands for."""
+def _of_those(options: dict[str, str], others: dict[str, str]) -> str:
+    """The options that are not among the others, as a user gives them; or that none of these is."""
+    given = (f"{name} {value}" for name, value in options.items() if others.get(name) != value)
+    return " ".join(given).rstrip() or f"no {' '.join(others.keys() - options.keys())}"
+
+
+def _start_options(state: dict[str, Tensor]) -> dict[str, str]:
+    """The options of the start that a decoder's state stands for, and their values."""
     if "summary.settings" not in state:
-        return "--start constant"
+        return {"--start": "constant"}
     start, tokens, *decays = state["summary.settings"].tolist()
     decays_text = ",".join(str(decay / 1e9) for decay in decays)
     width = state["summary.of_tokens.embed_tokens.weight"].size(1)
     inputs = state["rnn.layers.0.weight_ih_l0"].size(1)
     is_input = inputs > state["embed_tokens.weight"].size(1)
-    return (
-        f"--start {STARTS[start]} --start-tokens {tokens} --start-decays {decays_text} "
-        f"--start-width {width}{' --summary-input' * is_input}"
-    )
+    options = {
+        "--start": STARTS[start],
+        "--start-tokens": str(tokens),
+        "--start-decays": decays_text,
+        "--start-width": str(width),
+    }
+    return options | ({"--summary-input": ""} if is_input else {})

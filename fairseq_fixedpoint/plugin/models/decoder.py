@@ -21,7 +21,7 @@ from fairseq_fixedpoint.plugin.models.checks import (
 from fairseq_fixedpoint.plugin.models.config_values import or_default
 from fairseq_fixedpoint.plugin.models.gates import GatesConfig
 from fairseq_fixedpoint.plugin.models.recurrent import RecurrenceConfig, recomputed_share
-from fairseq_fixedpoint.plugin.models.start import StartConfig, decays
+from fairseq_fixedpoint.plugin.models.start import StartConfig, parsed_decays
 
 logger = logging.getLogger(__name__)
 
@@ -347,7 +347,7 @@ def _model_config(
         reset_at_eos=reset_at_eos,
         start=str(start.start),
         start_tokens=start.start_tokens,
-        start_decays=decays(start.start_decays),
+        start_decays=parsed_decays(start.start_decays),
         start_width=start.start_width,
         summary_input=start.summary_input,
         stride=start.stride,

@@ -1,15 +1,16 @@
 """Options of where the iteration of a language model starts, and of the windows it trains from."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 
-from fairseq_fixedpoint.language_model.config import STARTS
+from fairseq_fixedpoint.language_model.config import STARTS, LanguageModelConfig
 
 
 @dataclass
 class StartConfig(FairseqDataclass):
-    """Options of the start, and of the windows that training starts from it."""
+    """Options of where an iteration starts, and at which tokens training has one start."""
 
     # fairseq reads the choices from the annotation.
     start: ChoiceEnum(STARTS) = field(  # type: ignore[valid-type]
@@ -21,19 +22,23 @@ class StartConfig(FairseqDataclass):
         },
     )
     start_tokens: int = field(
-        default=200, metadata={"help": "M, how many tokens a start other than constant knows"}
+        default=200,
+        metadata={"help": "M, how many tokens the summary knows that a start is made from"},
     )
     start_decays: str = field(
         default="0.9,0.985",
-        metadata={"help": "comma-separated; how much a token counts for the next token's start"},
+        metadata={
+            "help": "comma-separated, each above 0 and below 1: what a token's weight in a sum of "
+            "the summary is multiplied by with each token after it"
+        },
     )
     start_width: int = field(
-        default=64, metadata={"help": "width of the embeddings that a start sums up"}
+        default=64, metadata={"help": "width of the embeddings that the summary sums up"}
     )
     summary_input: bool = field(
         default=False,
         metadata={
-            "help": "give the first layer the sum that a start is made from as an input, too; with "
+            "help": "give the first layer the summary as an input, with any --start; with "
             "--iterations 0, the exact recurrence with the same knowledge"
         },
     )
@@ -46,7 +51,7 @@ class StartConfig(FairseqDataclass):
     )
 
 
-def decays(text: str) -> tuple[float, ...]:
+def parsed_decays(text: str) -> tuple[float, ...]:
     """What `--start-decays` says.
 
     Raises:
@@ -56,5 +61,26 @@ def decays(text: str) -> tuple[float, ...]:
         return tuple(float(item) for item in str(text).split(","))
     except ValueError:
         raise ValueError(
-            f"--start-decays takes comma-separated numbers between 0 and 1, not {text!r}."
+            f"--start-decays takes comma-separated numbers above 0 and below 1, not {text!r}."
         ) from None
+
+
+def unused_options(config: LanguageModelConfig) -> Iterator[str]:
+    """A sentence for each option of the start that says something and has no effect."""
+    unset = StartConfig()
+    if not config.has_summary:
+        for name, value in (
+            ("start_tokens", unset.start_tokens),
+            ("start_decays", parsed_decays(unset.start_decays)),
+            ("start_width", unset.start_width),
+        ):
+            if getattr(config, name) != value:
+                yield (
+                    f"--{name.replace('_', '-')} is of a summary, and this model has none: give "
+                    "--start stream, --start sentence or --summary-input, or it has no effect."
+                )
+    if config.start == "stream" and not config.iterations and not config.reset_at_eos:
+        yield (
+            "--start stream has no effect on the exact recurrence (--iterations 0), which starts "
+            "once, before any token: --summary-input gives it the same knowledge."
+        )

@@ -45,6 +45,7 @@ from fairseq_fixedpoint.plugin.generation.generation_task import (
 )
 from fairseq_fixedpoint.plugin.generation.texts import prefixes_of, texts_dataset
 from fairseq_fixedpoint.plugin.models.decoder import FixedPointDecoder
+from fairseq_fixedpoint.plugin.models.start import unused_options
 from fairseq_fixedpoint.plugin.tasks.training import TrainingTask
 
 logger = logging.getLogger(__name__)
@@ -130,6 +131,8 @@ class FixedPointLanguageModelingTask(GenerationTask, TrainingTask, LanguageModel
         model = super().build_model(args, from_checkpoint)
         if not from_checkpoint and isinstance(model.decoder, FixedPointDecoder):
             model.decoder.check_stride()
+            for option in unused_options(model.decoder.config):
+                logger.warning(option)
         self._decoders.add(model.decoder)
         return model
 
@@ -193,8 +196,10 @@ class FixedPointLanguageModelingTask(GenerationTask, TrainingTask, LanguageModel
             )
             iterator.disable_shuffling = True
             return iterator
+        with_context = self._with_context(dataset)
+        _check_room(with_context, max_tokens)
         return super().get_batch_iterator(
-            self._with_context(dataset),
+            with_context,
             max_tokens=max_tokens,
             max_sentences=max_sentences,
             num_shards=num_shards,
@@ -297,8 +302,10 @@ class FixedPointLanguageModelingTask(GenerationTask, TrainingTask, LanguageModel
                 "the exact recurrence starts every block from its initial state: "
                 "give --context-window to let it see more."
             )
+        with_context = self._with_context(dataset, context_window)
+        _check_room(with_context, max_tokens)
         iterator = super().get_batch_iterator(
-            self._with_context(dataset, context_window),
+            with_context,
             max_tokens=max_tokens,
             max_sentences=batch_size,
             max_positions=max_positions,
@@ -391,6 +398,19 @@ class FixedPointLanguageModelingTask(GenerationTask, TrainingTask, LanguageModel
         if not sample["continues"]:
             carried.clear()
         return {**sample, "net_input": {**sample["net_input"], "carried_state": carried}}
+
+
+def _check_room(dataset: FairseqDataset, max_tokens: int | None) -> None:
+    """Raises ValueError if a block and what comes before it are more than a batch may have."""
+    if not isinstance(dataset, LeftContextDataset) or max_tokens is None or not len(dataset):
+        return
+    largest, block = int(dataset.sizes.max()), int(dataset.dataset.sizes.max())
+    if max_tokens < largest:
+        raise ValueError(
+            f"--max-tokens {max_tokens} is less than one block of {block} tokens and the "
+            f"{largest - block} before it that the model looks at: make it at least {largest}, or "
+            "give --batch-size instead."
+        )
 
 
 def _most_tokens(summaries: Iterable[TextSummary]) -> int:
