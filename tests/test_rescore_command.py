@@ -1000,3 +1000,31 @@ def test_a_list_may_take_its_own_place(models, list_, tmp_path):
     assert nbest(*arguments, list_) == 0
     assert list_.read_bytes() == (tmp_path / "out").read_bytes()
     assert sorted(item.name for item in tmp_path.iterdir()) == ["list", "out"]
+
+
+def test_nothing_is_written_where_all_of_a_list_is_skipped(models, tmp_path, capfd):
+    """The list itself least of all, whose place the output may take."""
+    path = tmp_path / "list"
+    path.write_text("u1\tw1 w2\nu1\tw3\n")
+    arguments = ("--model", models["gru"], "--format", "tsv", "--on-error", "skip")
+    assert nbest(path, *arguments, "--output", path) == 1
+    assert f"error: nothing is left of {path}: all of it was malformed" in capfd.readouterr().err
+    assert path.read_text() == "u1\tw1 w2\nu1\tw3\n"
+
+
+def test_an_id_that_is_no_line_of_the_best_texts_shows_before_anything_is_scored(
+    models, tmp_path, capfd
+):
+    path = tmp_path / "list"
+    path.write_text("0 ||| w1 ||| LM0= -1 ||| -1\nzero ||| w2 ||| LM0= -1 ||| -1\n")
+    arguments = (path, "--model", models["gru"], "--output", tmp_path / "out")
+    trouble = refused(capfd, nbest, *arguments, "--one-best", tmp_path / "best")
+    assert f"{path}, line 2: the id 'zero' is not the number of a line" in trouble
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["list"]
+    assert nbest(*arguments) == 0
+
+
+def test_the_weight_of_words_is_given_once(models, list_, tmp_path, capfd):
+    options = ("--word-penalty", 2, "--weight", "words=1", "--output", tmp_path / "out")
+    trouble = refused(capfd, nbest, list_, "--model", models["gru"], *options)
+    assert "--word-penalty and --weight words=W are the same" in trouble

@@ -694,3 +694,12 @@ def test_options_of_words_that_cannot_be_honoured(
     said = refused(capfd, fixedpoint_score, text, "--model", models["gru"], *options)
     assert trouble in said
     assert [item.name for item in tmp_path.iterdir()] == ["text"]
+
+
+def test_nothing_is_written_where_all_lines_are_skipped(models, tmp_path, capfd):
+    path = tmp_path / "text"
+    path.write_text(" ".join(["w3"] * 20) + "\n")
+    arguments = (path, "--model", models["transformer"], "--output", tmp_path / "out")
+    assert fixedpoint_score(*arguments, "--on-error", "skip") == 1
+    assert f"error: nothing is left of {path}" in capfd.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -54,6 +54,8 @@ def parsed_weights(args: argparse.Namespace) -> dict[str, float]:
         if not name:
             raise InputError(f"--weight takes NAME=NUMBER, not {argument!r}.")
     if args.word_penalty is not None:
+        if WORDS in weights:
+            raise InputError(f"--word-penalty and --weight {WORDS}=W are the same: give one.")
         weights[WORDS] = args.word_penalty
     character_penalty = getattr(args, "character_penalty", None)  # lattices have none
     if isinstance(character_penalty, float):

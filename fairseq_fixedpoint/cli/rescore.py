@@ -41,6 +41,7 @@ from fairseq_fixedpoint.formats import (
     write_transcripts,
 )
 from fairseq_fixedpoint.formats.text_files import OnError
+from fairseq_fixedpoint.formats.transcripts import line_number
 from fairseq_fixedpoint.rescoring.jobs import results_of
 from fairseq_fixedpoint.rescoring.minimum_risk import MinimumRisk
 from fairseq_fixedpoint.rescoring.nbest_rescoring import (
@@ -137,6 +138,8 @@ def _nbest(args: argparse.Namespace) -> None:
     first_pass, combination = combinations(args, listed, names, scorers, rule)
     hypotheses = checked_hypotheses(chain(first, hypotheses), args, scorers, combination)
     hypotheses = _reported(hypotheses, scorers, combination.weights, on_error)
+    if args.one_best is not None and listed.transcripts == "moses":
+        hypotheses = _numbered(hypotheses)
 
     risk = None
     if args.mbr:
@@ -165,6 +168,7 @@ def _nbest(args: argparse.Namespace) -> None:
         with ExitStack() as outputs:
             destination = outputs.enter_context(atomic_write(args.output))
             listed.write(rescored, args.input, destination)
+            skipped.check_left(summary.hypotheses, args.input)
             if args.one_best is not None:
                 one_best = outputs.enter_context(atomic_write(args.one_best))
                 write_transcripts(one_best, summary.texts(), listed.transcripts)
@@ -183,6 +187,17 @@ def _reported(
     """
     for each in hypotheses:
         can_be_subtracted(each, scorers, weights, on_error)
+        yield each
+
+
+def _numbered(hypotheses: Iterable[Scorable[Hypothesis]]) -> Iterator[Scorable[Hypothesis]]:
+    """All of them, whose ids are the numbers of lines of --one-best.
+
+    Raises:
+        FormatError: for another id, before anything is scored.
+    """
+    for each in hypotheses:
+        line_number(each.item.path, each.item.line, each.item.utterance)
         yield each
 
 

@@ -273,8 +273,13 @@ class _References:
             return [texts[utterance] for texts in self.files]
         except KeyError:
             raise InputError(
-                f"utterance {utterance} of {self.source} is not in {self.origin}."
+                f"utterance {utterance} of {self.source} is not in {self.origin}, which has "
+                f"{quantity(len(self.files[0]), 'utterance')}{self._example()}: give it a line "
+                "there, or leave it out of the list."
             ) from None
+
+    def _example(self) -> str:
+        return f", such as {next(iter(self.files[0]))}" if self.files[0] else ""
 
     def tell_of_unused(self, utterances: Mapping[str, int]) -> None:
         unused = len(self.files[0].keys() - utterances.keys())

@@ -83,6 +83,14 @@ class Skipped:
         elif self.count == self.shown + 1:
             tell(self.program, "skipped: more, which are only counted.")
 
+    def check_left(self, left: int, source: object) -> None:
+        """Raises InputError, before an output is put in place, if nothing was left to write."""
+        if self.count and not left:
+            raise InputError(
+                f"nothing is left of {source}: all of it was malformed and skipped, so nothing is "
+                "written. Look at the first line that was skipped."
+            )
+
     def sentence(self, noun: str = "malformed line") -> str:
         """How many there were, to be added to others; nothing if there were none."""
         return f" {quantity(self.count, noun)} skipped." if self.count else ""

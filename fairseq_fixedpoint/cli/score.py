@@ -156,6 +156,7 @@ def _score(args: argparse.Namespace) -> None:
             else:
                 with output_file(args.output) as file:
                     totals.write(results, file, args.format, layout)
+                    skipped.check_left(totals.lines, path)
     else:
         lines = counted(read(), shown, " lines")
         results = (
@@ -163,6 +164,7 @@ def _score(args: argparse.Namespace) -> None:
         )
         with output_file(args.output) as file:
             totals.write(results, file, args.format, layout)
+            skipped.check_left(totals.lines, path)
     if processes.writes:
         if args.summary is not None:
             with output_file(args.summary) as file:

@@ -102,17 +102,25 @@ def _lines(path: Path, texts: Mapping[str, str], format_name: str) -> Iterator[s
 
 def _moses_lines(path: Path, texts: Mapping[str, str]) -> Iterator[str]:
     by_number = {
-        _line_number(path, utterance): normalised(text) for utterance, text in texts.items()
+        line_number(path, None, utterance): normalised(text) for utterance, text in texts.items()
     }
     for number in range(max(by_number, default=-1) + 1):
         yield by_number.get(number, "")
 
 
-def _line_number(path: Path, utterance: str) -> int:
+def line_number(path: Path, line: int | None, utterance: str) -> int:
+    """The number, from 0, of an utterance's line in `moses` transcripts.
+
+    Args:
+        path, line: where the utterance was read, or is to be written.
+
+    Raises:
+        FormatError: if its id is none.
+    """
     if not LINE_NUMBER.fullmatch(utterance):
         raise FormatError(
             path,
-            None,
+            line,
             f"the id {shown(utterance)} is not the number of a line, as ids of Moses lists are.",
         )
     return int(utterance)

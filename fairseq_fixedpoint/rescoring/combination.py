@@ -129,6 +129,6 @@ def _value(hypothesis: Hypothesis, scores: Mapping[str, float], name: str) -> fl
     if value is None:
         raise InputError(
             f"{place(hypothesis)}: the hypothesis has no score {name}, which the weights name, but "
-            f"{', '.join(scores)}."
+            f"{', '.join(scores)}: give (--weight, --weights) those alone a weight."
         )
     return value

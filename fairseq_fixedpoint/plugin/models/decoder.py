@@ -291,10 +291,11 @@ class FixedPointDecoder(LanguageModel, FairseqIncrementalDecoder):
         self._open_missing_gates(state_dict)
         resets_at_eos = state_dict.get("decoder.resets_at_eos")
         if resets_at_eos is not None and bool(resets_at_eos) != self.reset_at_eos:
-            trained = "with" if resets_at_eos else "without"
+            trained, remedy = ("with", "add") if resets_at_eos else ("without", "leave out")
             logger.warning(
                 f"the checkpoint was trained {trained} --reset-at-eos, and is now used the other "
-                "way: its probabilities at the start of sentences will differ."
+                "way: its probabilities at the start of sentences will differ, unless you "
+                f"{remedy} --reset-at-eos."
             )
             state_dict["decoder.resets_at_eos"] = self.resets_at_eos.clone()
         self._check_trained_iterations(state_dict)
