@@ -139,9 +139,8 @@ def distinct_windows(
 
     row = torch.zeros_like(chain)
     if begins is not None:
-        row = torch.as_tensor(begins, dtype=torch.int64, device=device).repeat_interleave(length)[
-            chain
-        ]
+        number = torch.as_tensor(begins, dtype=torch.int64, device=device)  # (S,)
+        row = number.repeat_interleave(length)[chain]
     levels, context_rows, positions = [], [], []
     context = torch.full_like(tokens, -1)
     contexts = 0

@@ -24,6 +24,7 @@ from tests.commands import evaluate, train
 from tests.rescoring import fixedpoint_score, nbest
 from tests.test_criterion import criterion as our_criterion
 from tests.test_lattice_command import lattice
+from tests.test_model import build
 
 START = (
     "--start-tokens", 7, "--start-width", 3, "--start-decays", "0.5,0.9", "--max-update", 30,
@@ -546,3 +547,23 @@ def test_a_stride_is_for_training(started):
             torch.zeros(3, 1, 16, dtype=torch.float64), 2, stride=2,
             summary=torch.zeros(4, 1, 6, dtype=torch.float64),
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("iterations", [0, 2])
+@pytest.mark.parametrize("summary_input", [False, True])
+def test_a_sentence_that_begins_anew_knows_as_many_tokens_before_it_as_its_reach(
+    iterations, summary_input
+):
+    """`</s>` and the M before it; one less is another text."""
+    decoder = build(
+        iterations=iterations, cell="gru", reset_at_eos=True, start="stream", start_tokens=4,
+        start_width=3, summary_input=summary_input,
+    ).decoder  # fmt: skip
+    torch.nn.init.normal_(decoder.rnn.start_weight)
+    assert decoder.reach == 5
+    tokens = torch.randint(4, 40, (1, 20))
+    tokens[0, 14] = decoder.config.eos
+    with torch.no_grad():
+        whole, known, less = (decoder(tokens[:, begin:])[0][:, -6:] for begin in (0, 10, 11))
+    torch.testing.assert_close(known, whole, rtol=0, atol=1e-12)
+    assert not torch.allclose(less, whole)

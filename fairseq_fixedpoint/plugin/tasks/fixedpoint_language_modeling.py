@@ -131,8 +131,8 @@ class FixedPointLanguageModelingTask(GenerationTask, TrainingTask, LanguageModel
         model = super().build_model(args, from_checkpoint)
         if not from_checkpoint and isinstance(model.decoder, FixedPointDecoder):
             model.decoder.check_stride()
-            for option in unused_options(model.decoder.config):
-                logger.warning(option)
+            for sentence in unused_options(model.decoder.config):
+                logger.warning(sentence)
         self._decoders.add(model.decoder)
         return model
 
