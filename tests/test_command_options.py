@@ -67,6 +67,16 @@ def test_what_is_no_number_is_still_an_option(capsys):
 
 
 @pytest.mark.parametrize("command", PARSERS, ids=str)
+def test_an_unknown_option_shows_the_usage_of_its_own_command(command, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        parsing.parse(PARSERS[command](), [*command, "--modle=m"])
+    assert stopped.value.code == 2
+    said = capsys.readouterr().err
+    assert "unrecognized arguments: --modle=m" in said
+    assert said.startswith(f"usage: {' '.join((PARSERS[command]().prog, *command[:1]))} ")
+
+
+@pytest.mark.parametrize("command", PARSERS, ids=str)
 @pytest.mark.parametrize(
     ("given", "listed"),
     [

@@ -360,8 +360,11 @@ def test_two_files_of_one_utterance_are_an_error(tmp_path):
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (b"Once upon a time\n", "looks like none of the formats"),
-        (b"\x00\xff", "looks like none of the formats"),
+        (
+            b"Once upon a time\nthere\n",
+            "looks like none of the formats: its first line is 'Once upon a time'",
+        ),
+        (b"\x00\xff", r"looks like none of the formats: its first line is '\x00�'"),
         (b"u\t1\ta ||| b ||| c ||| d\n", "could be in any of the formats moses, tsv"),
     ],
 )
@@ -395,6 +398,7 @@ def test_an_empty_folder_has_no_format(tmp_path):
         ("tsv", b"\ta\n", 1, "must be the utterance's id, a tab and a text"),
         ("mlm", b"u\ta\nu\ta\n", 2, "id 'u' is on an earlier line too"),
         ("moses", b"a\n\xff\n", 2, "is not UTF-8"),
+        ("moses", b"0\ta b\n1\t\n", None, "has a number and a tab before every text"),
     ],
 )
 def test_malformed_transcripts(tmp_path, name, content, line, sentence):

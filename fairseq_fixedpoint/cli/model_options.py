@@ -29,12 +29,16 @@ if TYPE_CHECKING:
 RESERVED = {*COUNTS, "id", "score", "hypothesis", "text", "total"}
 
 
-def add_model_options(parser: argparse.ArgumentParser, mixes: bool = True) -> None:
+def add_model_options(
+    parser: argparse.ArgumentParser, mixes: bool = True, several: bool = True
+) -> None:
     """Adds the options that :func:`line_scorers` and :func:`word_rule` read.
 
     Args:
         mixes: whether the command can mix the word probabilities of two models.
+        several: whether it takes more than one model that is not mixed.
     """
+    repeated = "; may be repeated" if several else ""
     parser.set_defaults(interpolate=None)
     models = parser.add_argument_group("models")
     models.add_argument(
@@ -42,8 +46,8 @@ def add_model_options(parser: argparse.ArgumentParser, mixes: bool = True) -> No
         action="append",
         default=[],
         metavar="[NAME=]CHECKPOINT",
-        help="a language model of fairseq, any architecture; may be repeated. NAME is that of its "
-        "score (default: FixedPoint0, FixedPoint1, ..., or Fairseq0, ...)",
+        help=f"a language model of fairseq, any architecture{repeated}. NAME is that of its score "
+        "(default: FixedPoint0, FixedPoint1, ..., or Fairseq0, ...)",
     )
     models.add_argument(
         "--data",
@@ -58,7 +62,7 @@ def add_model_options(parser: argparse.ArgumentParser, mixes: bool = True) -> No
         action="append",
         default=[],
         metavar="[NAME=]FILE",
-        help="an n-gram model, ARPA or kenlm's binary; may be repeated (KenLM0, ...)",
+        help=f"an n-gram model, ARPA or kenlm's binary{repeated} (KenLM0, ...)",
     )
     if mixes:
         models.add_argument(
@@ -74,8 +78,8 @@ def add_model_options(parser: argparse.ArgumentParser, mixes: bool = True) -> No
         default=[],
         metavar="NAME=KIND",
         help="how one --kenlm backs off: `failure`, where it lacks the n-gram (default), or "
-        "`epsilon`, wherever that scores better, as in a decoder's graph with epsilons; may be "
-        "repeated. Not for lattices",
+        "`epsilon`, wherever that scores better, as in a decoder's graph with epsilons"
+        f"{repeated}. Not for lattices",
     )
     models.add_argument(
         "--iterations",

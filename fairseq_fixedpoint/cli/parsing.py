@@ -29,6 +29,17 @@ class Parser(argparse.ArgumentParser):
         self._negative_number_matcher = NEGATIVE
 
 
+class CommandParser(Parser):
+    """Of a subcommand, which has all options that stand behind its name: what it does not know
+    ends it with its own usage, where argparse shows that of the whole program."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        known, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return known, unknown
+
+
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
     """Parses, the options of the chosen tokenizer and BPE included, which --help lists, too."""
     # Knows nothing else, so that nothing ends it, and takes no other option for a beginning of its.

@@ -70,7 +70,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = parsing.Parser(prog=PROGRAM, description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(
+        required=True, metavar="COMMAND", parser_class=parsing.CommandParser
+    )
 
     nbest = commands.add_parser(
         "nbest",

@@ -97,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
         help="what all lines add up to, as JSON: perplexity, bits per byte and character",
     )
     previous_context.add_context_option(parser, "the lines before")
-    model_options.add_model_options(parser)
+    model_options.add_model_options(parser, several=False)
     long_runs.add_run_options(parser)
     return parser
 

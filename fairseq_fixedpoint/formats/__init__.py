@@ -25,7 +25,13 @@ from fairseq_fixedpoint.formats.mlm_scoring import MlmScoring
 from fairseq_fixedpoint.formats.moses import Moses, absent_score
 from fairseq_fixedpoint.formats.nbest import Hypothesis, NBestFormat, Rescored
 from fairseq_fixedpoint.formats.srilm import Srilm
-from fairseq_fixedpoint.formats.text_files import FormatError, stop, text_words
+from fairseq_fixedpoint.formats.text_files import (
+    FormatError,
+    first_line,
+    shown,
+    stop,
+    text_words,
+)
 from fairseq_fixedpoint.formats.transcripts import (
     read_previous_texts,
     read_transcripts,
@@ -94,9 +100,10 @@ def detect(path: Path) -> NBestFormat:
     matching = [name for name, candidate in FORMATS.items() if candidate.recognises(path)]
     if len(matching) == 1:
         return FORMATS[matching[0]]
-    problem = (
-        f"could be in any of the formats {', '.join(matching)}"
-        if matching
-        else "looks like none of the formats"
-    )
+    if matching:
+        problem = f"could be in any of the formats {', '.join(matching)}"
+    elif path.is_file():
+        problem = f"looks like none of the formats: its first line is {shown(first_line(path))}"
+    else:
+        problem = "looks like none of the formats that are folders"
     raise FormatError(path, None, f"{problem}; choose one of {', '.join(FORMATS)} with --format.")

@@ -18,6 +18,7 @@ from fairseq_fixedpoint.formats.text_files import (
 
 # A larger number is a name rather than that of a line, and would fill the disk with blank lines.
 LINE_NUMBER = re.compile("0|[1-9][0-9]{0,6}")
+NUMBERED = re.compile("[0-9]+\t")
 
 
 def read_transcripts(path: Path, format_name: str) -> dict[str, str]:
@@ -29,14 +30,24 @@ def read_transcripts(path: Path, format_name: str) -> dict[str, str]:
             other: `id<TAB>text`.
 
     Raises:
-        FormatError: for a file that cannot be read, a line without an id, an id that repeats.
+        FormatError: for a file that cannot be read, a line without an id, an id that repeats; in
+            `moses`, for ids on every line, which would count as words of the texts.
     """
     texts: dict[str, str] = {}
+    numbered = True
     for line in read_lines(path):
         utterance, text = _split(line, format_name)
         if utterance in texts:
             raise line.error(f"id {shown(utterance)} is on an earlier line too; remove one.")
         texts[utterance] = text
+        numbered = numbered and NUMBERED.match(line.text) is not None
+    if format_name == "moses" and texts and numbered:
+        raise FormatError(
+            path,
+            None,
+            "has a number and a tab before every text, but line N is the text of id N here, from "
+            "0: leave the numbers out (cut -f2-), the lines in the order of their ids.",
+        )
     return texts
 
 

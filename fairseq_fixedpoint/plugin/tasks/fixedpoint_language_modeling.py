@@ -408,8 +408,8 @@ def _check_room(dataset: FairseqDataset, max_tokens: int | None) -> None:
     if max_tokens < largest:
         raise ValueError(
             f"--max-tokens {max_tokens} is less than one block of {block} tokens and the "
-            f"{largest - block} before it that the model looks at: make it at least {largest}, or "
-            "give --batch-size instead."
+            f"{largest - block} before it that the model looks at: make it at least {largest}, "
+            "or lower --tokens-per-sample."
         )
 
 
