@@ -150,10 +150,12 @@ def test_a_graph_is_captured_once_for_the_step_that_is_measured_without_one(monk
     assert with_gradient == (mode == "training")
 
 
-def test_calls_run_in_turn_and_the_first_of_each_does_not_count():
+@pytest.mark.parametrize("seconds", [0, 0.001])
+def test_calls_run_in_turn_and_the_first_of_each_does_not_count(seconds):
     order = []
     calls = {name: lambda name=name: order.append(name) for name in "abc"}
-    milliseconds, rounds = measuring.interleaved(calls, 0.001, CPU)
+    milliseconds, rounds = measuring.interleaved(calls, seconds, CPU)
+    assert rounds >= measuring.LEAST_ROUNDS
     assert "".join(order) == "abc" * (rounds + 1)
     assert set(milliseconds) == set("abc")
 

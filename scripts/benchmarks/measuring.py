@@ -12,6 +12,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 Call = Callable[[], object]
+LEAST_ROUNDS = 3  # so that one slow spell of the machine is no median
 MOST_ROUNDS = 1000
 LONG = 2000  # milliseconds
 
@@ -23,8 +24,8 @@ def interleaved(
 
     None is for a call that the GPU's memory is too small for.
 
-    The calls run in turn, round after round, for about `seconds` in all, so that a slow spell of
-    the machine meets all of them alike. A first call chooses kernels and takes memory, so it does
+    The calls run in turn, round after round, for about `seconds` in all or :data:`LEAST_ROUNDS`, so
+    that a slow spell of the machine meets all of them alike. A first call chooses kernels and takes memory, so it does
     not count, unless it is one on a CPU that is so long that such work is nothing beside it.
     """
     end = time.perf_counter() + seconds
@@ -34,7 +35,7 @@ def interleaved(
             first = milliseconds(call, device)
             times_of[name] = [first] if device.type == "cpu" and first > LONG else []
     rounds = 0
-    while rounds < MOST_ROUNDS and (rounds == 0 or time.perf_counter() < end):
+    while rounds < LEAST_ROUNDS or (rounds < MOST_ROUNDS and time.perf_counter() < end):
         for name, times in times_of.items():
             if rounds or not times:
                 times.append(milliseconds(calls[name], device))
