@@ -174,6 +174,28 @@ def reconfigure(folder: Path, **values) -> None:
     change(folder, model=json.loads(path.read_text())["model"] | values)
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "dict.txt"])
+@pytest.mark.parametrize("as_data", [False, True])
+def test_a_file_of_a_folder_that_is_read_is_not_written_over(tmp_path, capfd, name, as_data):
+    folder = written(tmp_path / "model")
+    (tmp_path / "text").write_text("w1 w2\n")
+    before = (folder / name).read_bytes()
+    if as_data:
+        model = ("--model", tmp_path / "checkpoint.pt", "--data", folder)
+    else:
+        model = ("--model", f"A={folder}")
+    arguments = (tmp_path / "text", *model, "--output", folder / name)
+    said = refused(capfd, fixedpoint_score, *arguments)
+    assert f"--output {folder / name} is there already, in a folder that is read" in said
+    assert (folder / name).read_bytes() == before
+
+
+def test_a_folder_makes_no_checkpoint(tmp_path, capfd):
+    folder = written(tmp_path / "model")
+    said = refused(capfd, fixedpoint_convert, folder, "--output", tmp_path / "out.pt")
+    assert "is a folder, of which no checkpoint can be made: add --to folder, arpa or onnx" in said
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [

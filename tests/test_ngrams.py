@@ -117,6 +117,13 @@ def test_what_is_no_model_of_kenlm_is_named(tmp_path, content):
         path.write_text(content)
 
 
+def test_a_compressed_model_that_kenlm_does_not_read_is_to_be_unpacked(tmp_path):
+    path = tmp_path / "model.arpa.gz"
+    path.write_bytes(b"\x1f\x8b")
+    with pytest.raises(InputError, match="Unpack it first"):
+        NgramScorer(path)
+
+
 def test_kenlm_is_asked_for_where_it_is_missing(arpa, monkeypatch):
     monkeypatch.setitem(sys.modules, "kenlm", None)
     with pytest.raises(InputError, match="extra kenlm"):

@@ -171,6 +171,8 @@ def small(tmp_path) -> Path:
         ("train.npy", np.ones((5, 2), np.float16), "float16: features are float32 or float64"),
         ("train.npy", np.ones(5), r"the shape \(5,\)"),
         ("train.npy", b"nothing", "no array of numpy"),
+        ("train.npy", b"PK\x03\x04", "no array of numpy"),
+        ("train.npy", {"a": np.ones(3)}, "is an archive, not an array"),
         ("train.npy", None, "train.npy is not there"),
         ("train.targets.npy", np.ones((4, 1)), "has 4 positions and .*train.npy 5"),
         ("train.targets.npy", np.ones(5), "one whole number a position"),
@@ -187,10 +189,27 @@ def test_malformed_files(small, name, content, sentence):
         (small / name).unlink()
     elif isinstance(content, bytes):
         (small / name).write_bytes(content)
+    elif isinstance(content, dict):
+        with (small / name).open("wb") as file:
+            np.savez(file, **content)
     else:
         np.save(small / name, content)
     with pytest.raises(InputError, match=sentence):
         read_features(small, "train")
+
+
+def test_features_are_not_written_over(small, capsys):
+    before = (small / "train.npy").read_bytes()
+    assert start(small, small / "train.npy", "--hidden-size", 2) == 1
+    assert "train.npy is there already, in a folder that is read" in capsys.readouterr().err
+    assert (small / "train.npy").read_bytes() == before
+
+
+def test_a_value_that_is_no_number(small, capsys):
+    np.save(small / "train.npy", [[1.0, 1], [1, 1], [1, 1], [1, np.nan], [1, 1]])
+    assert start(small, small / "start.pt", "--hidden-size", 2) == 1
+    said = capsys.readouterr().err
+    assert "the inputs of sequence 2 have a value that is not finite, at position 1" in said
 
 
 def test_labels_that_are_all_one(small, capsys):

@@ -12,7 +12,7 @@ import torch
 from fairseq.logging.progress_bar import SimpleProgressBar
 from fairseq_cli import validate
 
-from fairseq_fixedpoint.cli import tag, tag_data
+from fairseq_fixedpoint.cli import score, tag, tag_data
 from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.formats import FormatError
 from fairseq_fixedpoint.plugin.criterions.fixedpoint_tagging import tag_counts
@@ -256,6 +256,13 @@ def test_a_language_model_tags_nothing(data, tmp_path, capsys):
     assert "name a checkpoint of a fixedpoint_tagger" in capsys.readouterr().err
 
 
+def test_a_tagger_is_no_language_model(model, tmp_path, capsys):
+    """Which shows before the dictionary is looked for that a language model would have."""
+    (tmp_path / "input").write_text("to set\n")
+    assert score.main([str(tmp_path / "input"), "--model", str(model)]) == 1
+    assert "FixedPointTaggerModel, which is no language model" in capsys.readouterr().err
+
+
 # --- fixedpoint-tag-data ---
 
 
@@ -281,6 +288,7 @@ def test_columns_become_parallel_texts(tmp_path):
         ("a X\nb\n", ("--format", "conll", "--column", "2"), "line 2: there are 1 columns"),
         ("a X\n", ("--format", "conll"), "line 1: there are 2 columns, so --column is a number"),
         ("a\tX Y\n", ("--format", "conll", "--column", "2"), "line 1: a tag is one word"),
+        ("", (), "there is no sentence in"),
     ],
 )
 def test_columns_that_are_not_there_are_named(tmp_path, capsys, text, options, message):

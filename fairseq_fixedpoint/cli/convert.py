@@ -139,9 +139,10 @@ def _check_options(args: argparse.Namespace) -> None:
             f"--prune makes a checkpoint or a folder, of which --to {args.to} makes the rest: "
             "prune first, and convert what that gives."
         )
-    if args.prune and args.to is None and args.checkpoint.is_dir():
+    if args.to is None and args.checkpoint.is_dir():
         raise InputError(
-            f"{args.checkpoint} is a folder, of which no checkpoint can be made: add --to folder."
+            f"{args.checkpoint} is a folder, of which no checkpoint can be made: add --to folder"
+            f"{'' if args.prune else ', arpa or onnx'}."
         )
     for option in export_arpa.OPTIONS:
         if args.to != "arpa" and getattr(args, option) is not None:

@@ -10,7 +10,7 @@ from fairseq_fixedpoint.cli.named_arguments import named_path
 from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.files import require_replaceable
 
-NAMES_FILES = ("input", "model", "kenlm")  # arguments that are no paths yet, but strings
+NAMES_FILES = ("input", "model", "kenlm", "data")  # arguments that are no paths yet, but strings
 
 
 def check_outputs(
@@ -29,7 +29,8 @@ def check_outputs(
     Raises:
         OSError: if something of another kind is there, or would be lost, or the place's folder is
             not there.
-        InputError: if two of them are one, or one is what another argument names, which is read.
+        InputError: if two of them are one, or one is what another argument names, or a file in a
+            folder that it names, which is read.
     """
     option_of: dict[Path, str] = {}
     for name in names:
@@ -55,7 +56,7 @@ def require_kept(
         unread: names of arguments that nothing is read from, or whose place may be taken.
 
     Raises:
-        InputError: if another argument names it.
+        InputError: if another argument names it, or the folder that it is a file of.
     """
     if not path.exists():
         return
@@ -67,3 +68,8 @@ def require_kept(
             other = Path(named_path(each)[1])
             if other.exists() and path.samefile(other):
                 raise InputError(f"{option} {path} is what is read, and it is kept: name another.")
+            if path.is_file() and path.resolve().parent == other.resolve():
+                raise InputError(
+                    f"{option} {path} is there already, in a folder that is read, and it is kept: "
+                    "name another."
+                )

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from fairseq_fixedpoint.cli import outputs, parsing
 from fairseq_fixedpoint.cli.run import output_file, quantity, run, tell
+from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.files import require_replaceable
 from fairseq_fixedpoint.formats.tagged import Columns, Universal
 
@@ -62,6 +63,8 @@ def _convert(args: argparse.Namespace) -> None:
                 print(*tags, file=tags_file)
                 sentences += 1
                 words += len(tags)
+        if not sentences:
+            raise InputError(f"there is no sentence in {', '.join(map(str, args.inputs))}.")
     tell(PROGRAM, f"{quantity(sentences, 'sentence')}, {quantity(words, 'word')}.")
 
 

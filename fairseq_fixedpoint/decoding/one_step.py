@@ -96,8 +96,8 @@ def load_one_step(
     if not isinstance(loaded.tokens, WindowScorer):
         raise InputError(
             f"{path} holds no fixedpoint_lm whose cached iterates are all that it needs to go on: "
-            "name one without --start stream and --summary-input (fixedpoint-convert makes one of "
-            "an lstm_lm)."
+            "name one that was trained without --start stream and --summary-input (or an lstm_lm "
+            "that fixedpoint-convert has converted)."
         )
     check_one_start(path, loaded.add_bos_token)
     return OneStep(loaded.tokens.model, loaded.dictionary)

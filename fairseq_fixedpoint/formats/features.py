@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -85,13 +86,17 @@ def read_features(folder: str | Path, split: str) -> FeatureSplit:
 
 def _array(path: Path) -> np.ndarray:
     try:
-        return np.load(path, mmap_mode="r")
+        array = np.load(path, mmap_mode="r")
     except FileNotFoundError:
         raise InputError(
             f"{path} is not there: give a folder with the three files of a split."
         ) from None
-    except (ValueError, OSError, EOFError) as error:
+    except (ValueError, OSError, EOFError, BadZipFile) as error:
         raise InputError(f"{path} is no array of numpy that can be read: {error}") from error
+    if not isinstance(array, np.ndarray):  # numpy opens any zip archive as one of arrays
+        array.close()
+        raise InputError(f"{path} is an archive, not an array: write it with numpy.save.")
+    return array
 
 
 def _lengths(path: Path) -> npt.NDArray[np.int64]:

@@ -125,7 +125,9 @@ def _described(path: Path) -> dict:
     try:
         described = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise InputError(f"{path} is no JSON: {error}.") from error
+        raise InputError(
+            f"{path} is no JSON: {error}. Convert the model again, or copy the file again."
+        ) from error
     if not isinstance(described, dict) or described.get("format") != FORMAT:
         raise InputError(f"{path} does not describe a model of this project ({FORMAT}).")
     version = described.get("version")

@@ -6,12 +6,17 @@ import io
 import logging
 from pathlib import Path
 from textwrap import shorten
-from typing import Any
+from typing import Any, cast
 
 import torch
 from fairseq import checkpoint_utils, tasks, utils
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
-from fairseq.models import BaseFairseqModel, FairseqLanguageModel
+from fairseq.models import (
+    ARCH_MODEL_REGISTRY,
+    MODEL_REGISTRY,
+    BaseFairseqModel,
+    FairseqLanguageModel,
+)
 from fairseq.tasks import FairseqTask
 from omegaconf import OmegaConf
 
@@ -65,18 +70,18 @@ def _load(
     path = Path(path)
     state = read_checkpoint(path, trust_checkpoint)
     cfg = configuration(path, state)
+    name = getattr(cfg.get("model"), "_name", None) or getattr(cfg.get("model"), "arch", None)
+    if (known := ARCH_MODEL_REGISTRY.get(name) or MODEL_REGISTRY.get(name)) is not None:
+        # Before its dictionary is looked for, as models of another kind have other ones.
+        _require_language_model(path, known)
     folder = dictionary_folder(path, cfg.task.get("data"), data)
     cfg.task.data = folder
     model, task = build(path, state, cfg, f"the dictionary {folder}/dict.txt", "language model")
+    _require_language_model(path, type(model))
     penalised = bool((cfg.get("criterion") or {}).get("log_z_penalty"))
     if not normalized and not penalised:
         logger.warning(NOT_TRAINED_UNNORMALIZED.format(path))
-    model = model.to(device)
-    if not isinstance(model, FairseqLanguageModel):
-        raise InputError(
-            f"{path} holds a {type(model).__name__}, which is no language model: name one that was "
-            "trained with a language modeling task."
-        )
+    model = cast("FairseqLanguageModel", model).to(device)
     if iterations is not None:
         if not isinstance(model.decoder, LanguageModel):
             raise InputError(
@@ -87,6 +92,14 @@ def _load(
         except ValueError as error:  # out of range
             raise InputError(str(error)) from error
     return model, task, penalised
+
+
+def _require_language_model(path: Path, kind: type) -> None:
+    if not issubclass(kind, FairseqLanguageModel):
+        raise InputError(
+            f"{path} holds a {kind.__name__}, which is no language model: name one that was "
+            "trained with a language modeling task."
+        )
 
 
 def build(

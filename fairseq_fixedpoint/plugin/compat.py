@@ -57,7 +57,10 @@ __all__ = [
 
 
 # checkpoint_last.pt and checkpoint_best.pt are separate files, so there often is another one.
-_REMEDY = "Make it again, or name another checkpoint (--path, or --restore-file with fairseq-train)"
+_REMEDY = (
+    "Make it again, or name another checkpoint (with fairseq's commands by --path, or "
+    "--restore-file with fairseq-train)"
+)
 
 
 class CheckpointError(RuntimeError):

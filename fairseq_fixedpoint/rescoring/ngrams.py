@@ -64,7 +64,8 @@ class NgramScorer:
             config.arpa_complain = kenlm.ARPALoadComplain.NONE
             self.model = kenlm.Model(str(path), config)
         except Exception as error:  # kenlm's own class says RuntimeError or OSError, by version
-            raise InputError(f"kenlm cannot read {path}: {error}") from error
+            unpack = " Unpack it first (gunzip)." if Path(path).suffix == ".gz" else ""
+            raise InputError(f"kenlm cannot read {path}: {error}{unpack}") from error
         self.case = case
         self.unknown_penalty = unknown_penalty
         self.backoff = backoff

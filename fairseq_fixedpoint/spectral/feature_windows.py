@@ -163,5 +163,8 @@ def _check(name: str, values: np.ndarray, first: np.ndarray) -> None:
             f"features), with {first.shape[-1]} features as the first one has."
         )
     if not np.isfinite(values).all():
-        position = int(np.argwhere(~np.isfinite(values))[0][0])
-        raise InputError(f"{name} have a value that is not finite, at position {position}.")
+        position = int(np.argwhere(~np.isfinite(values))[0][0]) + 1
+        raise InputError(
+            f"{name} have a value that is not finite, at position {position} (the first is 1): "
+            "leave the sequence out, or give it a number."
+        )

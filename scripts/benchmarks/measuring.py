@@ -25,8 +25,9 @@ def interleaved(
     None is for a call that the GPU's memory is too small for.
 
     The calls run in turn, round after round, for about `seconds` in all or :data:`LEAST_ROUNDS`, so
-    that a slow spell of the machine meets all of them alike. A first call chooses kernels and takes memory, so it does
-    not count, unless it is one on a CPU that is so long that such work is nothing beside it.
+    that a slow spell of the machine meets all of them alike. A first call chooses kernels and takes
+    memory, so it does not count, unless it is one on a CPU that is so long that such work is
+    nothing beside it.
     """
     end = time.perf_counter() + seconds
     times_of: dict[str, list[float]] = {}
