@@ -354,6 +354,8 @@ def treebank(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("treebank")
     (folder / "data").mkdir()
     write_tagged_data(folder / "data", folder / "data-bin" / "ewt")
+    for path in (folder / "data").iterdir():
+        path.rename(folder / f"ewt.{path.name}")
     tagger = folder / "checkpoints" / "tagger"
     train_tagger(folder / "data-bin" / "ewt", tagger, "--max-update", 2).unlink()
     for part in ("train", "dev"):
