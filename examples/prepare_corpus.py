@@ -23,7 +23,6 @@ import struct
 import subprocess
 import sys
 import tempfile
-import urllib.error
 import urllib.request
 import zipfile
 import zlib
@@ -34,6 +33,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # in a clone that is not installed
+
+from fairseq_fixedpoint.files import atomic_write
 
 
 class CorpusError(Exception):
@@ -458,9 +459,6 @@ def scratch_folder(out: Path) -> Iterator[Path]:
 
 def move_into_place(made: Path, out: Path) -> None:
     """Give the finished folder its name; what had the name is removed, or back after an error."""
-    # Not with the others: importing the package imports fairseq and torch where they are.
-    from fairseq_fixedpoint.files import atomic_write
-
     try:
         with atomic_write(out) as place:
             os.rename(made, place)

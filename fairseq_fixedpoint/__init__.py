@@ -1,7 +1,7 @@
 """Fixed-point recurrent language models for fairseq.
 
 Importing the package, or a module of it, changes nothing elsewhere. ``--user-dir
-fairseq_fixedpoint`` registers its models, criterion and tasks with fairseq; in code of your own
+fairseq_fixedpoint`` registers its models, criterions and tasks with fairseq; in code of your own
 :func:`register` does. Without fairseq, everything outside `plugin` works.
 """
 

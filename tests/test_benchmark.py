@@ -19,6 +19,7 @@ from scripts.benchmarks import __main__ as command
 from scripts.benchmarks import (
     aims,
     end_to_end,
+    generation,
     growth,
     layer,
     measuring,
@@ -28,7 +29,7 @@ from scripts.benchmarks import (
     results,
     stride,
 )
-from scripts.benchmarks.floors import Work, floor_ms, layer_work, share
+from scripts.benchmarks.floors import Work, floor_ms, layer_work, output_work, share
 from scripts.benchmarks.parts import ON_REQUEST, SUITE, part
 from scripts.benchmarks.results import BenchmarkError
 from scripts.benchmarks.training import UPDATES, logged
@@ -175,6 +176,17 @@ def test_peak_is_what_a_call_holds_at_one_time_beyond_what_was_there():
 
 
 # --- floors ---
+
+
+@pytest.mark.parametrize("cell", ["elman", "gru", "lstm"])
+@pytest.mark.parametrize("iterations", [1, 2, 5])
+def test_a_step_has_the_products_of_a_position_in_a_long_block(cell, iterations):
+    settings = generation.Settings(cell=cell, iterations=iterations, width=16, words=100)
+    length, rows = 100_000, 3
+    block = layer_work(cell, iterations, length, rows, 16, False, 4)
+    output = output_work(rows, 16, 100, False, 4)
+    step = generation.step_work(settings, rows)
+    assert step.operations - output.operations == pytest.approx(block.operations / length, 1e-4)
 
 
 def operations(call) -> int:

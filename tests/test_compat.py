@@ -21,10 +21,6 @@ from fairseq_fixedpoint.plugin import compat
 from fairseq_fixedpoint.plugin.compat import CheckpointError
 from tests.commands import train
 
-needs_protection = pytest.mark.skipif(
-    not compat._protection_is_default(), reason="this torch loads any pickle by default"
-)
-
 
 def fairseq_reads_unprotected() -> bool:
     """Whether this fairseq passes weights_only=False itself (its main branch does)."""
@@ -131,7 +127,6 @@ def test_checkpoint_of_fairseq_is_read(checkpoint):
     assert torch.equal(state["model"]["decoder.weight"], torch.arange(6.0).reshape(2, 3))
 
 
-@needs_protection
 def test_reading_needs_the_patch(checkpoint, unpatched):
     if fairseq_reads_unprotected():
         pytest.skip("this fairseq reads checkpoints without the protection")
@@ -139,7 +134,6 @@ def test_reading_needs_the_patch(checkpoint, unpatched):
         checkpoint_utils.load_checkpoint_to_cpu(str(checkpoint))
 
 
-@needs_protection
 def test_classes_are_allowed_only_while_fairseq_reads(checkpoint):
     before = set(torch.serialization.get_safe_globals())
     checkpoint_utils.load_checkpoint_to_cpu(str(checkpoint))
@@ -157,17 +151,6 @@ def test_patch_is_made_once(unpatched):
     assert distributed_utils._broadcast_object_slow is broadcast
 
 
-def test_old_torch_needs_no_allowance(unpatched, monkeypatch):
-    monkeypatch.setattr(torch, "__version__", "2.5.1")
-    broadcast = distributed_utils._broadcast_object_slow
-    compat.patch_checkpoint_loading()
-    assert distributed_utils._broadcast_object_slow is broadcast
-    if hasattr(torch.serialization, "get_safe_globals"):
-        before = set(torch.serialization.get_safe_globals())
-        with compat._stored_classes_allowed():
-            assert set(torch.serialization.get_safe_globals()) == before
-
-
 def test_counts_of_bleu_are_read(tmp_path):
     """Translation with `--eval-bleu` leaves numpy arrays among the meters."""
     path = tmp_path / "checkpoint.pt"
@@ -181,7 +164,6 @@ def test_counts_of_bleu_are_read(tmp_path):
 # --- files that are no checkpoint
 
 
-@needs_protection
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 @pytest.mark.parametrize("call", [os.mkdir, os.system, eval], ids=lambda call: call.__name__)
 def test_malicious_checkpoint_is_refused_and_does_not_run(tmp_path, call, zipped):

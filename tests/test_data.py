@@ -22,6 +22,7 @@ from fairseq_fixedpoint.plugin.data import (
 )
 from fairseq_fixedpoint.plugin.data.occurrences import sentence_starts
 from fairseq_fixedpoint.plugin.data.padding import first_with
+from fairseq_fixedpoint.plugin.generation.texts import prefixes_of
 
 DICTIONARY = Dictionary()
 for number in range(50):
@@ -167,6 +168,22 @@ def test_every_block_is_batched_within_the_limits(
         assert tokens <= len(batch) * dataset.sizes[batch].max()
         assert max_tokens is None or tokens <= max_tokens
     assert dataset.num_tokens_vec(indices).tolist() == [dataset.num_tokens(i) for i in indices]
+
+
+@given(sentence_lengths, st.integers(1, 6), st.integers(0, 5), st.integers(0, 6), st.data())
+@settings(max_examples=60, deadline=None)
+def test_generation_goes_on_from_the_block_alone(lengths, block_size, window, summarised, data):
+    """Nothing of what a model sees before a block becomes a part of the text."""
+    plain, _ = blocks(lengths, block_size)
+    dataset = LeftContextDataset(plain, window, PAD, summarised)
+    chosen = data.draw(st.lists(st.integers(0, len(dataset) - 1), min_size=1, max_size=4))
+    batch = dataset.collater([dataset[index] for index in chosen])
+    texts = [plain[index]["source"].tolist() for index in chosen]
+    texts = [text[1:] if text[0] == EOS else text for text in texts]
+    targets = [plain[index]["target"][:2].tolist() for index in chosen]
+    for prefix_tokens, expected in ((None, texts), (batch["target"][:, :2], targets)):
+        prefixes = prefixes_of(batch, prefix_tokens, DICTIONARY)
+        assert [row[row.ne(PAD)].tolist() for row in prefixes] == expected
 
 
 @given(sentence_lengths, st.integers(1, 6), st.integers(1, 6))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from packaging.version import Version
 
 from fairseq_fixedpoint import decoding
-from fairseq_fixedpoint.decoding import History, OneStep, load_one_step
+from fairseq_fixedpoint.decoding import History, OneStep, histories, load_one_step
 from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.rescoring.scorer import Scorer
 from fairseq_fixedpoint.rescoring.text import TextEncoder
@@ -116,6 +116,20 @@ def test_histories_that_end_in_k_equal_tokens_are_one_and_computed_once():
     exact = History.start(OneStep(build(iterations=0).decoder, dictionary()))
     assert exact.then(5).then(6) is exact.then(5).then(6)
     assert exact.then(5).then(6) is not exact.then(6)
+
+
+def test_a_long_search_keeps_the_distributions_of_few(monkeypatch):
+    monkeypatch.setattr(histories, "MOST_DISTRIBUTIONS", 3)
+    step = OneStep(build(iterations=2).decoder, dictionary())
+    start = History.start(step)
+    one_by_one = [start.then(4).then(token) for token in range(4, 14)]
+    expected = [
+        History.start(step).then(4).then(token).log_probability(5) for token in range(4, 14)
+    ]
+    for _ in range(2):
+        assert [each.log_probability(5) for each in one_by_one] == expected
+        kept = [each for each in one_by_one if each._log_probabilities is not None]
+        assert len(kept) == 3
 
 
 def test_a_model_whose_start_moves_is_refused():

@@ -131,6 +131,23 @@ def test_padding_and_batches_do_not_matter(teacher, tmp_path):
         assert actual == pytest.approx([actual[0]] * 3, rel=1e-4)
 
 
+@pytest.mark.parametrize("count", [1, 5, 8, 11])
+def test_no_sequence_is_left_out_of_the_batches(tmp_path, count):
+    """fairseq itself drops a last batch that is smaller than the multiple."""
+    ones = [np.ones((1 + number % 3, 2)) for number in range(count)]
+    write_split(tmp_path, "valid", ones, [np.ones((len(x), 1)) for x in ones])
+    dataset = FeatureSequenceDataset(read_features(tmp_path, "valid"))
+    indices = dataset.ordered_indices()
+    batches = dataset.batch_by_size(indices, max_sentences=8, required_batch_size_multiple=8)
+    assert sorted(np.concatenate(batches).tolist()) == list(range(count))
+
+
+def test_each_epoch_has_batches_of_its_own(teacher):
+    split = read_features(teacher["numbers"], "train")
+    assert not FeatureSequenceDataset(split, shuffle=True).can_reuse_epoch_itr_across_epochs
+    assert FeatureSequenceDataset(split).can_reuse_epoch_itr_across_epochs
+
+
 def test_a_batch_has_the_longest_width(teacher):
     dataset = FeatureSequenceDataset(read_features(teacher["labels"], "valid"))
     batch = dataset.collater([dataset[4], dataset[2]])

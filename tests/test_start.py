@@ -18,6 +18,8 @@ from fairseq_cli.eval_lm import eval_lm
 from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.plugin.evaluation import OrderReport
 from fairseq_fixedpoint.recurrence import FixedOrder
+from fairseq_fixedpoint.recurrence.iteration import fixed_point
+from fairseq_fixedpoint.recurrence.solvers import Jacobi, solve
 from fairseq_fixedpoint.rescoring import Scorer
 from fairseq_fixedpoint.rescoring.window_scorer import WindowScorer
 from tests.commands import evaluate, train
@@ -538,6 +540,20 @@ def test_a_start_needs_its_summary(started):
             run()
     with pytest.raises(ValueError, match="takes no summary"):
         FixedOrder(rnn, 3)
+    layers = rnn.effective_layers()
+    for run in (lambda: fixed_point(layers, x, 3), lambda: solve(layers, x, Jacobi())):
+        with pytest.raises(ValueError, match="which needs one"):
+            run()
+
+
+@pytest.mark.parametrize("iterations", [0, 3])
+def test_a_summary_has_a_row_for_each_position(started, iterations):
+    rnn = load(started["stream"])[0].decoder.rnn
+    x, summary = torch.zeros(3, 1, 16, dtype=torch.float64), torch.zeros(2, 1, 6).double()
+    with pytest.raises(ValueError, match=r"summary must have the shape \([34], 1, 6\)"):
+        rnn(x, iterations, summary=summary)
+    with pytest.raises(ValueError, match=r"summary must have the shape \(1, 1, 6\)"):
+        rnn.step(x[0], rnn.initial_cache(1, iterations), summary=summary[0, :, :5])
 
 
 def test_a_stride_is_for_training(started):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fairseq_fixedpoint.recurrence import CELLS, FixedPointRNN, both_directions
 from fairseq_fixedpoint.tagging import Spellings, Tagger, TaggingNetwork
-from fairseq_fixedpoint.tagging.sentences import PADDING, UNKNOWN, SentenceEncoder
+from fairseq_fixedpoint.tagging.sentences import PADDING, UNKNOWN, SentenceEncoder, known_words
 from fairseq_fixedpoint.tagging.spelling import FEATURES, features, shape
 
 WORDS, TAGS = 12, 5
@@ -43,7 +43,7 @@ def network(
 
 def scores(model: TaggingNetwork, *sentences: list[str]) -> list[Tensor]:
     """The scores of each sentence, ``(T, TAGS)``, of one batch."""
-    encoder = SentenceEncoder(INDICES)
+    encoder = SentenceEncoder(known_words(INDICES))
     with torch.no_grad():
         output = model(**encoder.batch([encoder.encode(sentence) for sentence in sentences]))
     return [row[: len(sentence)] for row, sentence in zip(output, sentences, strict=True)]
@@ -99,7 +99,7 @@ def test_a_sentence_does_not_depend_on_its_batch(batch, iterations, cell):
 @pytest.mark.parametrize("iterations", [0, 2])
 def test_padding_may_be_on_either_side(iterations):
     model = network(iterations=iterations)
-    encoder = SentenceEncoder(INDICES)
+    encoder = SentenceEncoder(known_words(INDICES))
     batch = encoder.batch([encoder.encode(sentence(4, 5, 6))])
     with torch.no_grad():
         left, right = (
@@ -167,7 +167,7 @@ def test_the_gradient_is_that_of_the_exact_recurrence_at_k_of_the_length():
     grads = []
     for iterations in (4, 0):
         model = network("gru", iterations=iterations)
-        encoder = SentenceEncoder(INDICES)
+        encoder = SentenceEncoder(known_words(INDICES))
         batch = encoder.batch([encoder.encode(sentence(4, 5, 30, 6)), encoder.encode(["w7"])])
         output = model(**batch)
         (output[0].logsumexp(-1).sum() + output[1, 0].logsumexp(-1)).backward()
@@ -244,8 +244,10 @@ def test_a_word_is_hashed_once_by_the_names_of_its_features():
 
 
 def test_a_word_that_looks_like_a_symbol_is_unknown():
-    encoder = SentenceEncoder({"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "a": 4})
+    encoder = SentenceEncoder(known_words({"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "a": 4}))
     assert encoder.encode(["<pad>", "a", "</s>", "b"])[0].tolist() == [3, 4, 3, 3]
+    tagger = Tagger(network(), INDICES, ["T"] * TAGS)
+    assert tagger.knows("w4") and not tagger.knows("</s>") and not tagger.knows("unheard")
 
 
 # --- the tagger ---

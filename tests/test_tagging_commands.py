@@ -16,7 +16,7 @@ from fairseq_fixedpoint.cli import score, tag, tag_data
 from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.formats import FormatError
 from fairseq_fixedpoint.plugin.criterions.fixedpoint_tagging import tag_counts
-from fairseq_fixedpoint.plugin.data.feature_sequences import NO_LABEL
+from fairseq_fixedpoint.plugin.data.whole_sequences import NO_LABEL
 from fairseq_fixedpoint.plugin.tasks.fixedpoint_tagging import (
     FixedPointTaggingTask,
     FixedPointTaggingTaskConfig,

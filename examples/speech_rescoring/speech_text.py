@@ -23,7 +23,6 @@ _NUMBER_JOIN = re.compile(r" @([.,])@ ")
 _CLITIC = re.compile(r"(?<=[\w>]) '(?=\w)")
 # "red @-@ tipped", "African-American", "and/or".
 _WORD_BREAK = re.compile(r"@-@|[-\N{EN DASH}\N{EM DASH}/]")
-_ENGLISH = re.compile(r"[a-z']+")
 _INITIALS = re.compile(r"(?:[a-z]\.)+")
 _SENTENCE_END = re.compile(r'(?<= [.?!]) (?:["\')] )*')
 _HEADING = re.compile(r" = .* = ")

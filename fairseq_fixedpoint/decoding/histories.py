@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from fairseq_fixedpoint.rescoring.text import Dictionary
+
+MOST_DISTRIBUTIONS = 1024  # of a search that are kept: 135 MB for 33,000 words
 
 
 class StepModel(Protocol):
@@ -27,39 +30,53 @@ class StepModel(Protocol):
     def __call__(self, token: Tensor, state: Tensor) -> tuple[Tensor, Tensor]: ...
 
 
+class _Search:
+    """What the histories of one search share.
+
+    Attributes:
+        of_window: the history that ends in so many last tokens, by these.
+        recent: histories that keep their log-probabilities, the oldest first.
+    """
+
+    def __init__(self, model: StepModel):
+        self.model = model
+        self.of_window: dict[tuple[int, ...], History] = {}
+        self.recent: deque[History] = deque()
+
+
 class History:
     """The tokens of a hypothesis up to some place.
 
     A model of order K is in the same state after all histories that end in the same K tokens, so in
     one search they are one object: a decoder may merge what has them in common. The model steps
-    when a probability is asked for, and never twice from one history.
+    when a probability is asked for. A history keeps its state, and the log-probabilities of all
+    words as long as it is among the last :data:`MOST_DISTRIBUTIONS` of the search that stepped;
+    asked again after that, the model steps once more.
 
     Make the first with :meth:`start`, and the others with :meth:`then`.
     """
 
     def __init__(
         self,
-        model: StepModel,
-        shared: dict[tuple[int, ...], History],
+        search: _Search,
         window: tuple[int, ...] | None,
         before: History | Tensor,
         token: int,
     ):
-        self._model = model
-        self._shared = shared
+        self._search = search
         self._window = window  # the last tokens, K of them at most; None if all count
-        self._before = before  # until the model has stepped
+        self._before = before
         self._token = token
         self._next: dict[int, History] = {}
-        # The state after the token, and the log-probabilities (V,) of what follows, on the CPU.
-        self._after: tuple[Tensor, Tensor] | None = None
+        self._state: Tensor | None = None  # after the token
+        self._log_probabilities: Tensor | None = None  # of what follows, (V,), on the CPU
 
     @classmethod
     def start(cls, model: StepModel) -> History:
         """That of a sentence before its first word: `</s>` alone."""
         eos = model.dictionary.eos()
         window = None if model.order is None else (eos,)
-        return cls(model, {}, window, model.initial_state(), eos)
+        return cls(_Search(model), window, model.initial_state(), eos)
 
     def then(self, token: int) -> History:
         """The history with one token more."""
@@ -69,13 +86,14 @@ class History:
         return longer
 
     def _longer(self, token: int) -> History:
-        if self._window is None or self._model.order is None:
-            return History(self._model, self._shared, None, self, token)
-        window = (*self._window, token)[-self._model.order :]
-        history = self._shared.get(window)
+        order = self._search.model.order
+        if self._window is None or order is None:
+            return History(self._search, None, self, token)
+        window = (*self._window, token)[-order:]
+        history = self._search.of_window.get(window)
         if history is None:
-            history = History(self._model, self._shared, window, self, token)
-            self._shared[window] = history
+            history = History(self._search, window, self, token)
+            self._search.of_window[window] = history
         return history
 
     def log_probability(self, token: int) -> float:
@@ -83,17 +101,26 @@ class History:
 
         One that the model reads and does not predict (`--output-dictionary-size`) is `<unk>`.
         """
-        _, log_probabilities = self._advanced()
+        log_probabilities = self._log_probabilities
+        if log_probabilities is None:
+            log_probabilities, _ = self._step()
         predicted = token < len(log_probabilities)
-        return float(log_probabilities[token if predicted else self._model.dictionary.unk()])
+        unknown = self._search.model.dictionary.unk()
+        return float(log_probabilities[token if predicted else unknown])
 
     @torch.inference_mode()
-    def _advanced(self) -> tuple[Tensor, Tensor]:
-        if self._after is None:
-            before = self._before
-            state = before._advanced()[0] if isinstance(before, History) else before
-            token = torch.tensor([self._token], device=state.device)
-            log_probabilities, state = self._model(token, state)
-            self._after = state, log_probabilities[0].cpu()
-            del self._before
-        return self._after
+    def _step(self) -> tuple[Tensor, Tensor]:
+        """The log-probabilities and the state, both kept."""
+        before = self._before
+        if isinstance(before, History):
+            state = before._step()[1] if before._state is None else before._state
+        else:
+            state = before
+        token = torch.tensor([self._token], device=state.device)
+        log_probabilities, self._state = self._search.model(token, state)
+        self._log_probabilities = log_probabilities[0].cpu()
+        recent = self._search.recent
+        recent.append(self)
+        if len(recent) > MOST_DISTRIBUTIONS:
+            recent.popleft()._log_probabilities = None
+        return self._log_probabilities, self._state

@@ -37,7 +37,7 @@ import sys
 import types
 import typing
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import numpy
@@ -170,7 +170,7 @@ def stored_classes() -> list:
     from omegaconf.base import ContainerMetadata, Metadata
     from omegaconf.nodes import AnyNode
 
-    classes = [
+    classes: list[Any] = [
         argparse.Namespace,
         AnyNode,
         ContainerMetadata,
@@ -181,8 +181,7 @@ def stored_classes() -> list:
         dict,
         int,
         list,
-        # Before Python 3.11 this is no class and does not know its name.
-        (typing.Any, "typing.Any"),
+        typing.Any,
         numpy.ndarray,
         numpy.dtype,
         *{type(numpy.dtype(kind)) for kind in (numpy.int64, numpy.float64)},
@@ -231,15 +230,14 @@ def patch_checkpoint_loading() -> bool:
     vars(load_checkpoint_to_cpu)["patched_by"] = __name__
     checkpoint_utils.load_checkpoint_to_cpu = load_checkpoint_to_cpu
 
-    if _protection_is_default():
-        broadcast = distributed_utils._broadcast_object_slow
+    broadcast = distributed_utils._broadcast_object_slow
 
-        @functools.wraps(broadcast)
-        def broadcast_object_slow(*args: Any, **kwargs: Any) -> Any:
-            with _stored_classes_allowed():
-                return broadcast(*args, **kwargs)
+    @functools.wraps(broadcast)
+    def broadcast_object_slow(*args: Any, **kwargs: Any) -> Any:
+        with _stored_classes_allowed():
+            return broadcast(*args, **kwargs)
 
-        distributed_utils._broadcast_object_slow = broadcast_object_slow
+    distributed_utils._broadcast_object_slow = broadcast_object_slow
     return True
 
 
@@ -264,16 +262,8 @@ def reading(trusted: bool) -> Iterator[None]:
         os.environ.update({name: value for name, value in before.items() if value is not None})
 
 
-def _protection_is_default() -> bool:
-    """Whether `torch.load` refuses classes it does not know unless told otherwise."""
-    numbers = re.match(r"(\d+)\.(\d+)", torch.__version__)
-    return numbers is not None and (int(numbers[1]), int(numbers[2])) >= (2, 6)
-
-
 def _stored_classes_allowed() -> AbstractContextManager:
     """A context in which `torch.load` knows the classes that fairseq stores."""
-    if not _protection_is_default():
-        return nullcontext()
     return torch.serialization.safe_globals(stored_classes())
 
 
@@ -303,9 +293,7 @@ def _trouble_with(path: str, error: Exception) -> str | None:
     try:
         # Where the protection is not PyTorch's default, fairseq has just read the file without it.
         with _stored_classes_allowed():
-            state = torch.load(
-                local_path, map_location="cpu", weights_only=_protection_is_default()
-            )
+            state = torch.load(local_path, map_location="cpu", weights_only=True)
     except Exception as reading_error:
         if refused_class(reading_error) is not None:
             return None  # fairseq came further than this with it, so the trouble is another one

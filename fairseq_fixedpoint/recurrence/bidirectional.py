@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -17,7 +15,8 @@ def both_directions(
     iterations: int,
     *,
     padding_mask: Tensor | None = None,
-    **options: Any,
+    gradient_iterations: int | None = None,
+    checkpoint_iterations: float = 0.0,
 ) -> Tensor:
     """The states of a left-to-right and of a right-to-left recurrence, side by side.
 
@@ -28,7 +27,8 @@ def both_directions(
         x: ``(T, B, D)``.
         iterations: K; 0 for the exact recurrences.
         padding_mask: bool ``(T, B)``; True where there is no token, on either side of a sequence.
-        options: more of :meth:`FixedPointRNN.forward`.
+        gradient_iterations, checkpoint_iterations: of either direction, see
+            :func:`~fairseq_fixedpoint.recurrence.iteration.fixed_point`.
 
     Returns:
         ``(T, B, 2H)``, the left-to-right states first.
@@ -36,7 +36,16 @@ def both_directions(
     Raises:
         ValueError: as :meth:`FixedPointRNN.forward`.
     """
-    reversed_mask = None if padding_mask is None else padding_mask.flip(0)
-    ahead = forward_rnn(x, iterations, padding_mask=padding_mask, **options).output
-    back = backward_rnn(x.flip(0), iterations, padding_mask=reversed_mask, **options).output
+
+    def states(rnn: FixedPointRNN, x: Tensor, mask: Tensor | None) -> Tensor:
+        return rnn(
+            x,
+            iterations,
+            padding_mask=mask,
+            gradient_iterations=gradient_iterations,
+            checkpoint_iterations=checkpoint_iterations,
+        ).output
+
+    ahead = states(forward_rnn, x, padding_mask)
+    back = states(backward_rnn, x.flip(0), None if padding_mask is None else padding_mask.flip(0))
     return torch.cat([ahead, back.flip(0)], dim=-1)

@@ -16,7 +16,13 @@ from torch.func import functional_call
 from torch.nn.utils.rnn import PackedSequence
 
 from fairseq_fixedpoint.recurrence.arguments import check_block, check_shape
-from fairseq_fixedpoint.recurrence.iteration import Layer, Solution, fixed_point, joined_resets
+from fairseq_fixedpoint.recurrence.iteration import (
+    Layer,
+    Solution,
+    check_start,
+    fixed_point,
+    joined_resets,
+)
 
 
 def exact(
@@ -39,8 +45,8 @@ def exact(
         resets: bool ``(T, B)``; True where the recurrence restarts.
         padding_mask: bool ``(T, B)``; True where there is no token. A token after padding
             restarts, padded positions give 0.
-        summary: of the text before each position and after the last, ``(T + 1, B, S)``, that the
-            layers start from; or None, and they start from `h_init`.
+        summary: of the text before each position, ``(T, B, S)``, that the layers start from, and
+            perhaps of all of it, too; or None, and they start from `h_init`.
 
     Returns:
         A solution with `output` and `final_state`.
@@ -49,6 +55,8 @@ def exact(
         ValueError: for tensors of other shapes or types.
     """
     check_block(x, layers[0].weight_ih.size(1), resets, padding_mask)
+    before = None if summary is None else summary[: x.size(0)]
+    check_start(before, layers[0], x.size(0), x.size(1))
     if initial_state is not None:
         check_shape(
             "initial_state", initial_state, len(layers), x.size(1), layers[0].initial.numel()
@@ -59,7 +67,8 @@ def exact(
         initial_state = torch.stack([layer.start(begins).expand(x.size(1), -1) for layer in layers])
     initial_state = initial_state.to(x.dtype)
     if x.size(0) == 0:  # which PyTorch's modules refuse
-        return Solution(output=fixed_point(layers, x, 1).output, final_state=initial_state)
+        output = fixed_point(layers, x, 1, summary=summary).output
+        return Solution(output=output, final_state=initial_state)
     if resets is None or x.size(1) == 0:
         output, final_state = run_block(recurrences, layers, x, initial_state)
     else:

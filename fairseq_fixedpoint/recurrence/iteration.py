@@ -226,7 +226,7 @@ def fixed_point(
     check_block(x, layers[0].weight_ih.size(1), resets, padding_mask)
     check_orders(iterations, orders, gradient_iterations, stride, phase)
     check_share("checkpoint_iterations", checkpoint_iterations)
-    check_start(summary, layers[0], x)
+    check_start(summary, layers[0], x.size(0) + 1, x.size(1))
     length, lead = x.size(0), phase
     constant = iterations - (gradient_iterations or iterations)
     masks = [layer.input_mask for layer in layers]
@@ -296,12 +296,16 @@ def check_orders(
         raise ValueError(f"phase must lie in 0..{stride - 1}, below the stride, not {phase}.")
 
 
-def check_start(summary: Tensor | None, layer: Layer, x: Tensor) -> None:
-    """Raises ValueError for a summary of another shape, or that the layer does not know."""
-    if summary is not None:
-        if layer.start_weight is None:
-            raise ValueError("a summary is for layers that start from one: give a start_weight.")
-        check_shape("summary", summary, x.size(0) + 1, x.size(1), layer.start_weight.size(1))
+def check_start(summary: Tensor | None, layer: Layer, rows: int, batch: int) -> None:
+    """Raises ValueError for a summary that is not ``(rows, batch, S)``, or one without a layer that
+    starts from it, and the reverse."""
+    weight = layer.start_weight
+    if (summary is None) != (weight is None):
+        raise ValueError(
+            "a summary is for a recurrence that was made with a summary_size, which needs one."
+        )
+    if summary is not None and weight is not None:
+        check_shape("summary", summary, rows, batch, weight.size(1))
 
 
 class _Text(NamedTuple):

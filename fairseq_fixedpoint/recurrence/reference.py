@@ -1,7 +1,8 @@
 """The recurrence read straight from its equations: slow, and what the fast path is held to.
 
-Nothing here is shared with `cells.py` or `iteration.py` beyond the weights, and autograd
-differentiates it, so agreement with the fast path is evidence for both directions.
+Nothing is computed by `cells.py` or `iteration.py`, which give the weights and say how a state is
+laid out, and autograd differentiates it, so agreement with the fast path is evidence for both
+directions.
 """
 
 from __future__ import annotations

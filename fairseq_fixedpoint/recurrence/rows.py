@@ -116,7 +116,7 @@ def windows_as_rows(
     """
     check_block(x, layers[0].weight_ih.size(1), None, None)
     check_orders(iterations, (), None, stride, phase)
-    check_start(summary, layers[0], x)
+    check_start(summary, layers[0], x.size(0) + 1, x.size(1))
     length, batch, _ = x.shape
     windows = StridedWindows(length, iterations, stride, phase)
     begins = None if summary is None else windows.begins(summary)

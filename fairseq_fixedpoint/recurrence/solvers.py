@@ -36,7 +36,7 @@ from torch import Tensor
 
 from fairseq_fixedpoint.recurrence.arguments import check_any_position, check_block, check_shape
 from fairseq_fixedpoint.recurrence.cells import GRU, LSTM, Elman, hidden
-from fairseq_fixedpoint.recurrence.iteration import Layer, joined_resets
+from fairseq_fixedpoint.recurrence.iteration import Layer, check_start, joined_resets
 from fairseq_fixedpoint.recurrence.scan import linear_recurrence, transform
 
 
@@ -200,12 +200,14 @@ def solve(
         initial_state: the state to start from, ``(L, B, P*H)``; `h_init` if None.
 
     Raises:
-        ValueError: for tensors of other shapes or types, no positions, a negative tolerance, fewer
-            than one iteration, or an input that wants a gradient.
+        ValueError: for tensors of other shapes or types, no positions, layers that start from a
+            summary, a negative tolerance, fewer than one iteration, or an input that wants a
+            gradient.
     """
     check_block(x, layers[0].weight_ih.size(1), resets, padding_mask)
     check_any_position(x)
     length, batch, _ = x.shape
+    check_start(None, layers[0], length, batch)
     if initial_state is not None:
         check_shape("initial_state", initial_state, len(layers), batch, layers[0].initial.numel())
     if not tolerance >= 0:

@@ -15,7 +15,7 @@ from fairseq_fixedpoint.recurrence.cells import hidden, make_cell
 from fairseq_fixedpoint.recurrence.dropout import check_probability, dropout_mask
 from fairseq_fixedpoint.recurrence.exact import exact
 from fairseq_fixedpoint.recurrence.gates import GateValues
-from fairseq_fixedpoint.recurrence.iteration import Layer, Solution, fixed_point, sweep
+from fairseq_fixedpoint.recurrence.iteration import Layer, Solution, check_start, fixed_point, sweep
 from fairseq_fixedpoint.recurrence.parametrization import constrain
 from fairseq_fixedpoint.recurrence.rows import are_faster, windows_as_rows
 
@@ -196,7 +196,6 @@ class FixedPointRNN(nn.Module):
         if iterations < 0:
             raise ValueError(f"iterations must be 0 (exact) or more, not {iterations}.")
         layers = self.effective_layers(x, gates)
-        self._check_summary(summary)
         if stride != 1 and not self.training:
             raise ValueError(
                 f"a stride ({stride}) is for training, where orders may differ by position: "
@@ -209,10 +208,12 @@ class FixedPointRNN(nn.Module):
                 or gradient_iterations is not None
                 or checkpoint_iterations
                 or stride != 1
+                or phase
             ):
                 raise ValueError(
                     "the exact recurrence (iterations=0) has no iterates: orders, residuals, "
-                    "gradient_iterations, checkpoint_iterations and stride need iterations >= 1."
+                    "gradient_iterations, checkpoint_iterations, stride and phase need "
+                    "iterations >= 1."
                 )
             return exact(
                 self._recurrences,
@@ -253,13 +254,6 @@ class FixedPointRNN(nn.Module):
             summary=summary,
         )
 
-    def _check_summary(self, summary: Tensor | None) -> None:
-        """Raises ValueError for a summary without a start that knows it, and the reverse."""
-        if (summary is None) != (self.start_weight is None):
-            raise ValueError(
-                "a summary is for a recurrence that was made with a summary_size, which needs one."
-            )
-
     def initial_cache(self, batch_size: int, iterations: int) -> Tensor:
         """The state before any token, ``(L, K + 1, B, P*H)``; row k is `H^(k)`, all `h_init`.
 
@@ -298,9 +292,9 @@ class FixedPointRNN(nn.Module):
         check_shape("x", x, "B", self._recurrences[0].input_size)
         check_shape("cache", cache, num_layers, "K + 1", x.size(0), width)
         check_mask("resets", resets, x.size(0))
-        self._check_summary(summary)
         if layers is None:
             layers = self.effective_layers()
+        check_start(None if summary is None else summary[None], layers[0], 1, x.size(0))
         is_exact = cache.size(1) == 1
         if summary is not None:
             layers = [replace(layer, initial=layer.start(summary)) for layer in layers]

@@ -14,23 +14,29 @@ from fairseq_fixedpoint.tagging.spelling import Spellings
 PADDING, UNKNOWN = SPECIAL.index("<pad>"), SPECIAL.index("<unk>")
 
 
+def known_words(indices: Mapping[str, int]) -> dict[str, int]:
+    """The words of a dictionary that a sentence can have.
+
+    A word that looks like `</s>` or `<pad>` is unknown: in a sentence it cannot mean what the
+    symbol means to the network.
+    """
+    return {word: at for word, at in indices.items() if word not in SPECIAL}
+
+
 class SentenceEncoder:
     """From words to their numbers in a dictionary, and to their spellings.
 
-    A word that the dictionary lacks is unknown, and so is one that looks like `</s>` or `<pad>`: in
-    a sentence it cannot mean what the symbol means to the network.
-
     Args:
-        indices: of the words of the dictionary.
+        known: the :func:`known_words`; others are unknown.
     """
 
-    def __init__(self, indices: Mapping[str, int]):
-        self._indices = {word: at for word, at in indices.items() if word not in SPECIAL}
+    def __init__(self, known: Mapping[str, int]):
+        self._known = known
         self._spellings = Spellings()
 
     def encode(self, sentence: Sequence[str]) -> Tensor:
         """Entries of the dictionary, and numbers of spellings, ``(2, T)``."""
-        entries = [self._indices.get(word, UNKNOWN) for word in sentence]
+        entries = [self._known.get(word, UNKNOWN) for word in sentence]
         return torch.tensor([entries, self._spellings.numbers(sentence)])
 
     def batch(self, encoded: Sequence[Tensor]) -> dict[str, Tensor]:

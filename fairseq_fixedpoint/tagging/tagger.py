@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from fairseq_fixedpoint.tagging.network import TaggingNetwork
-from fairseq_fixedpoint.tagging.sentences import SentenceEncoder
+from fairseq_fixedpoint.tagging.sentences import SentenceEncoder, known_words
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,11 @@ class Tagger:
         self.network = network
         self.tags = list(tags)
         self.batch_tokens = batch_tokens
-        self._indices = indices
+        self._known = known_words(indices)
 
     def knows(self, word: str) -> bool:
-        """Whether training has seen a word."""
-        return word in self._indices
+        """Whether the network reads a word as itself, and not as an unknown one."""
+        return word in self._known
 
     @torch.inference_mode()
     def tag(self, sentences: Sequence[Sequence[str]]) -> list[TaggedSentence]:
@@ -59,7 +59,7 @@ class Tagger:
         """
         if not all(sentences):
             raise ValueError("a sentence to be tagged has no words: leave it out.")
-        encoder = SentenceEncoder(self._indices)
+        encoder = SentenceEncoder(self._known)
         encoded = [encoder.encode(sentence) for sentence in sentences]
         device = self.network.output.weight.device
         tagged: dict[int, TaggedSentence] = {}

@@ -28,11 +28,6 @@ class Work:
         return Work(self.operations * factor, self.bytes * factor)
 
 
-def product_work(m: int, k: int, n: int, itemsize: int) -> Work:
-    """``(m, k)`` by ``(k, n)``: both are read once, and the product is written once."""
-    return Work(2 * m * k * n, itemsize * (m * k + k * n + m * n))
-
-
 def layer_work(
     cell: str,
     iterations: int,

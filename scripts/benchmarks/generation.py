@@ -36,7 +36,7 @@ from fairseq_fixedpoint.plugin.models.fixedpoint_lm import (
     FixedPointLanguageModelConfig,
 )
 from scripts.benchmarks.figures import COLOURS, logarithmic, new_figure
-from scripts.benchmarks.floors import Work, layer_work, output_work, share
+from scripts.benchmarks.floors import GATES, PARTS, Work, output_work, share
 from scripts.benchmarks.machine import Machine
 from scripts.benchmarks.markdown import mebibytes, number, percent, table, times
 from scripts.benchmarks.measuring import interleaved, peak_bytes
@@ -136,9 +136,16 @@ def measure(settings: Settings, machine: Machine) -> Iterator[dict]:
 
 
 def step_work(settings: Settings, rows: int) -> Work:
-    """One token of each of so many hypotheses."""
-    layer = layer_work(settings.cell, settings.iterations, 1, rows, settings.width, False, ITEMSIZE)
-    return layer + output_work(rows, settings.width, settings.words, False, ITEMSIZE)
+    """One token of each of so many hypotheses: the product of the input once, and those of the K
+    states in the cache, of which that of iteration 0 is one for all."""
+    width, gates = settings.width, GATES[settings.cell]
+    product = 2 * rows * gates * width * width
+    states = rows * settings.iterations * PARTS[settings.cell] * width
+    layer = Work(
+        operations=settings.iterations * product,
+        bytes=ITEMSIZE * (2 * gates * width * width + rows * width + 2 * states),
+    )
+    return layer + output_work(rows, width, settings.words, False, ITEMSIZE)
 
 
 def _generators(

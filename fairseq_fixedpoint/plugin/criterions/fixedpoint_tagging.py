@@ -11,7 +11,7 @@ from fairseq.criterions import FairseqCriterion
 from fairseq.models import BaseFairseqModel
 from torch import Tensor
 
-from fairseq_fixedpoint.plugin.data.feature_sequences import NO_LABEL
+from fairseq_fixedpoint.plugin.data.whole_sequences import NO_LABEL
 
 
 class FixedPointTaggingCriterion(FairseqCriterion):

@@ -4,27 +4,24 @@ from typing import Any
 
 import numpy as np
 import torch
-from fairseq.data import FairseqDataset
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from fairseq_fixedpoint.formats.features import FeatureSplit
+from fairseq_fixedpoint.plugin.data.whole_sequences import NO_LABEL, WholeSequencesDataset
 
-NO_LABEL = -100  # of padding, which PyTorch's cross-entropy passes by
 
-
-class FeatureSequenceDataset(FairseqDataset):
-    """Whole sequences of a split, padded on the right; the longest come together.
+class FeatureSequenceDataset(WholeSequencesDataset):
+    """The sequences of a split.
 
     Args:
         split: what is read.
-        shuffle: whether an epoch takes them in an order of its own, before they are sorted.
+        shuffle: see :class:`WholeSequencesDataset`.
     """
 
     def __init__(self, split: FeatureSplit, shuffle: bool = False):
+        super().__init__(split.lengths, shuffle)
         self.split = split
-        self.sizes = split.lengths
-        self.shuffle = shuffle
         self._ends = np.cumsum(split.lengths)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
@@ -35,9 +32,6 @@ class FeatureSequenceDataset(FairseqDataset):
         )
         target = targets.long() if self.split.has_labels else targets.float()
         return {"id": index, "features": features.float(), "target": target}
-
-    def __len__(self) -> int:
-        return len(self.sizes)
 
     def collater(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
         """A batch: features ``(B, T, d)``, lengths ``(B,)``, target ``(B, T, o)`` or ``(B, T)``."""
@@ -54,16 +48,3 @@ class FeatureSequenceDataset(FairseqDataset):
             "lengths": lengths,
             "target": pad_sequence([sample["target"] for sample in samples], True, padding),
         }
-
-    def num_tokens(self, index: int) -> int:
-        """Positions of a sequence."""
-        return int(self.sizes[index])
-
-    def size(self, index: int) -> int:
-        """Positions of a sequence."""
-        return int(self.sizes[index])
-
-    def ordered_indices(self) -> np.ndarray:
-        """By length, and by chance among equals in training."""
-        order = np.random.permutation(len(self)) if self.shuffle else np.arange(len(self))
-        return order[np.argsort(self.sizes[order], kind="stable")]

@@ -62,7 +62,9 @@ def prefixes_of(sample: dict, prefix_tokens: Tensor | None, dictionary: Dictiona
     eos, pad = dictionary.eos(), dictionary.pad()
     rows = sample["net_input"]["src_tokens"] if prefix_tokens is None else prefix_tokens
     if "start_indices" in sample:  # tokens of the blocks before
-        starts = sample["start_indices"]
+        # They are counted in the targets, which lack the tokens that only a summary reads.
+        lead = sample["net_input"].get("lead", 0) if prefix_tokens is None else 0
+        starts = [lead + start for start in sample["start_indices"]]
         columns = rows.size(1)
         rows = rows if prefix_tokens is None else sample["target"]
         rows = [row[start : start + columns] for row, start in zip(rows, starts, strict=True)]

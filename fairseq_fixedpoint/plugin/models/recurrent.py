@@ -1,4 +1,4 @@
-"""The options of all recurrences of a model, and the encoder's."""
+"""The options of all recurrences of a model."""
 
 from dataclasses import dataclass, field
 from typing import Any, Optional

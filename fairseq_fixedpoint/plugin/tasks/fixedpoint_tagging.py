@@ -22,7 +22,7 @@ from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.formats.tagged import read_parallel
 from fairseq_fixedpoint.plugin.data.tagged_sentences import TaggedSentenceDataset
 from fairseq_fixedpoint.plugin.tasks.training import TrainingTask
-from fairseq_fixedpoint.tagging.sentences import SentenceEncoder
+from fairseq_fixedpoint.tagging.sentences import SentenceEncoder, known_words
 
 LANGUAGES = "words-tags"
 
@@ -92,7 +92,7 @@ class FixedPointTaggingTask(TrainingTask):
                     "--dataset-impl raw, as unknown words keep their spelling in a text alone."
                 )
         places = {tag: place for place, tag in enumerate(self.tags)}
-        encoder = SentenceEncoder(self.words.indices)
+        encoder = SentenceEncoder(known_words(self.words.indices))
         encoded, targets = [], []
         for line, sentence, tags_of_words in read_parallel(words, tags):
             unknown = [tag for tag in tags_of_words if tag not in places]

@@ -1,4 +1,4 @@
-"""What both tasks do for training."""
+"""What all tasks do for training."""
 
 from typing import Any
 
