@@ -34,14 +34,14 @@ def read_transcripts(path: Path, format_name: str) -> dict[str, str]:
             `moses`, for ids on every line, which would count as words of the texts.
     """
     texts: dict[str, str] = {}
-    numbered = True
+    numbered = format_name == "moses"  # as long as no line says otherwise
     for line in read_lines(path):
         utterance, text = _split(line, format_name)
         if utterance in texts:
             raise line.error(f"id {shown(utterance)} is on an earlier line too; remove one.")
         texts[utterance] = text
         numbered = numbered and NUMBERED.match(line.text) is not None
-    if format_name == "moses" and texts and numbered:
+    if texts and numbered:
         raise FormatError(
             path,
             None,

@@ -11,18 +11,14 @@ from typing import Any, cast
 import torch
 from fairseq import checkpoint_utils, tasks, utils
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
-from fairseq.models import (
-    ARCH_MODEL_REGISTRY,
-    MODEL_REGISTRY,
-    BaseFairseqModel,
-    FairseqLanguageModel,
-)
+from fairseq.models import BaseFairseqModel, FairseqLanguageModel
 from fairseq.tasks import FairseqTask
 from omegaconf import OmegaConf
 
 from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.language_model import LanguageModel
 from fairseq_fixedpoint.plugin import compat, registration
+from fairseq_fixedpoint.plugin.architectures import model_class
 from fairseq_fixedpoint.plugin.model_scorer import ModelScorer
 from fairseq_fixedpoint.rescoring.loading import NOT_TRAINED_UNNORMALIZED, LoadedModel
 
@@ -70,10 +66,9 @@ def _load(
     path = Path(path)
     state = read_checkpoint(path, trust_checkpoint)
     cfg = configuration(path, state)
-    name = getattr(cfg.get("model"), "_name", None) or getattr(cfg.get("model"), "arch", None)
-    if (known := ARCH_MODEL_REGISTRY.get(name) or MODEL_REGISTRY.get(name)) is not None:
+    if (named := model_class(cfg.get("model"))) is not None:
         # Before its dictionary is looked for, as models of another kind have other ones.
-        _require_language_model(path, known)
+        _require_language_model(path, named)
     folder = dictionary_folder(path, cfg.task.get("data"), data)
     cfg.task.data = folder
     model, task = build(path, state, cfg, f"the dictionary {folder}/dict.txt", "language model")

@@ -291,7 +291,7 @@ def _trouble_with(path: str, error: Exception) -> str | None:
     if size == 0:
         return f"The checkpoint {path} is empty (0 bytes). {_REMEDY}."
     try:
-        # Where the protection is not PyTorch's default, fairseq has just read the file without it.
+        # fairseq's main branch has just read the file without the protection.
         with _stored_classes_allowed():
             state = torch.load(local_path, map_location="cpu", weights_only=True)
     except Exception as reading_error:

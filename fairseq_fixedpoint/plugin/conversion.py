@@ -22,6 +22,7 @@ from torch import Tensor
 from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.language_model.config import check_iterations
 from fairseq_fixedpoint.plugin import registration
+from fairseq_fixedpoint.plugin.architectures import model_name
 from fairseq_fixedpoint.plugin.checkpoints import (
     configuration,
     dictionary_folder,
@@ -111,7 +112,7 @@ def convert(
         raise InputError(str(error)) from error
     state = read_checkpoint(path, trust_checkpoint)
     cfg = configuration(path, state)
-    name = getattr(cfg.get("model"), "_name", None)
+    name = model_name(cfg.get("model"))
     if name != "lstm_lm":
         raise InputError(
             f"{path} holds {f'a model of architecture {name}' if name else 'no model'}: only "

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fairseq.dataclass import FairseqDataclass
-from fairseq.models import ARCH_MODEL_REGISTRY, MODEL_REGISTRY, BaseFairseqModel
+from fairseq.models import BaseFairseqModel
 from fairseq.tasks import FairseqTask
 
 from fairseq_fixedpoint.plugin.generation.sequence_generator import FixedPointSequenceGenerator
@@ -32,17 +32,6 @@ class GenerationTaskConfig(FairseqDataclass):
             "bfloat16"
         },
     )
-
-
-def model_class(args: object) -> type | None:
-    """The class that the options of a model name; None if fairseq knows it under another name."""
-    name = model_name(args)
-    return MODEL_REGISTRY.get(name) or ARCH_MODEL_REGISTRY.get(name)
-
-
-def model_name(args: object) -> str | None:
-    """What --arch was, in the options of a model."""
-    return getattr(args, "_name", None) or getattr(args, "arch", None)
 
 
 class GenerationTask(FairseqTask):

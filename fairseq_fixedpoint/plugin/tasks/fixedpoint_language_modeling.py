@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from fairseq_fixedpoint.language_model.order import Iterated
 from fairseq_fixedpoint.language_model.text_summary import TextSummary
+from fairseq_fixedpoint.plugin.architectures import model_class, model_name
 from fairseq_fixedpoint.plugin.data import (
     ContiguousStreamsDataset,
     LeftContextDataset,
@@ -40,8 +41,6 @@ from fairseq_fixedpoint.plugin.data.occurrences import sentence_starts
 from fairseq_fixedpoint.plugin.generation.generation_task import (
     GenerationTask,
     GenerationTaskConfig,
-    model_class,
-    model_name,
 )
 from fairseq_fixedpoint.plugin.generation.texts import prefixes_of, texts_dataset
 from fairseq_fixedpoint.plugin.models.decoder import FixedPointDecoder

@@ -13,12 +13,11 @@ from fairseq.data.iterators import EpochBatchIterating
 from fairseq.models import BaseFairseqModel, FairseqLanguageModel
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 
+from fairseq_fixedpoint.plugin.architectures import model_class, model_name
 from fairseq_fixedpoint.plugin.data import RemainderDataset, check_no_padding
 from fairseq_fixedpoint.plugin.generation.generation_task import (
     GenerationTask,
     GenerationTaskConfig,
-    model_class,
-    model_name,
 )
 from fairseq_fixedpoint.plugin.tasks.training import TrainingTask
 
