@@ -11,7 +11,7 @@ from fairseq.sequence_scorer import SequenceScorer
 from omegaconf import OmegaConf
 
 from fairseq_fixedpoint.errors import InputError
-from fairseq_fixedpoint.language_model.config import LARGEST_ORDER
+from fairseq_fixedpoint.recurrence.order import LARGEST_ORDER
 from fairseq_fixedpoint.rescoring import Scorer
 from fairseq_fixedpoint.rescoring.block_scorer import LanguageModelScorer
 from fairseq_fixedpoint.rescoring.text import TextEncoder

@@ -6,13 +6,10 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fairseq_fixedpoint.recurrence import check_probability, check_share
+from fairseq_fixedpoint.recurrence import check_iterations, check_probability, check_share
 from fairseq_fixedpoint.recurrence.summary import check_memory, weights_of_a_product
 
 STARTS = ("constant", "stream", "sentence")
-
-# Far above any order that is of use, far below what would overflow; the exact recurrence is 0.
-LARGEST_ORDER = 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,11 +216,3 @@ class LanguageModelConfig:
             ("start_tokens", weights),
         ):
             check_memory(f"{option(name)} {getattr(self, name)}", numbers, "lower it")
-
-
-def check_iterations(name: str, iterations: int) -> None:
-    """Raises ValueError for a K out of range, which a user knows as `name`."""
-    if not 0 <= iterations <= LARGEST_ORDER:
-        raise ValueError(
-            f"{name} must be 0 (exact) or more, up to {LARGEST_ORDER:,}, not {iterations}."
-        )

@@ -12,9 +12,15 @@ from torch import Tensor, nn
 
 from fairseq_fixedpoint.language_model.adaptive_softmax import AdaptiveSoftmaxParameters
 from fairseq_fixedpoint.language_model.config import LanguageModelConfig
-from fairseq_fixedpoint.language_model.order import Iterated
 from fairseq_fixedpoint.language_model.text_summary import TextSummary
-from fairseq_fixedpoint.recurrence import FixedPointRNN, dropout_mask
+from fairseq_fixedpoint.recurrence import (
+    FixedPointRNN,
+    Iterated,
+    dropout_mask,
+    dropped,
+    embedding,
+    linear,
+)
 from fairseq_fixedpoint.recurrence.gates import GateValues, NeuronGates
 from fairseq_fixedpoint.recurrence.iteration import Layer, Solution
 from fairseq_fixedpoint.softmax import AdaptiveSoftmax, OutputProjection, Softmax, Tail
@@ -455,27 +461,6 @@ class LanguageModel(Iterated, nn.Module):
             for first, tail in zip(adaptive.cutoff, adaptive.tail, strict=False)
         ]
         return AdaptiveSoftmax(OutputProjection(adaptive.head.weight, None, dtype), tails)
-
-
-def dropped(x: Tensor, p: float, variational: bool) -> Tensor:
-    """A block ``(T, B, D)`` with dropout, of the kind that `dropout_mask` describes."""
-    return x * dropout_mask(x, p, variational) if p > 0 else x
-
-
-def embedding(vocabulary_size: int, width: int, padding: int) -> nn.Embedding:
-    """Embeddings that start as those of fairseq's `lstm_lm`: uniform within 0.1, padding 0."""
-    made = nn.Embedding(vocabulary_size, width, padding_idx=padding)
-    nn.init.uniform_(made.weight, -0.1, 0.1)
-    nn.init.zeros_(made.weight[padding])
-    return made
-
-
-def linear(inputs: int, outputs: int) -> nn.Linear:
-    """A linear map that starts as those of fairseq's `lstm_lm`: uniform within 0.1."""
-    made = nn.Linear(inputs, outputs)
-    for parameter in made.parameters():
-        nn.init.uniform_(parameter, -0.1, 0.1)
-    return made
 
 
 def _continued(left: Tensor | None, batch_size: int) -> Tensor | None:

@@ -20,7 +20,6 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from fairseq_fixedpoint.errors import InputError
-from fairseq_fixedpoint.language_model.config import check_iterations
 from fairseq_fixedpoint.plugin import registration
 from fairseq_fixedpoint.plugin.architectures import model_name
 from fairseq_fixedpoint.plugin.checkpoints import (
@@ -40,6 +39,7 @@ from fairseq_fixedpoint.plugin.tasks.fixedpoint_language_modeling import (
     FixedPointLanguageModelingConfig,
     FixedPointLanguageModelingTask,
 )
+from fairseq_fixedpoint.recurrence import check_iterations
 
 TASKS = ("language_modeling", "fixedpoint_language_modeling")
 CELL = re.compile(r"decoder\.layers\.(\d+)\.((?:weight|bias)_[ih]h)")

@@ -3,8 +3,10 @@
 from fairseq_fixedpoint.recurrence.arguments import check_share
 from fairseq_fixedpoint.recurrence.bidirectional import both_directions
 from fairseq_fixedpoint.recurrence.cells import CELLS, NONLINEARITIES
-from fairseq_fixedpoint.recurrence.dropout import check_probability, dropout_mask
+from fairseq_fixedpoint.recurrence.dropout import check_probability, dropout_mask, dropped
+from fairseq_fixedpoint.recurrence.initialization import embedding, linear
 from fairseq_fixedpoint.recurrence.iteration import Solution
+from fairseq_fixedpoint.recurrence.order import Iterated, check_iterations
 from fairseq_fixedpoint.recurrence.solvers import (
     Jacobi,
     Newton,
@@ -20,6 +22,7 @@ __all__ = [
     "NONLINEARITIES",
     "FixedOrder",
     "FixedPointRNN",
+    "Iterated",
     "Jacobi",
     "Newton",
     "QuasiNewton",
@@ -27,8 +30,12 @@ __all__ = [
     "SolverSolution",
     "TokenSummary",
     "both_directions",
+    "check_iterations",
     "check_probability",
     "check_share",
     "dropout_mask",
+    "dropped",
+    "embedding",
+    "linear",
     "solve",
 ]

@@ -26,6 +26,11 @@ def dropout_mask(x: Tensor, p: float, variational: bool, features: int | None = 
     return keep.to(x.dtype).div_(1 - p)
 
 
+def dropped(x: Tensor, p: float, variational: bool) -> Tensor:
+    """A block ``(T, B, D)`` with dropout, of the kind that `dropout_mask` describes."""
+    return x * dropout_mask(x, p, variational) if p > 0 else x
+
+
 def check_probability(name: str, p: float) -> None:
     """Raises ValueError unless `p` can be a dropout probability."""
     if not 0 <= p < 1:

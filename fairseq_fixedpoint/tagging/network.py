@@ -5,9 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fairseq_fixedpoint.language_model.model import dropped, embedding
-from fairseq_fixedpoint.language_model.order import Iterated
-from fairseq_fixedpoint.recurrence import FixedPointRNN, both_directions, check_probability
+from fairseq_fixedpoint.recurrence import (
+    FixedPointRNN,
+    Iterated,
+    both_directions,
+    check_probability,
+    dropped,
+    embedding,
+)
 from fairseq_fixedpoint.tagging.sentences import PADDING, UNKNOWN
 
 

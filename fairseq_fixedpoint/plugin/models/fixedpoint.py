@@ -17,9 +17,6 @@ from fairseq.models import FairseqEncoder, FairseqEncoderDecoderModel
 from fairseq.tasks import FairseqTask
 from torch import Tensor, nn
 
-from fairseq_fixedpoint.language_model.config import check_iterations
-from fairseq_fixedpoint.language_model.model import dropped, embedding
-from fairseq_fixedpoint.language_model.order import Iterated
 from fairseq_fixedpoint.plugin.models.checks import check_dictionary, fingerprint
 from fairseq_fixedpoint.plugin.models.config_values import (
     check_at_least_one,
@@ -28,7 +25,14 @@ from fairseq_fixedpoint.plugin.models.config_values import (
 )
 from fairseq_fixedpoint.plugin.models.decoder import FixedPointDecoder, FixedPointDecoderConfig
 from fairseq_fixedpoint.plugin.models.recurrent import build_recurrence, recomputed_share
-from fairseq_fixedpoint.recurrence import both_directions, check_probability
+from fairseq_fixedpoint.recurrence import (
+    Iterated,
+    both_directions,
+    check_iterations,
+    check_probability,
+    dropped,
+    embedding,
+)
 
 
 @dataclass

@@ -7,16 +7,13 @@ from fairseq.models import BaseFairseqModel
 from fairseq.tasks import FairseqTask
 from torch import Tensor, nn
 
-from fairseq_fixedpoint.language_model.config import check_iterations
-from fairseq_fixedpoint.language_model.model import dropped
-from fairseq_fixedpoint.language_model.order import Iterated
 from fairseq_fixedpoint.plugin.models.config_values import check_at_least_one, with_defaults
 from fairseq_fixedpoint.plugin.models.recurrent import (
     RecurrenceConfig,
     build_recurrence,
     recomputed_share,
 )
-from fairseq_fixedpoint.recurrence import check_probability
+from fairseq_fixedpoint.recurrence import Iterated, check_iterations, check_probability, dropped
 
 
 @dataclass

@@ -8,7 +8,6 @@ from fairseq.models import BaseFairseqModel
 from fairseq.tasks import FairseqTask
 from torch import Tensor
 
-from fairseq_fixedpoint.language_model.config import check_iterations
 from fairseq_fixedpoint.plugin.models.checks import fingerprint
 from fairseq_fixedpoint.plugin.models.config_values import check_at_least_one, with_defaults
 from fairseq_fixedpoint.plugin.models.recurrent import (
@@ -16,6 +15,7 @@ from fairseq_fixedpoint.plugin.models.recurrent import (
     build_recurrence,
     recomputed_share,
 )
+from fairseq_fixedpoint.recurrence import check_iterations
 from fairseq_fixedpoint.tagging import TaggingNetwork
 
 

@@ -29,7 +29,6 @@ from fairseq.optim.amp_optimizer import AMPOptimizer
 from fairseq.tasks.language_modeling import LanguageModelingConfig, LanguageModelingTask
 from torch import Tensor, nn
 
-from fairseq_fixedpoint.language_model.order import Iterated
 from fairseq_fixedpoint.language_model.text_summary import TextSummary
 from fairseq_fixedpoint.plugin.architectures import model_class, model_name
 from fairseq_fixedpoint.plugin.data import (
@@ -46,6 +45,7 @@ from fairseq_fixedpoint.plugin.generation.texts import prefixes_of, texts_datase
 from fairseq_fixedpoint.plugin.models.decoder import FixedPointDecoder
 from fairseq_fixedpoint.plugin.models.start import unused_options
 from fairseq_fixedpoint.plugin.tasks.training import TrainingTask
+from fairseq_fixedpoint.recurrence import Iterated
 
 logger = logging.getLogger(__name__)
 

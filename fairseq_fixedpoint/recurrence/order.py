@@ -9,9 +9,10 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from fairseq_fixedpoint.language_model.config import check_iterations
-
 logger = logging.getLogger(__name__)
+
+# Far above any order that is of use, far below what would overflow; the exact recurrence is 0.
+LARGEST_ORDER = 1_000_000
 
 
 class Iterated(nn.Module):
@@ -109,3 +110,11 @@ class Iterated(nn.Module):
         """In each forward pass: what is trained here is trained at this K."""
         if self.training and torch.is_grad_enabled():
             self.trained_iterations.fill_(self.iterations)
+
+
+def check_iterations(name: str, iterations: int) -> None:
+    """Raises ValueError for a K out of range, which a user knows as `name`."""
+    if not 0 <= iterations <= LARGEST_ORDER:
+        raise ValueError(
+            f"{name} must be 0 (exact) or more, up to {LARGEST_ORDER:,}, not {iterations}."
+        )
