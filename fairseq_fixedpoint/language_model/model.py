@@ -340,39 +340,60 @@ class LanguageModel(Iterated, nn.Module):
         x = self._input(self.embed_tokens(tokens[:, -new:].t()), summary)  # (new, B, D)
         layers = self.effective_layers() if cache is None else cache.layers
         if cache is None and self.iterations == 0:
-            solution = self.rnn(
-                x,
-                0,
-                resets=self._resets(tokens.t()),
-                padding_mask=tokens.t().eq(self.padding_idx),
-                summary=begins,
-                gates=self._gate_values(),
-            )
-            output, iterates = solution.output[-1], solution.final_state.unsqueeze(1)
+            output, iterates = self._read_exactly(x, tokens, begins)
         else:  # K steps, as many as a block's, for a text that is new
             if cache is None:
                 iterates = self.rnn.initial_cache(tokens.size(0), self.iterations)
             else:
                 iterates = cache.iterates
-            resets = self._step_resets(tokens)
-            for position in range(-new, 0):
-                output, iterates = self.rnn.step(
-                    x[position],
-                    iterates,
-                    None if resets is None else resets[:, position],
-                    layers,
-                    None if begins is None else begins[position],
-                )
-        recent = None
-        if self.summary is not None:
-            recent = tokens.t()
-            if cache is not None and cache.recent is not None:
-                recent = torch.cat([cache.recent, recent[-1:]])
-            recent = recent[max(0, recent.size(0) - self.summary.tokens) :]  # (t, B)
-        last = None if summary is None else summary[-1]  # (B, S)
+            output, iterates = self._read_on(x, tokens, begins, iterates, layers)
         # A copy: fairseq divides by its temperature in place, and `output` may be the cache.
         features = self._features(output.unsqueeze(0).clone(), None)
-        return features, StepCache(iterates, layers, recent, last)
+        last = None if summary is None else summary[-1]  # (B, S)
+        return features, StepCache(iterates, layers, self._recent_tokens(tokens, cache), last)
+
+    def _read_exactly(
+        self, x: Tensor, tokens: Tensor, begins: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The exact recurrence over whole texts: its output ``(B, H)`` and states of one order."""
+        solution = self.rnn(
+            x,
+            0,
+            resets=self._resets(tokens.t()),
+            padding_mask=tokens.t().eq(self.padding_idx),
+            summary=begins,
+            gates=self._gate_values(),
+        )
+        return solution.output[-1], solution.final_state.unsqueeze(1)
+
+    def _read_on(
+        self,
+        x: Tensor,
+        tokens: Tensor,
+        begins: Tensor | None,
+        iterates: Tensor,
+        layers: list[Layer],
+    ) -> tuple[Tensor, Tensor]:
+        """Steps over the last tokens, whose inputs are `x`: the last one's output and iterates."""
+        resets = self._step_resets(tokens)
+        for position in range(-x.size(0), 0):
+            output, iterates = self.rnn.step(
+                x[position],
+                iterates,
+                None if resets is None else resets[:, position],
+                layers,
+                None if begins is None else begins[position],
+            )
+        return output, iterates
+
+    def _recent_tokens(self, tokens: Tensor, cache: StepCache | None) -> Tensor | None:
+        """What the next token's summary needs of the texts, ``(t, B)``."""
+        if self.summary is None:
+            return None
+        recent = tokens.t()
+        if cache is not None and cache.recent is not None:
+            recent = torch.cat([cache.recent, recent[-1:]])
+        return recent[max(0, recent.size(0) - self.summary.tokens) :]
 
     def _step_resets(self, tokens: Tensor) -> Tensor | None:
         """Where the recurrence starts anew in texts that are padded on the left, ``(B, T)``."""
