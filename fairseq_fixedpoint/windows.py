@@ -105,23 +105,8 @@ def distinct_windows(
     Raises:
         ValueError: for an order below 1, or lengths that do not match.
     """
-    if order < 1:
-        raise ValueError(f"order must be at least 1, not {order}.")
+    length, first, number = _checked(tokens, lengths, order, first_scored, begins)  # (S,) each
     device = tokens.device
-    length = torch.as_tensor(lengths, dtype=torch.int64, device=device)  # (S,)
-    if first_scored is None:
-        first = torch.zeros_like(length)
-    else:
-        first = torch.as_tensor(first_scored, dtype=torch.int64, device=device)
-    if length.sum() != tokens.numel() or first.shape != length.shape:
-        raise ValueError(
-            f"{tokens.numel()} tokens and {first.numel()} first positions do not match "
-            f"{length.numel()} sequences of {int(length.sum())} tokens together."
-        )
-    if begins is not None and len(begins) != length.numel():
-        raise ValueError(f"{len(begins)} starts do not match {length.numel()} sequences.")
-    if length.numel() and bool(((first < 0) | (first >= length)).any()):
-        raise ValueError("every sequence needs a wanted position: first_scored must be inside it.")
     vocabulary = int(tokens.max()) + 1 if tokens.numel() else 1
     start = length.cumsum(0) - length  # (S,)
     place = torch.arange(tokens.numel(), device=device)  # (P,)
@@ -137,10 +122,7 @@ def distinct_windows(
     chain = torch.cat([start[is_head], grown])  # first position of each chain
     size = torch.cat([length[is_head].clamp(max=order), torch.full_like(grown, order)])
 
-    row = torch.zeros_like(chain)
-    if begins is not None:
-        number = torch.as_tensor(begins, dtype=torch.int64, device=device)  # (S,)
-        row = number.repeat_interleave(length)[chain]
+    row = number.repeat_interleave(length)[chain]
     levels, context_rows, positions = [], [], []
     context = torch.full_like(tokens, -1)
     contexts = 0
@@ -169,6 +151,35 @@ def distinct_windows(
         context_rows.append(distinct)
         contexts += distinct.numel()
     return SharedWindows(levels, context_rows, context[is_scored], positions)
+
+
+def _checked(
+    tokens: Tensor,
+    lengths: Sequence[int],
+    order: int,
+    first_scored: Sequence[int] | None,
+    begins: Sequence[int] | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Each sequence's length, first wanted position and number of its start, ``(S,)`` int64."""
+    if order < 1:
+        raise ValueError(f"order must be at least 1, not {order}.")
+    zeros = [0] * len(lengths)
+    length, first, number = (
+        torch.as_tensor(
+            zeros if values is None else values, dtype=torch.int64, device=tokens.device
+        )
+        for values in (lengths, first_scored, begins)
+    )
+    if length.sum() != tokens.numel() or first.shape != length.shape:
+        raise ValueError(
+            f"{tokens.numel()} tokens and {first.numel()} first positions do not match "
+            f"{length.numel()} sequences of {int(length.sum())} tokens together."
+        )
+    if number.shape != length.shape:
+        raise ValueError(f"{number.numel()} starts do not match {length.numel()} sequences.")
+    if length.numel() and bool(((first < 0) | (first >= length)).any()):
+        raise ValueError("every sequence needs a wanted position: first_scored must be inside it.")
+    return length, first, number
 
 
 def advance(
