@@ -723,6 +723,7 @@ def test_the_task_makes_an_output_layer_in_bfloat16():
         ([language_model()], {"min_len": 9, "max_len_b": 5}, "--min-len 9 is above"),
         ([lstm()], {"bf16_output": True}, "--bf16-output is for the full softmax of a fixed-point"),
         ([lstm()], {"lm_model": build(words=3)}, "--lm-path: .* dictionary .7 entries. is not"),
+        ([lstm()], {"lm_model": translation_model()}, "--lm-path names a translation model"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(models, options, message):

@@ -230,8 +230,6 @@ def test_models_of_other_tasks_are_refused(data, trained, parallel, translator, 
     shutil.copy(parallel / "dict.tgt.txt", tmp_path / "bin" / "dict.txt")
     with pytest.raises(ValueError, match="lstm is no language model"):
         interact(tmp_path / "bin", translator, ["w1"], *FROM_LANGUAGE_MODEL)
-    for language in ("src", "tgt"):
-        shutil.copy(data / "dict.txt", tmp_path / "bin" / f"dict.{language}.txt")
     with pytest.raises(ValueError, match="--path names a language model"):
         interact(tmp_path / "bin", trained, ["w1"], *TRANSLATION)
 

@@ -919,7 +919,7 @@ def test_bad_lattices_are_left_out_and_counted(models, mixed, tmp_path, capsys):
     skipped = [line for line in said if ": skipped: " in line and str(mixed) in line]
     assert len(skipped) == 6 and len(said) == 7  # each is named, and all are counted
     assert said[-1].startswith("fixedpoint-rescore: 2 lattices, ")
-    assert said[-1].endswith(" 6 lattices skipped.")
+    assert said[-1].endswith(" 5 lattices and the unreadable rest of 1 file skipped.")
     assert sorted(file.name for file in (tmp_path / "output").iterdir()) == [
         "first.lat",
         "last.lat",
@@ -967,6 +967,19 @@ def test_a_bad_lattice_of_an_archive(models, tmp_path, capsys):
     assert list(read(tmp_path / "out")) == ["a", "c"]
 
 
+def test_the_rest_of_an_archive_that_is_cut_off_is_no_one_lattice(models, tmp_path, capsys):
+    path = tmp_path / "in.gz"
+    bad = b"u\n0 1 w1 1,1,\n1 0 w1 1,1,\n1\n\n"
+    good = b"".join(b"u%d\n0 1 w1 1,1,\n1\n\n" % number for number in range(99))
+    path.write_bytes(gzip.compress(bad + b"a\n0 1 w1 1,1,\n1\n\n") + gzip.compress(good)[:-9])
+    arguments = (path, "--model", models["gru"], "--output", tmp_path / "out")
+    assert lattice(*arguments, "--on-error", "skip") == 0
+    said = capsys.readouterr().err
+    assert said.count(f"skipped: {path}, line ") == 2
+    assert said.endswith(" 1 lattice and the unreadable rest of 1 file skipped.\n")
+    assert "a" in read(tmp_path / "out")
+
+
 def test_what_is_no_lattice(models, tmp_path, capfd):
     path = tmp_path / "in"
     arguments = (path, "--model", models["gru"], "--output", tmp_path / "out")
@@ -994,6 +1007,18 @@ def test_what_is_no_lattice(models, tmp_path, capfd):
             "line 1: the lattice's weighted scores are out",
         ),
         (("--model", "gru", "--weights", "lenpen"), "normalises by length"),
+        (
+            ("--model", "gru", "--acoustic-scale", 1, "--weight", "acoustic=2"),
+            "--acoustic-scale and --weight acoustic=W are of one score: give one",
+        ),
+        (
+            ("--model", "gru", "--lm-scale", 1, "--weight", "FixedPoint0=2"),
+            "--lm-scale and --weight FixedPoint0=W are of one score",
+        ),
+        (
+            ("--model", "gru", "--old-lm-weight", 1, "--weight", "graph=2"),
+            "--old-lm-weight and --weight graph=W are of one score",
+        ),
         (("--model", "gru", "--nbest-size", 0), "must be at least 1"),
         (("--model", "gru", "--max-states", 0), "must be at least 1"),
         (("--model", "gru", "--posterior-scale", 0), "--posterior-scale must be a positive"),
@@ -1010,6 +1035,7 @@ def test_what_is_no_lattice(models, tmp_path, capfd):
         (("--model", "gru", "--output", "/dev/null"), "no ordinary file"),
         (("--model", "gru", "--nbest", "/dev/full"), "no ordinary file"),
         (("--model", "gru", "--symbols", "nowhere"), "nowhere: cannot be read"),
+        (("--model", "gru", "--symbols", "words.txt"), "small.lat is read as SLF: drop it"),
     ],
     ids=str,
 )
@@ -1018,6 +1044,7 @@ def test_options_that_cannot_be_honoured(
 ):
     monkeypatch.chdir(tmp_path)
     file_of("before", tmp_path / "out")
+    file_of("<eps> 0\n", tmp_path / "words.txt")
     Combination({"acoustic": 1.0}, lenpen=1.0).save(tmp_path / "lenpen")
 
     def expanded(option):
@@ -1028,7 +1055,7 @@ def test_options_that_cannot_be_honoured(
     assert trouble in refused(capfd, lattice, "small.lat", *arguments)
     assert (tmp_path / "out").read_text() == "before"
     left = {item.name for item in tmp_path.iterdir()} - {"out.partial"}
-    assert left == {"small.lat", "out", "lenpen"}
+    assert left == {"small.lat", "out", "words.txt", "lenpen"}
 
 
 def test_word_probabilities_of_a_lattice_are_not_mixed(models, arpa, small, tmp_path, capsys):

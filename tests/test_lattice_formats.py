@@ -552,7 +552,7 @@ BAD_SLF = [
     ("N=3", "end=1.5 N=3", 1, "end must be a whole number"),
     ("E=1", "E=2", 3, "node 1 cannot be reached"),
     ("a=2", "a=nan", 6, "a= of link 1 must be a finite number"),
-    ("a=2", "a=-inf", 6, "a= of link 1 must be a finite number"),
+    ("a=2", "a=-inf", 6, "a= of link 1 is -inf, of which no sum can be made"),
     ("a=2", "l=", 6, "l= of link 1 must be a finite number"),
     ("a=2", "p=x", 6, "p= of link 1 must be a finite number"),
     ("J=0", "#\nx=1\nJ=0", 6, "must start with I= or J="),
@@ -591,7 +591,9 @@ BAD_SLF = [
     (GRAPH, f"base=10\n{GRAPH[:-2]}1e308\n", 7, "a= of link 1 is too large for a number"),
     ("S=1 ", "", 6, "link 1 lacks S="),
     (" E=2", "", 6, "link 1 lacks E="),
-    (" E=2 W=b", "", 6, "ends with this line, and may be cut off"),
+    (" E=2 W=b a=2\n", "", 6, "ends inside this line, and may be cut off"),
+    (" W=b a=2\n", " W", 6, "ends inside this line, and may be cut off"),
+    ("J=1 S=1 E=2", "J=1 S=1 E=2 l=-inf", 6, "write the lattice with -htk-logzero"),
     ("J=1", "", 6, "must start with I= or J="),
     (" W=b", "", 6, "link 1 lacks W=, its word"),
     (" W=b", " W", 6, "must be fields key=value"),
@@ -662,7 +664,9 @@ def test_symbols(tmp_path):
         read_text("u\n0 1 7 1,2,\n1\n", kaldi)
     with pytest.raises(FormatError, match="lacks 'dog'"):
         kaldi.write(replace(lattice, words=["dog", ""]), io.StringIO())
-    for bad in "cat\n", "cat x\n", "a 1\nb 1\n":
+    with pytest.raises(FormatError, match=r"'cat' is no id of the table .* leave the table out"):
+        read_text("u\n0 1 cat 1,2,\n1\n", kaldi)
+    for bad in "cat\n", "cat x\n", "a 1\nb 1\n", "a 1\na 2\n":
         path.write_text(bad)
         with pytest.raises(FormatError):
             read_symbols(path)

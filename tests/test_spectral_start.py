@@ -74,7 +74,7 @@ def test_training_goes_on_from_the_start(teacher, tmp_path, capsys):
     assert start(folder, made, "--units", 5) == 0
     said = capsys.readouterr().err
     assert "11,000 windows of 3 inputs; 5 of 7 units come from their moments" in said
-    assert f"--restore-file {made}" in said
+    assert f"--user-dir {PLUGIN} " in said and f"--restore-file {made}" in said
     at_once = float(loss(folder, made)["loss"])
     trained = float(train_for(20, folder, tmp_path / "a", "--restore-file", made)["loss"])
     random = float(train_for(60, folder, tmp_path / "b")["loss"])

@@ -16,6 +16,7 @@ from fairseq_fixedpoint.cli import (
 from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.formats import LatticeFormat
 from fairseq_fixedpoint.formats.fst_text import SIGNS, FstText
+from fairseq_fixedpoint.formats.language_scores import ADDED_TO, REPLACEABLE
 from fairseq_fixedpoint.formats.lattice_files import LATTICE_FORMATS
 from fairseq_fixedpoint.formats.lattice_times import FRAME_SHIFT
 from fairseq_fixedpoint.rescoring.combination import Combination
@@ -196,6 +197,8 @@ def check_options(args: Namespace, form: LatticeFormat, names: list[str] | None)
             raise InputError(f"{option}: a picture's name ends in {', '.join(SUFFIXES)}.")
     if args.posteriors and form.name != "slf":
         raise InputError("--posteriors are for SLF: other lattices have no place for them.")
+    if args.symbols is not None and form.name == "slf":
+        raise InputError(f"--symbols is of word ids, and {args.input} is read as SLF: drop it.")
     if args.fst_weights is not None and not isinstance(form, FstText):
         raise InputError(f"--fst-weights is for FSTs, and {args.input} is read as {form.name}.")
     for option, number in ("--nbest-size", args.nbest_size), ("--max-states", args.max_states):
@@ -232,7 +235,16 @@ def lattice_rescorer(args: Namespace) -> LatticeRescorer:
         weights = dict(loaded.weights)
         if weights.get("score") == 0:
             del weights["score"]  # the total of a list that came from lattices
-    weights |= named_arguments.parsed_weights(args)
+    named = named_arguments.parsed_weights(args)
+    for option, value, names in (
+        ("--acoustic-scale", args.acoustic_scale, {"acoustic"}),
+        ("--lm-scale", args.lm_scale, neural.keys()),
+        ("--old-lm-weight", args.old_lm_weight, {*ADDED_TO, *REPLACEABLE}),
+    ):
+        both = sorted(named.keys() & names)
+        if value is not None and both:
+            raise InputError(f"{option} and --weight {both[0]}=W are of one score: give one.")
+    weights |= named
     if args.acoustic_scale is not None:
         weights["acoustic"] = args.acoustic_scale
     if args.lm_scale is not None:

@@ -15,7 +15,7 @@ from typing import IO
 from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.files import atomic_write
 from fairseq_fixedpoint.formats import FormatError
-from fairseq_fixedpoint.formats.text_files import create
+from fairseq_fixedpoint.formats.text_files import UnreadableRest, create
 
 ONE_LINE = re.compile(r"\s*\n\s*")
 
@@ -69,23 +69,27 @@ def tell(program: str, *sentences: str) -> None:
 
 
 class Skipped:
-    """Counts malformed lines, and shows the first few."""
+    """Counts malformed lines, and files of which nothing more can be read; shows the first few."""
 
     def __init__(self, program: str, shown: float = 5):
         self.program = program
         self.shown = shown
         self.count = 0
+        self.files = 0
 
     def __call__(self, error: FormatError) -> None:
-        self.count += 1
-        if self.count <= self.shown:
+        if isinstance(error, UnreadableRest):
+            self.files += 1
+        else:
+            self.count += 1
+        if self.count + self.files <= self.shown:
             tell(self.program, f"skipped: {error}")
-        elif self.count == self.shown + 1:
+        elif self.count + self.files == self.shown + 1:
             tell(self.program, "skipped: more, which are only counted.")
 
     def check_left(self, left: int, source: object) -> None:
         """Raises InputError, before an output is put in place, if nothing was left to write."""
-        if self.count and not left:
+        if (self.count or self.files) and not left:
             raise InputError(
                 f"nothing is left of {source}: all of it was malformed and skipped, so nothing is "
                 "written. Look at the first line that was skipped."
@@ -93,7 +97,10 @@ class Skipped:
 
     def sentence(self, noun: str = "malformed line") -> str:
         """How many there were, to be added to others; nothing if there were none."""
-        return f" {quantity(self.count, noun)} skipped." if self.count else ""
+        parts = [quantity(self.count, noun)] if self.count else []
+        if self.files:
+            parts.append(f"the unreadable rest of {quantity(self.files, 'file')}")
+        return f" {' and '.join(parts)} skipped." if parts else ""
 
 
 def passed_by(count: int) -> str:

@@ -24,6 +24,7 @@ SCORES = {
 }
 UNSCALED = frozenset(["ds", *MORE])  # carried along where they are no numbers and weigh nothing
 EMPTY_WORD = "!NULL"
+INFINITIES = frozenset(["-inf", "-infinity"])
 
 
 class SlfEntry(NamedTuple):
@@ -50,6 +51,11 @@ class SlfBase:
 
     def natural(self, line: Line, text: str, meaning: str) -> float:
         """The natural logarithm that a number of the file stands for."""
+        if text.lower() in INFINITIES:
+            raise line.error(
+                f"{meaning} is {text}, of which no sum can be made: have SRILM write the lattice "
+                "with -htk-logzero and a large negative number."
+            )
         value = line.value(text, meaning)
         if self.log is not None:
             value *= self.log

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import re
 import zlib
+from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import takewhile
 from pathlib import Path
 
@@ -28,6 +30,8 @@ from fairseq_fixedpoint.formats.text_files import (
     FormatError,
     Line,
     OnError,
+    UnreadableRest,
+    raw_lines,
     read_lines,
     shown,
     stop,
@@ -132,14 +136,25 @@ def _node_columns(path: Path, first: int, columns: SlfColumns) -> dict[int, SlfE
 
 
 def _read(path: Path) -> Lattice:
-    header, nodes, links, line = _entries(path, content_lines(path))
+    with _cut_suspected(path):
+        header, nodes, links, line = _entries(path, content_lines(path))
     _check_counts(header, line, len(nodes), len(links))
-    try:
+    with _cut_suspected(path):
         return _lattice(path, header, nodes, SlfLinks(links))
+
+
+@contextmanager
+def _cut_suspected(path: Path) -> Iterator[None]:
+    """Adds to what is wrong with a line that it has no end."""
+    try:
+        yield
+    except UnreadableRest:
+        raise
     except FormatError as error:
-        if error.line != line.number:
+        [(number, raw)] = deque(raw_lines(path), maxlen=1)
+        if error.line != number or raw.endswith(b"\n"):
             raise
-        sentence = f"{error.sentence} The file ends with this line, and may be cut off."
+        sentence = f"{error.sentence} The file ends inside this line, and may be cut off."
         raise FormatError(path, error.line, sentence) from error
 
 

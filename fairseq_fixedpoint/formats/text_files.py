@@ -46,6 +46,10 @@ class FormatError(ValueError):
         return f"{place}: {self.sentence}"
 
 
+class UnreadableRest(FormatError):
+    """What is wrong with a file from a place on, so that nobody can say what it has there."""
+
+
 OnError = Callable[[FormatError], None]
 
 
@@ -293,9 +297,9 @@ def _damage_reported(path: Path, line: Callable[[], int | None]) -> Iterator[Non
     try:
         yield
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise FormatError(
+        raise UnreadableRest(
             path, line(), f"the gzip file is cut off or damaged ({error}); copy it again."
         ) from error
     except OSError as error:
         reason = error.strerror or error
-        raise FormatError(path, None, f"cannot be read: {reason}.") from error
+        raise UnreadableRest(path, None, f"cannot be read: {reason}.") from error

@@ -48,7 +48,7 @@ class WordLabels:
                 if int(label.text) != 0:
                     raise label.line.error(
                         f"the words are ids, such as {label.text}; give the words.txt they are "
-                        "from."
+                        "from (--symbols)."
                     )
             return [""] * len(labels), EMPTY_ID if labels else EMPTY_WORD
         self._only_numbers = False
@@ -75,6 +75,11 @@ class WordLabels:
 
     @staticmethod
     def _symbol(label: Label, symbols: Mapping[int, str]) -> str:
+        if not COUNT.fullmatch(label.text):
+            raise label.line.error(
+                f"{shown(label.text)} is no id of the table of symbols; where lattices have words, "
+                "leave the table out (--symbols)."
+            )
         number = count(label.line, label.text, "a word's id")
         if number == 0:
             return ""  # by OpenFst's convention, whatever its symbol
@@ -88,9 +93,10 @@ def read_symbols(path: Path) -> dict[int, str]:
     """The words of a `words.txt` by id: a word and its id on each line.
 
     Raises:
-        FormatError: for a file that cannot be read, a malformed line, an id that repeats.
+        FormatError: for a file that cannot be read, a malformed line, an id or a word that repeats.
     """
     symbols: dict[int, str] = {}
+    id_of: dict[str, int] = {}
     for line in read_lines(path):
         columns = words(line.text)
         if len(columns) != 2:
@@ -98,5 +104,11 @@ def read_symbols(path: Path) -> dict[int, str]:
         number = count(line, columns[1], "the id")
         if number in symbols:
             raise line.error(f"id {number} is on an earlier line too; remove one.")
-        symbols[number] = columns[0]
+        word = columns[0]
+        if id_of.setdefault(word, number) != number:
+            raise line.error(
+                f"{shown(word)} has the id {id_of[word]} on an earlier line; remove one, as a word "
+                "is written with one id."
+            )
+        symbols[number] = word
     return symbols

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import warnings
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from fairseq import options, tasks, utils
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 
+import fairseq_fixedpoint
 from fairseq_fixedpoint.cli.run import quantity
 from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.files import atomic_write
@@ -65,10 +67,11 @@ def make_start(args: argparse.Namespace) -> list[str]:
     put_into(network, model.recurrence)
     with atomic_write(args.output) as made:
         write_checkpoint(untrained_checkpoint(cfg, model, "FixedPointFeaturesCriterion"), made)
+    plugin = Path(fairseq_fixedpoint.__file__).parent
     return [
         *sentences,
-        f"train it: fairseq-train {args.data} {' '.join(_training_options(args))} --restore-file "
-        f"{args.output} ...",
+        f"train it: fairseq-train {args.data} --user-dir {plugin} "
+        f"{' '.join(_training_options(args))} --restore-file {args.output} ...",
     ]
 
 

@@ -90,7 +90,7 @@ class FixedPointSequenceGenerator(SequenceGenerator):
             self.beam_size = beam_size
             self.model.set_decoder_beam_size(beam_size)
         if self.lm_model is not None:
-            _check_dictionary(self.lm_model, tgt_dict)
+            _check_language_model(self.lm_model, tgt_dict)
         topk = getattr(self.search, "sampling_topk", -1)
         if topk > self.vocab_size:
             raise ValueError(
@@ -341,7 +341,12 @@ def _source(net_input: dict, pad: int, eos: int) -> tuple[Tensor, Tensor]:
     return source, (source.ne(eos) & source.ne(pad)).sum(1)
 
 
-def _check_dictionary(language_model: BaseFairseqModel, dictionary: Dictionary) -> None:
+def _check_language_model(language_model: BaseFairseqModel, dictionary: Dictionary) -> None:
+    if hasattr(language_model, "encoder"):
+        raise ValueError(
+            "--lm-path names a translation model, which has no probability of a text alone: give a "
+            "language model, trained with --task fixedpoint_language_modeling."
+        )
     lm_dictionary = language_model.decoder.dictionary
     if lm_dictionary.symbols != dictionary.symbols:
         raise ValueError(

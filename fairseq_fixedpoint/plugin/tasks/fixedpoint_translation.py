@@ -21,6 +21,11 @@ from fairseq_fixedpoint.plugin.generation.generation_task import (
 )
 from fairseq_fixedpoint.plugin.tasks.training import TrainingTask
 
+PATH_OF_A_LANGUAGE_MODEL = (
+    "--path names a language model, which has no source to translate: give it as --lm-path beside "
+    "a translation model, or use --task fixedpoint_language_modeling."
+)
+
 
 @dataclass
 class FixedPointTranslationTaskConfig(TranslationConfig, GenerationTaskConfig):
@@ -41,10 +46,12 @@ class FixedPointTranslationTask(GenerationTask, TrainingTask, TranslationTask):
         """Builds the model.
 
         Raises:
-            ValueError: for a language model to be trained.
+            ValueError: for a language model.
         """
         kind = model_class(args)
-        if not from_checkpoint and kind is not None and issubclass(kind, FairseqLanguageModel):
+        if kind is not None and issubclass(kind, FairseqLanguageModel):
+            if from_checkpoint:
+                raise ValueError(PATH_OF_A_LANGUAGE_MODEL)
             raise ValueError(
                 f"{model_name(args)} is a language model, which has no source to translate: choose "
                 "another --arch, or --task fixedpoint_language_modeling."
@@ -86,8 +93,5 @@ class FixedPointTranslationTask(GenerationTask, TrainingTask, TranslationTask):
             ValueError: for a model without an encoder, or options that the models cannot honour.
         """
         if not all(hasattr(model, "encoder") for model in models):
-            raise ValueError(
-                "--path names a language model, which has no source to translate: give it as "
-                "--lm-path beside a translation model, or use --task fixedpoint_language_modeling."
-            )
+            raise ValueError(PATH_OF_A_LANGUAGE_MODEL)
         return super().build_generator(models, args, *more, **options)
