@@ -967,6 +967,27 @@ def test_a_bad_lattice_of_an_archive(models, tmp_path, capsys):
     assert list(read(tmp_path / "out")) == ["a", "c"]
 
 
+@pytest.mark.parametrize(
+    ("option", "trouble"),
+    [
+        ("--plot", "the best paths have 70 arcs, and more than 60 cannot be read"),
+        ("--plot-confusion", "70 sets of words, and more than 40 cannot be read"),
+    ],
+)
+def test_what_no_picture_shows_is_refused_before_it_is_scored(
+    models, tmp_path, capfd, monkeypatch, option, trouble
+):
+    def never(*_):
+        raise AssertionError("the lattice was rescored")
+
+    arcs = "".join(f"{n} {n + 1} w{n % 2 + 1} 1,1,\n" for n in range(70))
+    path = file_of(f"u\n{arcs}69 70 w3 9,9,\n70\n\n", tmp_path / "long.ark")
+    monkeypatch.setattr(LatticeRescorer, "__call__", never)
+    arguments = (path, "--model", models["gru"], "--output", tmp_path / "out")
+    assert trouble in refused(capfd, lattice, *arguments, option, tmp_path / "picture.png")
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_rest_of_an_archive_that_is_cut_off_is_no_one_lattice(models, tmp_path, capsys):
     path = tmp_path / "in.gz"
     bad = b"u\n0 1 w1 1,1,\n1 0 w1 1,1,\n1\n\n"

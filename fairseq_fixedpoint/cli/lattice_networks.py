@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -70,14 +71,17 @@ def draw_networks(
     path: Path, lattice: Lattice, previous: Previous, rescorer: LatticeRescorer, args: Namespace
 ) -> None:
     """The picture of --plot-confusion."""
-    first, rescored = rescorer.first_pass(lattice), rescorer(lattice, previous)
-    nodes = np.arange(len(lattice.final))
+    rescored = rescorer(lattice, previous)
+    shares = posteriors_of(rescored.graph, rescored.unit, args)
+    after = network_and_words(lattice, rescored.graph, rescored.node, shares, args)
+    plot_networks(first_network(lattice, rescorer, args), after, path, title=lattice.utterance)
+
+
+def first_network(
+    lattice: Lattice, rescorer: LatticeRescorer, args: Namespace
+) -> tuple[Network, Sequence[str]]:
+    """The confusion network of a lattice as it was read, and the words of its best text."""
+    first = rescorer.first_pass(lattice)
     unit = max(1.0, lattice.weights.get(language_score(lattice), 1.0))
-    before, after = (
-        network_and_words(lattice, graph, node, posteriors_of(graph, of_unit, args), args)
-        for graph, node, of_unit in (
-            (first, nodes, unit),
-            (rescored.graph, rescored.node, rescored.unit),
-        )
-    )
-    plot_networks(before, after, path, title=lattice.utterance)
+    nodes = np.arange(len(lattice.final))
+    return network_and_words(lattice, first, nodes, posteriors_of(first, unit, args), args)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,7 +12,7 @@ from typing import IO, Any, NamedTuple
 from fairseq_fixedpoint.cli.lattice_networks import network_and_words, posteriors_of
 from fairseq_fixedpoint.cli.run import passed_by, quantity
 from fairseq_fixedpoint.errors import InputError
-from fairseq_fixedpoint.formats import Lattice, LatticeFormat, stop
+from fairseq_fixedpoint.formats import Lattice, LatticeFormat
 from fairseq_fixedpoint.formats.ctm import TimedWord, write_ctm
 from fairseq_fixedpoint.formats.language_scores import (
     REPLACEABLE,
@@ -87,9 +86,7 @@ def _result(
             result["network"] = [each.posteriors for each in network]
         if args.ctm is not None:
             result["ctm"] = timed_words(network, words)
-    text = io.StringIO()
-    form.write(made, text)
-    result["lattice"] = text.getvalue()
+    result["lattice"] = form.text(made)
     return result
 
 
@@ -156,54 +153,35 @@ class ResultFiles(NamedTuple):
     ctm: IO[str] | None
 
 
-class ResultWriter(LatticeFormat):
-    """Writes lattices as they were when they were rescored, and what else is wanted of them.
+def written(
+    results: Iterable[tuple[InContext, dict[str, Any]]],
+    summary: LatticeSummary,
+    beside: ResultFiles,
+    scores: Sequence[str],
+    skipped: OnError,
+) -> Iterator[tuple[Path, str]]:
+    """The file of each lattice that could be rescored, and what becomes of it there.
+
+    What else is wanted of it is written and counted on the way.
 
     Args:
         scores: names of the lattices' own scores, which are columns of the lists.
+        skipped: called with what is wrong with the others.
     """
-
-    def __init__(
-        self,
-        form: LatticeFormat,
-        summary: LatticeSummary,
-        beside: ResultFiles,
-        scores: list[str],
-        skipped: OnError,
-    ):
-        self.name = form.name
-        self._summary, self._beside = summary, beside
-        self._scores = scores
-        self._skipped = skipped
-        self._text = ""
-
-    def recognises(self, path: Path) -> bool:
-        raise NotImplementedError
-
-    def read(self, path: Path, on_error: OnError = stop) -> Iterator[Lattice]:
-        raise NotImplementedError
-
-    def write(self, lattice: Lattice, file: IO[str]) -> None:
-        file.write(self._text)
-
-    def lattices(self, results: Iterable[tuple[InContext, dict[str, Any]]]) -> Iterator[Lattice]:
-        """The lattices that could be rescored; what else there is of each is written on the way."""
-        lists, networks, ctm = self._beside
+    lists, networks, ctm = beside
+    if lists is not None:
+        lists.write("\t".join(("id", "score", "hypothesis", *scores)) + "\n")
+    for (lattice, _), result in results:
+        if "trouble" in result:
+            skipped(FormatError(lattice.path, lattice.line, result["trouble"]))
+            continue
+        summary.add(lattice, result)
         if lists is not None:
-            lists.write("\t".join(("id", "score", "hypothesis", *self._scores)) + "\n")
-        for (lattice, _), result in results:
-            if "trouble" in result:
-                trouble = FormatError(lattice.path, lattice.line, result["trouble"])
-                self._skipped(trouble)
-                continue
-            self._summary.add(lattice, result)
-            self._text = result["lattice"]
-            if lists is not None:
-                for weight, words, scores in result["nbest"]:
-                    numbers = "".join(f"\t{scores.get(name, 0.0):.10g}" for name in self._scores)
-                    lists.write(f"{lattice.utterance}\t{weight:.10g}\t{words}{numbers}\n")
-            if networks is not None:
-                write_network(lattice.utterance, result["network"], networks)
-            if ctm is not None:
-                write_ctm(lattice.utterance, starmap(TimedWord, result["ctm"]), ctm)
-            yield lattice
+            for weight, words, of_path in result["nbest"]:
+                numbers = "".join(f"\t{of_path.get(name, 0.0):.10g}" for name in scores)
+                lists.write(f"{lattice.utterance}\t{weight:.10g}\t{words}{numbers}\n")
+        if networks is not None:
+            write_network(lattice.utterance, result["network"], networks)
+        if ctm is not None:
+            write_ctm(lattice.utterance, starmap(TimedWord, result["ctm"]), ctm)
+        yield lattice.path, result["lattice"]

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import IO, Any
 
 from fairseq_fixedpoint.cli import lattice_options, long_runs, previous_context
-from fairseq_fixedpoint.cli.lattice_networks import check_for_ctm, draw_networks
+from fairseq_fixedpoint.cli.lattice_networks import check_for_ctm, draw_networks, first_network
 from fairseq_fixedpoint.cli.lattice_results import (
     InContext,
     LatticeSummary,
     ResultFiles,
-    ResultWriter,
     rescored_lattices,
+    written,
 )
 from fairseq_fixedpoint.cli.run import Skipped, tell
 from fairseq_fixedpoint.errors import InputError
@@ -30,12 +30,13 @@ from fairseq_fixedpoint.formats import (
     read_lattices,
     read_symbols,
     stop,
-    write_lattices,
+    write_texts,
     write_transcripts,
 )
 from fairseq_fixedpoint.formats.text_files import FormatError, OnError, create
+from fairseq_fixedpoint.rescoring.confusion_plot import columns_of
 from fairseq_fixedpoint.rescoring.jobs import groups, results_of
-from fairseq_fixedpoint.rescoring.lattice_plot import plot
+from fairseq_fixedpoint.rescoring.lattice_plot import check_paths, plot
 from fairseq_fixedpoint.rescoring.lattice_rescorer import LatticeRescorer
 from fairseq_fixedpoint.rescoring.lattice_search import best_path
 from fairseq_fixedpoint.rescoring.nbest_rescoring import PreviousTexts, with_previous
@@ -106,9 +107,9 @@ def _lattice(program: str, args: Namespace) -> None:
                 return stack.enter_context(create(stack.enter_context(atomic_write(path))))
 
             beside = ResultFiles(*map(created, (args.nbest, args.confusion, args.ctm)))
-            writer = ResultWriter(form, summary, beside, list(contents.scores), skipped)
+            made_texts = written(results, summary, beside, list(contents.scores), skipped)
             made = stack.enter_context(atomic_write(args.output))
-            write_lattices(writer.lattices(results), writer, args.input, made)
+            write_texts(made_texts, args.input, made)
             if not summary.best:
                 raise InputError(f"{args.input} has no lattice that can be rescored.")
             if args.one_best is not None:
@@ -166,7 +167,7 @@ class _Contents:
         """The lattices that can be rescored, while they are counted; `on_error` is told of others.
 
         Raises:
-            InputError: if there is none, or more than a picture can show.
+            InputError: if there is none, or more than a picture can show, in number or in one.
         """
         done = "read"
         for lattice in lattices:
@@ -178,6 +179,10 @@ class _Contents:
             except InputError as error:
                 on_error(FormatError(lattice.path, lattice.line, str(error)))
                 continue
+            if args.plot is not None:
+                check_paths(first := rescorer.first_pass(lattice), [best_path(first).arcs])
+            if args.plot_confusion is not None:
+                columns_of(*first_network(lattice, rescorer, args))
             self.total, self.last = self.total + 1, lattice
             self.scores |= dict.fromkeys(lattice.scores)
             yield lattice

@@ -19,6 +19,7 @@ from fairseq_fixedpoint.formats.lattice_files import (
     lattice_format,
     read_lattices,
     write_lattices,
+    write_texts,
 )
 from fairseq_fixedpoint.formats.linear_lattices import LinearLattices
 from fairseq_fixedpoint.formats.mlm_scoring import MlmScoring
@@ -64,6 +65,7 @@ __all__ = [
     "stop",
     "text_words",
     "write_lattices",
+    "write_texts",
     "write_transcripts",
 ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
@@ -148,6 +149,12 @@ class LatticeFormat(ABC):
         Raises:
             FormatError: for a score that is not finite, and what else the format cannot hold.
         """
+
+    def text(self, lattice: Lattice) -> str:
+        """What :meth:`write` appends."""
+        text = io.StringIO()
+        self.write(lattice, text)
+        return text.getvalue()
 
 
 def no_word_is_known(word: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 from fairseq_fixedpoint.formats.compact_lattice import CompactLattice
@@ -111,25 +112,33 @@ def read_lattices(path: Path, reader: LatticeFormat, on_error: OnError = stop) -
 def write_lattices(
     lattices: Iterable[Lattice], writer: LatticeFormat, source: Path, destination: Path
 ) -> None:
-    """Writes lattices in the order of :func:`read_lattices`, each file under its own name.
-
-    A file of which no lattice is left is not written.
-
-    Args:
-        source: where the lattices were read.
-        destination: a path that does not exist: of a file if `source` is a lattice file, or else of
-            a folder. Files whose names end in `.gz` are compressed.
+    """Writes lattices in the order of :func:`read_lattices`, as :func:`write_texts` does.
 
     Raises:
         FormatError: for what the format cannot hold, such as a score that is not finite.
     """
+    texts = ((lattice.path, writer.text(lattice)) for lattice in lattices)
+    write_texts(texts, source, destination)
+
+
+def write_texts(texts: Iterable[tuple[Path, str]], source: Path, destination: Path) -> None:
+    """Writes what becomes of each lattice, each file under its own name.
+
+    A file of which no lattice is left is not written.
+
+    Args:
+        texts: the file that a lattice was in, and what is written of it, file after file.
+        source: where the lattices were read.
+        destination: a path that does not exist: of a file if `source` is a lattice file, or else of
+            a folder. Files whose names end in `.gz` are compressed.
+    """
     single = lattice_files(source) == [source]
     if not single:
         destination.mkdir()
-    for path, group in groupby(lattices, key=lambda lattice: lattice.path):
+    for path, group in groupby(texts, key=itemgetter(0)):
         with create(destination if single else destination / path.name) as file:
-            for lattice in group:
-                writer.write(lattice, file)
+            for _, text in group:
+                file.write(text)
 
 
 def _listed(path: Path) -> list[Path]:

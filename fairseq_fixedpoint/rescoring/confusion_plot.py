@@ -54,7 +54,7 @@ def plot_networks(
             sets with more than one word to draw, or one that is certain.
     """
     require_picture(path)
-    blocks = [(_columns(*before), BEFORE), (_columns(*after), AFTER)]
+    blocks = [(columns_of(*before), BEFORE), (columns_of(*after), AFTER)]
     widths = [sum(_width(column) + GAP for column in columns) for columns, _ in blocks]
     heights = [ROW * max(map(len, columns), default=0) for columns, _ in blocks]
     figure, axes = new_picture(max(widths), -sum(heights) - ROW, sum(heights) + ROW, title)
@@ -73,8 +73,12 @@ def plot_networks(
     figure.savefig(path, dpi=160)
 
 
-def _columns(network: Network, best: Sequence[str]) -> list[Column]:
-    """What is drawn of each set: not those that hardly ever have a word."""
+def columns_of(network: Network, best: Sequence[str]) -> list[Column]:
+    """What is drawn of each set: not those that hardly ever have a word.
+
+    Raises:
+        InputError: if they are too many to be read.
+    """
     columns = []
     for each, chosen in zip(network, best, strict=True):
         column = [

@@ -106,17 +106,27 @@ def new_picture(width: float, low: float, height: float, title: str) -> tuple[Fi
     return figure, axes
 
 
+def check_paths(graph: WordGraph, paths: Sequence[Sequence[int]]) -> set[int]:
+    """The arcs of paths that are drawn in any case.
+
+    Raises:
+        InputError: if they are too many to be read.
+    """
+    arcs = set().union(*paths)
+    if len(arcs) > ARCS < len(graph.words):
+        raise InputError(
+            f"the best paths have {len(arcs)} arcs, and more than {ARCS} cannot be read in one "
+            "picture: draw a shorter utterance."
+        )
+    return arcs
+
+
 def _chosen(graph: WordGraph, paths: Sequence[list[int]]) -> tuple[list[int], str]:
     """The arcs to draw, those of `paths` among them, and what to say of those left out."""
     total = len(graph.words)
     if total <= ARCS:
         return list(range(total)), ""
-    arcs = set().union(*paths)
-    if len(arcs) > ARCS:
-        raise InputError(
-            f"the best paths have {len(arcs)} arcs, and more than {ARCS} cannot be read in one "
-            "picture: draw a shorter utterance."
-        )
+    arcs = check_paths(graph, paths)
     drawn = 0
     for path in nbest(graph, ARCS):
         if len(arcs.union(path.arcs)) > ARCS:
