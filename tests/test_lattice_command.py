@@ -1030,15 +1030,15 @@ def test_what_is_no_lattice(models, tmp_path, capfd):
         (("--model", "gru", "--weights", "lenpen"), "normalises by length"),
         (
             ("--model", "gru", "--acoustic-scale", 1, "--weight", "acoustic=2"),
-            "--acoustic-scale and --weight acoustic=W are of one score: give one",
+            "--acoustic-scale and --weight acoustic=W are the same: give one",
         ),
         (
             ("--model", "gru", "--lm-scale", 1, "--weight", "FixedPoint0=2"),
-            "--lm-scale and --weight FixedPoint0=W are of one score",
+            "--lm-scale and --weight FixedPoint0=W are the same",
         ),
         (
             ("--model", "gru", "--old-lm-weight", 1, "--weight", "graph=2"),
-            "--old-lm-weight and --weight graph=W are of one score",
+            "--old-lm-weight and --weight graph=W are the same",
         ),
         (("--model", "gru", "--nbest-size", 0), "must be at least 1"),
         (("--model", "gru", "--max-states", 0), "must be at least 1"),

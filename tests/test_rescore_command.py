@@ -1024,7 +1024,12 @@ def test_an_id_that_is_no_line_of_the_best_texts_shows_before_anything_is_scored
     assert nbest(*arguments) == 0
 
 
-def test_the_weight_of_words_is_given_once(models, list_, tmp_path, capfd):
-    options = ("--word-penalty", 2, "--weight", "words=1", "--output", tmp_path / "out")
+@pytest.mark.parametrize(
+    ("option", "name"), [("--word-penalty", "words"), ("--character-penalty", "characters")]
+)
+def test_the_weight_of_words_and_characters_is_given_once(
+    models, list_, tmp_path, capfd, option, name
+):
+    options = (option, 2, "--weight", f"{name}=1", "--output", tmp_path / "out")
     trouble = refused(capfd, nbest, list_, "--model", models["gru"], *options)
-    assert "--word-penalty and --weight words=W are the same" in trouble
+    assert f"{option} and --weight {name}=W are the same" in trouble

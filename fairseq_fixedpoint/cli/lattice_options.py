@@ -241,9 +241,7 @@ def lattice_rescorer(args: Namespace) -> LatticeRescorer:
         ("--lm-scale", args.lm_scale, neural.keys()),
         ("--old-lm-weight", args.old_lm_weight, {*ADDED_TO, *REPLACEABLE}),
     ):
-        both = sorted(named.keys() & names)
-        if value is not None and both:
-            raise InputError(f"{option} and --weight {both[0]}=W are of one score: give one.")
+        named_arguments.require_one(named, option, value, names)
     weights |= named
     if args.acoustic_scale is not None:
         weights["acoustic"] = args.acoustic_scale

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from fairseq_fixedpoint.errors import InputError
@@ -53,11 +53,20 @@ def parsed_weights(args: argparse.Namespace) -> dict[str, float]:
             name = ""
         if not name:
             raise InputError(f"--weight takes NAME=NUMBER, not {argument!r}.")
+    require_one(weights, "--word-penalty", args.word_penalty, {WORDS})
     if args.word_penalty is not None:
-        if WORDS in weights:
-            raise InputError(f"--word-penalty and --weight {WORDS}=W are the same: give one.")
         weights[WORDS] = args.word_penalty
     character_penalty = getattr(args, "character_penalty", None)  # lattices have none
-    if isinstance(character_penalty, float):
+    if isinstance(character_penalty, float):  # else it is to be found, or not given
+        require_one(weights, "--character-penalty", character_penalty, {CHARACTERS})
         weights[CHARACTERS] = character_penalty
     return weights
+
+
+def require_one(
+    weights: Mapping[str, float], option: str, value: object, names: Collection[str]
+) -> None:
+    """Refuses an option of its own for a score that `--weight` has given a weight, too."""
+    both = sorted(name for name in names if name in weights)
+    if value is not None and both:
+        raise InputError(f"{option} and --weight {both[0]}=W are the same: give one.")

@@ -179,10 +179,8 @@ class _Contents:
             except InputError as error:
                 on_error(FormatError(lattice.path, lattice.line, str(error)))
                 continue
-            if args.plot is not None:
-                check_paths(first := rescorer.first_pass(lattice), [best_path(first).arcs])
-            if args.plot_confusion is not None:
-                columns_of(*first_network(lattice, rescorer, args))
+            if self.total == 0:  # no picture shows two
+                _check_pictures(lattice, args, rescorer)
             self.total, self.last = self.total + 1, lattice
             self.scores |= dict.fromkeys(lattice.scores)
             yield lattice
@@ -194,6 +192,19 @@ class _Contents:
                     f"--{option.replace('_', '-')} draws one lattice, and {args.input} has "
                     f"{self.total}."
                 )
+
+
+def _check_pictures(lattice: Lattice, args: Namespace, rescorer: LatticeRescorer) -> None:
+    """Refuses a lattice of which no picture could be read, before it is rescored.
+
+    Raises:
+        InputError: if what is drawn of it as it was read is too much.
+    """
+    if args.plot is not None:
+        first = rescorer.first_pass(lattice)
+        check_paths(first, [best_path(first).arcs])
+    if args.plot_confusion is not None:
+        columns_of(*first_network(lattice, rescorer, args))
 
 
 def _draw(path: Path, in_context: InContext, rescorer: LatticeRescorer) -> None:

@@ -18,7 +18,6 @@ from fairseq_fixedpoint.formats.lattice_files import (
     lattice_files,
     lattice_format,
     read_lattices,
-    write_lattices,
     write_texts,
 )
 from fairseq_fixedpoint.formats.linear_lattices import LinearLattices
@@ -64,7 +63,6 @@ __all__ = [
     "spoken",
     "stop",
     "text_words",
-    "write_lattices",
     "write_texts",
     "write_transcripts",
 ]

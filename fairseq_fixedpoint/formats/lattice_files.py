@@ -109,20 +109,9 @@ def read_lattices(path: Path, reader: LatticeFormat, on_error: OnError = stop) -
                 )
 
 
-def write_lattices(
-    lattices: Iterable[Lattice], writer: LatticeFormat, source: Path, destination: Path
-) -> None:
-    """Writes lattices in the order of :func:`read_lattices`, as :func:`write_texts` does.
-
-    Raises:
-        FormatError: for what the format cannot hold, such as a score that is not finite.
-    """
-    texts = ((lattice.path, writer.text(lattice)) for lattice in lattices)
-    write_texts(texts, source, destination)
-
-
 def write_texts(texts: Iterable[tuple[Path, str]], source: Path, destination: Path) -> None:
-    """Writes what becomes of each lattice, each file under its own name.
+    """Writes what becomes of each lattice, in the order of :func:`read_lattices`, each file under
+    its own name.
 
     A file of which no lattice is left is not written.
 

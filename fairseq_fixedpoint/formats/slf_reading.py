@@ -151,6 +151,8 @@ def _cut_suspected(path: Path) -> Iterator[None]:
     except UnreadableRest:
         raise
     except FormatError as error:
+        if not path.is_file():  # it may not be there to be read twice
+            raise
         [(number, raw)] = deque(raw_lines(path), maxlen=1)
         if error.line != number or raw.endswith(b"\n"):
             raise
