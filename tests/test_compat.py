@@ -14,12 +14,14 @@ import pytest
 import torch
 from fairseq import checkpoint_utils
 from fairseq.data import TokenBlockDataset
+from fairseq.dataclass.configs import EMAConfig
 from fairseq.distributed import utils as distributed_utils
+from fairseq.models.ema import EMA
 from omegaconf import DictConfig
 
 from fairseq_fixedpoint.plugin import compat
 from fairseq_fixedpoint.plugin.compat import CheckpointError
-from tests.commands import train
+from tests.commands import evaluate, train
 
 
 def fairseq_reads_unprotected() -> bool:
@@ -336,3 +338,57 @@ def test_a_training_that_goes_on_knows_its_best(data, tmp_path):
     best = (tmp_path / "checkpoint_best.pt").read_bytes()
     train(data, tmp_path, "--max-epoch", 2, "--lr", 10, "--clip-norm", 0)
     assert (tmp_path / "checkpoint_best.pt").read_bytes() == best
+
+
+# --- moving averages
+
+
+class Tied(torch.nn.Module):
+    """A weight under two names, one under a single name, and an integer."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed_tokens = torch.nn.Embedding(5, 3)
+        self.output_projection = torch.nn.Linear(3, 5)
+        self.output_projection.weight = self.embed_tokens.weight
+        self.register_buffer("order", torch.tensor(3))
+
+
+@pytest.mark.parametrize("fp32", [False, True])
+def test_averages_are_of_each_weight_once_and_of_no_integer(fp32):
+    assert compat.patch_moving_averages() is False  # the plugin has done it
+    model, decay = Tied().double(), 0.75
+    config = EMAConfig(store_ema=True, ema_decay=decay, ema_fp32=fp32)
+    averages = EMA(model, config)
+    expected = {name: x.clone() for name, x in model.state_dict().items()}
+    for update in range(1, 4):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter))
+        model.order.fill_(update)
+        averages.step(model, update)
+        for name, x in model.state_dict().items():
+            if x.is_floating_point():
+                expected[name].lerp_(x, 1 - decay)
+    actual = averages.get_model().state_dict()
+    assert actual["order"] == 3
+    tolerance = 2**-20 if fp32 else 1e-15  # of float32, and of float64
+    for name in expected.keys() - {"order"}:
+        torch.testing.assert_close(actual[name], expected[name], rtol=0, atol=tolerance)
+
+
+def test_a_model_is_evaluated_by_its_moving_averages(data, tmp_path):
+    train(
+        data, tmp_path, "--iterations", 2, "--share-decoder-input-output-embed", "--max-update", 8,
+        "--store-ema", "--ema-decay", 0.5, "--ema-start-update", 8,
+    )  # fmt: skip
+    last, averages = (tmp_path / f"checkpoint_{name}.pt" for name in ("last", "averages"))
+    checkpoint_utils.save_ema_as_checkpoint(str(last), str(averages))
+    # The average is of the last two updates, and not of the last one alone.
+    assert evaluate(data, averages) != evaluate(data, last)
+    train(
+        data, tmp_path, "--iterations", 2, "--share-decoder-input-output-embed", "--max-update", 9,
+        "--store-ema", "--ema-decay", 0.5, "--ema-start-update", 20,
+    )  # fmt: skip
+    checkpoint_utils.save_ema_as_checkpoint(str(last), str(averages))
+    assert evaluate(data, averages) == evaluate(data, last)  # copied below the update of its start

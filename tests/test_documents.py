@@ -57,6 +57,7 @@ NOT_RUN = {
     "examples/wikitext-2/prepare": "wants the corpus; tests/test_prepare.py has another",
     "examples/wikitext-2/train": "trains for 20 minutes",
     "examples/wikitext-2/evaluate": "wants that model; tests/test_scripts.py has what it asks for",
+    "examples/average": "wants several checkpoints; tests/test_average.py has some",
     "pip install": "changes the environment",
     "torchrun": "tests/test_rescore_command.py runs it",
     "fairseq-train ... --cpu --distributed": "tests/test_processes.py runs two processes",
@@ -304,6 +305,7 @@ def prepared(data, models, tmp_path_factory) -> Path:
         (folder / place).mkdir(parents=True)
         shutil.copy(models[name], folder / place / "checkpoint_best.pt")
     train(data, folder / "checkpoints" / "gated", "--l0-penalty", 0.01, "--max-update", 2)
+    train(data, folder / "checkpoints" / "averages", "--store-ema", "--max-update", 2)
     COMMANDS["fixedpoint-convert"].main(
         [f"{folder}/checkpoints/k5/checkpoint_best.pt", "--to", "folder", "--output",
          f"{folder}/k5-model"]

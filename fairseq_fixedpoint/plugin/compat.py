@@ -24,6 +24,11 @@ validation as long as the process lives. The jobs of `fairseq-hydra-train --mult
 that a later job which is not better than those before has no `checkpoint_best.pt`, and with
 `--patience` stops at once. Here each training begins with what its own checkpoint says.
 
+**Moving averages** (:func:`patch_moving_averages`). `--store-ema` averages every entry of a model.
+Integers, such as the checksum of a dictionary that our models keep, stop the training there; here
+they are copied. Embeddings that an output layer shares have two names and are averaged twice in
+each step, over half as many updates as the rest; here they are averaged once.
+
 **`np.compat.long`** (:func:`patch_numpy_long`). numpy 2 has dropped `np.compat`; fairseq still uses
 this one name of it, for blocks that end at the end of a sentence (`--sample-break-mode eos`).
 """
@@ -48,6 +53,7 @@ __all__ = [
     "apply",
     "patch_checkpoint_copies",
     "patch_checkpoint_loading",
+    "patch_moving_averages",
     "patch_numpy_long",
     "patch_remembered_best",
     "reading",
@@ -73,6 +79,7 @@ def apply() -> None:
     patch_checkpoint_loading()
     patch_checkpoint_copies()
     patch_remembered_best()
+    patch_moving_averages()
 
 
 def patch_numpy_long(module: types.ModuleType = numpy) -> bool:
@@ -146,6 +153,35 @@ def patch_remembered_best() -> bool:
 
     vars(load_checkpoint)["patched_by"] = __name__
     checkpoint_utils.load_checkpoint = load_checkpoint
+    return True
+
+
+def patch_moving_averages() -> bool:
+    """Let `--store-ema` average each weight once, and take integers as they are.
+
+    Wraps the step of `fairseq.models.ema.EMA`, which has a set of names to copy, but no option that
+    fills it.
+
+    Returns:
+        Whether anything was replaced: False if this was done before.
+    """
+    from fairseq.models.ema import EMA
+
+    step = EMA._step_internal
+    if getattr(step, "patched_by", None) == __name__:
+        return False
+
+    @functools.wraps(step)
+    def step_internal(self: EMA, new_model: torch.nn.Module, updates: Any = None) -> None:
+        by_place: dict[Any, tuple[str, torch.Tensor]] = {}
+        for name, x in new_model.state_dict().items():
+            by_place.setdefault((x.data_ptr(), x.shape) if x.numel() else name, (name, x))
+        entries = dict(by_place.values())
+        self.skip_keys |= {name for name, x in entries.items() if not x.is_floating_point()}
+        step(self, types.SimpleNamespace(state_dict=lambda: entries), updates)
+
+    vars(step_internal)["patched_by"] = __name__
+    EMA._step_internal = step_internal
     return True
 
 
