@@ -2,33 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import shutil
-from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
 from fairseq.checkpoint_utils import load_checkpoint_to_cpu
 
 from tests.commands import evaluate, train
+from tests.examples import load
 
-COMMAND = Path(__file__).resolve().parents[1] / "examples" / "average"
 GRU = ("--cell", "gru", "--iterations", 2, "--start", "stream", "--max-update", 30)
 OF_UPDATES = ["checkpoint_1_10.pt", "checkpoint_1_20.pt", "checkpoint_last.pt"]
 
-
-def load(path: Path) -> ModuleType:
-    """Import the command, which is no module of a package."""
-    loader = SourceFileLoader("average", str(path))
-    module = importlib.util.module_from_spec(importlib.util.spec_from_loader("average", loader))
-    loader.exec_module(module)
-    return module
-
-
-average = load(COMMAND)
+average = load("average")
 
 
 @pytest.fixture(scope="module")

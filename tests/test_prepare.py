@@ -8,20 +8,17 @@ from __future__ import annotations
 import gzip
 import hashlib
 import http.server
-import importlib.util
 import stat
 import struct
 import subprocess
 import sys
 import threading
 import zipfile
-from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
-EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+from tests.examples import EXAMPLES, load
 
 TEXTS = {
     # Blank lines and the word <unk>, as in WikiText-2; every word of valid and test is in train.
@@ -31,17 +28,7 @@ TEXTS = {
 }
 TOKENS = {"train": 20, "valid": 9, "test": 4}
 
-
-def load(path: Path, name: str) -> ModuleType:
-    """Import a file of the examples, which are no package, under a name of its own."""
-    loader = SourceFileLoader(name, str(path))
-    module = importlib.util.module_from_spec(importlib.util.spec_from_loader(name, loader))
-    sys.modules[name] = module  # dataclasses look their module up there
-    loader.exec_module(module)
-    return module
-
-
-prepare_corpus = load(EXAMPLES / "prepare_corpus.py", "prepare_corpus")
+prepare_corpus = load("prepare_corpus.py")
 
 CORPUS = prepare_corpus.Corpus(
     name="tiny",
@@ -356,7 +343,7 @@ class TestKneserNey:
     def run(self, monkeypatch):
         monkeypatch.setattr(sys, "path", list(sys.path))  # the script adds to it
         monkeypatch.setitem(sys.modules, "prepare_corpus", prepare_corpus)
-        module = load(EXAMPLES / "kneser-ney" / "run", "kneser_ney_run")
+        module = load("kneser-ney/run")
         monkeypatch.setattr(module, "CORPORA", {"tiny": CORPUS})
         return module
 

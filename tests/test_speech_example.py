@@ -5,14 +5,11 @@ Neither a synthesiser nor a recogniser is needed here.
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import sys
 from collections import Counter
-from importlib.machinery import SourceFileLoader
 from itertools import pairwise
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -20,6 +17,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fairseq_fixedpoint.formats import Lattice, spoken
+from tests.examples import load
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples" / "speech_rescoring"))
 
@@ -39,16 +37,9 @@ from speech_text import (
 
 SPEECH = Path(speech_text.__file__).parent
 
-
-def load(name: str) -> ModuleType:
-    """Import a command of the example."""
-    loader = SourceFileLoader(f"speech_{name}", str(SPEECH / name))
-    module = importlib.util.module_from_spec(importlib.util.spec_from_loader(loader.name, loader))
-    loader.exec_module(module)
-    return module
-
-
-bigram, recognise, wer = load("bigram"), load("recognise"), load("wer")
+bigram, recognise, wer = map(
+    load, ("speech_rescoring/bigram", "speech_rescoring/recognise", "speech_rescoring/wer")
+)
 
 # Characters with which WikiText-2 and the recogniser write, and a few that neither should.
 TEXTS = st.text(alphabet="abcSTé'\u2019.,-\u2013/@()[]<>&%12 \t\u0130ßø中", max_size=40)

@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
-from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 
-from tests.tagging import EXAMPLE
+from tests.examples import load
 
-
-def load(name: str) -> ModuleType:
-    """A command of the example."""
-    loader = SourceFileLoader(f"tagging_{name}", str(EXAMPLE / name))
-    module = importlib.util.module_from_spec(importlib.util.spec_from_loader(loader.name, loader))
-    loader.exec_module(module)
-    return module
-
-
-prepare, baselines, evaluate = load("prepare"), load("baselines"), load("evaluate")
+prepare, baselines, evaluate = map(
+    load, ("tagging/prepare", "tagging/baselines", "tagging/evaluate")
+)
 
 
 def call(module: ModuleType, *arguments) -> None:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
 import stat
 import subprocess
 import sys
-from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import sacrebleu
@@ -19,19 +16,12 @@ from fairseq.data import Dictionary
 from hypothesis import given
 from hypothesis import strategies as st
 
-EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "translation"
+from tests.examples import EXAMPLES, load
+
+EXAMPLE = EXAMPLES / "translation"
 
 
-def load(name: str) -> ModuleType:
-    """Import a command of the example."""
-    loader = SourceFileLoader(f"translation_{name}", str(EXAMPLE / name))
-    module = importlib.util.module_from_spec(importlib.util.spec_from_loader(loader.name, loader))
-    sys.modules[loader.name] = module  # where dataclasses look for it
-    loader.exec_module(module)
-    return module
-
-
-prepare, table = load("prepare"), load("table")
+prepare, table = load("translation/prepare"), load("translation/table")
 
 EPOCHS = st.lists(
     st.tuples(st.integers(1, 90), st.integers(1, 10), st.integers(1, 50)), min_size=1, max_size=5
