@@ -357,7 +357,7 @@ class Tied(torch.nn.Module):
 @pytest.mark.parametrize("fp32", [False, True])
 def test_averages_are_of_each_weight_once_and_of_no_integer(fp32):
     assert compat.patch_moving_averages() is False  # the plugin has done it
-    model, decay = Tied().double(), 0.75
+    model, decay = Tied() if fp32 else Tied().double(), 0.75
     config = EMAConfig(store_ema=True, ema_decay=decay, ema_fp32=fp32)
     averages = EMA(model, config)
     expected = {name: x.clone() for name, x in model.state_dict().items()}
