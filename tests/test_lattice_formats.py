@@ -12,6 +12,8 @@ import os
 import tempfile
 import tracemalloc
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -186,10 +188,16 @@ def text_of(lattice: Lattice, form) -> str:
     return file.getvalue()
 
 
-def read_text(text: str, form, name: str = "utt.lat", on_error=None) -> list[Lattice]:
+@contextmanager
+def file_of(text: str, name: str = "utt.lat") -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / name
         path.write_bytes(text.encode())
+        yield path
+
+
+def read_text(text: str, form, name: str = "utt.lat", on_error=None) -> list[Lattice]:
+    with file_of(text, name) as path:
         return list(form.read(path, *filter(None, [on_error])))
 
 
@@ -256,7 +264,9 @@ def test_slf_comes_back(data, base):
     )
     if lattice.times is not None and np.isnan(lattice.times).all():
         lattice = replace(lattice, times=None)
-    (again,) = read_text(text_of(lattice, Slf()), Slf())
+    with file_of(text_of(lattice, Slf())) as path:
+        assert Slf().recognises(path)
+        (again,) = Slf().read(path)
     if not arcs:
         lattice = replace(lattice, scores={})
     assert_equal(again, lattice)
@@ -757,6 +767,18 @@ def test_a_folder_or_a_list_goes_on_after_an_error(tmp_path, as_list):
     assert [each.utterance for each in read_lattices(out, form)] == ["a", "d"]
     with pytest.raises(FormatError):
         list(read_lattices(source, form))
+
+
+def test_a_file_of_another_format_than_its_folder_s_is_said_to_be_one(tmp_path):
+    (tmp_path / "a.lat").write_text(SLF)
+    (tmp_path / "b.lat").write_text(KALDI)
+    (tmp_path / "c.lat").write_text("# neither\n")
+    errors: list[FormatError] = []
+    form = lattice_format(tmp_path)
+    assert len(list(read_lattices(tmp_path, form, errors.append))) == 1
+    assert [error.path.name for error in errors] == ["b.lat", "c.lat"]
+    assert "looks like kaldi and is read as slf" in str(errors[0])
+    assert "looks like" not in str(errors[1])
 
 
 @given(lattices(True, names=("total",)), st.sampled_from(["openfst", "k2"]), st.data())

@@ -94,7 +94,7 @@ def read_lattices(path: Path, reader: LatticeFormat, on_error: OnError = stop) -
     """
     places: dict[str, tuple[Path, int]] = {}
     for file in lattice_files(path):
-        for lattice in reader.read(file, on_error):
+        for lattice in _read(file, reader, on_error):
             here = lattice.path, lattice.line
             other, line = places.setdefault(lattice.utterance, here)
             if (other, line) == here:
@@ -128,6 +128,35 @@ def write_texts(texts: Iterable[tuple[Path, str]], source: Path, destination: Pa
         with create(destination if single else destination / path.name) as file:
             for _, text in group:
                 file.write(text)
+
+
+def _read(file: Path, reader: LatticeFormat, on_error: OnError) -> Iterator[Lattice]:
+    """The lattices of a file. An error before the first of them says so if another format fits."""
+    begun = False
+
+    def told(error: FormatError) -> None:
+        nonlocal begun
+        begun, first = True, not begun
+        on_error(_with_other_format(error, reader) if first else error)
+
+    for lattice in reader.read(file, told):
+        begun = True
+        yield lattice
+
+
+def _with_other_format(error: FormatError, reader: LatticeFormat) -> FormatError:
+    try:
+        name = _recognised(error.path)
+    except FormatError:  # of which the error tells already
+        return error
+    if name is None or name == reader.name:
+        return error
+    return FormatError(
+        error.path,
+        error.line,
+        f"{error.sentence} It looks like {name} and is read as {reader.name}: a folder or list is "
+        "of one format, that of its first lattice file or of --format.",
+    )
 
 
 def _listed(path: Path) -> list[Path]:

@@ -19,10 +19,10 @@ from fairseq_fixedpoint.formats.lattice import (
     check_scores,
     formatted_scores,
 )
-from fairseq_fixedpoint.formats.slf_fields import Fields, fields_text
+from fairseq_fixedpoint.formats.slf_fields import Fields, fields_text, read_fields
 from fairseq_fixedpoint.formats.slf_links import EMPTY_WORD, SCORES, spoken_word
 from fairseq_fixedpoint.formats.slf_reading import SCALES, content_lines, read_slf
-from fairseq_fixedpoint.formats.text_files import FormatError, OnError, stop, words
+from fairseq_fixedpoint.formats.text_files import FormatError, OnError, stop
 
 
 class Slf(LatticeFormat):
@@ -48,7 +48,10 @@ class Slf(LatticeFormat):
 
     def recognises(self, path: Path) -> bool:
         first = next(content_lines(path, lambda error: None), None)
-        return first is not None and all("=" in token for token in words(first.text))
+        try:
+            return first is not None and bool(read_fields(first, {}))
+        except FormatError:
+            return False
 
     def read(self, path: Path, on_error: OnError = stop) -> Iterator[Lattice]:
         try:
