@@ -55,6 +55,12 @@ class OutputProjection:
         logits = torch.cat(chunks) if chunks else features.new_empty(0, dtype=summed)
         return logits if self.bias is None else logits + self.bias.index_select(0, word)
 
+    def all_logits(self, features: Tensor) -> Tensor:
+        """Logit of every word, features ``(N, C)`` to ``(N, V)``, as :meth:`logits` has it."""
+        summed = torch.promote_types(features.dtype, torch.float32)
+        bias = None if self.bias is None else self.bias.to(summed)
+        return F.linear(features.to(summed), self.weight.to(summed), bias)
+
     def log_normalizer(self, features: Tensor) -> Tensor:
         """`log Z` of each context: features ``(N, C)`` to ``(N,)``."""
         dtype = self.dtype or features.dtype
@@ -100,8 +106,11 @@ class Softmax:
         return logits - self.output.log_normalizer(features).index_select(0, context)
 
     def all_log_probabilities(self, features: Tensor) -> Tensor:
-        """Natural-log probability of every word: ``(N, C)`` to ``(N, V)``, all at once."""
-        logits = F.linear(features, self.output.weight, self.output.bias)
+        """Natural-log probability of every word: ``(N, C)`` to ``(N, V)``, all at once.
+
+        Float32 at least, the product too, whose rounding would make ties of words.
+        """
+        logits = self.output.all_logits(features)
         return logits.log_softmax(-1) if self.normalized else logits
 
 
@@ -197,7 +206,8 @@ def pair_predictions(
 def _empty_predictions(size: int, like: Tensor) -> Predictions[Tensor]:
     """To be filled block by block: were small results allocated between large blocks, the heap
     would grow by almost a block each time."""
-    reals, counts = (like.new_empty(2, size, dtype=dtype) for dtype in (like.dtype, torch.long))
+    real = torch.promote_types(like.dtype, torch.float32)
+    reals, counts = (like.new_empty(2, size, dtype=dtype) for dtype in (real, torch.long))
     return Predictions(reals[0], reals[1], counts[0], counts[1])
 
 

@@ -202,21 +202,24 @@ def test_penalties_count_in_training_and_leave_validation_alone():
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
-def test_metrics_are_averages_over_workers():
+@pytest.mark.parametrize("at_once", [True, False])
+def test_metrics_are_averages_over_workers_and_batches(at_once):
     logs = [
         {"loss": 20.0, "nll_loss": 18.0, "ntokens": 10, "sample_size": 10, "log_z": 5.0,
          "squared_residual_1": 40.0},
         {"loss": 10.0, "nll_loss": 12.0, "ntokens": 5, "sample_size": 5, "log_z": 10.0,
-         "squared_residual_1": 20.0},
+         "squared_residual_1": 95.0},
     ]  # fmt: skip
     with metrics.aggregate("test", new_root=True) as meters:
-        FixedPointCrossEntropy.reduce_metrics(logs)
+        for some in [logs] if at_once else [[log] for log in logs]:
+            FixedPointCrossEntropy.reduce_metrics(some)
     values = meters.get_smoothed_values()
     assert values["loss"] == pytest.approx(2 / math.log(2), abs=1e-3)
     assert values["nll_loss"] == pytest.approx(2 / math.log(2), abs=1e-3)
     assert values["ppl"] == pytest.approx(math.exp(2), abs=1e-2)
     assert values["log_z"] == pytest.approx(1)
-    assert values["residual_1"] == pytest.approx(2)
+    assert values["residual_1"] == 3  # of a mean square of 9
+    assert not any("squared" in name for name in values)
 
 
 def test_every_weight_has_a_gradient_at_one_iteration():

@@ -123,6 +123,17 @@ def test_an_empty_block_has_empty_states_and_no_gradient(length, batch):
         assert all(not parameter.grad.any() for parameter in model.parameters())
 
 
+def test_an_empty_block_starts_from_the_summary_of_what_was_before_it():
+    model = make(("lstm", "tanh"), summary_size=5)
+    summary = torch.randn(1, 2, 5, dtype=torch.float64)
+    for iterations in 3, 0:
+        assert model(block(0), iterations, summary=summary).output.shape == (0, 2, 4)
+        with pytest.raises(ValueError, match="summary"):
+            model(block(0), iterations, summary=summary[:0])
+    begins = [layer.start(summary[0]) for layer in model.effective_layers()]
+    assert torch.equal(model(block(0), 0, summary=summary).final_state, torch.stack(begins))
+
+
 def test_no_positions_leave_the_state_as_it_was():
     model = make(("lstm", "tanh"), learned_initial_state=True)
     state, nowhere = torch.randn(2, 2, 8, dtype=torch.float64), torch.zeros(0, 2).bool()

@@ -9,7 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fairseq_fixedpoint import softmax, windows
-from fairseq_fixedpoint.softmax import AdaptiveSoftmax, OutputProjection, Softmax, Tail
+from fairseq_fixedpoint.softmax import (
+    AdaptiveSoftmax,
+    OutputProjection,
+    Softmax,
+    Tail,
+    pair_predictions,
+)
 from fairseq_fixedpoint.windows import context_states, distinct_windows
 from tests.test_recurrence import EXACT, kinds, make, seeds
 
@@ -153,6 +159,21 @@ def test_adaptive_softmax_of_wanted_words_is_fairseq_s(contexts, pairs, tails, s
         expected = theirs.get_log_prob(features.unsqueeze(0), None)[0]
         actual = ours.log_probabilities(features, context, word)
     torch.testing.assert_close(actual, expected[context, word], **EXACT)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_distributions_of_a_half_precision_model_are_not_rounded_to_it(dtype):
+    """They are those of the same numbers in float32, and so are ranks and ties."""
+    torch.manual_seed(0)
+    features, weight, bias = torch.randn(5, 16), torch.randn(300, 16), torch.randn(300)
+    half = Softmax(OutputProjection(weight.to(dtype), bias.to(dtype)))
+    single = Softmax(OutputProjection(half.output.weight.float(), bias.to(dtype).float()))
+    context, word = random_pairs(5, 300, 40)
+    features = features.to(dtype)
+    actual = pair_predictions(half, features, context, word)
+    expected = pair_predictions(single, features.float(), context, word)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+    assert actual.log_probability.dtype == torch.float32
 
 
 def test_bf16_products_change_the_normaliser_alone():

@@ -92,7 +92,9 @@ def add_model_options(
         help="where neural models run (default: a GPU if there is one, else the CPU)",
     )
     models.add_argument(
-        "--bf16", action="store_true", help="matrix products in bfloat16; for fixedpoint_lm"
+        "--bf16",
+        action="store_true",
+        help="matrix products in bfloat16, but for whole distributions; for fixedpoint_lm",
     )
     models.add_argument(
         "--unnormalized",

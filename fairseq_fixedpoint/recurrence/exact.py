@@ -45,8 +45,9 @@ def exact(
         resets: bool ``(T, B)``; True where the recurrence restarts.
         padding_mask: bool ``(T, B)``; True where there is no token. A token after padding
             restarts, padded positions give 0.
-        summary: of the text before each position, ``(T, B, S)``, that the layers start from, and
-            perhaps of all of it, too; or None, and they start from `h_init`.
+        summary: of the text before each position, ``(T, B, S)``, that the layers start from; the
+            row of all of it may follow, as the iteration has it, and must where T is 0. None for
+            layers that start from `h_init`.
 
     Returns:
         A solution with `output` and `final_state`.
@@ -55,8 +56,10 @@ def exact(
         ValueError: for tensors of other shapes or types.
     """
     check_block(x, layers[0].weight_ih.size(1), resets, padding_mask)
-    before = None if summary is None else summary[: x.size(0)]
-    check_start(before, layers[0], x.size(0), x.size(1))
+    rows = max(1, x.size(0))
+    if summary is not None:
+        summary = summary[:rows]
+    check_start(summary, layers[0], rows, x.size(1))
     if initial_state is not None:
         check_shape(
             "initial_state", initial_state, len(layers), x.size(1), layers[0].initial.numel()

@@ -1,8 +1,9 @@
 """`fixedpoint_cross_entropy`: cross-entropy of the order-K model, and of lower orders if wanted."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Optional
 
 import torch
@@ -215,13 +216,18 @@ class FixedPointCrossEntropy(FairseqCriterion):
             metrics.log_scalar("neurons", total["neurons"] / ntokens, ntokens, round=1)
         for key, value in total.items():
             if key.startswith("squared_residual_"):
-                residual = (torch.as_tensor(value) / ntokens).sqrt()
-                metrics.log_scalar(key.removeprefix("squared_"), residual, ntokens, round=4)
+                mean_square = f"_{key}"  # not shown; the root of a mean is no mean of roots
+                metrics.log_scalar(mean_square, value / ntokens, ntokens)
+                metrics.log_derived(key.removeprefix("squared_"), partial(_root_of, mean_square))
 
     @staticmethod
     def logging_outputs_can_be_summed() -> bool:
         """They are sums."""
         return True
+
+
+def _root_of(key: str, meters: Mapping[str, Any]) -> float:
+    return round(math.sqrt(meters[key].avg), 4)
 
 
 def _mean_cross_entropy(
