@@ -19,7 +19,6 @@ from fairseq_fixedpoint.rescoring.confusion import (
     Network,
     confusion_network,
     consensus,
-    expected_errors,
     pivot_words,
     timed_words,
     write,
@@ -48,6 +47,13 @@ def network_of(graph: WordGraph, times=None, **options) -> Network:
 
 def slots_of(network: Network) -> list[dict[str, float]]:
     return [each.posteriors for each in network]
+
+
+def expected_errors(network: Network, words: Sequence[str]) -> float:
+    """How many sets are expected to hold another word than that of `words`, one a set."""
+    return sum(
+        1 - each.posteriors.get(word, 0.0) for each, word in zip(network, words, strict=True)
+    )
 
 
 def texts_of(graph: WordGraph) -> dict[tuple[str, ...], float]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fairseq_fixedpoint.recurrence import CELLS, FixedPointRNN, both_directions
 from fairseq_fixedpoint.tagging import Spellings, Tagger, TaggingNetwork
+from fairseq_fixedpoint.tagging import tagger as tagger_module
 from fairseq_fixedpoint.tagging.sentences import PADDING, UNKNOWN, SentenceEncoder, known_words
 from fairseq_fixedpoint.tagging.spelling import FEATURES, features, shape
 
@@ -258,7 +259,9 @@ def test_a_word_that_looks_like_a_symbol_is_unknown():
 def test_tags_come_in_order_whatever_the_batches(batch, batch_tokens):
     model = network()
     tags = [f"T{number}" for number in range(TAGS)]
-    tagged = Tagger(model, INDICES, tags, batch_tokens).tag(batch)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tagger_module, "BATCH_TOKENS", batch_tokens)
+        tagged = Tagger(model, INDICES, tags).tag(batch)
     for words, each in zip(batch, tagged, strict=True):
         probabilities, places = scores(model, words)[0].softmax(-1).max(-1)
         assert each.tags == [tags[place] for place in places]

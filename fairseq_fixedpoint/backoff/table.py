@@ -1,7 +1,7 @@
 """The n-grams of texts, order by order: each is its history, one order below, and a last word.
 
 With an n-gram all its parts are in the table, so that the history of each is there, as the ARPA
-format wants it, and what it backs off to, as the weights of :mod:`.weights` want it.
+format wants it, and what it backs off to, as the weights of :mod:`.normalisation` want it.
 """
 
 from __future__ import annotations

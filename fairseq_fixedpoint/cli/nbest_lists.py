@@ -26,7 +26,7 @@ from fairseq_fixedpoint.rescoring.combination import (
     Combination,
     place,
 )
-from fairseq_fixedpoint.rescoring.jobs import groups
+from fairseq_fixedpoint.rescoring.jobs import TOKENS_A_GROUP, groups
 from fairseq_fixedpoint.rescoring.nbest_rescoring import (
     LineScorer,
     Scorable,
@@ -39,7 +39,6 @@ from fairseq_fixedpoint.rescoring.nbest_rescoring import (
 from fairseq_fixedpoint.rescoring.words import WordRule
 
 PROGRAM = "fixedpoint-rescore"
-TOKENS_A_GROUP = 32768
 
 
 def add_list_options(parser: argparse.ArgumentParser, searches: bool = False) -> None:

@@ -35,7 +35,7 @@ from fairseq_fixedpoint.formats.text_files import STANDARD_INPUT, Line, read_lin
 from fairseq_fixedpoint.perplexity import perplexity
 from fairseq_fixedpoint.progress import counted
 from fairseq_fixedpoint.rescoring.diagnosis import unknown_warnings
-from fairseq_fixedpoint.rescoring.jobs import groups, results_of
+from fairseq_fixedpoint.rescoring.jobs import TOKENS_A_GROUP, groups, results_of
 from fairseq_fixedpoint.rescoring.nbest_rescoring import (
     LineScorer,
     PreviousTexts,
@@ -48,7 +48,6 @@ from fairseq_fixedpoint.rescoring.word_scorer import WordScorer
 from fairseq_fixedpoint.rescoring.words import WordRule
 
 PROGRAM = "fixedpoint-score"
-TOKENS_A_GROUP = 32768
 SEEN = 1000  # words that tell what is wrong with all of them
 LOG_BASES = {"2": 2.0, "e": math.e}
 

@@ -15,7 +15,7 @@ from dataclasses import replace
 import numpy as np
 
 from fairseq_fixedpoint.formats.lattice import Lattice
-from fairseq_fixedpoint.formats.slf_links import EMPTY_WORD
+from fairseq_fixedpoint.formats.slf_links import NULL_WORD
 
 REPLACEABLE = ("lm", "ngram")
 ADDED_TO = ("graph", "total")
@@ -156,6 +156,6 @@ def _with_one_end(lattice: Lattice, name: str, end_scores: np.ndarray) -> Lattic
         final=np.arange(last + 1) == last,
         times=None if times is None else np.append(times, times[ends].max()),
         node_records=lattice.node_records
-        and [*lattice.node_records, {"W": EMPTY_WORD} if has_words else {}],
+        and [*lattice.node_records, {"W": NULL_WORD} if has_words else {}],
         arc_records=lattice.arc_records and listed(lattice.arc_records, {}),
     )

@@ -20,7 +20,7 @@ from fairseq_fixedpoint.formats.lattice import (
     formatted_scores,
 )
 from fairseq_fixedpoint.formats.slf_fields import Fields, fields_text, read_fields
-from fairseq_fixedpoint.formats.slf_links import EMPTY_WORD, SCORES, spoken_word
+from fairseq_fixedpoint.formats.slf_links import NULL_WORD, SCORES, spoken_word
 from fairseq_fixedpoint.formats.slf_reading import SCALES, content_lines, read_slf
 from fairseq_fixedpoint.formats.text_files import FormatError, OnError, stop
 
@@ -124,7 +124,7 @@ def _link_lines(lattice: Lattice, unit: float) -> Iterator[str]:
     for link, (source, target, word) in enumerate(
         zip(lattice.source.tolist(), lattice.target.tolist(), lattice.words, strict=True)
     ):
-        texts = {} if on_nodes and on_nodes[target] == word else {"W": word or EMPTY_WORD}
+        texts = {} if on_nodes and on_nodes[target] == word else {"W": word or NULL_WORD}
         if lattice.arc_records:
             texts |= lattice.arc_records[link]
         numbers = "".join(f"\t{key}={values[link]}" for key, values in columns.items())

@@ -23,7 +23,7 @@ SCORES = {
     **dict(zip(MORE, MORE, strict=True)),
 }
 UNSCALED = frozenset(["ds", *MORE])  # carried along where they are no numbers and weigh nothing
-EMPTY_WORD = "!NULL"
+NULL_WORD = "!NULL"
 INFINITIES = frozenset(["-inf", "-infinity"])
 
 
@@ -99,7 +99,7 @@ class SlfLinks:
     def words(self, nodes: list[SlfEntry], target: np.ndarray) -> list[str]:
         """The word of each link: its own, or else that of the node it leads to."""
         node_words = [node.fields.get("W") for node in nodes]
-        default = None if all(word is None for word in node_words) else EMPTY_WORD
+        default = None if all(word is None for word in node_words) else NULL_WORD
         labels = []
         ends = target.tolist()
         for (number, (line, fields)), end in zip(self.entries.items(), ends, strict=True):
@@ -175,7 +175,7 @@ class SlfLinkColumns:
         on_nodes = [node.fields.get("W") for node in nodes]
         if all(word is None for word in on_nodes):
             raise NoColumnsError
-        labels = [spoken_word(EMPTY_WORD if word is None else word) for word in on_nodes]
+        labels = [spoken_word(NULL_WORD if word is None else word) for word in on_nodes]
         return [labels[node] for node in target.tolist()]
 
     def scores(self, base: SlfBase, weights: dict[str, float]) -> dict[str, np.ndarray]:

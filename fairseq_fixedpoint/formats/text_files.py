@@ -165,11 +165,8 @@ def read_pieces(path: Path) -> Iterator[str]:
         FormatError: for a file that is missing, unreadable, damaged or not UTF-8.
     """
     decoder = codecs.getincrementaldecoder("utf-8-sig")()
-    size, line, line_begin = (
-        0,
-        1,
-        0,
-    )  # the bytes before a piece, their last line, and where it began
+    size = 0  # of what is before a piece, in bytes
+    line, line_begin = 1, 0  # its last line, and where that began
     with _damage_reported(path, lambda: line), opened(path) as file:
         while True:
             raw = file.read(PIECE_BYTES)

@@ -17,11 +17,11 @@ import numpy as np
 
 from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.formats.ctm import TimedWord
+from fairseq_fixedpoint.formats.word_labels import EMPTY_WORD
 from fairseq_fixedpoint.rescoring.word_graph import WordGraph
 
 LEAST_POSTERIOR = 1e-6
 ROUNDING = 1e-9  # posteriors that differ by less are equal
-EMPTY_WORD = "<eps>"  # as written
 
 
 @dataclass(frozen=True)
@@ -106,27 +106,15 @@ def pivot_words(network: Network) -> list[str]:
 
 
 def consensus(network: Network) -> list[str]:
-    """The word of each set, "" for none, that together have the least :func:`expected_errors`.
+    """The word of each set, "" for none, that together have the fewest expected errors.
 
-    That is the most probable word of each set (Mangu, Brill and Stolcke, "Finding consensus in
-    speech recognition", 2000). Of equally probable ones it is the pivot's, or else the first.
+    Errors are the sets that hold another word: the sum of `1 - posterior` of the words chosen. As
+    the network aligns every path of the lattice with them in some way, the expected edit distance
+    is no greater, but for the arcs less probable than `least`. The fewest has the most probable
+    word of each set (Mangu, Brill and Stolcke, "Finding consensus in speech recognition", 2000); of
+    equally probable ones it is the pivot's, or else the first.
     """
     return [_most_probable(each) for each in network]
-
-
-def expected_errors(network: Network, words: Sequence[str]) -> float:
-    """How many of the sets are expected to hold another word than that of `words`.
-
-    The network aligns every path of the lattice with `words` in some way, and an edit distance is
-    that of the best way. So, but for the arcs less probable than `least`, the expected edit
-    distance is no greater than this.
-
-    Args:
-        words: one a set, "" for none.
-    """
-    return sum(
-        1 - each.posteriors.get(word, 0.0) for each, word in zip(network, words, strict=True)
-    )
 
 
 def timed_words(network: Network, words: Sequence[str]) -> list[TimedWord]:

@@ -12,7 +12,8 @@ from pathlib import Path as FilePath
 from typing import TYPE_CHECKING
 
 from fairseq_fixedpoint.errors import InputError
-from fairseq_fixedpoint.rescoring.confusion import EMPTY_WORD, Network
+from fairseq_fixedpoint.formats.word_labels import EMPTY_WORD
+from fairseq_fixedpoint.rescoring.confusion import Network
 from fairseq_fixedpoint.rescoring.lattice_plot import (
     AFTER,
     BEFORE,
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 SETS = 40  # no more can be read in one picture
 WORDS = 6  # of a set, the most probable
-LEAST_POSTERIOR = 0.01  # of a word that is drawn, unless it is of the best text
+LEAST_DRAWN = 0.01  # of a word that is drawn, unless it is of the best text
 GAP = 0.1  # between columns, inches
 BAR = 0.72  # of a row's height
 
@@ -84,7 +85,7 @@ def columns_of(network: Network, best: Sequence[str]) -> list[Column]:
         column = [
             (word, posterior, word == chosen)
             for number, (word, posterior) in enumerate(each.posteriors.items())
-            if word == chosen or (number < WORDS and posterior >= LEAST_POSTERIOR)
+            if word == chosen or (number < WORDS and posterior >= LEAST_DRAWN)
         ]
         if [word for word, _, _ in column] != [""]:
             columns.append(column)

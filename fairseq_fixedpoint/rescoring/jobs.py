@@ -30,6 +30,9 @@ from fairseq_fixedpoint.progress import Bar
 from fairseq_fixedpoint.rescoring.stored_groups import store_groups, stored_groups
 
 Item = TypeVar("Item")
+# A group is scored at once and then noted: large enough to share much and to make notes few, small
+# enough that a run that is stopped loses little.
+TOKENS_A_GROUP = 32768
 SETTINGS = "settings.json"
 ITEMS = "items"
 RESULTS = "results.*.jsonl"

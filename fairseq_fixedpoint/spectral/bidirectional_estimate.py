@@ -15,13 +15,11 @@ import numpy as np
 from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.spectral.decomposition import decompose
 from fairseq_fixedpoint.spectral.feature_windows import Array, Windows
-from fairseq_fixedpoint.spectral.input_output_network import Network
+from fairseq_fixedpoint.spectral.input_output_network import Network, of_uncentred_inputs
 from fairseq_fixedpoint.spectral.moments import PolynomialFit, projected_moment, residual_moment
 from fairseq_fixedpoint.spectral.quadratic import (
-    SAMPLE,
     check_units,
     directions,
-    of_uncentred_inputs,
     with_bias,
 )
 from fairseq_fixedpoint.spectral.report import Report, report_of, tail_warnings
@@ -84,7 +82,7 @@ def bidirectional(
     mean_input = np.einsum("oi,od,id->i", output_directions, first, input_directions) / 2
     norms = [np.linalg.norm(weight, axis=1) for weight in (of_before, of_after)]
     ranked = np.argsort((norms[1] - norms[0]) / (norms[1] + norms[0]), kind="stable")
-    origin, sample = density.mean.mean(0), windows.sample(SAMPLE)
+    origin, sample = density.mean.mean(0), windows.sample()
     networks = []
     for chosen, weight, neighbour in (
         (ranked[:units], of_before, sample[:, :1] - origin),

@@ -22,9 +22,8 @@ from scipy import linalg, optimize
 from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.spectral.decomposition import decompose
 from fairseq_fixedpoint.spectral.feature_windows import Array, Windows
-from fairseq_fixedpoint.spectral.input_output_network import Network
+from fairseq_fixedpoint.spectral.input_output_network import Network, of_uncentred_inputs
 from fairseq_fixedpoint.spectral.moments import residual_moment
-from fairseq_fixedpoint.spectral.quadratic import SAMPLE, of_uncentred_inputs
 from fairseq_fixedpoint.spectral.report import Estimate, report_of, tail_warnings
 from fairseq_fixedpoint.spectral.scores import GaussianWindow
 
@@ -82,7 +81,7 @@ def elman_start(windows: Windows, units: int, generator: np.random.Generator) ->
         input_weight, recurrent_weight, np.zeros(units), output_weight, np.zeros(outputs), np.tanh
     )
     network = of_uncentred_inputs(network, density.mean.mean(0))
-    output_bias = windows.mean_target() - network.outputs(windows.sample(SAMPLE)).mean(0)
+    output_bias = windows.mean_target() - network.outputs(windows.sample()).mean(0)
     network = replace(network, output_bias=output_bias)
     return Estimate(network, report_of(decomposition, (*clipped, *tail_warnings(windows))))
 

@@ -13,6 +13,7 @@ from fairseq_fixedpoint.errors import InputError
 
 Array = npt.NDArray[np.float64]
 
+SAMPLE = 2**16  # windows that mean states are taken of
 ROWS = 4096  # of a chunk: its polynomials of degree 2 take some tens of megabytes
 
 
@@ -108,7 +109,7 @@ class Windows:
         """The mean of y, ``(o,)``."""
         return sum((targets.sum(0) for _, targets in self.chunks()), np.zeros(())) / self.count
 
-    def sample(self, count: int) -> Array:
+    def sample(self, count: int = SAMPLE) -> Array:
         """The first windows, at least `count` if there are so many, ``(n, size, d)``."""
         taken: list[Array] = []
         for chunk, _ in self.chunks():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -44,3 +44,8 @@ class Network:
     def outputs(self, windows: Array) -> Array:
         """`E[y | w]` of windows of K inputs, ``(N, K, d)`` to ``(N, o)``."""
         return self.states(windows) @ self.output_weight + self.output_bias
+
+
+def of_uncentred_inputs(network: Network, origin: Array) -> Network:
+    """The network of inputs x that computes what `network` does of `x - origin`, ``(d,)``."""
+    return replace(network, bias=network.bias - network.input_weight @ origin)

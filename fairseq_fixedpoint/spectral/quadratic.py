@@ -26,12 +26,11 @@ from scipy import linalg
 from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.spectral.decomposition import Decomposition, decompose
 from fairseq_fixedpoint.spectral.feature_windows import Array, Windows
-from fairseq_fixedpoint.spectral.input_output_network import Network
+from fairseq_fixedpoint.spectral.input_output_network import Network, of_uncentred_inputs
 from fairseq_fixedpoint.spectral.moments import PolynomialFit, projected_moment, residual_moment
 from fairseq_fixedpoint.spectral.report import Estimate, report_of, tail_warnings
 from fairseq_fixedpoint.spectral.scores import GaussianWindow
 
-SAMPLE = 2**16  # windows that mean states are taken of
 ROUNDS = 20  # of the fixed point that the biases are
 
 
@@ -55,7 +54,7 @@ def quadratic(windows: Windows, units: int, generator: np.random.Generator) -> E
     density = GaussianWindow.fit(windows)
     fit = PolynomialFit.fit(windows, density, 2)
     origin = density.mean.mean(0)
-    sample = windows.sample(SAMPLE)
+    sample = windows.sample()
     network, decomposition = from_moments(
         residual_moment(windows, density, [now]),
         residual_moment(windows, density, [now, now]),
@@ -133,8 +132,3 @@ def with_bias(
         recurrent = network.recurrent_weight @ states_before(network).mean(0)
         network = replace(network, bias=mean_input - recurrent)
     return network
-
-
-def of_uncentred_inputs(network: Network, origin: Array) -> Network:
-    """The network of inputs x that computes what `network` does of `x - origin`, ``(d,)``."""
-    return replace(network, bias=network.bias - network.input_weight @ origin)

@@ -10,6 +10,8 @@ import torch
 from fairseq_fixedpoint.tagging.network import TaggingNetwork
 from fairseq_fixedpoint.tagging.sentences import SentenceEncoder, known_words
 
+BATCH_TOKENS = 4096  # words and padding that are evaluated at once
+
 
 @dataclass(frozen=True)
 class TaggedSentence:
@@ -31,7 +33,6 @@ class Tagger:
         network: in evaluation mode.
         indices: of the words of its dictionary.
         tags: in the order of its output.
-        batch_tokens: words and padding that are evaluated at once.
     """
 
     def __init__(
@@ -39,11 +40,9 @@ class Tagger:
         network: TaggingNetwork,
         indices: Mapping[str, int],
         tags: Sequence[str],
-        batch_tokens: int = 4096,
     ):
         self.network = network
         self.tags = list(tags)
-        self.batch_tokens = batch_tokens
         self._known = known_words(indices)
 
     def knows(self, word: str) -> bool:
@@ -79,7 +78,7 @@ class Tagger:
         batch: list[int] = []
         longest = 0
         for number in sorted(range(len(lengths)), key=lambda number: -lengths[number]):
-            if batch and longest * (len(batch) + 1) > self.batch_tokens:
+            if batch and longest * (len(batch) + 1) > BATCH_TOKENS:
                 yield batch
                 batch = []
             longest = longest if batch else lengths[number]

@@ -20,7 +20,7 @@ from fairseq_fixedpoint.plugin.models.checks import (
 )
 from fairseq_fixedpoint.plugin.models.config_values import or_default
 from fairseq_fixedpoint.plugin.models.gates import GatesConfig
-from fairseq_fixedpoint.plugin.models.recurrent import RecurrenceConfig, recomputed_share
+from fairseq_fixedpoint.plugin.models.recurrent import UNLIMITED, RecurrenceConfig, recomputed_share
 from fairseq_fixedpoint.plugin.models.start import StartConfig, parsed_decays
 
 logger = logging.getLogger(__name__)
@@ -270,7 +270,7 @@ class FixedPointDecoder(LanguageModel, FairseqIncrementalDecoder):
 
     def max_positions(self) -> int:
         """A recurrence has no limit."""
-        return int(1e9)
+        return UNLIMITED
 
     def reorder_incremental_state(self, incremental_state: dict, new_order: Tensor) -> None:
         """Lets the cached iterates follow their hypotheses, ``new_order`` ``(B',)``."""

@@ -17,6 +17,7 @@ from fairseq.models import FairseqEncoder, FairseqEncoderDecoderModel
 from fairseq.tasks import FairseqTask
 from torch import Tensor, nn
 
+from fairseq_fixedpoint.plugin.models.checkpoint_check import ChecksCheckpoint
 from fairseq_fixedpoint.plugin.models.checks import check_dictionary, fingerprint
 from fairseq_fixedpoint.plugin.models.config_values import (
     check_at_least_one,
@@ -24,7 +25,7 @@ from fairseq_fixedpoint.plugin.models.config_values import (
     with_defaults,
 )
 from fairseq_fixedpoint.plugin.models.decoder import FixedPointDecoder, FixedPointDecoderConfig
-from fairseq_fixedpoint.plugin.models.recurrent import build_recurrence, recomputed_share
+from fairseq_fixedpoint.plugin.models.recurrent import UNLIMITED, build_recurrence, recomputed_share
 from fairseq_fixedpoint.recurrence import (
     Iterated,
     both_directions,
@@ -68,7 +69,7 @@ class FixedPointTranslationConfig(FixedPointDecoderConfig):
     )
 
 
-class FixedPointTranslationModel(FairseqEncoderDecoderModel):
+class FixedPointTranslationModel(ChecksCheckpoint, FairseqEncoderDecoderModel):
     """:class:`FixedPointEncoder` and :class:`FixedPointTranslationDecoder`; see there."""
 
     @classmethod
@@ -117,17 +118,10 @@ class FixedPointTranslationModel(FairseqEncoderDecoderModel):
         encoder_out = self.encoder(src_tokens, src_lengths)
         return self.decoder(prev_output_tokens, encoder_out=encoder_out, **decoder_options)
 
-    def load_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        strict: bool = True,
-        model_cfg: Any = None,
-        args: Any = None,
-    ) -> Any:
-        """Loads a checkpoint, refusing one that was trained with other dictionaries."""
+    def check_checkpoint(self, state_dict: dict[str, Any]) -> None:
+        """Raises ValueError for one that was trained with other dictionaries."""
         self.encoder.check_checkpoint(state_dict)
         self.decoder.check_checkpoint(state_dict)
-        return super().load_state_dict(state_dict, strict, model_cfg, args)
 
 
 class FixedPointEncoder(Iterated, FairseqEncoder):
@@ -219,7 +213,7 @@ class FixedPointEncoder(Iterated, FairseqEncoder):
 
     def max_positions(self) -> int:
         """A recurrence has no limit."""
-        return int(1e9)
+        return UNLIMITED
 
     def check_checkpoint(self, state_dict: dict) -> None:
         """Holds a checkpoint to what its weights do not show; warns of an order it has not learned.

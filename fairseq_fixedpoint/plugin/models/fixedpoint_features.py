@@ -3,12 +3,13 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from fairseq.models import BaseFairseqModel
 from fairseq.tasks import FairseqTask
 from torch import Tensor, nn
 
+from fairseq_fixedpoint.plugin.models.checkpoint_check import ChecksCheckpoint
 from fairseq_fixedpoint.plugin.models.config_values import check_at_least_one, with_defaults
 from fairseq_fixedpoint.plugin.models.recurrent import (
+    UNLIMITED,
     RecurrenceConfig,
     build_recurrence,
     recomputed_share,
@@ -25,7 +26,7 @@ class FixedPointFeaturesConfig(RecurrenceConfig):
     dropout: float = field(default=0.0, metadata={"help": "dropout of every layer's output"})
 
 
-class FixedPointFeaturesModel(BaseFairseqModel):
+class FixedPointFeaturesModel(ChecksCheckpoint):
     """A stack of recurrent layers with K parallel iterations, and a linear output."""
 
     def __init__(self, cfg: FixedPointFeaturesConfig, input_size: int, output_size: int):
@@ -52,18 +53,11 @@ class FixedPointFeaturesModel(BaseFairseqModel):
 
     def max_positions(self) -> int:
         """A recurrence has no limit."""
-        return int(1e9)
+        return UNLIMITED
 
-    def load_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        strict: bool = True,
-        model_cfg: Any = None,
-        args: Any = None,
-    ) -> Any:
-        """Loads a checkpoint, with a warning of one that was trained at another K."""
+    def check_checkpoint(self, state_dict: dict[str, Any]) -> None:
+        """Warns of one that was trained at another K."""
         self.recurrence._check_trained_iterations(state_dict)
-        return super().load_state_dict(state_dict, strict, model_cfg, args)
 
 
 class FeatureRecurrence(Iterated):

@@ -9,6 +9,7 @@ from typing import Any
 from fairseq.models import FairseqLanguageModel
 from fairseq.tasks import FairseqTask
 
+from fairseq_fixedpoint.plugin.models.checkpoint_check import ChecksCheckpoint
 from fairseq_fixedpoint.plugin.models.config_values import with_defaults
 from fairseq_fixedpoint.plugin.models.decoder import FixedPointDecoder, FixedPointDecoderConfig
 from fairseq_fixedpoint.plugin.models.gates import GatesConfig
@@ -20,7 +21,7 @@ class FixedPointLanguageModelConfig(FixedPointDecoderConfig, StartConfig, GatesC
     """Options of `fixedpoint_lm`: its decoder's, where its iteration starts, and its gates."""
 
 
-class FixedPointLanguageModel(FairseqLanguageModel):
+class FixedPointLanguageModel(ChecksCheckpoint, FairseqLanguageModel):
     """A language model on :class:`FixedPointDecoder`; see there."""
 
     @classmethod
@@ -57,16 +58,9 @@ class FixedPointLanguageModel(FairseqLanguageModel):
             )
         )
 
-    def load_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        strict: bool = True,
-        model_cfg: Any = None,
-        args: Any = None,
-    ) -> Any:
-        """Loads a checkpoint, refusing one that was trained with another dictionary."""
+    def check_checkpoint(self, state_dict: dict[str, Any]) -> None:
+        """Raises ValueError for one that was trained with another dictionary."""
         self.decoder.check_checkpoint(state_dict)
-        return super().load_state_dict(state_dict, strict, model_cfg, args)
 
 
 ARCHITECTURES: dict[str, dict[str, object]] = {

@@ -4,13 +4,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from fairseq.models import BaseFairseqModel
 from fairseq.tasks import FairseqTask
 from torch import Tensor
 
+from fairseq_fixedpoint.plugin.models.checkpoint_check import ChecksCheckpoint
 from fairseq_fixedpoint.plugin.models.checks import fingerprint
 from fairseq_fixedpoint.plugin.models.config_values import check_at_least_one, with_defaults
 from fairseq_fixedpoint.plugin.models.recurrent import (
+    UNLIMITED,
     RecurrenceConfig,
     build_recurrence,
     recomputed_share,
@@ -47,7 +48,7 @@ class FixedPointTaggerConfig(RecurrenceConfig):
     )
 
 
-class FixedPointTaggerModel(BaseFairseqModel):
+class FixedPointTaggerModel(ChecksCheckpoint):
     """A :class:`~fairseq_fixedpoint.tagging.TaggingNetwork` with the dictionaries of a task."""
 
     def __init__(self, cfg: FixedPointTaggerConfig, task: FairseqTask):
@@ -105,16 +106,10 @@ class FixedPointTaggerModel(BaseFairseqModel):
 
     def max_positions(self) -> int:
         """A recurrence has no limit."""
-        return int(1e9)
+        return UNLIMITED
 
-    def load_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        strict: bool = True,
-        model_cfg: Any = None,
-        args: Any = None,
-    ) -> Any:
-        """Loads a checkpoint, refusing one that was trained with other words or tags."""
+    def check_checkpoint(self, state_dict: dict[str, Any]) -> None:
+        """Raises ValueError for one that was trained with other words or tags."""
         for name, dictionary in self.dictionaries.items():
             if not torch.equal(state_dict[f"{name}_fingerprint"].cpu(), fingerprint(dictionary)):
                 raise ValueError(
@@ -122,4 +117,3 @@ class FixedPointTaggerModel(BaseFairseqModel):
                     "prepare the data with that one (fairseq-preprocess --srcdict, --tgtdict)."
                 )
         self.tagger._check_trained_iterations(state_dict)
-        return super().load_state_dict(state_dict, strict, model_cfg, args)

@@ -7,6 +7,8 @@ from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 
 from fairseq_fixedpoint.recurrence import CELLS, NONLINEARITIES, FixedPointRNN, check_share
 
+UNLIMITED = 10**9  # positions, for fairseq, which compares numbers
+
 
 @dataclass
 class RecurrenceConfig(FairseqDataclass):
