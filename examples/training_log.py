@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 PARAMETERS = re.compile(r"num\. shared model params: ([0-9,]+)")
 LOG, DONE = "train.json", "done training in"  # the file, and what fairseq says at its end
@@ -56,27 +58,32 @@ class Training:
         if DONE not in log:
             raise ResultError(f"{folder}: the training did not end; train again, and it goes on.")
         used = text_of(folder / "processor_time", "train again")
-        tokens, seconds, updates = 0.0, 0.0, 0
-        for epoch in sorted(trained):
-            statistics = trained[epoch]
-            after = int(statistics["train_num_updates"])
-            of_epoch = float(statistics["train_wpb"]) * (after - updates)
-            tokens += of_epoch
-            if float(statistics["train_wps"]):  # not logged of one update
-                seconds += of_epoch / float(statistics["train_wps"])  # logged seconds are whole
-            updates = after
+        of_epochs = list(tokens_and_seconds(trained[epoch] for epoch in sorted(trained)))
         return cls(
             parameters=int(parameters[-1].replace(",", "")),
             epochs=len(trained),
             best_epoch=best,
             perplexity=float(valid[best]["valid_ppl"]),
-            tokens=tokens,
-            seconds=seconds,
+            tokens=sum(tokens for tokens, _ in of_epochs),
+            seconds=sum(seconds for _, seconds in of_epochs),
             processor_seconds=sum(
                 60 * int(minutes) + float(seconds)
                 for minutes, seconds in PROCESSOR_TIME.findall(used)
             ),
         )
+
+
+def tokens_and_seconds(epochs: Iterable[Mapping[str, Any]]) -> Iterator[tuple[float, float]]:
+    """Of each epoch, from what fairseq logs after it, in order; no seconds where it has none.
+
+    Seconds come from tokens a second, since logged seconds are whole.
+    """
+    before = 0
+    for epoch in epochs:
+        after = int(epoch["train_num_updates"])
+        tokens, speed = float(epoch["train_wpb"]) * (after - before), float(epoch["train_wps"])
+        yield tokens, tokens / speed if speed else 0.0  # the speed of one update is logged as 0
+        before = after
 
 
 def has_ended(folder: Path) -> bool:

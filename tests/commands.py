@@ -22,14 +22,14 @@ def preprocess(*arguments) -> None:
     """fairseq-preprocess --only-source."""
     from fairseq_cli import preprocess
 
-    _run(preprocess.cli_main, "--only-source", "--workers", 1, *arguments)
+    run_fairseq(preprocess.cli_main, "--only-source", "--workers", 1, *arguments)
 
 
 def train(data: Path, save_dir: Path, *arguments) -> None:
     """fairseq-train with small settings; `arguments` come last and win."""
     from fairseq_cli import train
 
-    _run(train.cli_main, data, "--save-dir", save_dir, *TRAINING, *arguments)
+    run_fairseq(train.cli_main, data, "--save-dir", save_dir, *TRAINING, *arguments)
 
 
 def validate(data: Path, checkpoint: Path, *arguments) -> dict:
@@ -38,7 +38,9 @@ def validate(data: Path, checkpoint: Path, *arguments) -> dict:
     from fairseq_cli import validate
 
     with mock.patch.object(SimpleProgressBar, "print") as printed:
-        _run(validate.cli_main, data, "--path", checkpoint, *TASK, "--no-progress-bar", *arguments)
+        run_fairseq(
+            validate.cli_main, data, "--path", checkpoint, *TASK, "--no-progress-bar", *arguments
+        )
     return printed.call_args.args[0]
 
 
@@ -52,7 +54,7 @@ def evaluate(data: Path, checkpoint: Path, *arguments, task=TASK) -> float:
         args = options.parse_args_and_arch(options.get_eval_lm_parser())
         return float(eval_lm.main(convert_namespace_to_omegaconf(args))["perplexity"])
 
-    return _run(run, data, "--path", checkpoint, *task, "--no-progress-bar", *arguments)
+    return run_fairseq(run, data, "--path", checkpoint, *task, "--no-progress-bar", *arguments)
 
 
 def training_error(data: Path, folder: Path, precision: str, iterations: int) -> float:
@@ -83,6 +85,7 @@ def training_error(data: Path, folder: Path, precision: str, iterations: int) ->
     return ((actual["lower"] - actual["float32"]).norm() / way.norm()).item()
 
 
-def _run(command, *arguments):
+def run_fairseq(main, *arguments):
+    """Calls the main function of one of fairseq's commands, and returns what it does."""
     with mock.patch.object(sys, "argv", ["fairseq", *map(str, arguments)]):
-        return command()
+        return main()

@@ -5,9 +5,8 @@ from __future__ import annotations
 import random
 import sys
 from pathlib import Path
-from unittest import mock
 
-from tests.commands import PLUGIN
+from tests.commands import PLUGIN, run_fairseq
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples" / "tagging"))
 
@@ -32,20 +31,14 @@ def write_parallel(prefix: Path, sentences: int, seed: int) -> None:
         Path(f"{prefix}.{kind}").write_text("".join(f"{line}\n" for line in lines))
 
 
-def run(command, *arguments) -> None:
-    """A command of fairseq, in this process."""
-    with mock.patch.object(sys, "argv", ["fairseq", *map(str, arguments)]):
-        command.cli_main()
-
-
 def write_tagged_data(text: Path, destination: Path) -> None:
     """A language of 7 words and very many others, as `fairseq-preprocess` leaves it."""
     from fairseq_cli import preprocess
 
     for seed, (split, sentences) in enumerate({"train": 200, "valid": 40, "test": 30}.items()):
         write_parallel(text / split, sentences, seed)
-    run(
-        preprocess, "-s", "words", "-t", "tags", "--dataset-impl", "raw", "--workers", 1,
+    run_fairseq(
+        preprocess.cli_main, "-s", "words", "-t", "tags", "--dataset-impl", "raw", "--workers", 1,
         "--trainpref", text / "train", "--validpref", text / "valid", "--testpref", text / "test",
         "--thresholdsrc", 2, "--destdir", destination,
     )  # fmt: skip
@@ -55,5 +48,5 @@ def train_tagger(data: Path, save_dir: Path, *options) -> Path:
     """A checkpoint; `options` come last and win."""
     from fairseq_cli import train
 
-    run(train, data, "--save-dir", save_dir, *TRAINING, *options)
+    run_fairseq(train.cli_main, data, "--save-dir", save_dir, *TRAINING, *options)
     return save_dir / "checkpoint_last.pt"

@@ -40,13 +40,12 @@ from fairseq_fixedpoint.cli import convert, parsing, rescore, score, spectral, t
 from scripts.benchmarks import __main__ as benchmark
 from scripts.benchmarks import rendering
 from tests import documents
-from tests.commands import PLUGIN, preprocess, train
+from tests.commands import PLUGIN, preprocess, run_fairseq, train
 from tests.conftest import write_text
 from tests.documents import ALL, MANUAL, ROOT, Command
 from tests.features import write_features
 from tests.rescoring import ARPA
 from tests.tagging import train_tagger, write_tagged_data
-from tests.test_translation_model import command as fairseq_command
 
 # Commands by how they begin, and why they are not run here.
 NOT_RUN = {
@@ -367,8 +366,9 @@ def treebank(tmp_path_factory) -> Path:
 
 
 def preprocess_pairs(text: Path, destination: Path) -> None:
-    fairseq_command(
-        fairseq_cli.preprocess, "-s", "de", "-t", "en", "--destdir", destination, "--workers", 1,
+    run_fairseq(
+        fairseq_cli.preprocess.cli_main, "-s", "de", "-t", "en", "--destdir", destination,
+        "--workers", 1,
         "--trainpref", text / "train", "--validpref", text / "valid", "--testpref", text / "test",
     )  # fmt: skip
 

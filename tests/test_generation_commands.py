@@ -5,10 +5,8 @@ from __future__ import annotations
 import math
 import re
 import shutil
-import sys
 from argparse import Namespace
 from pathlib import Path
-from unittest import mock
 
 import pytest
 import torch
@@ -17,7 +15,7 @@ from fairseq_cli import preprocess as fairseq_preprocess
 from fairseq_cli import train as fairseq_train
 
 from fairseq_fixedpoint.plugin.models.fixedpoint_lm import FixedPointLanguageModel
-from tests.commands import PLUGIN, TASK, train
+from tests.commands import PLUGIN, TASK, run_fairseq, train
 from tests.test_generation import forced_log_probs
 
 FROM_LANGUAGE_MODEL = (*TASK, "--beam", 3, "--max-len-b", 20, "--no-progress-bar")
@@ -50,7 +48,7 @@ def parallel(tmp_path_factory) -> Path:
     lines = [" ".join(f"w{(3 * i + j) % 10}" for j in range(2 + i % 5)) for i in range(60)]
     (folder / "train.src").write_text("\n".join(lines) + "\n")
     (folder / "train.tgt").write_text("\n".join(lines).upper() + "\n")
-    command(
+    run_fairseq(
         fairseq_preprocess.cli_main, "-s", "src", "-t", "tgt", "--trainpref", folder / "train",
         "--validpref", folder / "train", "--destdir", folder / "bin", "--workers", 1,
     )  # fmt: skip
@@ -61,7 +59,7 @@ def parallel(tmp_path_factory) -> Path:
 def translator(parallel, tmp_path_factory) -> Path:
     """fairseq's small encoder-decoder of LSTMs."""
     folder = tmp_path_factory.mktemp("translator")
-    command(
+    run_fairseq(
         fairseq_train.cli_main, parallel, *TRANSLATION, "--arch", "lstm", "--save-dir", folder,
         "--encoder-embed-dim", 16, "--decoder-embed-dim", 16, "--encoder-hidden-size", 16,
         "--decoder-hidden-size", 16, "--decoder-out-embed-dim", 16, "--optimizer", "adam",
@@ -69,11 +67,6 @@ def translator(parallel, tmp_path_factory) -> Path:
         "--no-save-optimizer-state", "--num-workers", 0, "--no-progress-bar", "--seed", 1,
     )  # fmt: skip
     return folder / "checkpoint_last.pt"
-
-
-def command(main, *arguments) -> None:
-    with mock.patch.object(sys, "argv", ["fairseq", *map(str, arguments)]):
-        main()
 
 
 def lines_of(printed: str) -> dict[str, list[tuple[int, list[str]]]]:
@@ -91,7 +84,7 @@ def interact(tmp_path, capsys):
     def run(data, checkpoint, lines, *arguments):
         (tmp_path / "input").write_text("".join(f"{line}\n" for line in lines))
         capsys.readouterr()
-        command(
+        run_fairseq(
             interactive.cli_main, data, "--path", checkpoint, "--input", tmp_path / "input",
             "--buffer-size", 8, *arguments,
         )  # fmt: skip
@@ -137,7 +130,7 @@ def test_any_lines_may_be_gone_on_with(data, trained, interact, caplog):
 def test_blocks_of_the_binarised_text_are_gone_on_with(data, trained, capsys):
     def run(*arguments):
         capsys.readouterr()
-        command(generate.cli_main, data, "--path", trained, *FROM_LANGUAGE_MODEL,
+        run_fairseq(generate.cli_main, data, "--path", trained, *FROM_LANGUAGE_MODEL,
                 "--gen-subset", "test", "--max-tokens", 400, *arguments)  # fmt: skip
         return lines_of(capsys.readouterr().out)
 
@@ -254,7 +247,7 @@ def test_translation_with_a_language_model_finds_what_fairseq_finds(
     for task in ("fixedpoint_translation", "translation"):
         for weight in (0, 0.5):
             capsys.readouterr()
-            command(
+            run_fairseq(
                 generate.cli_main, binary, "--user-dir", PLUGIN, "--task", task, "--cpu",
                 "--path", translator, "--gen-subset", "valid", "--beam", 4, "--nbest", 2,
                 "--lm-path", tmp_path / "lm" / "checkpoint_last.pt", "--lm-weight", weight,

@@ -22,7 +22,7 @@ from fairseq_fixedpoint.plugin.models.fixedpoint_features import (
     FixedPointFeaturesConfig,
 )
 from fairseq_fixedpoint.plugin.spectral_start import network_of
-from tests.commands import PLUGIN
+from tests.commands import PLUGIN, run_fairseq
 from tests.features import write_split
 from tests.test_spectral import tanh_sample
 
@@ -51,21 +51,16 @@ def start(folder: Path, output: Path, *options) -> int:
     return spectral.main([str(each) for each in arguments])
 
 
-def run(main, *arguments) -> None:
-    with mock.patch.object(sys, "argv", ["", *map(str, arguments)]):
-        main()
-
-
 def loss(folder: Path, checkpoint: Path) -> dict:
     with mock.patch.object(SimpleProgressBar, "print") as printed:
-        run(validate.cli_main, folder, *TASK, "--path", checkpoint, "--batch-size", 100)
+        run_fairseq(validate.cli_main, folder, *TASK, "--path", checkpoint, "--batch-size", 100)
     return printed.call_args.args[0]
 
 
 def train_for(updates: int, folder: Path, save_dir: Path, *options) -> dict:
     """The validation's statistics after so many updates."""
     length = ("--max-update", updates, "--save-dir", save_dir)
-    run(train.cli_main, folder, *TRAINING, *length, *options)
+    run_fairseq(train.cli_main, folder, *TRAINING, *length, *options)
     return loss(folder, save_dir / "checkpoint_last.pt")
 
 
@@ -125,7 +120,7 @@ def test_padding_and_batches_do_not_matter(teacher, tmp_path):
         actual = []
         for size in (1, 3, 6):
             with mock.patch.object(SimpleProgressBar, "print") as printed:
-                run(validate.cli_main, folder, *TASK, "--path", made, "--batch-size", size,
+                run_fairseq(validate.cli_main, folder, *TASK, "--path", made, "--batch-size", size,
                     "--required-batch-size-multiple", 1)  # fmt: skip
             actual.append(float(printed.call_args.args[0]["loss"]))
         assert actual == pytest.approx([actual[0]] * 3, rel=1e-4)

@@ -21,8 +21,8 @@ from fairseq_fixedpoint.plugin.tasks.fixedpoint_tagging import (
     FixedPointTaggingTask,
     FixedPointTaggingTaskConfig,
 )
-from tests.commands import train
-from tests.tagging import TASK, run, train_tagger, write_tagged_data
+from tests.commands import run_fairseq, train
+from tests.tagging import TASK, train_tagger, write_tagged_data
 
 CONLLU = """\
 # sent_id = 1
@@ -53,7 +53,9 @@ def model(tagged, tmp_path_factory) -> Path:
 def validated(data: Path, checkpoint: Path, *options) -> dict[str, float]:
     """What fairseq-validate prints of the validation set."""
     with mock.patch.object(SimpleProgressBar, "print") as printed:
-        run(validate, data, *TASK, "--path", checkpoint, "--max-tokens", 90, *options)
+        run_fairseq(
+            validate.cli_main, data, *TASK, "--path", checkpoint, "--max-tokens", 90, *options
+        )
     return {name: float(value) for name, value in printed.call_args.args[0].items()}
 
 

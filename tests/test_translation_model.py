@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import random
-import sys
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
-from unittest import mock
 
 import pytest
 import torch
@@ -29,7 +27,7 @@ from fairseq_fixedpoint.plugin.tasks.fixedpoint_translation import (
     FixedPointTranslationTaskConfig,
 )
 from fairseq_fixedpoint.recurrence.reference import window_by_window
-from tests.commands import PLUGIN
+from tests.commands import PLUGIN, run_fairseq
 from tests.test_model import CELLS, EXACT, dictionary
 
 
@@ -361,8 +359,8 @@ def pairs(tmp_path_factory) -> Path:
         for language in ("xx", "en"):
             lines = [" ".join(f"{language}{word}" for word in words) for words in sources]
             (folder / f"{split}.{language}").write_text("\n".join(lines) + "\n")
-    command(
-        preprocess, "-s", "xx", "-t", "en", "--workers", 1, "--destdir", folder / "bin",
+    run_fairseq(
+        preprocess.cli_main, "-s", "xx", "-t", "en", "--workers", 1, "--destdir", folder / "bin",
         *(f"--{split}pref={folder / split}" for split in ("train", "valid", "test")),
     )  # fmt: skip
     return folder / "bin"
@@ -373,8 +371,8 @@ def test_padding_among_the_words_is_refused(pairs, tmp_path):
         (tmp_path / f"test.{language}").write_text(text)
     for source, target in (("xx", "en"), ("en", "xx")):
         folder = tmp_path / source
-        command(
-            preprocess, "-s", source, "-t", target, "--workers", 1, "--destdir", folder,
+        run_fairseq(
+            preprocess.cli_main, "-s", source, "-t", target, "--workers", 1, "--destdir", folder,
             "--testpref", tmp_path / "test", "--srcdict", pairs / f"dict.{source}.txt",
             "--tgtdict", pairs / f"dict.{target}.txt",
         )  # fmt: skip
@@ -384,12 +382,6 @@ def test_padding_among_the_words_is_refused(pairs, tmp_path):
         task = FixedPointTranslationTask.setup_task(cfg)
         with pytest.raises(ValueError, match=r"line 2 .* language xx, has the word <pad>"):
             task.load_dataset("test")
-
-
-def command(module, *arguments):
-    """Calls one of fairseq's commands in this process."""
-    with mock.patch.object(sys, "argv", ["fairseq", *map(str, arguments)]):
-        return module.cli_main()
 
 
 @pytest.mark.parametrize(
@@ -403,8 +395,9 @@ def command(module, *arguments):
 def test_fairseq_trains_and_translates(pairs, tmp_path, capsys, iterations, criterion):
     """Words are drawn at random, so only attention to the right one can tell the next."""
     plugin = ("--user-dir", PLUGIN, "--cpu", "--no-progress-bar")
-    command(
-        train, pairs, *plugin, "--task", "translation", "--arch", "fixedpoint", "--cell", "gru",
+    run_fairseq(
+        train.cli_main, pairs, *plugin, "--task", "translation", "--arch", "fixedpoint",
+        "--cell", "gru",
         "--iterations", iterations, "--encoder-embed-dim", 16, "--decoder-embed-dim", 16,
         "--share-decoder-input-output-embed", "--dropout", 0, "--criterion", *criterion,
         "--optimizer", "adam", "--lr", 0.02, "--max-tokens", 100, "--max-epoch", 10,
@@ -412,8 +405,8 @@ def test_fairseq_trains_and_translates(pairs, tmp_path, capsys, iterations, crit
         "--disable-validation",
     )  # fmt: skip
     capsys.readouterr()
-    command(
-        generate, pairs, *plugin, "--path", tmp_path / "checkpoint_last.pt", "--beam", 3,
+    run_fairseq(
+        generate.cli_main, pairs, *plugin, "--path", tmp_path / "checkpoint_last.pt", "--beam", 3,
         "--max-tokens", 200, "--required-batch-size-multiple", 1, "--num-workers", 0,
     )  # fmt: skip
     lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
@@ -428,8 +421,9 @@ def test_criteria_that_cannot_train_an_adaptive_softmax_are_refused(
     pairs, tmp_path, task, criterion
 ):
     with pytest.raises(ValueError, match=r"--adaptive-softmax-cutoff.*fixedpoint_cross_entropy"):
-        command(
-            train, pairs, "--user-dir", PLUGIN, "--cpu", "--no-progress-bar", "--task", task,
+        run_fairseq(
+            train.cli_main, pairs, "--user-dir", PLUGIN, "--cpu", "--no-progress-bar", "--task",
+            task,
             "--arch", "fixedpoint", "--encoder-embed-dim", 16, "--decoder-embed-dim", 16,
             "--adaptive-softmax-cutoff", 6, "--criterion", criterion, "--max-tokens", 100,
             "--optimizer", "adam", "--lr", 0.01, "--num-workers", 0, "--save-dir", tmp_path,
@@ -438,8 +432,9 @@ def test_criteria_that_cannot_train_an_adaptive_softmax_are_refused(
 
 def test_our_criterion_is_refused_for_models_of_fairseq(pairs, tmp_path):
     with pytest.raises(ValueError, match=r"fixedpoint_cross_entropy is for .* cross_entropy\."):
-        command(
-            train, pairs, "--user-dir", PLUGIN, "--cpu", "--task", "fixedpoint_translation",
+        run_fairseq(
+            train.cli_main, pairs, "--user-dir", PLUGIN, "--cpu", "--task",
+            "fixedpoint_translation",
             "--arch", "lstm", "--criterion", "fixedpoint_cross_entropy", "--max-tokens", 100,
             "--save-dir", tmp_path,
         )  # fmt: skip
@@ -477,14 +472,16 @@ def test_every_sentence_is_translated_and_counted(pairs, tmp_path, capsys):
     """fairseq leaves out the last ones if they are fewer than --required-batch-size-multiple."""
     plugin = ("--user-dir", PLUGIN, "--cpu", "--no-progress-bar", "--num-workers", 0)
     task = ("--task", "fixedpoint_translation", "--batch-size", 8)
-    command(
-        train, pairs, *plugin, *task, "--arch", "fixedpoint", "--encoder-embed-dim", 16,
+    run_fairseq(
+        train.cli_main, pairs, *plugin, *task, "--arch", "fixedpoint", "--encoder-embed-dim", 16,
         "--decoder-embed-dim", 16, "--criterion", "fixedpoint_cross_entropy", "--max-update", 1,
         "--save-dir", tmp_path, "--disable-validation", "--optimizer", "sgd", "--lr", 0.1,
     )  # fmt: skip
     path = ("--path", tmp_path / "checkpoint_last.pt")
     capsys.readouterr()
-    command(generate, pairs, *plugin, *task, *path, "--beam", 2, "--nbest", 2, "--max-len-b", 5)
+    run_fairseq(
+        generate.cli_main, pairs, *plugin, *task, *path, "--beam", 2, "--nbest", 2, "--max-len-b", 5
+    )
     printed = capsys.readouterr().out
     assert_is_a_list(printed, tmp_path / "printed")
     loaded = checkpoint_utils.load_model_ensemble_and_task([str(path[1])])[2]

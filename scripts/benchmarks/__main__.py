@@ -117,7 +117,7 @@ def run_part(
         "threads": torch.get_num_threads(),
         "seconds": 0.0,
         "complete": False,
-        "machine": rates(machine),
+        "machine": machine.rates,
         "settings": asdict(settings),
         "records": [],
     }
@@ -130,7 +130,7 @@ def run_part(
                 keep(measured)
                 kept = time.perf_counter()
         machine = machine.measured_again()
-        measured.update(complete=True, machine=rates(machine))
+        measured.update(complete=True, machine=machine.rates)
     except BenchmarkError as error:
         stopped = error
         log(f"{name}: {error}")
@@ -143,10 +143,6 @@ def run_part(
     if measured["records"]:
         keep(measured)
     return measured, machine, stopped
-
-
-def rates(machine: Machine) -> dict:
-    return {"matrix_rate": machine.matrix_rate, "bandwidth": machine.bandwidth}
 
 
 def print_tables(module: ModuleType, measured: dict) -> None:

@@ -93,7 +93,7 @@ def slowest(shortest: int) -> Callable[[Runs], float | None]:
     return reached
 
 
-def against_lstm_lm(
+def times_baseline(
     model: str, softmax: str, baseline: str = end_to_end.BASELINE
 ) -> Callable[[Runs], float | None]:
     return lambda runs: end_to_end.times_baseline(runs, model, softmax, baseline)
@@ -119,10 +119,6 @@ def windows(cells: tuple[str, ...], every: int, baseline: int) -> Callable[[Runs
     return reached
 
 
-def against_exact(model: str, exact: str, softmax: str) -> Callable[[Runs], float | None]:
-    return lambda runs: end_to_end.times_baseline(runs, model, softmax, exact)
-
-
 def recomputed(runs: Runs) -> float | None:
     return memory.recomputed_over_exact(runs, "elman", 8)
 
@@ -135,15 +131,15 @@ AIMS = (
         bf16_over_fp32(650, 20, 1024, 5)),
     Aim("the same at batch 20, bf16 on both sides", "cpu", 1.0, speed(650, 20, 1024, 5, "bf16")),
     Aim("`fairseq-train`, Elman, K = 5, full softmax, against `lstm_lm`", "cpu", 2.0,
-        against_lstm_lm("elman-5", "full")),
-    Aim("the same with `--bf16-products`", "cpu", 2.0, against_lstm_lm("elman-5+bf16", "full")),
+        times_baseline("elman-5", "full")),
+    Aim("the same with `--bf16-products`", "cpu", 2.0, times_baseline("elman-5+bf16", "full")),
     Aim("... against `lstm_lm` that keeps freed memory, too", "cpu", 2.0,
-        against_lstm_lm("elman-5+bf16", "full", end_to_end.KEEPING)),
-    Aim("the same, adaptive softmax", "cpu", 2.0, against_lstm_lm("elman-5", "adaptive")),
+        times_baseline("elman-5+bf16", "full", end_to_end.KEEPING)),
+    Aim("the same, adaptive softmax", "cpu", 2.0, times_baseline("elman-5", "adaptive")),
     Aim("the same, adaptive softmax, with `--bf16-products`", "cpu", 2.0,
-        against_lstm_lm("elman-5+bf16", "adaptive")),
+        times_baseline("elman-5+bf16", "adaptive")),
     Aim("... against `lstm_lm` that keeps freed memory, too", "cpu", 2.0,
-        against_lstm_lm("elman-5+bf16", "adaptive", end_to_end.KEEPING)),
+        times_baseline("elman-5+bf16", "adaptive", end_to_end.KEEPING)),
     Aim("training step at K = 8, `--stride 8` against 1, slowest Elman", "cpu", 2.0,
         windows(("elman",), 8, 1)),
     Aim("the same, slowest GRU or LSTM", "cpu", 2.5, windows(("gru", "lstm"), 8, 1)),
@@ -158,7 +154,7 @@ AIMS = (
     *(
         Aim(f"`fairseq-train`, {cell}, K = 8, `--stride 16 --start stream`, {softmax} softmax, "
             "against exact", "cpu", 1.0,
-            against_exact(f"{name}-8x16+stream", f"{name}-0", softmax))
+            times_baseline(f"{name}-8x16+stream", softmax, f"{name}-0"))
         for cell, name in (("Elman", "elman"), ("LSTM", "lstm"))
         for softmax in ("full", "adaptive")
     ),

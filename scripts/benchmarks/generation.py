@@ -38,7 +38,7 @@ from fairseq_fixedpoint.plugin.models.fixedpoint_lm import (
 from scripts.benchmarks.figures import COLOURS, logarithmic, new_figure
 from scripts.benchmarks.floors import GATES, PARTS, Work, output_work, share
 from scripts.benchmarks.machine import Machine
-from scripts.benchmarks.markdown import mebibytes, number, percent, table, times
+from scripts.benchmarks.markdown import mebibytes, number, percent, ratio, table, times
 from scripts.benchmarks.measuring import interleaved, peak_bytes
 from scripts.benchmarks.rescoring import both, lstm_lm_like
 
@@ -233,8 +233,8 @@ def tables(run: dict) -> dict[str, str]:
                 beam,
                 length,
                 *(number(rates[way]) for way in names),
-                times(_ratio(rates["ours"], rates["theirs"])),
-                times(_ratio(rates["ours"], rates["lstm_lm"])),
+                times(ratio(rates["ours"], rates["theirs"])),
+                times(ratio(rates["ours"], rates["lstm_lm"])),
                 percent(share(ways["ours"], run["machine"], "fp32")),
             )
         )
@@ -252,7 +252,7 @@ def tables(run: dict) -> dict[str, str]:
             GENERATORS[record["way"]],
             number(record["ms_alone"]),
             number(record["ms"]),
-            times(_ratio(record["ms"], record["ms_alone"])),
+            times(ratio(record["ms"], record["ms_alone"])),
         )
         for record in run["records"]
         if record["task"] == "fusion"
@@ -299,7 +299,3 @@ def _tokens_a_second(record: dict) -> float | None:
     if record["ms"] is None:
         return None
     return 1000 * record["batch"] * record["length"] / record["ms"]
-
-
-def _ratio(ours: float | None, theirs: float | None) -> float | None:
-    return None if ours is None or theirs is None else ours / theirs

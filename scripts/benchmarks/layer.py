@@ -151,11 +151,10 @@ def timed_calls(
         seconds: for all of them.
         longest: seconds; what cannot take less, by its floor, is left out.
     """
-    rates = {"matrix_rate": machine.matrix_rate, "bandwidth": machine.bandwidth}
     calls = {
         place: call(record)
         for place, record in enumerate(records)
-        if floor_ms(record, rates, record["precision"]) <= 1000 * longest
+        if floor_ms(record, machine.rates, record["precision"]) <= 1000 * longest
     }
     milliseconds, rounds = interleaved(calls, seconds, machine.device)
     for place, record in enumerate(records):

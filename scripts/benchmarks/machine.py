@@ -6,6 +6,7 @@ import os
 import platform
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,6 +38,11 @@ class Machine:
     matrix_rate: dict[str, float]
     bandwidth: float
     preset: str
+
+    @property
+    def rates(self) -> dict[str, Any]:
+        """As runs store them, and floors are computed from."""
+        return {"matrix_rate": self.matrix_rate, "bandwidth": self.bandwidth}
 
     @classmethod
     def measured(cls, device: torch.device, preset: str) -> Machine:

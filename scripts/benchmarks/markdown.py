@@ -27,6 +27,11 @@ def times(factor: float | None) -> str | None:
     return None if factor is None else f"{factor:,.1f}x"
 
 
+def ratio(one: float | None, other: float | None) -> float | None:
+    """Of two measurements, if both were made."""
+    return None if one is None or other is None else one / other
+
+
 def percent(share: float | None) -> str | None:
     return None if share is None else f"{share:.0%}"
 

@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
 Call = Callable[[], object]
+Name = TypeVar("Name", bound=Hashable)
 LEAST_ROUNDS = 3  # so that one slow spell of the machine is no median
 MOST_ROUNDS = 1000
 LONG = 2000  # milliseconds
 
 
 def interleaved(
-    calls: dict[str, Call], seconds: float, device: torch.device
-) -> tuple[dict[str, float | None], int]:
+    calls: Mapping[Name, Call], seconds: float, device: torch.device
+) -> tuple[dict[Name, float | None], int]:
     """Median milliseconds of each call, and the number of rounds.
 
-    None is for a call that the GPU's memory is too small for.
+    None is for a call whose first run found the GPU's memory too small.
 
     The calls run in turn, round after round, for about `seconds` in all or :data:`LEAST_ROUNDS`, so
     that a slow spell of the machine meets all of them alike. A first call chooses kernels and takes
@@ -30,7 +32,7 @@ def interleaved(
     nothing beside it.
     """
     end = time.perf_counter() + seconds
-    times_of: dict[str, list[float]] = {}
+    times_of: dict[Name, list[float]] = {}
     for name, call in calls.items():
         with out_of_memory():
             first = milliseconds(call, device)

@@ -27,7 +27,7 @@ from fairseq_fixedpoint.plugin.criterions.fixedpoint_cross_entropy import adapti
 from fairseq_fixedpoint.softmax import OutputProjection, Softmax
 from scripts.benchmarks.floors import Work, output_work, share
 from scripts.benchmarks.machine import PRECISIONS, Machine
-from scripts.benchmarks.markdown import mebibytes, number, percent, table, times
+from scripts.benchmarks.markdown import mebibytes, number, percent, ratio, table, times
 from scripts.benchmarks.measuring import interleaved, out_of_memory, peak_bytes
 
 TRAINING = {
@@ -213,7 +213,7 @@ def tables(run: dict) -> dict[str, str]:
             record["precision"],
             TRAINING[record["way"]],
             number(record["ms"]),
-            times(_ratio(dense.get((record["words"], record["precision"])), record["ms"])),
+            times(ratio(dense.get((record["words"], record["precision"])), record["ms"])),
             percent(share(record, run["machine"], record["precision"])),
             mebibytes(record["peak"]),
         )
@@ -226,7 +226,7 @@ def tables(run: dict) -> dict[str, str]:
             number(record["words"]),
             SCORING[record["way"]],
             number(record["ms"]),
-            times(_ratio(normalised.get(record["words"]), record["ms"])),
+            times(ratio(normalised.get(record["words"]), record["ms"])),
         )
         for record in scoring
     ]
@@ -234,7 +234,3 @@ def tables(run: dict) -> dict[str, str]:
         "output_layer": table(head, rows),
         "output_layer-scoring": table(("words", "way", "ms", "times as fast"), scored),
     }
-
-
-def _ratio(baseline: float | None, ms: float | None) -> float | None:
-    return None if baseline is None or ms is None else baseline / ms

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from examples.training_log import tokens_and_seconds
 from scripts.benchmarks.figures import BASELINE_COLOUR, COLOURS, new_figure
 from scripts.benchmarks.layer import EXACT
 from scripts.benchmarks.machine import Machine
@@ -75,13 +76,10 @@ def corpus(folder: Path, threshold: int) -> Path:
 
 def epochs(log: dict[str, list[dict]]) -> Iterator[dict]:
     """A record for each epoch, with the seconds from the first one's start to its end."""
-    seconds, updates_before = 0.0, 0
-    for epoch, validation in zip(log[EPOCH], log[VALIDATION], strict=True):
-        updates = int(epoch["train_num_updates"])
-        tokens = (updates - updates_before) * float(epoch["train_wpb"])
-        # What fairseq logs as seconds is rounded to whole ones.
-        seconds += tokens / float(epoch["train_wps"])
-        updates_before = updates
+    seconds = 0.0
+    speeds = tokens_and_seconds(log[EPOCH])
+    for epoch, validation, (_, of_epoch) in zip(log[EPOCH], log[VALIDATION], speeds, strict=True):
+        seconds += of_epoch
         yield {
             "epoch": int(epoch["epoch"]),
             "seconds": seconds,

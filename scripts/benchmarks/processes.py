@@ -10,14 +10,12 @@ weights, which change no time.
 from __future__ import annotations
 
 import os
-import random
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -29,7 +27,7 @@ from fairseq_fixedpoint.language_model.model import LanguageModel
 from scripts.benchmarks.machine import Machine
 from scripts.benchmarks.markdown import table, times
 from scripts.benchmarks.rescoring import confusions, nbest_list
-from scripts.benchmarks.training import run
+from scripts.benchmarks.training import run, zipf_sentences
 
 UNITS = {"nbest": "hypotheses", "lattice": "arcs"}
 
@@ -128,12 +126,7 @@ def vocabulary(settings: Settings) -> list[str]:
 
 
 def sentences(settings: Settings, count: int, length: int) -> Iterator[list[str]]:
-    """Words drawn independently by Zipf's law."""
-    chooser = random.Random(settings.seed)
-    cumulative = list(accumulate(1 / (rank + 1) for rank in range(settings.words)))
-    by_rank = vocabulary(settings)
-    for _ in range(count):
-        yield chooser.choices(by_rank, cum_weights=cumulative, k=length)
+    return zipf_sentences(vocabulary(settings), count, length, settings.seed)
 
 
 def store_lists(path: Path, settings: Settings) -> int:

@@ -31,7 +31,7 @@ from scripts.benchmarks.machine import Machine
 from scripts.benchmarks.markdown import number, table, times
 from scripts.benchmarks.measuring import interleaved
 
-EXACT = "torch.nn"
+TORCH = "torch.nn"
 METHODS = {"Jacobi": Jacobi(), "quasi-Newton": QuasiNewton(), "Newton": Newton()}
 TRAINING_BLOCK = (128, 16)  # bytes, sequences
 
@@ -168,7 +168,7 @@ def solved(
     methods = [name for name in METHODS if name != "Newton" or x.size(-1) <= settings.newton_width]
     recurrence = model.layers[0]
     with torch.no_grad():
-        calls = {EXACT: lambda: recurrence(x), **{name: solver(name) for name in methods}}
+        calls = {TORCH: lambda: recurrence(x), **{name: solver(name) for name in methods}}
         milliseconds, rounds = interleaved(calls, settings.seconds, machine.device)
         sequential = recurrence(x)[0]
         truth = recurrence.double()(x.double())[0]
@@ -177,7 +177,7 @@ def solved(
         record = {**case, "method": name, "ms": ms, "rounds": rounds}
         if ms is None:
             yield {**record, "reason": "out of memory"}
-        elif name == EXACT:
+        elif name == TORCH:
             yield {**record, "error": (sequential - truth).abs().max().item()}
         else:
             solution = solutions[name]
@@ -232,15 +232,15 @@ def _table(cases: dict[tuple, dict[str, dict]], axis: str) -> str:
         (
             case[0],
             f"{case[CASE.index(axis)]:,}",
-            f"{number(methods[EXACT]['ms'])} ms",
-            *(_outcome(methods.get(name), methods[EXACT]) for name in METHODS),
+            f"{number(methods[TORCH]['ms'])} ms",
+            *(_outcome(methods.get(name), methods[TORCH]) for name in METHODS),
             _errors(methods),
         )
         for case, methods in sorted(
             cases.items(), key=lambda item: (CELLS.index(item[0][0]), item[0])
         )
     ]
-    return table(("cell", heading, EXACT, *METHODS, f"largest error ({EXACT})"), rows)
+    return table(("cell", heading, TORCH, *METHODS, f"largest error ({TORCH})"), rows)
 
 
 def _outcome(record: dict | None, exact: dict) -> str | None:
@@ -259,17 +259,17 @@ def _errors(methods: dict[str, dict]) -> str:
     """The largest error of what converged, and in brackets the sequential recurrence's."""
     errors = [record["error"] for record in methods.values() if record.get("converged")]
     ours = f"{max(errors):.0e}" if errors else "-"
-    return f"{ours} ({methods[EXACT]['error']:.0e})"
+    return f"{ours} ({methods[TORCH]['error']:.0e})"
 
 
 def plots(run: dict) -> dict[str, Figure]:
     """`solvers`: iterations against the norm, and time against the length, a column a cell."""
     cells = [cell for cell in CELLS if cell in run["settings"]["cells"]]
     figure, axes = new_figure(2, len(cells))
-    colours = dict(zip((*METHODS, EXACT), (*COLOURS[: len(METHODS)], BASELINE_COLOUR), strict=True))
+    colours = dict(zip((*METHODS, TORCH), (*COLOURS[: len(METHODS)], BASELINE_COLOUR), strict=True))
     for cell, above, below in zip(cells, axes[: len(cells)], axes[len(cells) :], strict=True):
         for name, colour in colours.items():
-            if name != EXACT:
+            if name != TORCH:
                 iterations = _line(along(run, "norm"), cell, name, "norm", "iterations")
                 above.plot(*iterations, "o-", color=colour, label=name)
             milliseconds = _line(along(run, "length"), cell, name, "length", "ms")

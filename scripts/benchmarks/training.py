@@ -7,7 +7,7 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 
@@ -55,14 +55,22 @@ def preprocess(folder: Path, splits: Sequence[str]) -> Path:
     return folder / "data-bin"
 
 
+def zipf_sentences(
+    vocabulary: Sequence[str], count: int, length: int, seed: int
+) -> Iterator[list[str]]:
+    """Words drawn independently by Zipf's law, the first of the vocabulary most often."""
+    chooser = random.Random(seed)
+    cumulative = list(accumulate(1 / (rank + 1) for rank in range(len(vocabulary))))
+    for _ in range(count):
+        yield chooser.choices(vocabulary, cum_weights=cumulative, k=length)
+
+
 def synthetic_corpus(folder: Path, words: int, tokens: int) -> Path:
-    """Words drawn independently by Zipf's law, always the same ones, binarised."""
-    chooser = random.Random(1)
+    """Sentences that are always the same, binarised."""
     vocabulary = [f"w{number}" for number in range(words)]
-    cumulative = list(accumulate(1 / (rank + 1) for rank in range(words)))
     with (folder / "train.tokens").open("w", encoding="utf-8") as lines:
-        for _ in range(tokens // (SENTENCE + 1)):
-            print(*chooser.choices(vocabulary, cum_weights=cumulative, k=SENTENCE), file=lines)
+        for sentence in zipf_sentences(vocabulary, tokens // (SENTENCE + 1), SENTENCE, seed=1):
+            print(*sentence, file=lines)
     return preprocess(folder, ["train"])
 
 
