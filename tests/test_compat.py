@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from fairseq import checkpoint_utils
-from fairseq.data import TokenBlockDataset
+from fairseq.data import Dictionary, MonolingualDataset, TokenBlockDataset, TruncatedDictionary
 from fairseq.dataclass.configs import EMAConfig
 from fairseq.distributed import utils as distributed_utils
 from fairseq.models.ema import EMA
@@ -252,7 +252,7 @@ BROADCAST = """
 import sys
 from pathlib import Path
 import torch
-from fairseq import checkpoint_utils
+from fairseq import checkpoint_utils, tasks
 from fairseq.distributed import utils
 from fairseq_fixedpoint.plugin import compat
 
@@ -377,6 +377,20 @@ def test_averages_are_of_each_weight_once_and_of_no_integer(fp32):
         torch.testing.assert_close(actual[name], expected[name], rtol=0, atol=tolerance)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [("--adaptive-softmax-cutoff", "10,20"), ("--spectral-bound", 0.9), ("--orthogonal",)],
+    ids=lambda options: options[0].strip("-"),
+)
+def test_every_kind_of_model_has_moving_averages(data, tmp_path, options):
+    """fairseq asks a cluster softmax for its version, and copies the model."""
+    train(data, tmp_path, "--iterations", 2, *options, "--max-update", 3, "--store-ema",
+          "--ema-decay", 0.5)  # fmt: skip
+    last, averages = (tmp_path / f"checkpoint_{name}.pt" for name in ("last", "averages"))
+    checkpoint_utils.save_ema_as_checkpoint(str(last), str(averages))
+    assert evaluate(data, averages) != evaluate(data, last)
+
+
 def test_a_model_is_evaluated_by_its_moving_averages(data, tmp_path):
     train(
         data, tmp_path, "--iterations", 2, "--share-decoder-input-output-embed", "--max-update", 8,
@@ -392,3 +406,52 @@ def test_a_model_is_evaluated_by_its_moving_averages(data, tmp_path):
     )  # fmt: skip
     checkpoint_utils.save_ema_as_checkpoint(str(last), str(averages))
     assert evaluate(data, averages) == evaluate(data, last)  # copied below the update of its start
+
+
+@pytest.mark.parametrize("way", ["--restore-file", "--finetune-from-model"])
+@pytest.mark.parametrize("fp32", [(), ("--ema-fp32",)])
+def test_moving_averages_begin_with_the_weights_of_a_checkpoint(data, tmp_path, way, fp32):
+    train(data, tmp_path / "without", "--iterations", 2, "--max-update", 2)
+    given = tmp_path / "without" / "checkpoint_last.pt"
+    train(data, tmp_path, "--iterations", 2, way, given, "--max-update", 4, "--store-ema",
+          "--ema-decay", 1.0, *fp32)  # fmt: skip
+    last, averages = (tmp_path / f"checkpoint_{name}.pt" for name in ("last", "averages"))
+    checkpoint_utils.save_ema_as_checkpoint(str(last), str(averages))
+    models = (torch.load(path, weights_only=False)["model"] for path in (given, averages))
+    expected, actual = models
+    assert all(torch.equal(actual[name], x) for name, x in expected.items())
+
+
+# --- bfloat16
+
+
+def test_bf16_trains_without_a_tpu(data, tmp_path):
+    train(data, tmp_path, "--iterations", 2, "--max-update", 2, "--bf16")
+    state = torch.load(tmp_path / "checkpoint_last.pt", weights_only=False)
+    assert state["cfg"]["common"]["bf16"] and not state["cfg"]["common"]["tpu"]
+    assert np.isfinite(evaluate(data, tmp_path / "checkpoint_last.pt"))
+
+
+# --- words beyond an output dictionary
+
+
+def test_what_comes_in_is_the_text_whatever_is_predicted():
+    """In each block: fairseq would put `<unk>` into all inputs but the first block's."""
+    assert compat.patch_output_dictionary() is False  # the plugin has done it
+    words = Dictionary()
+    for number in range(20):
+        words.add_symbol(f"w{number}")
+    text = torch.randint(words.nspecial, len(words), (50,))
+    blocks = TokenBlockDataset(
+        [text], [len(text)], 7, pad=1, eos=2, break_mode="none", include_targets=True
+    )
+    predicted = TruncatedDictionary(words, 9)
+    dataset = MonolingualDataset(
+        blocks, blocks.sizes, words, predicted, add_eos_for_other_targets=False, shuffle=False,
+        targets=["future"],
+    )  # fmt: skip
+    sources, targets = (
+        torch.cat([block[name] for block in dataset]) for name in ("source", "target")
+    )
+    assert torch.equal(sources[1:], text[:-1])
+    assert torch.equal(targets, torch.where(text < 9, text, words.unk()))

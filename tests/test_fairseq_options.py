@@ -67,6 +67,15 @@ def test_a_text_has_the_perplexity_that_fairseq_finds(make, text, name, options)
     assert of_lines(Scorer.from_checkpoint(path)) == pytest.approx(actual, rel=1e-4)
 
 
+@pytest.mark.parametrize("size", [1, 5, 1000])
+def test_a_stream_has_that_perplexity_whatever_its_blocks(make, text, size):
+    """Words that are not predicted are read as what they are in every block of it."""
+    options = ("--output-dictionary-size", SIZE, "--reset-at-eos")
+    path = make("gru", *options)
+    actual = evaluate(text.parent / "bin", path, "--tokens-per-sample", size, *options)
+    assert of_lines(Scorer.from_checkpoint(path)) == pytest.approx(actual, rel=1e-4)
+
+
 @pytest.mark.parametrize("name", ["gru", "elman", "lstm"])
 def test_words_that_the_model_cannot_predict_are_unknown(make, data, text, capsys, name):
     """They are scored as `<unk>` and counted, and read as what they are."""

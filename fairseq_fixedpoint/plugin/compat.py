@@ -27,7 +27,19 @@ that a later job which is not better than those before has no `checkpoint_best.p
 **Moving averages** (:func:`patch_moving_averages`). `--store-ema` averages every entry of a model.
 Integers, such as the checksum of a dictionary that our models keep, stop the training there; here
 they are copied. Embeddings that an output layer shares have two names and are averaged twice in
-each step, over half as many updates as the rest; here they are averaged once.
+each step, over half as many updates as the rest; here they are averaged once. Every step leaves out
+the version that fairseq's adaptive softmax asks for when it is loaded; here it is kept. A training
+that goes on from a checkpoint without averages is to begin them with its weights, which fairseq has
+dropped by then (:func:`patch_begun_averages`).
+
+**`--bf16`** (:func:`patch_bfloat16`). fairseq-train takes it for the sign of a TPU, stops without
+PyTorch/XLA and would leave a GPU aside. Here it is a precision, where there is no PyTorch/XLA.
+
+**Words beyond an output dictionary** (:func:`patch_output_dictionary`). With
+`--output-dictionary-size`, fairseq's data set writes `<unk>` over a word that is not to be
+predicted. It does so in the block's own tokens, of which the model's input is a view unless the
+block is the first of its text: a model is trained and evaluated on `<unk>` that will read the word
+elsewhere. Here targets are copied first, so that what comes in does not depend on blocks.
 
 **`np.compat.long`** (:func:`patch_numpy_long`). numpy 2 has dropped `np.compat`; fairseq still uses
 this one name of it, for blocks that end at the end of a sentence (`--sample-break-mode eos`).
@@ -36,6 +48,7 @@ this one name of it, for blocks that end at the end of a sentence (`--sample-bre
 import argparse
 import collections
 import functools
+import importlib.util
 import os
 import re
 import sys
@@ -51,10 +64,13 @@ import torch
 __all__ = [
     "CheckpointError",
     "apply",
+    "patch_begun_averages",
+    "patch_bfloat16",
     "patch_checkpoint_copies",
     "patch_checkpoint_loading",
     "patch_moving_averages",
     "patch_numpy_long",
+    "patch_output_dictionary",
     "patch_remembered_best",
     "reading",
     "refused_class",
@@ -80,6 +96,9 @@ def apply() -> None:
     patch_checkpoint_copies()
     patch_remembered_best()
     patch_moving_averages()
+    patch_begun_averages()
+    patch_bfloat16()
+    patch_output_dictionary()
 
 
 def patch_numpy_long(module: types.ModuleType = numpy) -> bool:
@@ -160,14 +179,14 @@ def patch_moving_averages() -> bool:
     """Let `--store-ema` average each weight once, and take integers as they are.
 
     Wraps the step of `fairseq.models.ema.EMA`, which has a set of names to copy, but no option that
-    fills it.
+    fills it, and what loads a step's result.
 
     Returns:
         Whether anything was replaced: False if this was done before.
     """
     from fairseq.models.ema import EMA
 
-    step = EMA._step_internal
+    step, restore = EMA._step_internal, EMA.restore
     if getattr(step, "patched_by", None) == __name__:
         return False
 
@@ -180,8 +199,103 @@ def patch_moving_averages() -> bool:
         self.skip_keys |= {name for name, x in entries.items() if not x.is_floating_point()}
         step(self, types.SimpleNamespace(state_dict=lambda: entries), updates)
 
+    @functools.wraps(restore)
+    def restore_whole(self: EMA, state_dict: dict, *args: Any, **kwargs: Any) -> None:
+        versions = {name: x for name, x in self.model.state_dict().items() if "version" in name}
+        restore(self, {**versions, **state_dict}, *args, **kwargs)
+
     vars(step_internal)["patched_by"] = __name__
     EMA._step_internal = step_internal
+    EMA.restore = restore_whole
+    return True
+
+
+def patch_begun_averages() -> bool:
+    """Let `--store-ema` begin in a training that goes on from a checkpoint without averages.
+
+    Wraps `Trainer.load_checkpoint`: while it reads a checkpoint, the averages that this one lacks
+    are its weights.
+
+    Returns:
+        Whether anything was replaced: False if this was done before.
+    """
+    from fairseq import checkpoint_utils
+    from fairseq.trainer import Trainer
+
+    load = Trainer.load_checkpoint
+    if getattr(load, "patched_by", None) == __name__:
+        return False
+
+    @functools.wraps(load)
+    def load_checkpoint(self: Trainer, *args: Any, **kwargs: Any) -> Any:
+        if not self.cfg.ema.store_ema:
+            return load(self, *args, **kwargs)
+        read = checkpoint_utils.load_checkpoint_to_cpu
+
+        def read_with_averages(*args: Any, **kwargs: Any) -> dict[str, Any]:
+            state = read(*args, **kwargs)
+            state["extra_state"].setdefault("ema", state["model"])
+            return state
+
+        checkpoint_utils.load_checkpoint_to_cpu = read_with_averages
+        try:
+            return load(self, *args, **kwargs)
+        finally:
+            checkpoint_utils.load_checkpoint_to_cpu = read
+
+    vars(load_checkpoint)["patched_by"] = __name__
+    Trainer.load_checkpoint = load_checkpoint
+    return True
+
+
+def patch_bfloat16() -> bool:
+    """Let `--bf16` train on the device that there is.
+
+    Wraps `fairseq.distributed.utils.call_main`, through which each of fairseq's commands goes with
+    its configuration.
+
+    Returns:
+        Whether anything was replaced: False if this was done before.
+    """
+    from fairseq.distributed import utils as distributed_utils
+
+    call = distributed_utils.call_main
+    if getattr(call, "patched_by", None) == __name__:
+        return False
+
+    @functools.wraps(call)
+    def call_main(cfg: Any, *args: Any, **kwargs: Any) -> None:
+        if cfg.common.tpu and importlib.util.find_spec("torch_xla") is None:
+            cfg.common.tpu = False
+        call(cfg, *args, **kwargs)
+
+    vars(call_main)["patched_by"] = __name__
+    distributed_utils.call_main = call_main
+    return True
+
+
+def patch_output_dictionary() -> bool:
+    """Let `--output-dictionary-size` change what is predicted, and not what comes in.
+
+    Wraps what `MonolingualDataset` does to targets.
+
+    Returns:
+        Whether anything was replaced: False if this was done before.
+    """
+    from fairseq.data import MonolingualDataset
+
+    filter_vocab = MonolingualDataset._filter_vocab
+    if getattr(filter_vocab, "patched_by", None) == __name__:
+        return False
+
+    @functools.wraps(filter_vocab)
+    def filter_copy(self: MonolingualDataset, target: Any) -> Any:
+        if isinstance(target, list):  # of several kinds
+            return filter_vocab(self, [each.clone() for each in target])
+        return filter_vocab(self, target if target is None else target.clone())
+
+    vars(filter_copy)["patched_by"] = __name__
+    MonolingualDataset._filter_vocab = filter_copy
     return True
 
 

@@ -7,7 +7,7 @@ iterations the error is at most `norm^k` times the first. Both constraints are r
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
@@ -78,3 +78,14 @@ def constrain(
             raise ValueError(f"spectral_bound must be positive, not {spectral_bound}.")
         bound = SpectralBound(recurrence.weight_hh_l0.detach(), spectral_bound)
         parametrize.register_parametrization(recurrence, "weight_hh_l0", bound)
+
+
+def make_copyable(recurrence: OneLayer) -> None:
+    """Lets `copy.deepcopy` copy a constrained recurrence, as fairseq's `--store-ema` does.
+
+    PyTorch's module keeps a list of its weights, which it makes anew wherever it is converted. A
+    weight that is computed stands there with what it was computed from, and such a tensor cannot be
+    copied. Nobody reads that list of a constrained recurrence.
+    """
+    weights = cast("list[Tensor]", recurrence._flat_weights)
+    recurrence._flat_weights = [each if each.is_leaf else each.detach() for each in weights]

@@ -16,7 +16,7 @@ from fairseq_fixedpoint.recurrence.dropout import check_probability, dropout_mas
 from fairseq_fixedpoint.recurrence.exact import exact
 from fairseq_fixedpoint.recurrence.gates import GateValues
 from fairseq_fixedpoint.recurrence.iteration import Layer, Solution, check_start, fixed_point, sweep
-from fairseq_fixedpoint.recurrence.parametrization import constrain
+from fairseq_fixedpoint.recurrence.parametrization import constrain, make_copyable
 from fairseq_fixedpoint.recurrence.rows import are_faster, windows_as_rows
 
 if TYPE_CHECKING:
@@ -89,6 +89,7 @@ class FixedPointRNN(nn.Module):
         )
         for recurrence in self._recurrences:
             constrain(recurrence, spectral_bound, orthogonal)
+            make_copyable(recurrence)
         initial = torch.zeros(num_layers, self.cell.parts * hidden_size)  # (L, P*H)
         self.start_weight: nn.Parameter | None = None
         if summary_size:
@@ -109,7 +110,10 @@ class FixedPointRNN(nn.Module):
                 "an orthogonal recurrent matrix needs float32 parameters: train with --amp or "
                 "--bf16-products instead of --fp16 or --bf16, or drop --orthogonal."
             )
-        return super()._apply(fn, recurse)
+        applied = super()._apply(fn, recurse)
+        for recurrence in self._recurrences:
+            make_copyable(recurrence)
+        return applied
 
     def effective_layers(
         self, x: Tensor | None = None, gates: GateValues | None = None
