@@ -280,6 +280,29 @@ def test_a_pruned_checkpoint_is_evaluated_and_trained(data, trained, tmp_path, c
     train(data, tmp_path, "--finetune-from-model", pruned, *options, "--max-update", 1)
 
 
+def test_a_pruned_model_is_trained_on_as_it_was(data, tmp_path, capfd):
+    """Packed text stays packed, and what is predicted is as before."""
+    task = ("--reset-at-eos", "--output-dictionary-size", 25)
+    train(data, tmp_path, "--l0-penalty", 0.01, *task, "--max-update", 1)
+    pruned = tmp_path / "pruned.pt"
+    gated_model = tmp_path / "checkpoint_last.pt"
+    assert fixedpoint_convert(gated_model, "--prune", "--output", pruned) == 0
+    printed = capfd.readouterr().err.partition("--finetune-from-model")[2]
+    assert " ".join(map(str, task)) in printed
+    assert "--sample-break-mode" not in printed
+    options = printed.split()[1:]
+    train(data, tmp_path / "on", "--finetune-from-model", pruned, *options, "--max-update", 1)
+
+
+def test_gates_are_not_left_behind_silently(data, trained, tmp_path):
+    with pytest.raises(Exception, match="architectures match") as caught:
+        train(
+            data, tmp_path, "--finetune-from-model", trained, "--cell", "lstm", "--iterations", 3,
+            "--decoder-layers", 2, "--adaptive-softmax-cutoff", "8,20", "--max-update", 1,
+        )  # fmt: skip
+    assert "give --l0-penalty as in its training" in str(caught.value.__context__)
+
+
 def test_a_pruned_folder_scores_as_the_checkpoint(trained, tmp_path):
     (tmp_path / "text").write_text("w1 w2 w3\nw4 w0 w5\n")
     pruned, gated_folder = tmp_path / "pruned", tmp_path / "gated"

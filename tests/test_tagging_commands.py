@@ -166,6 +166,7 @@ def test_data_without_dictionaries_are_named(tmp_path):
         (("--iterations", -1), "--iterations must be 0"),
         (("--hidden-size", 0), "--hidden-size must be at least 1, not 0"),
         (("--word-dropout", 1), "--word-dropout must be at least 0 and less than 1"),
+        (("--criterion", "cross_entropy"), "--criterion fixedpoint_tagging is what this task is"),
     ],
 )
 def test_options_out_of_range_are_named(tagged, tmp_path, options, message):

@@ -20,6 +20,8 @@ from fairseq_fixedpoint.language_model import LanguageModel
 from fairseq_fixedpoint.plugin import compat, registration
 from fairseq_fixedpoint.plugin.architectures import model_class
 from fairseq_fixedpoint.plugin.model_scorer import ModelScorer
+from fairseq_fixedpoint.plugin.models.fixedpoint_lm import FixedPointLanguageModel
+from fairseq_fixedpoint.recurrence import check_iterations
 from fairseq_fixedpoint.rescoring.loading import NOT_TRAINED_UNNORMALIZED, LoadedModel
 
 logger = logging.getLogger(__name__)
@@ -69,6 +71,8 @@ def _load(
     if (named := model_class(cfg.get("model"))) is not None:
         # Before its dictionary is looked for, as models of another kind have other ones.
         _require_language_model(path, named)
+        if iterations is not None and issubclass(named, FixedPointLanguageModel):
+            _use_iterations(cfg, iterations)
     folder = dictionary_folder(path, cfg.task.get("data"), data)
     cfg.task.data = folder
     model, task = build(path, state, cfg, f"the dictionary {folder}/dict.txt", "language model")
@@ -77,16 +81,20 @@ def _load(
     if not normalized and not penalised:
         logger.warning(NOT_TRAINED_UNNORMALIZED.format(path))
     model = cast("FairseqLanguageModel", model).to(device)
-    if iterations is not None:
-        if not isinstance(model.decoder, LanguageModel):
-            raise InputError(
-                f"--iterations is for fixedpoint_lm, and {path} holds a {type(model).__name__}."
-            )
-        try:
-            model.decoder.use_iterations(iterations)
-        except ValueError as error:  # out of range
-            raise InputError(str(error)) from error
+    if iterations is not None and not isinstance(model.decoder, LanguageModel):
+        raise InputError(
+            f"--iterations is for fixedpoint_lm, and {path} holds a {type(model).__name__}."
+        )
     return model, task, penalised
+
+
+def _use_iterations(cfg: Any, iterations: int) -> None:
+    """Before the model is made, so that a warning is of the K that is used."""
+    try:
+        check_iterations("--iterations", iterations)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    cfg.model.iterations = iterations
 
 
 def _require_language_model(path: Path, kind: type) -> None:

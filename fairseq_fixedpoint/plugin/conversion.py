@@ -74,8 +74,13 @@ class Converted:
     def training_options(self) -> str:
         """What `fairseq-train` must be told to train the same model, but for `--iterations`."""
         words = ["--task fixedpoint_language_modeling", "--criterion fixedpoint_cross_entropy"]
-        if self.cfg.task.get("reset_at_eos"):
-            words.append("--sample-break-mode eos --reset-at-eos")
+        task = self.cfg.task
+        if str(task.get("sample_break_mode")) not in {"none", "None"}:
+            words.append(f"--sample-break-mode {task.sample_break_mode}")
+        if task.get("reset_at_eos"):
+            words.append("--reset-at-eos")
+        if task.get("output_dictionary_size", -1) >= 0:
+            words.append(f"--output-dictionary-size {task.output_dictionary_size}")
         words.append("--arch fixedpoint_lm")
         for field in fields(FixedPointLanguageModelConfig):
             value = self.cfg.model[field.name]

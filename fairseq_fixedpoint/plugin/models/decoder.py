@@ -305,8 +305,17 @@ class FixedPointDecoder(LanguageModel, FairseqIncrementalDecoder):
         """Adds open gates, which change nothing, where a checkpoint was trained without them.
 
         That is without any, or, before a summary had some, without those.
+
+        Raises:
+            ValueError: if the checkpoint has gates and the model has not.
         """
         if self.gates is None:
+            if any(name.startswith("decoder.gates.") for name in state_dict):
+                raise ValueError(
+                    "the checkpoint has gates, and the options give the model none: give "
+                    "--l0-penalty as in its training, or cut the gates out with fixedpoint-convert "
+                    "--prune first."
+                )
             return
         for name, gate in self.gates.state_dict(prefix="decoder.gates.").items():
             state_dict.setdefault(name, gate.clone())

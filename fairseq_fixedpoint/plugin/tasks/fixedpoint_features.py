@@ -8,6 +8,7 @@ from omegaconf import MISSING
 
 from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.formats.features import read_features
+from fairseq_fixedpoint.plugin.criterions.fixedpoint_features import FixedPointFeaturesCriterion
 from fairseq_fixedpoint.plugin.data.feature_sequences import FeatureSequenceDataset
 from fairseq_fixedpoint.plugin.tasks.training import TrainingTask
 
@@ -25,6 +26,9 @@ class FixedPointFeaturesTask(TrainingTask):
     Attributes:
         input_size, output_size: d, and o or the number of labels, of the split `train`.
     """
+
+    criterion_class = FixedPointFeaturesCriterion
+    criterion_name = "fixedpoint_features"
 
     def __init__(self, cfg: FixedPointFeaturesTaskConfig):
         super().__init__(cfg)

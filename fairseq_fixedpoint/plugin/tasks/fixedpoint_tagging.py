@@ -20,6 +20,7 @@ from omegaconf import MISSING
 
 from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.formats.tagged import read_parallel
+from fairseq_fixedpoint.plugin.criterions.fixedpoint_tagging import FixedPointTaggingCriterion
 from fairseq_fixedpoint.plugin.data.tagged_sentences import TaggedSentenceDataset
 from fairseq_fixedpoint.plugin.tasks.training import TrainingTask
 from fairseq_fixedpoint.tagging.sentences import SentenceEncoder, known_words
@@ -43,6 +44,9 @@ class FixedPointTaggingTask(TrainingTask):
     Attributes:
         tags: those of the training data, in the order of the network's output.
     """
+
+    criterion_class = FixedPointTaggingCriterion
+    criterion_name = "fixedpoint_tagging"
 
     def __init__(self, cfg: FixedPointTaggingTaskConfig, words: Dictionary, tags: Dictionary):
         super().__init__(cfg)

@@ -1,6 +1,6 @@
 """What all tasks do for training."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from fairseq import utils
@@ -20,7 +20,15 @@ BETWEEN_SEEDS = 0x9E3779B97F4A7C15
 
 
 class TrainingTask(FairseqTask):
-    """Mixed into a task of fairseq."""
+    """Mixed into a task of fairseq.
+
+    Attributes:
+        criterion_class: what its criterion has to be.
+        criterion_name: what fairseq calls that.
+    """
+
+    criterion_class: ClassVar[type[FairseqCriterion]] = FairseqCriterion
+    criterion_name: ClassVar[str] = ""
 
     _own_seed: int | None = None  # of this process in the update before
 
@@ -33,13 +41,19 @@ class TrainingTask(FairseqTask):
         self._in_training = None if from_checkpoint else model
         return model
 
-    def build_criterion(self, cfg: object, *args: Any, **kwargs: Any) -> FairseqCriterion:
+    def build_criterion(self, cfg: Any, *args: Any, **kwargs: Any) -> FairseqCriterion:
         """Builds the criterion.
 
         Raises:
-            ValueError: for options that the model to be trained cannot honour.
+            ValueError: for one that does not fit the task, or options that the model to be trained
+                cannot honour.
         """
         criterion = super().build_criterion(cfg, *args, **kwargs)
+        if not isinstance(criterion, self.criterion_class):
+            raise ValueError(
+                f"--criterion {self.criterion_name} is what this task is trained with, and not "
+                f"{cfg._name}: give that."
+            )
         decoder = getattr(self._in_training, "decoder", None)
         if self._in_training is not None and isinstance(criterion, FixedPointCrossEntropy):
             criterion.check_training(decoder)
