@@ -385,7 +385,7 @@ def test_models_whose_start_moves_are_refused(data, text, tmp_path, capfd, optio
         capfd, fixedpoint_convert, tmp_path / "moving" / "checkpoint_last.pt", "--to", "arpa",
         "--output", tmp_path / "arpa", "--text", text, "--order", 2,
     )  # fmt: skip
-    assert "without --start stream and --summary-input" in said
+    assert "without --start stream, and without --summary-input unless with --start" in said
 
 
 def test_other_models_are_refused(models, text, tmp_path, capfd):

@@ -32,6 +32,7 @@ OPTIONS = [
     {"cell": "lstm", "adaptive_softmax_cutoff": "3,6"},
     {"cell": "elman", "orthogonal": True},
     {"cell": "lstm", "start": "sentence", "reset_at_eos": True},
+    {"cell": "gru", "start": "sentence", "reset_at_eos": True, "summary_input": True},
 ]
 options = pytest.mark.parametrize("options", OPTIONS, ids=str)
 

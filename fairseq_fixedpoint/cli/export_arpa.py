@@ -109,8 +109,8 @@ def _check_model(scorer: Scorer, checkpoint: Path) -> None:
     if not isinstance(scorer.tokens, LatticeTokenScorer):
         raise InputError(
             f"{checkpoint} is no model of its last K words: --to arpa takes a fixedpoint_lm "
-            "without --start stream and --summary-input, by which every prediction depends on "
-            "hundreds of words. Convert an lstm_lm to a "
+            "without --start stream, and without --summary-input unless with --start sentence, as "
+            "every prediction depends on hundreds of words by them. Convert an lstm_lm to a "
             "fixedpoint_lm first, with --iterations K."
         )
     check_one_start(checkpoint, scorer.encoder.add_bos_token)

@@ -38,8 +38,8 @@ class OneStep(nn.Module):
         super().__init__()
         if not model.has_windows:
             raise InputError(
-                "a model with --start stream or --summary-input cannot be stepped from its cached "
-                "iterates alone, as it sums up the last tokens besides: use one without."
+                "a model that sums up the last tokens (--start stream, or --summary-input without "
+                "--start sentence) cannot be stepped from its cached iterates alone: use another."
             )
         self.model = model
         self.dictionary = dictionary
@@ -68,7 +68,8 @@ class OneStep(nn.Module):
         summary = None
         if self.model.summary is not None:  # of no tokens, which is 0
             summary = embedded.new_zeros(embedded.size(0), self.model.summary.size)
-        h, state = self.model.rnn.step(embedded, state, begins, self._layers, summary)
+        x = self.model.first_layer_input(embedded, summary)
+        h, state = self.model.rnn.step(x, state, begins, self._layers, summary)
         features = self.model.output_features(h)  # (B, C)
         return self._softmax.all_log_probabilities(features), state
 
@@ -96,8 +97,9 @@ def load_one_step(
     if not isinstance(loaded.tokens, WindowScorer):
         raise InputError(
             f"{path} holds no fixedpoint_lm whose cached iterates are all that it needs to go on: "
-            "name one that was trained without --start stream and --summary-input (or an lstm_lm "
-            "that fixedpoint-convert has converted)."
+            "name one that does not sum up the last tokens, as --start stream does, and "
+            "--summary-input without --start sentence (or an lstm_lm that fixedpoint-convert has "
+            "converted)."
         )
     check_one_start(path, loaded.add_bos_token)
     return OneStep(loaded.tokens.model, loaded.dictionary)

@@ -190,12 +190,10 @@ class LanguageModel(Iterated, nn.Module):
     def has_windows(self) -> bool:
         """Whether the last K tokens of a sentence decide, wherever in it they are.
 
-        Not so for a start that moves with the tokens, nor where their summary is an input: a window
-        of K tokens is not all that they know.
+        Not so where a summary moves with the tokens: a window of K of them is not all that a
+        prediction knows. One that stands still in a sentence is of the sentence, not of the window.
         """
-        if self.summary is None:
-            return True
-        return self.starts_from_summary and self.summary.stands_still and not self.summary_input
+        return self.summary is None or self.summary.stands_still
 
     def evaluate(
         self,
@@ -269,7 +267,7 @@ class LanguageModel(Iterated, nn.Module):
             options = {"initial_state": _continued(carried_state.get("state"), x.size(1))}
         padding_mask = tokens.eq(self.padding_idx)  # (T, B)
         solution = self.rnn(
-            self._input(x, summary),
+            self.first_layer_input(x, summary),
             self.iterations,
             resets=self._resets(tokens),
             padding_mask=padding_mask if padding_mask.any() else None,
@@ -315,8 +313,11 @@ class LanguageModel(Iterated, nn.Module):
             carried_state["summary"] = summary[-1:].detach()  # (1, B, S)
         return summary
 
-    def _input(self, x: Tensor, summary: Tensor | None) -> Tensor:
-        """What the first layer sees beside the embeddings, ``(T, B, ...)``."""
+    def first_layer_input(self, x: Tensor, summary: Tensor | None) -> Tensor:
+        """What the first layer sees: embeddings ``(N, ..., D)``, and a summary if that is an input.
+
+        Rows of the summary after the last token's are left out.
+        """
         if not self.summary_input or summary is None:
             return x
         return torch.cat([x, summary[: x.size(0)].to(x.dtype)], dim=-1)
@@ -337,7 +338,7 @@ class LanguageModel(Iterated, nn.Module):
             new = tokens.size(1) if self.iterations == 0 else min(tokens.size(1), self.iterations)
         summary = self._step_summary(tokens, new, cache)  # (new, B, S)
         begins = self._start_of(summary)
-        x = self._input(self.embed_tokens(tokens[:, -new:].t()), summary)  # (new, B, D)
+        x = self.first_layer_input(self.embed_tokens(tokens[:, -new:].t()), summary)  # (new, B, D)
         layers = self.effective_layers() if cache is None else cache.layers
         if cache is None and self.iterations == 0:
             output, iterates = self._read_exactly(x, tokens, begins)

@@ -77,10 +77,10 @@ class NeuralLatticeModel:
         tokens = scorer.tokens
         if not isinstance(tokens, LatticeTokenScorer) or tokens.order is None:
             raise InputError(
-                "lattices need a fixedpoint_lm of some order K, trained with --start constant or "
-                f"--start sentence and without --summary-input, which the model of {name} is not: "
-                "others depend on more of the words before, or on more than their own. Give an "
-                "exact recurrence --iterations K; rescore n-best lists with the rest."
+                "lattices need a fixedpoint_lm of some order K, trained without --start stream "
+                "and, with --summary-input, with --start sentence, which the model of "
+                f"{name} is not: others depend on more of the words before. Give an exact "
+                "recurrence --iterations K; rescore n-best lists with the rest."
             )
         if scorer.context and not tokens.knows_sentences_before:
             raise InputError(

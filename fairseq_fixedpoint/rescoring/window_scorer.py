@@ -125,8 +125,11 @@ class WindowScorer:
         inputs = _flat(sequence[:-1] for sequence in sequences)  # (P,)
         targets = _flat(s[f:] for s, f in zip(sequences, first, strict=True))  # (Q,)
 
-        used, inputs = torch.unique(inputs, return_inverse=True)
         lengths = [len(sequence) - 1 for sequence in sequences]
+        if starts is not None and self.model.summary_input:  # a token after another text is another
+            of_token = torch.tensor(starts).repeat_interleave(torch.tensor(lengths))
+            inputs = inputs + of_token * self.model.config.vocabulary_size
+        used, inputs = torch.unique(inputs, return_inverse=True)
         order = self.order or max(lengths)
         windows = distinct_windows(
             inputs, lengths, order, [position - 1 for position in first], starts
@@ -143,12 +146,19 @@ class WindowScorer:
     def _states(
         self, used: Tensor, before: Sequence[Sequence[int]] | None, windows: SharedWindows
     ) -> Tensor:
-        """`h` of each context, ``(N, H)``, on the model's device."""
+        """`h` of each context, ``(N, H)``, on the model's device.
+
+        Where the summary is an input, `used` counts tokens through the vocabulary text by text.
+        """
+        layers, starts = self.model.effective_layers(), None
         with self.words.precision():
-            layers, projected = self.inputs(used)
-            starts = None
-            if before is not None:
+            if before is None:
+                projected = self._projected(layers, used)
+            else:
+                vocabulary_size = self.model.config.vocabulary_size
+                text = torch.div(used, vocabulary_size, rounding_mode="floor")
                 summary = self.summary_of(before)  # (U, S)
+                projected = self._projected(layers, used % vocabulary_size, summary, text)
                 starts = [layer.start(summary).to(projected.dtype) for layer in layers]
             return context_states(layers, projected, windows.to(self.model.device), starts)
 
@@ -166,18 +176,35 @@ class WindowScorer:
         rows = [[*padding * (size - len(tokens)), *tokens][-size:] for tokens in before]
         return summary.of_tokens.last(torch.tensor(rows, device=self.model.device).t())
 
-    def inputs(
-        self, used: Tensor, before: Sequence[int] | None = None
-    ) -> tuple[list[Layer], Tensor]:
+    def inputs(self, used: Tensor, before: Sequence[int]) -> tuple[list[Layer], Tensor]:
         """The layers, and the first one's input for each token of `used`, ``(U, G*H)``.
 
-        With the tokens `before` a sentence, the layers start from what is known of them.
+        The layers start from what is known of the tokens `before` the sentence, if anything is.
         """
         layers = self.model.effective_layers()
-        if before is not None and self.model.summary is not None:
-            summary = self.summary_of([before])[0]  # (S,)
-            layers = [replace(layer, initial=layer.start(summary)) for layer in layers]
-        return layers, layers[0].project(self.model.embed_tokens(used.to(self.model.device)))
+        if self.model.summary is None:
+            return layers, self._projected(layers, used)
+        summary = self.summary_of([before])  # (1, S)
+        layers = [replace(layer, initial=layer.start(summary[0])) for layer in layers]
+        return layers, self._projected(layers, used, summary, torch.zeros_like(used))
+
+    def _projected(
+        self,
+        layers: Sequence[Layer],
+        token: Tensor,
+        summary: Tensor | None = None,
+        text: Tensor | None = None,
+    ) -> Tensor:
+        """The first layer's input for each token ``(U,)``, ``(U, G*H)``.
+
+        Args:
+            summary: of the texts before, ``(N, S)``, or None.
+            text: after which of them each token stands, ``(U,)``.
+        """
+        x = self.model.embed_tokens(token.to(self.model.device))
+        if summary is not None and text is not None:
+            x = self.model.first_layer_input(x, summary[text.to(self.model.device)])
+        return layers[0].project(x)
 
     def pair_log_probabilities(self, states: Tensor, context: Tensor, word: Tensor) -> Tensor:
         """Log-probability of each pair, ``(Q',)``, after the contexts' `h` ``(N, H)``."""
