@@ -54,7 +54,7 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -122,6 +122,23 @@ def patch_numpy_long(module: types.ModuleType = numpy) -> bool:
     return True
 
 
+def _replaced(owner: Any, name: str, wrapper: Callable[..., Any]) -> bool:
+    """Puts a wrapper in the place of what it wraps, unless that was done before.
+
+    Args:
+        owner: the module or class of fairseq that has it.
+        name: what fairseq calls it.
+        wrapper: calls what stands there now.
+    """
+    wrapped = getattr(owner, name)
+    if getattr(wrapped, "patched_by", None) == __name__:
+        return False
+    functools.update_wrapper(wrapper, wrapped)
+    vars(wrapper)["patched_by"] = __name__
+    setattr(owner, name, wrapper)
+    return True
+
+
 def patch_checkpoint_copies() -> bool:
     """Let fairseq's copies of checkpoints appear whole or not at all.
 
@@ -160,19 +177,14 @@ def patch_remembered_best() -> bool:
     from fairseq import checkpoint_utils
 
     load = checkpoint_utils.load_checkpoint
-    if getattr(load, "patched_by", None) == __name__:
-        return False
 
-    @functools.wraps(load)
     def load_checkpoint(*args: Any, **kwargs: Any) -> Any:
         vars(checkpoint_utils.save_checkpoint).pop("best", None)
         if "fairseq_cli.train" in sys.modules:  # best and num_runs, of --patience
             vars(sys.modules["fairseq_cli.train"].should_stop_early).clear()
         return load(*args, **kwargs)
 
-    vars(load_checkpoint)["patched_by"] = __name__
-    checkpoint_utils.load_checkpoint = load_checkpoint
-    return True
+    return _replaced(checkpoint_utils, "load_checkpoint", load_checkpoint)
 
 
 def patch_moving_averages() -> bool:
@@ -187,10 +199,7 @@ def patch_moving_averages() -> bool:
     from fairseq.models.ema import EMA
 
     step, restore = EMA._step_internal, EMA.restore
-    if getattr(step, "patched_by", None) == __name__:
-        return False
 
-    @functools.wraps(step)
     def step_internal(self: EMA, new_model: torch.nn.Module, updates: Any = None) -> None:
         by_place: dict[Any, tuple[str, torch.Tensor]] = {}
         for name, x in new_model.state_dict().items():
@@ -199,15 +208,12 @@ def patch_moving_averages() -> bool:
         self.skip_keys |= {name for name, x in entries.items() if not x.is_floating_point()}
         step(self, types.SimpleNamespace(state_dict=lambda: entries), updates)
 
-    @functools.wraps(restore)
     def restore_whole(self: EMA, state_dict: dict, *args: Any, **kwargs: Any) -> None:
         versions = {name: x for name, x in self.model.state_dict().items() if "version" in name}
         restore(self, {**versions, **state_dict}, *args, **kwargs)
 
-    vars(step_internal)["patched_by"] = __name__
-    EMA._step_internal = step_internal
-    EMA.restore = restore_whole
-    return True
+    replaced = _replaced(EMA, "_step_internal", step_internal)
+    return _replaced(EMA, "restore", restore_whole) or replaced
 
 
 def patch_begun_averages() -> bool:
@@ -223,10 +229,7 @@ def patch_begun_averages() -> bool:
     from fairseq.trainer import Trainer
 
     load = Trainer.load_checkpoint
-    if getattr(load, "patched_by", None) == __name__:
-        return False
 
-    @functools.wraps(load)
     def load_checkpoint(self: Trainer, *args: Any, **kwargs: Any) -> Any:
         if not self.cfg.ema.store_ema:
             return load(self, *args, **kwargs)
@@ -243,9 +246,7 @@ def patch_begun_averages() -> bool:
         finally:
             checkpoint_utils.load_checkpoint_to_cpu = read
 
-    vars(load_checkpoint)["patched_by"] = __name__
-    Trainer.load_checkpoint = load_checkpoint
-    return True
+    return _replaced(Trainer, "load_checkpoint", load_checkpoint)
 
 
 def patch_bfloat16() -> bool:
@@ -260,18 +261,13 @@ def patch_bfloat16() -> bool:
     from fairseq.distributed import utils as distributed_utils
 
     call = distributed_utils.call_main
-    if getattr(call, "patched_by", None) == __name__:
-        return False
 
-    @functools.wraps(call)
     def call_main(cfg: Any, *args: Any, **kwargs: Any) -> None:
         if cfg.common.tpu and importlib.util.find_spec("torch_xla") is None:
             cfg.common.tpu = False
         call(cfg, *args, **kwargs)
 
-    vars(call_main)["patched_by"] = __name__
-    distributed_utils.call_main = call_main
-    return True
+    return _replaced(distributed_utils, "call_main", call_main)
 
 
 def patch_output_dictionary() -> bool:
@@ -285,18 +281,13 @@ def patch_output_dictionary() -> bool:
     from fairseq.data import MonolingualDataset
 
     filter_vocab = MonolingualDataset._filter_vocab
-    if getattr(filter_vocab, "patched_by", None) == __name__:
-        return False
 
-    @functools.wraps(filter_vocab)
     def filter_copy(self: MonolingualDataset, target: Any) -> Any:
         if isinstance(target, list):  # of several kinds
             return filter_vocab(self, [each.clone() for each in target])
         return filter_vocab(self, target if target is None else target.clone())
 
-    vars(filter_copy)["patched_by"] = __name__
-    MonolingualDataset._filter_vocab = filter_copy
-    return True
+    return _replaced(MonolingualDataset, "_filter_vocab", filter_copy)
 
 
 def stored_classes() -> list:
