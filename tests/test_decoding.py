@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.rescoring.scorer import Scorer
 from fairseq_fixedpoint.rescoring.text import TextEncoder
 from fairseq_fixedpoint.rescoring.window_scorer import WindowScorer
+from tests.commands import train
 from tests.rescoring import fixedpoint_convert, refused
 from tests.test_model import build, dictionary, log_probs
 
@@ -274,16 +276,27 @@ def test_torchaudio_takes_the_model(tmp_path):
         )
 
 
-@pytest.mark.parametrize("name", ["gru", "elman"])
-def test_onnx_runs_the_same_step(models, tmp_path, name):
+@pytest.fixture(scope="module")
+def still(data, tmp_path_factory) -> Path:
+    """A model whose summary is an input and stands still in a sentence."""
+    folder = tmp_path_factory.mktemp("still")
+    train(
+        data, folder, "--start", "sentence", "--reset-at-eos", "--summary-input", "--max-update", 5
+    )
+    return folder / "checkpoint_last.pt"
+
+
+@pytest.mark.parametrize("name", ["gru", "elman", "still"])
+def test_onnx_runs_the_same_step(models, still, tmp_path, name):
     if Version(torch.__version__) < Version("2.13"):
         pytest.skip("this PyTorch cannot write the step as ONNX")
     pytest.importorskip("onnxscript")
     runtime = pytest.importorskip("onnxruntime")
     path = tmp_path / "step.onnx"
-    assert fixedpoint_convert(models[name], "--to", "onnx", "--output", path) == 0
+    checkpoint = {**models, "still": still}[name]
+    assert fixedpoint_convert(checkpoint, "--to", "onnx", "--output", path) == 0
     session = runtime.InferenceSession(path.read_bytes())
-    step = load_one_step(models[name])
+    step = load_one_step(checkpoint)
     properties = session.get_modelmeta().custom_metadata_map
     assert properties == {"order": str(step.order), "eos": "2", "unk": "3"}
     tokens = torch.randint(4, len(step.dictionary), (6, 3))

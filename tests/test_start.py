@@ -398,6 +398,23 @@ def test_lists_and_lattices_know_what_was_said_before(started, tmp_path, kind):
         assert list(map(float, actual)) == pytest.approx(expected, abs=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["sentence", "still"])
+def test_merged_histories_of_one_path_are_its_own(started, tmp_path, kind):
+    (tmp_path / "lattices").write_text(
+        "".join(kaldi(f"u{n}", t.split()) for n, t in enumerate(TEXTS))
+    )
+    numbers = []
+    for histories in "expand", "merge":
+        out = tmp_path / histories
+        assert lattice(
+            tmp_path / "lattices", "--model", started[kind], "--previous-context", "--prune-beam",
+            "none", "--histories", histories, "--output", out,
+        ) == 0  # fmt: skip
+        costs = re.findall(r"(-?[0-9.e-]+),", out.read_text())
+        numbers.append(list(map(float, costs)))
+    assert numbers[0] == pytest.approx(numbers[1], abs=1e-4) and any(numbers[0])
+
+
 def test_previous_texts_take_the_place_of_the_utterances_before(started, tmp_path):
     """The order of the lists and lattices does not matter then."""
     lists, lattices, texts = (tmp_path / name for name in ("list", "lattices", "previous"))
