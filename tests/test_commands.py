@@ -278,6 +278,6 @@ def test_a_checkpoint_of_an_architecture_knows_no_options_that_came_later(data, 
     for option in ("decoder_word_dropout", "start", "start_tokens", "summary_input", "stride"):
         del state["cfg"]["model"][option]
     torch.save(state, tmp_path / "older.pt")
-    older, newer = (load_language_model(each)[0] for each in (tmp_path / "older.pt", path))
+    older, newer = (load_language_model(each).model for each in (tmp_path / "older.pt", path))
     tokens = torch.arange(4, 14).unsqueeze(0)
     assert torch.equal(older(tokens)[0], newer(tokens)[0])

@@ -83,9 +83,9 @@ def told(caplog) -> list[str]:
 @pytest.mark.parametrize(
     ("order", "now", "learned", "sees"),
     [
-        (1, 8, "1 token", "8 tokens"),
-        (2, 0, "2 tokens", "all tokens"),
-        (0, 8, "all tokens", "8 tokens"),
+        (1, 8, "1 position", "8 positions"),
+        (2, 0, "2 positions", "all positions"),
+        (0, 8, "all positions", "8 positions"),
         (2, 1, None, None),
         (2, 2, None, None),
         (0, 0, None, None),
@@ -137,7 +137,7 @@ def test_an_encoder_s_order_is_told_as_a_decoder_s(caplog):
     assert by_method == told(caplog)
     assert by_method[0].startswith(
         "the encoder was trained with --encoder-iterations 0 and is now used with "
-        "--encoder-iterations 5: a state that has learned from all tokens now sees 5 tokens"
+        "--encoder-iterations 5: a state that has learned from all positions now sees 5 positions"
     )
 
 

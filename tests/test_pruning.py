@@ -271,7 +271,7 @@ def test_a_pruned_checkpoint_is_evaluated_and_trained(data, trained, tmp_path, c
     said = capfd.readouterr().err
     assert "neurons a layer" in said
     options = said.partition("--finetune-from-model")[2].split()[1:]
-    models = [load_language_model(path)[0].decoder for path in (trained, pruned)]
+    models = [load_language_model(path).model.decoder for path in (trained, pruned)]
     widths = [model.config.hidden_size for model in models]
     assert widths[1] < widths[0] and models[1].gates is None
     perplexities = [evaluate(data, path) for path in (trained, pruned)]
@@ -333,7 +333,7 @@ def test_gates_are_added_to_a_trained_model(data, models, tmp_path):
         data, tmp_path, "--finetune-from-model", models["gru"], "--cell", "gru", "--iterations", 4,
         "--l0-penalty", 0.01, "--max-update", 1,
     )  # fmt: skip
-    assert load_language_model(tmp_path / "checkpoint_last.pt")[0].decoder.gates is not None
+    assert load_language_model(tmp_path / "checkpoint_last.pt").model.decoder.gates is not None
 
 
 @pytest.mark.parametrize(

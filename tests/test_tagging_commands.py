@@ -228,6 +228,16 @@ def test_k_of_the_longest_sentence_is_the_exact_recurrence(tagged, model, tmp_pa
         assert exact["probabilities"] == pytest.approx(at_k["probabilities"], abs=1e-5)
 
 
+@pytest.mark.parametrize(("iterations", "warnings"), [(2, 0), (1, 0), (5, 1)])
+def test_a_k_that_was_not_learned_is_told_once(model, tmp_path, caplog, iterations, warnings):
+    (tmp_path / "input").write_text("to set\n")
+    options = ("--output", tmp_path / "output", "--iterations", iterations)
+    assert tag_command(model, tmp_path / "input", *options) == 0
+    told = [message for message in caplog.messages if "was trained with" in message]
+    assert len(told) == warnings
+    assert all(f"used with --iterations {iterations}:" in message for message in told)
+
+
 @pytest.mark.parametrize(
     ("text", "options", "message"),
     [

@@ -6,7 +6,7 @@ import io
 import logging
 from pathlib import Path
 from textwrap import shorten
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from fairseq import checkpoint_utils, tasks, utils
@@ -27,6 +27,25 @@ from fairseq_fixedpoint.rescoring.loading import NOT_TRAINED_UNNORMALIZED, Loade
 logger = logging.getLogger(__name__)
 
 
+class Restored(NamedTuple):
+    """A language model of a checkpoint.
+
+    Attributes:
+        model: ready to evaluate.
+        task: which has its dictionaries.
+        cfg: how it was trained, but for K and the folder of its dictionary, which are those in use.
+    """
+
+    model: FairseqLanguageModel
+    task: FairseqTask
+    cfg: Any
+
+    @property
+    def trained_with_penalty(self) -> bool:
+        """Whether its normaliser was trained to be 1 (`--log-z-penalty`)."""
+        return bool((self.cfg.get("criterion") or {}).get("log_z_penalty"))
+
+
 def load_language_model(
     path: str | Path,
     data: str | Path | None = None,
@@ -35,11 +54,11 @@ def load_language_model(
     device: torch.device | str = "cpu",
     normalized: bool = True,
     trust_checkpoint: bool = False,
-) -> tuple[FairseqLanguageModel, FairseqTask]:
-    """A language model ready to evaluate, and its task, which has its dictionaries.
+) -> Restored:
+    """The language model of a checkpoint of `fairseq-train`.
 
     Args:
-        path: a checkpoint of `fairseq-train`.
+        path: the checkpoint.
         data: folder with the dict.txt it was trained with; the checkpoint's own if not given.
         iterations: K in place of the checkpoint's, with a warning where the model has not learned
             it; for `fixedpoint_lm` only. 0 is the exact recurrence.
@@ -51,19 +70,6 @@ def load_language_model(
     Raises:
         InputError: if the file, the dictionary or the kind of model is wrong.
     """
-    model, task, _ = _load(path, data, iterations, device, normalized, trust_checkpoint)
-    return model, task
-
-
-def _load(
-    path: str | Path,
-    data: str | Path | None,
-    iterations: int | None,
-    device: torch.device | str,
-    normalized: bool,
-    trust_checkpoint: bool,
-) -> tuple[FairseqLanguageModel, FairseqTask, bool]:
-    """As :func:`load_language_model`, and whether it was trained with `--log-z-penalty`."""
     registration.register()
     path = Path(path)
     state = read_checkpoint(path, trust_checkpoint)
@@ -72,29 +78,20 @@ def _load(
         # Before its dictionary is looked for, as models of another kind have other ones.
         _require_language_model(path, named)
         if iterations is not None and issubclass(named, FixedPointLanguageModel):
-            _use_iterations(cfg, iterations)
+            use_iterations(cfg, iterations)
     folder = dictionary_folder(path, cfg.task.get("data"), data)
     cfg.task.data = folder
     model, task = build(path, state, cfg, f"the dictionary {folder}/dict.txt", "language model")
     _require_language_model(path, type(model))
-    penalised = bool((cfg.get("criterion") or {}).get("log_z_penalty"))
-    if not normalized and not penalised:
-        logger.warning(NOT_TRAINED_UNNORMALIZED.format(path))
     model = cast("FairseqLanguageModel", model).to(device)
     if iterations is not None and not isinstance(model.decoder, LanguageModel):
         raise InputError(
             f"--iterations is for fixedpoint_lm, and {path} holds a {type(model).__name__}."
         )
-    return model, task, penalised
-
-
-def _use_iterations(cfg: Any, iterations: int) -> None:
-    """Before the model is made, so that a warning is of the K that is used."""
-    try:
-        check_iterations("--iterations", iterations)
-    except ValueError as error:
-        raise InputError(str(error)) from error
-    cfg.model.iterations = iterations
+    restored = Restored(model, task, cfg)
+    if not normalized and not restored.trained_with_penalty:
+        logger.warning(NOT_TRAINED_UNNORMALIZED.format(path))
+    return restored
 
 
 def _require_language_model(path: Path, kind: type) -> None:
@@ -156,11 +153,20 @@ def load_scorer(
     Raises:
         InputError: if the file is wrong, or the model cannot do what is asked.
     """
-    model, task, penalised = _load(path, data, iterations, device, normalized, trust_checkpoint)
+    restored = load_language_model(
+        path,
+        data,
+        iterations=iterations,
+        device=device,
+        normalized=normalized,
+        trust_checkpoint=trust_checkpoint,
+    )
+    model, task = restored.model, restored.task
     decoder, dictionary = model.decoder, task.target_dictionary
     # Whether a text comes after `<s> </s>` (`--add-bos-token`) instead of `</s>`.
     add_bos_token = bool(getattr(getattr(task, "args", None), "add_bos_token", False))
     if isinstance(decoder, LanguageModel):
+        penalised = restored.trained_with_penalty
         return LoadedModel.of(decoder, dictionary, bf16, normalized, add_bos_token, penalised)
     if bf16 or not normalized:
         option = "--bf16" if bf16 else "--unnormalized"
@@ -244,6 +250,19 @@ def configuration(path: Path, state: dict[str, Any]) -> Any:
             "file that fairseq-train wrote."
         )
     return cfg
+
+
+def use_iterations(cfg: Any, iterations: int) -> None:
+    """Sets K before the model is made, so that a warning is of the K that is used.
+
+    Raises:
+        InputError: for a K out of range.
+    """
+    try:
+        check_iterations("--iterations", iterations)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    cfg.model.iterations = iterations
 
 
 def dictionary_folder(

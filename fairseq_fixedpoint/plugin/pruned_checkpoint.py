@@ -13,9 +13,7 @@ from fairseq_fixedpoint.files import atomic_write
 from fairseq_fixedpoint.language_model import LanguageModel
 from fairseq_fixedpoint.language_model.pruning import prune, what_is_left
 from fairseq_fixedpoint.plugin.checkpoints import (
-    configuration,
     load_language_model,
-    read_checkpoint,
     write_checkpoint,
 )
 from fairseq_fixedpoint.plugin.conversion import Converted
@@ -31,7 +29,7 @@ def prune_checkpoint(args: argparse.Namespace) -> list[str]:
         InputError: for a checkpoint that cannot be read, or has nothing to prune.
     """
     path = Path(args.checkpoint)
-    model, task = load_language_model(
+    model, task, cfg = load_language_model(
         path, args.data, iterations=args.iterations, trust_checkpoint=args.trust_checkpoint
     )
     if not isinstance(model.decoder, LanguageModel):
@@ -42,10 +40,8 @@ def prune_checkpoint(args: argparse.Namespace) -> list[str]:
         pruned = prune(model.decoder)
     except ValueError as error:
         raise InputError(f"{path}: {error}") from error
-    cfg = configuration(path, read_checkpoint(path, args.trust_checkpoint))
     config = pruned.config
     options = {
-        "iterations": config.iterations,
         "decoder_embed_dim": config.embed_dim,
         "decoder_hidden_size": config.hidden_size,
         "decoder_out_embed_dim": config.out_embed_dim,
@@ -56,8 +52,7 @@ def prune_checkpoint(args: argparse.Namespace) -> list[str]:
         "l0_keep": 0.0,
         "l0_updates": 0,
     }
-    changes = {"model": options, "task": {"data": task.args.data}}
-    cfg = cast("DictConfig", OmegaConf.merge(cfg, changes))  # as `cfg` is one
+    cfg = cast("DictConfig", OmegaConf.merge(cfg, {"model": options}))  # as `cfg` is one
     smaller = task.build_model(cfg.model, from_checkpoint=True)
     # What fairseq's decoder stores beside the parameters is as it was.
     state = {name: x for name, x in model.state_dict().items() if name in smaller.state_dict()}

@@ -13,6 +13,7 @@ from fairseq_fixedpoint.plugin.checkpoints import (
     configuration,
     dictionary_folder,
     read_checkpoint,
+    use_iterations,
 )
 from fairseq_fixedpoint.plugin.models.fixedpoint_tagger import FixedPointTaggerModel
 from fairseq_fixedpoint.tagging import Tagger
@@ -48,14 +49,11 @@ def load_tagger(
             f"{path} was trained with --task {cfg.task.get('_name')}: name a checkpoint of a "
             "fixedpoint_tagger."
         )
+    if iterations is not None:
+        use_iterations(cfg, iterations)
     folder = dictionary_folder(path, cfg.task.get("data"), data, "dict.words.txt")
     cfg.task.data = folder
     model, task = build(path, state, cfg, f"the dictionaries in {folder}", "fixedpoint_tagger")
     if not isinstance(model, FixedPointTaggerModel):
         raise InputError(f"{path} holds a {type(model).__name__}, which is no fixedpoint_tagger.")
-    if iterations is not None:
-        try:
-            model.tagger.use_iterations(iterations)
-        except ValueError as error:  # out of range
-            raise InputError(str(error)) from error
     return Tagger(model.tagger.to(device), task.source_dictionary.indices, task.tags)

@@ -96,7 +96,7 @@ class Iterated(nn.Module):
         if now == before or 0 < now < before + (self.stride if before else 0):
             return
         learned, seen = (
-            f"{order} token{'s' * (order > 1)}" if order else "all tokens"
+            f"{order} position{'s' * (order > 1)}" if order else "all positions"
             for order in (before, now)
         )
         option = self.iterations_option

@@ -105,7 +105,7 @@ def measure(settings: Settings, machine: Machine) -> Iterator[dict]:
     path = Path(settings.lattices)
     lattices = list(read_lattices(path, lattice_format(path)))[: settings.most]
     data = Path(settings.data) if settings.data else None
-    model, task = load_language_model(Path(settings.model), data, device=str(machine.device))
+    model, task, _ = load_language_model(Path(settings.model), data, device=str(machine.device))
     dictionary = task.target_dictionary
     scorer = Scorer(WindowScorer(model.decoder), TextEncoder(dictionary), settings.unknown_penalty)
     yield by_lists(settings, lattices, scorer, lstm_lm_like(model, dictionary), machine)

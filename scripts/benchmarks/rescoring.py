@@ -148,7 +148,7 @@ def model_of(
     """The checkpoint's model, or one with random weights."""
     if settings.model is not None:
         data = Path(settings.data) if settings.data else None
-        model, task = load_language_model(Path(settings.model), data, device=str(device))
+        model, task, _ = load_language_model(Path(settings.model), data, device=str(device))
         return model, task.target_dictionary
     dictionary = Dictionary.load(str(Path(settings.data) / "dict.txt"))
     cfg = FixedPointLanguageModelConfig(
