@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from fairseq import search
+from fairseq.data import TruncatedDictionary
 from fairseq.models.lstm import LSTMModel, base_architecture
 from fairseq.models.lstm_lm import LSTMLanguageModel
 from fairseq.models.lstm_lm import base_architecture as lm_architecture
@@ -24,6 +25,10 @@ from fairseq_fixedpoint.plugin.generation.repetition import block_repetition
 from fairseq_fixedpoint.plugin.models.fixedpoint import (
     FixedPointTranslationConfig,
     FixedPointTranslationModel,
+)
+from fairseq_fixedpoint.plugin.models.fixedpoint_lm import (
+    FixedPointLanguageModel,
+    FixedPointLanguageModelConfig,
 )
 from fairseq_fixedpoint.plugin.tasks.fixedpoint_language_modeling import (
     FixedPointLanguageModelingConfig,
@@ -58,6 +63,17 @@ def peaked(model, seed: int = 0, scale: float = 0.6):
 
 def language_model(seed: int = 0, **options):
     return peaked(build(words=WORDS, **options), seed)
+
+
+def predicting(entries: int):
+    """A model that reads all words and predicts the first ones."""
+    task = SimpleNamespace(
+        source_dictionary=DICTIONARY,
+        target_dictionary=TruncatedDictionary(DICTIONARY, entries),
+        reset_at_eos=False,
+    )
+    cfg = FixedPointLanguageModelConfig(decoder_embed_dim=8, iterations=3)
+    return FixedPointLanguageModel.build_model(cfg, task).double().eval()
 
 
 def without(model, word: int):
@@ -728,6 +744,7 @@ def test_the_task_makes_an_output_layer_in_bfloat16():
         ([lstm()], {"bf16_output": True}, "--bf16-output is for the full softmax of a fixed-point"),
         ([lstm()], {"lm_model": build(words=3)}, "--lm-path: .* dictionary .7 entries. is not"),
         ([lstm()], {"lm_model": translation_model()}, "--lm-path names a translation model"),
+        ([lstm()], {"lm_model": predicting(9)}, "predicts 9 of the 16 entries .* --output-dict"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(models, options, message):
@@ -743,6 +760,9 @@ def test_a_language_model_that_nobody_has_loaded_is_told(caplog):
     assert "--lm-path" not in caplog.text
     task.build_generator([lstm()], args)
     assert "--lm-path is not used here" in caplog.text
+    args = Namespace(lm_path="lm.pt", score_reference=True)
+    task.build_generator([lstm()], args, extra_gen_cls_kwargs=given)
+    assert "--lm-path is not used with --score-reference" in caplog.text
 
 
 def test_a_language_model_is_not_trained_to_translate():

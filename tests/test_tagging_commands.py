@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 from unittest import mock
 
 import pytest
 import torch
+from fairseq import checkpoint_utils
 from fairseq.logging.progress_bar import SimpleProgressBar
 from fairseq_cli import validate
 
@@ -141,7 +143,7 @@ def test_a_treebank_is_not_written_over(tmp_path, capfd):
         ({"words": "the set\n", "tags": "DET XX\n"},
          r"tags, line 1: the tag 'XX' is not in dict.tags.txt"),
         ({"words": "", "tags": ""}, r"has no sentences"),
-        ({"words": None}, r"words is not there: .*--dataset-impl raw"),
+        ({"words": None}, r"words is not there: the folder has t"),
     ],
 )  # fmt: skip
 def test_malformed_data_are_named(tagged, tmp_path, change, message):
@@ -166,12 +168,40 @@ def test_data_without_dictionaries_are_named(tmp_path):
         (("--iterations", -1), "--iterations must be 0"),
         (("--hidden-size", 0), "--hidden-size must be at least 1, not 0"),
         (("--word-dropout", 1), "--word-dropout must be at least 0 and less than 1"),
+        (("--dropout", 2), "--dropout must be at least 0 and less than 1, not 2"),
+        (("--weight-dropout", 1), "--weight-dropout must be at least 0"),
+        (("--spectral-bound", -1), "--spectral-bound must be positive, not -1"),
+        (("--spectral-bound", 1, "--orthogonal"), "either --orthogonal or --spectral-bound"),
         (("--criterion", "cross_entropy"), "--criterion fixedpoint_tagging is what this task is"),
     ],
 )
 def test_options_out_of_range_are_named(tagged, tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
         train_tagger(tagged / "bin", tmp_path, *options)
+
+
+def test_another_split_is_named(tagged, tmp_path):
+    shutil.copytree(tagged / "bin", tmp_path / "bin")
+    task = FixedPointTaggingTask.setup_task(FixedPointTaggingTaskConfig(data=str(tmp_path / "bin")))
+    there = sorted(path.name.split(".")[0] for path in tmp_path.glob("bin/*.words-tags.words"))
+    with pytest.raises(InputError, match=f"is not there: the folder has {', '.join(there)}"):
+        task.load_dataset("nowhere")
+    for path in tmp_path.glob("bin/*.words-tags.words"):
+        path.unlink()
+    with pytest.raises(InputError, match="is not there: run fairseq-preprocess -s words -t tags"):
+        task.load_dataset("valid")
+
+
+def test_a_checkpoint_of_another_model_is_told(model):
+    restored = checkpoint_utils.load_model_ensemble([str(model)])[0][0]
+    with pytest.raises(ValueError, match="the checkpoint is not of a fixedpoint_tagger"):
+        restored.load_state_dict({"decoder.embed_tokens.weight": torch.zeros(3, 2)})
+
+
+def test_fairseq_s_generation_names_the_command_that_tags(tagged):
+    task = FixedPointTaggingTask.setup_task(FixedPointTaggingTaskConfig(data=str(tagged / "bin")))
+    with pytest.raises(InputError, match="fixedpoint-tag tags a text"):
+        task.build_generator([], None)
 
 
 # --- fixedpoint-tag ---

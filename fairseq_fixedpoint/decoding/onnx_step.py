@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
@@ -29,15 +33,16 @@ def write_onnx(step: OneStep, path: Path) -> None:
     example = (torch.zeros(2, dtype=torch.int64), state, torch.zeros(2, dtype=torch.bool))
     batch = torch.export.Dim("batch")
     try:
-        exported = torch.onnx.export(
-            step.eval(),
-            example,
-            input_names=INPUTS,
-            output_names=OUTPUTS,
-            dynamic_shapes=({0: batch}, {2: batch}, {0: batch}),
-            dynamo=True,
-            verbose=False,
-        )
+        with _errors_alone():
+            exported = torch.onnx.export(
+                step.eval(),
+                example,
+                input_names=INPUTS,
+                output_names=OUTPUTS,
+                dynamic_shapes=({0: batch}, {2: batch}, {0: batch}),
+                dynamo=True,
+                verbose=False,
+            )
     except ImportError as error:  # PyTorch's own is one, too
         raise InputError(
             f"ONNX files need the packages onnx and onnxscript ({error}): install this package's "
@@ -55,3 +60,17 @@ def write_onnx(step: OneStep, path: Path) -> None:
         unk=str(step.dictionary.unk()),
     )
     program.save(path)
+
+
+@contextmanager
+def _errors_alone() -> Iterator[None]:
+    """PyTorch warns of packages that no model here needs, and of its own deprecated names."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

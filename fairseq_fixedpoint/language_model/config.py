@@ -6,7 +6,12 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fairseq_fixedpoint.recurrence import check_iterations, check_probability, check_share
+from fairseq_fixedpoint.recurrence import (
+    check_constraints,
+    check_iterations,
+    check_probability,
+    check_share,
+)
 from fairseq_fixedpoint.recurrence.summary import check_memory, weights_of_a_product
 
 STARTS = ("constant", "stream", "sentence")
@@ -125,6 +130,7 @@ class LanguageModelConfig:
         for name in ("dropout_in", "dropout_out", "word_dropout", "weight_dropout"):
             check_probability(option(name), getattr(self, name))
         check_share(option("checkpoint_iterations"), self.checkpoint_iterations)
+        check_constraints(self.spectral_bound, self.orthogonal, option)
         self._check_vocabulary(option)
         self._check_gates(option)
         self._check_output(option)

@@ -31,6 +31,7 @@ from fairseq_fixedpoint.plugin.checkpoints import (
 from fairseq_fixedpoint.plugin.criterions.fixedpoint_cross_entropy import (
     FixedPointCrossEntropyConfig,
 )
+from fairseq_fixedpoint.plugin.models.config_values import option
 from fairseq_fixedpoint.plugin.models.fixedpoint_lm import (
     FixedPointLanguageModel,
     FixedPointLanguageModelConfig,
@@ -85,8 +86,9 @@ class Converted:
         for field in fields(FixedPointLanguageModelConfig):
             value = self.cfg.model[field.name]
             if field.name not in {"_name", "iterations"} and value not in {None, field.default}:
-                option = "--" + field.name.replace("_", "-")
-                words.append(option if value is True else f"{option} {value}")
+                words.append(
+                    option(field.name) if value is True else f"{option(field.name)} {value}"
+                )
         return " ".join(words)
 
 

@@ -7,6 +7,7 @@ from fairseq_fixedpoint.recurrence.dropout import check_probability, dropout_mas
 from fairseq_fixedpoint.recurrence.initialization import embedding, linear
 from fairseq_fixedpoint.recurrence.iteration import Solution
 from fairseq_fixedpoint.recurrence.order import Iterated, check_iterations
+from fairseq_fixedpoint.recurrence.parametrization import check_constraints
 from fairseq_fixedpoint.recurrence.solvers import (
     Jacobi,
     Newton,
@@ -30,6 +31,7 @@ __all__ = [
     "SolverSolution",
     "TokenSummary",
     "both_directions",
+    "check_constraints",
     "check_iterations",
     "check_probability",
     "check_share",

@@ -7,6 +7,7 @@ iterations the error is at most `norm^k` times the first. Both constraints are r
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -66,18 +67,29 @@ def constrain(
     Raises:
         ValueError: for both at once, or a bound that is not positive.
     """
-    if orthogonal and spectral_bound is not None:
-        raise ValueError(
-            "an orthogonal recurrent matrix has spectral norm 1 already: "
-            "choose either orthogonal or spectral_bound."
-        )
+    check_constraints(spectral_bound, orthogonal)
     if orthogonal:
         parametrizations.orthogonal(recurrence, "weight_hh_l0")
     if spectral_bound is not None:
-        if spectral_bound <= 0:
-            raise ValueError(f"spectral_bound must be positive, not {spectral_bound}.")
         bound = SpectralBound(recurrence.weight_hh_l0.detach(), spectral_bound)
         parametrize.register_parametrization(recurrence, "weight_hh_l0", bound)
+
+
+def check_constraints(
+    spectral_bound: float | None, orthogonal: bool, option: Callable[[str], str] = str
+) -> None:
+    """Raises ValueError for what :func:`constrain` cannot do.
+
+    Args:
+        option: how a user calls its arguments.
+    """
+    if orthogonal and spectral_bound is not None:
+        raise ValueError(
+            "an orthogonal recurrent matrix has spectral norm 1 already: choose either "
+            f"{option('orthogonal')} or {option('spectral_bound')}."
+        )
+    if spectral_bound is not None and spectral_bound <= 0:
+        raise ValueError(f"{option('spectral_bound')} must be positive, not {spectral_bound}.")
 
 
 def make_copyable(recurrence: OneLayer) -> None:

@@ -53,7 +53,7 @@ def report_of(decomposition: Decomposition, further: tuple[str, ...] = ()) -> Re
     if decomposition.is_complex:
         warnings.append(
             "some eigenvalues of the decomposition are complex: there are too few windows, or "
-            "fewer units than the rank."
+            "fewer or more units than the rank."
         )
     if decomposition.gap < LEAST_GAP:
         warnings.append(

@@ -58,11 +58,16 @@ class GenerationTask(FairseqTask):
         Raises:
             ValueError: for options that the models cannot honour.
         """
-        if getattr(args, "lm_path", None) and not (extra_gen_cls_kwargs or {}).get("lm_model"):
-            logger.warning(
-                "--lm-path is not used here: only fairseq-generate loads that language model; give "
-                "it as lm_model in extra_gen_cls_kwargs."
-            )
+        if getattr(args, "lm_path", None):
+            if getattr(args, "score_reference", False):
+                logger.warning(
+                    "--lm-path is not used with --score-reference: the scores are the models' own."
+                )
+            elif not (extra_gen_cls_kwargs or {}).get("lm_model"):
+                logger.warning(
+                    "--lm-path is not used here: only fairseq-generate loads that language model; "
+                    "give it as lm_model in extra_gen_cls_kwargs."
+                )
         if seq_gen_cls is None:
             seq_gen_cls = FixedPointSequenceGenerator
             options = self.args if self.cfg is None else self.cfg

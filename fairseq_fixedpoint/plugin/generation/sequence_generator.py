@@ -354,3 +354,10 @@ def _check_language_model(language_model: BaseFairseqModel, dictionary: Dictiona
             f"target dictionary ({len(dictionary)} entries): train it on text that was prepared "
             "with fairseq-preprocess --srcdict and the target's dict.txt."
         )
+    predicted = getattr(language_model.decoder, "output_dictionary", None)
+    if predicted is not None and len(predicted) != len(dictionary):
+        raise ValueError(
+            f"--lm-path: the language model predicts {len(predicted)} of the {len(dictionary)} "
+            "entries of the target dictionary, and the others would have no probability: train it "
+            "without --output-dictionary-size."
+        )

@@ -9,6 +9,11 @@ from omegaconf import OmegaConf
 T = TypeVar("T")
 
 
+def option(name: str) -> str:
+    """How a user of fairseq's commands gives the attribute `name` of a dataclass."""
+    return "--" + name.replace("_", "-")
+
+
 def or_default(value: T | None, default: T) -> T:
     """`value`, or `default` for an option that was not given."""
     return default if value is None else value
@@ -34,5 +39,4 @@ def check_at_least_one(cfg: FairseqDataclass, *names: str) -> None:
     for name in names:
         value = getattr(cfg, name)
         if value is not None and value < 1:
-            option = "--" + name.replace("_", "-")
-            raise ValueError(f"{option} must be at least 1, not {value}.")
+            raise ValueError(f"{option(name)} must be at least 1, not {value}.")

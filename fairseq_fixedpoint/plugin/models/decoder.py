@@ -98,6 +98,7 @@ OPTIONS = {
     "l0_penalty": "--l0-penalty",
     "l0_keep": "--l0-keep",
     "l0_updates": "--l0-updates",
+    "spectral_bound": "--spectral-bound",
     "orthogonal": "--orthogonal",
     "vocabulary_size": "the dictionary's size",
     "output_vocabulary_size": "the output dictionary's size",

@@ -16,7 +16,7 @@ from fairseq_fixedpoint.plugin.models.recurrent import (
     build_recurrence,
     recomputed_share,
 )
-from fairseq_fixedpoint.recurrence import check_iterations
+from fairseq_fixedpoint.recurrence import check_iterations, check_probability
 from fairseq_fixedpoint.tagging import TaggingNetwork
 
 
@@ -64,6 +64,8 @@ class FixedPointTaggerModel(ChecksCheckpoint):
             "gradient_iterations",
         )
         check_iterations("--iterations", cfg.iterations)
+        check_probability("--dropout", cfg.dropout)
+        check_probability("--word-dropout", cfg.word_dropout)
         directions = [
             build_recurrence(
                 cfg, cfg.embed_dim + cfg.spelling_dim, cfg.hidden_size, cfg.layers, cfg.dropout
@@ -109,9 +111,15 @@ class FixedPointTaggerModel(ChecksCheckpoint):
         return UNLIMITED
 
     def check_checkpoint(self, state_dict: dict[str, Any]) -> None:
-        """Raises ValueError for one that was trained with other words or tags."""
+        """Raises ValueError for one of another model, or trained with other words or tags."""
         for name, dictionary in self.dictionaries.items():
-            if not torch.equal(state_dict[f"{name}_fingerprint"].cpu(), fingerprint(dictionary)):
+            stored = state_dict.get(f"{name}_fingerprint")
+            if stored is None:
+                raise ValueError(
+                    "the checkpoint is not of a fixedpoint_tagger: --restore-file and "
+                    "--finetune-from-model take those that one was trained to."
+                )
+            if not torch.equal(stored.cpu(), fingerprint(dictionary)):
                 raise ValueError(
                     f"the checkpoint was trained with another dict.{name}.txt than this data has: "
                     "prepare the data with that one (fairseq-preprocess --srcdict, --tgtdict)."

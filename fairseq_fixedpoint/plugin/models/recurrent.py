@@ -5,7 +5,15 @@ from typing import Any, Optional
 
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 
-from fairseq_fixedpoint.recurrence import CELLS, NONLINEARITIES, FixedPointRNN, check_share
+from fairseq_fixedpoint.plugin.models.config_values import option
+from fairseq_fixedpoint.recurrence import (
+    CELLS,
+    NONLINEARITIES,
+    FixedPointRNN,
+    check_constraints,
+    check_probability,
+    check_share,
+)
 
 UNLIMITED = 10**9  # positions, for fairseq, which compares numbers
 
@@ -85,7 +93,13 @@ def build_recurrence(
     num_layers: int,
     dropout: float,
 ) -> FixedPointRNN:
-    """A stack of layers of the kind that the options describe."""
+    """A stack of layers of the kind that the options describe.
+
+    Raises:
+        ValueError: naming the option that is out of range.
+    """
+    check_probability(option("weight_dropout"), cfg.weight_dropout)
+    check_constraints(cfg.spectral_bound, cfg.orthogonal, option)
     return FixedPointRNN(
         input_size,
         hidden_size,

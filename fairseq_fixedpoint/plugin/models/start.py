@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 
 from fairseq_fixedpoint.language_model.config import STARTS, LanguageModelConfig
+from fairseq_fixedpoint.plugin.models.config_values import option
 
 
 @dataclass
@@ -76,7 +77,7 @@ def unused_options(config: LanguageModelConfig) -> Iterator[str]:
         ):
             if getattr(config, name) != value:
                 yield (
-                    f"--{name.replace('_', '-')} is of a summary, and this model has none: give "
+                    f"{option(name)} is of a summary, and this model has none: give "
                     "--start stream, --start sentence or --summary-input, or it has no effect."
                 )
     if config.start == "stream" and not config.iterations and not config.reset_at_eos:

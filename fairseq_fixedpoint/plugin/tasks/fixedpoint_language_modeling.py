@@ -42,6 +42,7 @@ from fairseq_fixedpoint.plugin.generation.generation_task import (
     GenerationTaskConfig,
 )
 from fairseq_fixedpoint.plugin.generation.texts import prefixes_of, texts_dataset
+from fairseq_fixedpoint.plugin.models.config_values import option
 from fairseq_fixedpoint.plugin.models.decoder import FixedPointDecoder
 from fairseq_fixedpoint.plugin.models.start import unused_options
 from fairseq_fixedpoint.plugin.tasks.training import TrainingTask
@@ -106,10 +107,10 @@ class FixedPointLanguageModelingTask(GenerationTask, TrainingTask, LanguageModel
                     f"{dictionary} does not exist: give the folder that fairseq-preprocess "
                     "--only-source wrote."
                 )
-        for option in ("self_target", "past_target", "add_bos_token"):
-            if getattr(args, option, False):
+        for name in ("self_target", "past_target", "add_bos_token"):
+            if getattr(args, name, False):
                 raise ValueError(
-                    f"--{option.replace('_', '-')} does not fit a left-to-right model of a "
+                    f"{option(name)} does not fit a left-to-right model of a "
                     "stream: drop it, or use --task language_modeling."
                 )
         return super().setup_task(args, **kwargs)

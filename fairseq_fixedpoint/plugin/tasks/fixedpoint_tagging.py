@@ -91,10 +91,7 @@ class FixedPointTaggingTask(TrainingTask):
         )
         for path in (words, tags):
             if not path.is_file():
-                raise InputError(
-                    f"{path} is not there: run fairseq-preprocess -s words -t tags with "
-                    "--dataset-impl raw, as unknown words keep their spelling in a text alone."
-                )
+                raise InputError(f"{path} is not there: {self._splits()}.")
         places = {tag: place for place, tag in enumerate(self.tags)}
         encoder = SentenceEncoder(known_words(self.words.indices))
         encoded, targets = [], []
@@ -112,6 +109,23 @@ class FixedPointTaggingTask(TrainingTask):
         self.datasets[split] = TaggedSentenceDataset(
             encoder, encoded, targets, shuffle=split == "train"
         )
+
+    def _splits(self) -> str:
+        """What to do where a split is missing."""
+        ending = f".{LANGUAGES}.words"
+        there = sorted(
+            path.name.removesuffix(ending) for path in Path(self.cfg.data).glob(f"*{ending}")
+        )
+        if there:
+            return f"the folder has {', '.join(there)}"
+        return (
+            "run fairseq-preprocess -s words -t tags with --dataset-impl raw, as unknown words "
+            "keep their spelling in a text alone"
+        )
+
+    def build_generator(self, *args: Any, **kwargs: Any) -> None:
+        """Raises InputError: fairseq-generate and fairseq-interactive ask for a generator."""
+        raise InputError("a tagger generates no text: fixedpoint-tag tags a text with it.")
 
     def reduce_metrics(
         self, logging_outputs: Sequence[dict[str, Any]], criterion: FairseqCriterion
