@@ -11,7 +11,7 @@
 # fairseq-interactive, or compares the score of a hypothesis with that of its reference to tell errors
 # of the search from those of the model.
 #
-# Our task of translation warns in both cases.
+# Our task of translation loads it in the one case, and warns in the other.
 set -euo pipefail
 
 folder=$(mktemp -d)

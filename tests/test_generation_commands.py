@@ -233,9 +233,12 @@ def test_models_of_other_tasks_are_refused(data, trained, parallel, translator, 
     ids=["constant", "stream", "sentence"],
 )
 def test_translation_with_a_language_model_finds_what_fairseq_finds(
-    parallel, translator, capsys, tmp_path, start
+    parallel, translator, interact, capsys, tmp_path, start
 ):
-    """fairseq reads the whole text at every token, with its own task and generator."""
+    """fairseq reads the whole text at every token, with its own task and generator.
+
+    Its fairseq-interactive leaves the language model out, where this task loads it.
+    """
     shutil.copytree(parallel, tmp_path / "bin")
     binary = tmp_path / "bin"
     shutil.copy(binary / "dict.tgt.txt", binary / "dict.txt")
@@ -266,3 +269,13 @@ def test_translation_with_a_language_model_finds_what_fairseq_finds(
             assert float(score) == pytest.approx(float(other_score), abs=1e-4), number
             assert text == other_text
     assert actual["fixedpoint_translation", 0]["H"] != actual["fixedpoint_translation", 0.5]["H"]
+    sources = [" ".join(text) for _, text in sorted(mine["S"])]
+    served = interact(
+        binary, translator, sources, *TRANSLATION, "--beam", 4, "--nbest", 2, "--lm-path",
+        tmp_path / "lm" / "checkpoint_last.pt", "--lm-weight", 0.5, "--max-len-b", 12,
+    )  # fmt: skip
+    for (number, (score, text)), (again, (other_score, other_text)) in zip(
+        served["H"], sorted(mine["H"], key=lambda line: line[0]), strict=True
+    ):
+        assert (number, text) == (again, other_text)
+        assert float(score) == pytest.approx(float(other_score), abs=1e-4)

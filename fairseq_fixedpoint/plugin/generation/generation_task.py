@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from fairseq import checkpoint_utils
 from fairseq.dataclass import FairseqDataclass
 from fairseq.models import BaseFairseqModel
 from fairseq.tasks import FairseqTask
@@ -40,7 +41,7 @@ class GenerationTask(FairseqTask):
     def build_generator(
         self,
         models: Sequence[BaseFairseqModel],
-        args: object,
+        args: Any,
         seq_gen_cls: type | None = None,
         extra_gen_cls_kwargs: dict[str, Any] | None = None,
         prefix_allowed_tokens_fn: Callable | None = None,
@@ -50,7 +51,8 @@ class GenerationTask(FairseqTask):
         Args:
             models: the ensemble.
             args: fairseq's options of generation; users of its hub interface may give
-                `no_recombination` and `bf16_output` among them.
+                `no_recombination` and `bf16_output` among them. The language model of `lm_path` is
+                loaded unless `extra_gen_cls_kwargs` have one.
             seq_gen_cls: another generator.
             extra_gen_cls_kwargs: more options for the generator.
             prefix_allowed_tokens_fn: as in fairseq.
@@ -58,19 +60,22 @@ class GenerationTask(FairseqTask):
         Raises:
             ValueError: for options that the models cannot honour.
         """
+        options = self.args if self.cfg is None else self.cfg
         if getattr(args, "lm_path", None):
             if getattr(args, "score_reference", False):
                 logger.warning(
                     "--lm-path is not used with --score-reference: the scores are the models' own."
                 )
             elif not (extra_gen_cls_kwargs or {}).get("lm_model"):
-                logger.warning(
-                    "--lm-path is not used here: only fairseq-generate loads that language model; "
-                    "give it as lm_model in extra_gen_cls_kwargs."
-                )
+                # Only fairseq-generate has loaded it.
+                language_model = _language_model(args.lm_path, options.data, models[0])
+                extra_gen_cls_kwargs = {
+                    **(extra_gen_cls_kwargs or {}),
+                    "lm_model": language_model,
+                    "lm_weight": getattr(args, "lm_weight", 1.0),
+                }
         if seq_gen_cls is None:
             seq_gen_cls = FixedPointSequenceGenerator
-            options = self.args if self.cfg is None else self.cfg
             no_recombination = getattr(args, "no_recombination", options.no_recombination)
             extra_gen_cls_kwargs = {
                 "recombination": not no_recombination,
@@ -81,3 +86,13 @@ class GenerationTask(FairseqTask):
         return super().build_generator(
             models, args, seq_gen_cls, extra_gen_cls_kwargs, prefix_allowed_tokens_fn
         )
+
+
+def _language_model(path: str, data: str, beside: BaseFairseqModel) -> BaseFairseqModel:
+    """That of a checkpoint, as fairseq-generate loads it, of the type and device of another model.
+
+    Args:
+        data: the folder whose dict.txt it goes with.
+    """
+    [language_model], _ = checkpoint_utils.load_model_ensemble([path], {"data": data})
+    return language_model.to(next(beside.parameters()))
