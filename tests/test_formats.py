@@ -423,6 +423,17 @@ def test_how_a_file_is_stored_makes_no_difference(tmp_path, kind, change):
     assert content(FORMATS[name].read(path)) == plain
 
 
+@pytest.mark.parametrize(
+    ("line", "name"), [("u\t-inf\ta", "tsv"), ("a\tnan", "beams"), ("-inf -2 2 a b", "srilm")]
+)
+def test_a_score_that_is_not_finite_hides_no_format(tmp_path, line, name):
+    path = tmp_path / "list"
+    path.write_text(line + "\n")
+    assert detect(path).name == name
+    with pytest.raises(FormatError, match=r"line 1: .* must be a finite number"):
+        list(detect(path).read(path))
+
+
 @pytest.mark.parametrize("kind", ["moses", "tsv", "mlm"])
 def test_a_name_in_gz_is_written_compressed(tmp_path, kind):
     store, name, _ = KINDS[kind]

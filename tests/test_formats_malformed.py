@@ -63,6 +63,7 @@ BAD_LINES = [
     ("moses", b"0 ||| a ||| F= 1 F= 2 ||| 1\n", 1, "feature 'F' occurs twice"),
     ("moses", b"0 ||| a ||| F= 1 2 F.1= 2 ||| 1\n", 1, "two scores are named 'F.1'"),
     ("moses", b"0 ||| a ||| total= 1 ||| 1\n", 1, "a feature is named total"),
+    ("moses", b"0 ||| a ||| b ||| F= 1 ||| 2\n", 1, "has 'b' before the features, which is no al"),
     ("moses", b"0 ||| \xff ||| F= 1 ||| 1\n", 1, "byte 0xff at position 7 is not UTF-8; convert"),
     ("kaldi-lattices", b"u-1\n0 1 a 1,2,\n0 1 b 1,2,\n1\n", 1, "has several paths"),
     ("kaldi-lattices", b"u-1\n0 1 a 1,2,\n0\n1\n", 1, "has several paths"),

@@ -853,6 +853,21 @@ def test_shards_come_to_the_same_bytes(models, large, whole, tmp_path, monkeypat
     assert contents(tmp_path) == contents(whole)
 
 
+def test_the_lattices_of_an_archive_are_not_one_group(models, tmp_path, monkeypatch):
+    monkeypatch.setattr(rescore_lattices, "ARCS_A_GROUP", 40)  # a lattice each
+    archive = store(tmp_path / "in", "kaldi", *(sausage(seed, 20, 8, 4.0) for seed in range(5)))
+    sizes = []
+    genuine = rescore_lattices.rescored_lattices
+
+    def counted(group, **settings):
+        sizes.append(len(group))
+        return genuine(group, **settings)
+
+    monkeypatch.setattr(rescore_lattices, "rescored_lattices", counted)
+    assert lattice(archive, "--model", models["gru"], "--output", tmp_path / "out") == 0
+    assert sizes == [1] * 5
+
+
 def stopped(arguments, monkeypatch) -> None:
     """A run that is interrupted before its first lattice is rescored."""
 
@@ -1021,6 +1036,7 @@ def test_what_is_no_lattice(models, tmp_path, capfd):
         (("--model", "gru", "--kenlm", "arpa", "--histories", "merge"), "merge takes one --model"),
         (("--model", "acoustic=gru"), "has a score acoustic of its own"),
         (("--model", "gru", "--weight", "graph=1"), "line 1: the lattice has no score graph"),
+        (("--model", "gru", "--weight", "score=1"), "words, lm, acoustic, FixedPoint0: tune with"),
         (("--model", "gru", "--weight", "lm=nan"), "weight of lm must be a finite number"),
         (("--model", "gru", "--acoustic-scale", "inf"), "weight of acoustic must be a finite"),
         (

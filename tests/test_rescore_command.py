@@ -11,8 +11,10 @@ import signal
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from collections import Counter
 from pathlib import Path
+from unittest import mock
 
 import kenlm
 import pytest
@@ -23,6 +25,7 @@ from fairseq_fixedpoint.cli import nbest_lists, rescore
 from fairseq_fixedpoint.formats import FORMATS, read_transcripts, tsv
 from fairseq_fixedpoint.rescoring.combination import Combination
 from fairseq_fixedpoint.rescoring.metrics import make_metric
+from fairseq_fixedpoint.rescoring.ngrams import NgramScorer
 from fairseq_fixedpoint.rescoring.scorer import Scorer
 from fairseq_fixedpoint.rescoring.text import TextEncoder
 from tests.rescoring import log_probabilities, nbest, refused, tune
@@ -297,7 +300,7 @@ def test_the_text_of_the_fewest_expected_errors(options, text, tmp_path, capsys)
     assert f"utterances with another best text {changed}." in capsys.readouterr().err
 
 
-def test_posteriors_are_in_units_of_the_model_of_the_greatest_weight(models, tmp_path):
+def test_posteriors_are_in_units_of_the_models(models, tmp_path):
     texts = ("w1 w4", "w2 w5", "w3 w5", "w4 w6 w7", "w4 w6")
     KINDS["tsv"][0](tmp_path, [Entry("1", text, -place / 8, 0) for place, text in enumerate(texts)])
     outputs = ("--output", tmp_path / "out", "--one-best", tmp_path / "best")
@@ -311,6 +314,24 @@ def test_posteriors_are_in_units_of_the_model_of_the_greatest_weight(models, tmp
         assert nbest(*arguments, *options) == 0
         actual.append((tmp_path / "best").read_text())
     assert len(set(actual)) == 1
+
+
+@pytest.mark.parametrize(
+    ("models_given", "expected"),
+    [
+        (("A", "B"), 1 / 3),
+        (("A", "N"), 1.0),
+        (("A", "B", "N"), 1 / 3),
+        (("N",), 1 / 8),
+    ],
+)
+def test_posteriors_are_of_neural_models_where_there_are_any(models_given, expected):
+    weights = {"A": 1.0, "B": 2.0, "N": 8.0, "score": 5.0}
+    scorers = {
+        name: mock.Mock(spec=NgramScorer if name == "N" else Scorer) for name in models_given
+    }
+    args = Namespace(posterior_scale=None)
+    assert rescore._posterior_scale(args, scorers, weights) == pytest.approx(expected)
 
 
 def test_a_minimum_risk_wants_an_utterance_in_one_place(tmp_path, capfd):
@@ -763,6 +784,11 @@ def test_references_in_the_list_itself(models, tmp_path):
 def test_references_that_do_not_fit(models, list_, references, tmp_path, capfd):
     arguments = (list_, "--model", models["gru"], "--metric", "wer", "--output", tmp_path / "w")
     assert "tune needs --references" in refused(capfd, tune, *arguments)
+    lines = ('{"id": "a", "hyps": ["w1"], "ref": "w1"}', '{"id": "b", "hyps": ["w1"]}')
+    (tmp_path / "some").write_text("\n".join(lines))
+    trouble = refused(capfd, tune, tmp_path / "some", *arguments[1:])
+    assert "utterance b of " in trouble
+    assert "has no reference, and the list has 1 reference, such as a: give it one" in trouble
     twice = ("--references", references) * 2
     assert "takes one --references" in refused(capfd, tune, *arguments, *twice)
     (tmp_path / "part").write_text("7\tw1\n")

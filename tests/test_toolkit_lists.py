@@ -298,8 +298,20 @@ def test_sockeye_s_scores_are_costs(tmp_path):
         ("6", "d", {"score": -0.25, "factor1_score": 3}),
     ]
     first, second = map(json.loads, rewritten(path, -4.0, F=-1.0).splitlines())
-    assert first == lines[0] | {"scores": [[4], [4, 9]], "F": [-1, -1]}
+    assert first == lines[0] | {"score": 4, "scores": [[4], [4, 9]], "F": [-1, -1]}
     assert second == lines[1] | {"score": 4, "F": -1}
+
+
+def test_sockeye_s_text_beside_a_list_is_the_best_one(tmp_path):
+    line = {"sentence_id": 5, "translation": "a", "score": 1, "translations": ["a", "b", "c"],
+            "scores": [[1], [2], [3]]}  # fmt: skip
+    path = stored(tmp_path, json.dumps(line) + "\n")
+    totals = {"a": -3.0, "b": -1.5, "c": -1.5}
+    form = detect(path)
+    rescored = (Rescored(h, {}, totals[h.text]) for h in form.read(path))
+    form.write(rescored, path, tmp_path / "out")
+    written = json.loads((tmp_path / "out").read_text())
+    assert written == line | {"translation": "b", "score": 1.5, "scores": [[3], [1.5], [1.5]]}
 
 
 def test_hyporadise_is_an_array_without_scores(tmp_path):

@@ -102,8 +102,8 @@ def _add_result_options(results: _ArgumentGroup) -> None:
         "--posterior-scale",
         type=float,
         metavar="S",
-        help="of the combined scores, for posteriors (default: 1, divided by the weight of the "
-        "--model where that is above 1)",
+        help="of the combined scores, for posteriors (default: 1, divided by the weights of all "
+        "--model together where that is above 1)",
     )
     results.add_argument(
         "--plot",

@@ -52,6 +52,7 @@ from fairseq_fixedpoint.rescoring.nbest_rescoring import (
     scorable,
     scored,
 )
+from fairseq_fixedpoint.rescoring.ngrams import NgramScorer
 
 MBR_SIZE = 1000
 # What becomes of the scores; a resumed run may change it.
@@ -105,7 +106,8 @@ def _parser() -> argparse.ArgumentParser:
         type=float,
         metavar="S",
         help="of the combined scores, for the probabilities of hypotheses (default: 1, divided by "
-        "the greatest weight of a model where that is above 1)",
+        "the weights of the models together, any --kenlm beside a --model left out, where that is "
+        "above 1)",
     )
     risk.add_argument(
         "--mbr-size",
@@ -214,12 +216,16 @@ def _check_risk(args: argparse.Namespace) -> None:
 
 
 def _posterior_scale(
-    args: argparse.Namespace, models: Collection[str], weights: Mapping[str, float]
+    args: argparse.Namespace, scorers: Mapping[str, LineScorer], weights: Mapping[str, float]
 ) -> float:
-    """What totals are multiplied by: by default in units of the model of the greatest weight."""
+    """What totals are multiplied by: by default in the models' own units, as in a lattice.
+
+    Those are of the neural models together, or of the n-gram models where there are no others.
+    """
     if args.posterior_scale is not None:
         return float(args.posterior_scale)
-    return 1 / max([1.0, *(weights.get(name, 0.0) for name in models)])
+    neural = [name for name, each in scorers.items() if not isinstance(each, NgramScorer)]
+    return 1 / max(1.0, sum(weights.get(name, 0.0) for name in neural or scorers))
 
 
 def _check_outputs(args: argparse.Namespace, listed: NBestFormat, names: Collection[str]) -> None:

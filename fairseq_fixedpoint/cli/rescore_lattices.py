@@ -90,7 +90,7 @@ def _lattice(program: str, args: Namespace) -> None:
             _in_context(contents.checked(read, args, rescorer, on_error), rescorer, texts),
             lambda each: len(each.lattice.words),
             ARCS_A_GROUP,
-            lambda each: each.lattice.path,
+            lambda each: each.lattice.utterance,
         ),
         partial(rescored_lattices, rescorer=rescorer, form=form, args=args),
         journal,

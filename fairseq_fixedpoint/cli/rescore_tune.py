@@ -248,12 +248,13 @@ class _References:
 
     Attributes:
         files: a text for each utterance, by its id.
-        source, origin: where the list and the references were read, for messages.
+        source, origin: where the list and the references were read, for messages; origin is None
+            for those of the list itself.
     """
 
     files: list[dict[str, str]]
     source: Path
-    origin: str
+    origin: str | None
 
     @classmethod
     def read(cls, args: argparse.Namespace, listed: NBestFormat, metric: Metric) -> _References:
@@ -266,16 +267,22 @@ class _References:
         files = [listed.references(args.input)]
         if not files[0]:
             raise InputError("tune needs --references: the list has none.")
-        return cls(files, args.input, str(args.input))
+        return cls(files, args.input, None)
 
     def of(self, utterance: str) -> list[str]:
         try:
             return [texts[utterance] for texts in self.files]
         except KeyError:
+            count = len(self.files[0])
+            missing, there = (
+                ("has no reference, and the list has", "give it one")
+                if self.origin is None
+                else (f"is not in {self.origin}, which has", "give it a line there")
+            )
             raise InputError(
-                f"utterance {utterance} of {self.source} is not in {self.origin}, which has "
-                f"{quantity(len(self.files[0]), 'utterance')}{self._example()}: give it a line "
-                "there, or leave it out of the list."
+                f"utterance {utterance} of {self.source} {missing} "
+                f"{quantity(count, 'reference' if self.origin is None else 'utterance')}"
+                f"{self._example()}: {there}, or leave it out of the list."
             ) from None
 
     def _example(self) -> str:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from fairseq_fixedpoint.formats.json_text import parse_json
 from fairseq_fixedpoint.formats.nbest import Hypothesis, NBestFormat, Rescored, formatted
 from fairseq_fixedpoint.formats.text_files import (
-    NUMBER,
+    NUMERIC,
     FormatError,
     Line,
     OnError,
@@ -49,7 +49,7 @@ class Beams(NBestFormat):
         if not path.is_file():
             return False
         columns = first_line(path).split("\t")
-        return len(columns) == 2 and bool(NUMBER.fullmatch(columns[1]))
+        return len(columns) == 2 and bool(NUMERIC.fullmatch(columns[1]))
 
     def read(self, path: Path, on_error: OnError = stop) -> Iterator[Hypothesis]:
         utterances = None if self.manifest is None else list(_manifest(self.manifest))

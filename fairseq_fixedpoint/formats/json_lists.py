@@ -49,7 +49,8 @@ class JsonLayout(NamedTuple):
         hypotheses: a list of objects, or of texts.
         text, score: of a hypothesis that is an object.
         reference: the correct text.
-        alone: the text where the utterance has one hypothesis, its own object, instead of a list.
+        alone: the text where the utterance has one hypothesis, its own object, instead of a list;
+            beside a list of texts, the best of them.
         sign: -1 where a lower score is better.
     """
 
@@ -86,7 +87,8 @@ class JsonLists(NBestFormat):
     nothing.
 
     Written back, with an utterance a line, `score` is the total, under the layout's key and with
-    its sign, and new scores are further keys or lists; other keys stay.
+    its sign, and new scores are further keys or lists; other keys stay, but for the best text and
+    its score that sockeye writes beside a list.
 
     Attributes:
         name: of the only layout to be read, or `jsonl` for any.
@@ -340,6 +342,11 @@ def _rewritten_texts(utterance: _Utterance, items: list[Rescored]) -> dict[str, 
             raise name_taken(items[0].hypothesis, name)
         result[name] = [_number(item.features[name], name, item) for item in items]
     scores = [_number(sign * item.total, SCORE, item) for item in items]
+    if utterance.layout.alone in entry:
+        best = max(items, key=lambda item: item.total)  # the first of those that are as good
+        result[utterance.layout.alone] = utterance.hypotheses[best.hypothesis.record.number]
+        if SCORE in entry:
+            result[SCORE] = _number(sign * best.total, SCORE, best)
     old = result.get(SCORES, scores)
     result[SCORES] = [
         [new, *each[1:]] if isinstance(each, list) else new

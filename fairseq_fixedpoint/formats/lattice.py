@@ -26,6 +26,7 @@ from fairseq_fixedpoint.formats.text_files import (
 # Ten digits and more are no count of anything here; int() would take thousands of them.
 COUNT = re.compile("[0-9]{1,9}")
 
+TRIM = ": remove it, as fstconnect and k2.connect do"
 EMPTY_WORDS = frozenset(["", "!NULL", "<eps>"])
 MARKS = frozenset(["<s>", "</s>", "<pad>", "!sent_start", "!sent_end"])  # in lower case
 FILLERS = re.compile(
@@ -217,10 +218,12 @@ def arranged(
     if start is None:
         start = min(begins)
     for node in sorted(begins - {start}):
-        raise node_error(node, "cannot be reached from the start, nor has it anything before it.")
+        raise node_error(
+            node, f"cannot be reached from the start, nor has it anything before it{TRIM}."
+        )
     for node in sorted(set(range(nodes)).difference(lattice.source.tolist())):
         if not lattice.final[node]:
-            raise node_error(node, "is a dead end: it is not final, and nothing follows it.")
+            raise node_error(node, f"is a dead end: it is not final, and nothing follows it{TRIM}.")
     rank = np.empty(nodes, dtype=np.int64)
     rank[order] = np.arange(nodes)
     arcs = np.argsort(rank[lattice.source], kind="stable")

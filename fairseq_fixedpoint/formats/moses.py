@@ -6,6 +6,7 @@ versions of Marian, write features as `name=value`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
@@ -34,6 +35,8 @@ from fairseq_fixedpoint.formats.text_files import (
 SEPARATOR = "|||"
 UTTERANCE, TEXT, FEATURES, TOTAL = range(4)
 WORD_SCORES = "WordScores="
+# `0-0`, or of soft alignments the probability of each source word.
+ALIGNMENT = re.compile(rf"[0-9]+-[0-9]+|{NUMBER.pattern}(,{NUMBER.pattern})*")
 
 
 class Moses(NBestFormat):
@@ -92,6 +95,12 @@ def _parsed(line: Line) -> Hypothesis:
     if not utterance:
         raise line.error("the id before the first ||| is missing.")
     extra = _extra_fields(fields)
+    for field in fields[FEATURES : FEATURES + extra]:
+        if not _is_aligned(field):
+            raise line.error(
+                f"has {shown(field.strip(SPACE))} before the features, which is no alignment: a "
+                f"hypothesis cannot have {SEPARATOR} in it."
+            )
     scores = _features(line, fields[FEATURES + extra])
     if "total" in scores:
         raise line.error("a feature is named total, as the last score is; rename it.")
@@ -109,6 +118,12 @@ def _extra_fields(fields: list[str]) -> int:
         ].lstrip(SPACE).startswith(WORD_SCORES):
             return extra
     return 0
+
+
+def _is_aligned(field: str) -> bool:
+    """Whether a field before the features is one that Marian writes."""
+    tokens = words(field)
+    return tokens[:1] == [WORD_SCORES] or all(map(ALIGNMENT.fullmatch, tokens))
 
 
 def _features(line: Line, field: str) -> dict[str, float]:

@@ -18,7 +18,7 @@ from typing import IO, NamedTuple
 
 from fairseq_fixedpoint.formats.nbest import Hypothesis, NBestFormat, Rescored, formatted
 from fairseq_fixedpoint.formats.text_files import (
-    NUMBER,
+    NUMERIC,
     SPACE,
     FormatError,
     Line,
@@ -134,7 +134,7 @@ def _is_list(first: str) -> bool:
     return (
         len(tokens) >= 3
         and "\t" not in first
-        and all(NUMBER.fullmatch(token) for token in tokens[:2])
+        and all(NUMERIC.fullmatch(token) for token in tokens[:2])
         and bool(COUNT.fullmatch(tokens[2]))
     )
 

@@ -19,6 +19,8 @@ from typing import IO, NamedTuple, NoReturn
 SPACE = " \t\n\r\v\f"
 WORD = re.compile(f"[^{SPACE}]+")
 NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
+# What stands where a number belongs, whether or not it is a finite one.
+NUMERIC = re.compile(rf"{NUMBER.pattern}|[+-]?(inf|infinity|nan)", re.IGNORECASE)
 STANDARD_INPUT = Path("/dev/stdin")
 DESCRIPTOR = re.compile(r"/(?:dev|proc/self)/fd/([0-9]+)")
 GZIP_MAGIC = b"\x1f\x8b"

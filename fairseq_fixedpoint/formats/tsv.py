@@ -14,7 +14,7 @@ from fairseq_fixedpoint.formats.nbest import (
     name_taken,
 )
 from fairseq_fixedpoint.formats.text_files import (
-    NUMBER,
+    NUMERIC,
     FormatError,
     Line,
     OnError,
@@ -44,7 +44,7 @@ class Tsv(NBestFormat):
             return False
         line = first_line(path)
         columns = line.split("\t")
-        return _is_header(line) or (len(columns) == 3 and bool(NUMBER.fullmatch(columns[SCORE])))
+        return _is_header(line) or (len(columns) == 3 and bool(NUMERIC.fullmatch(columns[SCORE])))
 
     def read(self, path: Path, on_error: OnError = stop) -> Iterator[Hypothesis]:
         header = _header(path)

@@ -38,6 +38,11 @@ from fairseq_fixedpoint.rescoring.word_graph import EMPTY, WordGraph
 from fairseq_fixedpoint.rescoring.words import WordRule
 
 SENTENCE_END = 0  # in the vocabulary of a graph
+# What to do about a score of lists that a lattice has no place for.
+TUNED_WITHOUT = {
+    "score": "tune with --weight score=0",
+    "characters": "tune without --character-penalty",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -272,7 +277,7 @@ class LatticeRescorer:
         if unknown and any(lattice.words):  # one of an empty text alone can have no scores at all
             raise InputError(
                 f"the lattice has no score {unknown[0]}, which the weights name, but "
-                f"{', '.join(known)}."
+                f"{', '.join(known)}: {TUNED_WITHOUT.get(unknown[0], 'leave it out')}."
             )
         old = {} if self.old_weight is None else {language_score(lattice): self.old_weight}
         return known | dict(self.weights) | old
