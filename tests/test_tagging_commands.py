@@ -143,7 +143,8 @@ def test_a_treebank_is_not_written_over(tmp_path, capfd):
         ({"words": "the set\n", "tags": "DET XX\n"},
          r"tags, line 1: the tag 'XX' is not in dict.tags.txt"),
         ({"words": "", "tags": ""}, r"has no sentences"),
-        ({"words": None}, r"words is not there: the folder has t"),
+        ({"words": None}, r"words is not there: the folder has test, train\."),
+        ({"tags": None}, r"tags is not there: the folder has test, train\."),
     ],
 )  # fmt: skip
 def test_malformed_data_are_named(tagged, tmp_path, change, message):
@@ -188,7 +189,7 @@ def test_another_split_is_named(tagged, tmp_path):
         task.load_dataset("nowhere")
     for path in tmp_path.glob("bin/*.words-tags.words"):
         path.unlink()
-    with pytest.raises(InputError, match="is not there: run fairseq-preprocess -s words -t tags"):
+    with pytest.raises(InputError, match=r"is not there: run fairseq-p.* --dataset-impl raw"):
         task.load_dataset("valid")
 
 

@@ -42,6 +42,7 @@ from fairseq_fixedpoint.formats import (
 )
 from fairseq_fixedpoint.formats.text_files import OnError
 from fairseq_fixedpoint.formats.transcripts import line_number
+from fairseq_fixedpoint.rescoring.combination import unit_of_models
 from fairseq_fixedpoint.rescoring.jobs import results_of
 from fairseq_fixedpoint.rescoring.minimum_risk import MinimumRisk
 from fairseq_fixedpoint.rescoring.nbest_rescoring import (
@@ -225,7 +226,7 @@ def _posterior_scale(
     if args.posterior_scale is not None:
         return float(args.posterior_scale)
     neural = [name for name, each in scorers.items() if not isinstance(each, NgramScorer)]
-    return 1 / max(1.0, sum(weights.get(name, 0.0) for name in neural or scorers))
+    return 1 / unit_of_models(weights.get(name, 0.0) for name in neural or scorers)
 
 
 def _check_outputs(args: argparse.Namespace, listed: NBestFormat, names: Collection[str]) -> None:

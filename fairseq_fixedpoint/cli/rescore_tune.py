@@ -273,16 +273,16 @@ class _References:
         try:
             return [texts[utterance] for texts in self.files]
         except KeyError:
-            count = len(self.files[0])
-            missing, there = (
-                ("has no reference, and the list has", "give it one")
-                if self.origin is None
-                else (f"is not in {self.origin}, which has", "give it a line there")
-            )
+            count, example = len(self.files[0]), self._example()
+            if self.origin is None:
+                told = f"has no reference, and the list has {quantity(count, 'reference')}{example}"
+                remedy = "give it one"
+            else:
+                told = f"is not in {self.origin}, which has {quantity(count, 'utterance')}{example}"
+                remedy = "give it a line there"
             raise InputError(
-                f"utterance {utterance} of {self.source} {missing} "
-                f"{quantity(count, 'reference' if self.origin is None else 'utterance')}"
-                f"{self._example()}: {there}, or leave it out of the list."
+                f"utterance {utterance} of {self.source} {told}: {remedy}, or leave it out of the "
+                "list."
             ) from None
 
     def _example(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -108,6 +108,15 @@ class Combination:
             return cls(weights, lenpen)
         except InputError as error:
             raise InputError(f"{path}: {error}") from error
+
+
+def unit_of_models(weights: Iterable[float]) -> float:
+    """What combined scores are divided by for probabilities that are the models' own.
+
+    Args:
+        weights: of the models, whose scores have a natural unit; at least 1 together.
+    """
+    return max(1.0, sum(weights))
 
 
 def place(hypothesis: Hypothesis) -> str:

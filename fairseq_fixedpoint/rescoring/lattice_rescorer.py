@@ -17,7 +17,7 @@ from fairseq_fixedpoint.formats.language_scores import (
     weights_beside_model,
     with_combined_scores,
 )
-from fairseq_fixedpoint.rescoring.combination import WORDS
+from fairseq_fixedpoint.rescoring.combination import WORDS, unit_of_models
 from fairseq_fixedpoint.rescoring.expansion import (
     Expansion,
     HistoryScorer,
@@ -157,7 +157,7 @@ class LatticeRescorer:
         weights = self._weights_of(lattice)
         graph = self._graph(lattice, weights)
         self._check_subtracted(graph.vocabulary[1:], weights)
-        unit = max(1.0, self._model_weight(weights))
+        unit = unit_of_models(weights[name] for name in self.models)
         texts = tuple(map(self.rule.text, previous))
         if self.merges:
             # Posteriors are of the first pass, whose language score still has its file's weight.

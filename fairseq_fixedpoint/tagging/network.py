@@ -9,6 +9,7 @@ from fairseq_fixedpoint.recurrence import (
     FixedPointRNN,
     Iterated,
     both_directions,
+    check_probability,
     dropped,
     embedding,
 )
@@ -60,6 +61,8 @@ class TaggingNetwork(Iterated):
         checkpoint_iterations: float = 0.0,
     ):
         super().__init__()
+        check_probability("--dropout", dropout)
+        check_probability("--word-dropout", word_dropout)
         self._set_iterations(iterations, gradient_iterations, checkpoint_iterations)
         self.dropout, self.word_dropout = dropout, word_dropout
         self.variational_dropout = variational_dropout

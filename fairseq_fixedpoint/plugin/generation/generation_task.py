@@ -61,31 +61,25 @@ class GenerationTask(FairseqTask):
             ValueError: for options that the models cannot honour.
         """
         options = self.args if self.cfg is None else self.cfg
+        further = dict(extra_gen_cls_kwargs or {})
         if getattr(args, "lm_path", None):
             if getattr(args, "score_reference", False):
                 logger.warning(
                     "--lm-path is not used with --score-reference: the scores are the models' own."
                 )
-            elif not (extra_gen_cls_kwargs or {}).get("lm_model"):
-                # Only fairseq-generate has loaded it.
-                language_model = _language_model(args.lm_path, options.data, models[0])
-                extra_gen_cls_kwargs = {
-                    **(extra_gen_cls_kwargs or {}),
-                    "lm_model": language_model,
-                    "lm_weight": getattr(args, "lm_weight", 1.0),
-                }
+            elif not further.get("lm_model"):  # only fairseq-generate has loaded it
+                further["lm_model"] = _language_model(args.lm_path, options.data, models[0])
+                further["lm_weight"] = getattr(args, "lm_weight", 1.0)
         if seq_gen_cls is None:
             seq_gen_cls = FixedPointSequenceGenerator
             no_recombination = getattr(args, "no_recombination", options.no_recombination)
-            extra_gen_cls_kwargs = {
+            further = {
                 "recombination": not no_recombination,
                 "bf16_output": getattr(args, "bf16_output", options.bf16_output),
                 "print_alignment": getattr(args, "print_alignment", None),
-                **(extra_gen_cls_kwargs or {}),
+                **further,
             }
-        return super().build_generator(
-            models, args, seq_gen_cls, extra_gen_cls_kwargs, prefix_allowed_tokens_fn
-        )
+        return super().build_generator(models, args, seq_gen_cls, further, prefix_allowed_tokens_fn)
 
 
 def _language_model(path: str, data: str, beside: BaseFairseqModel) -> BaseFairseqModel:

@@ -18,7 +18,7 @@ from fairseq_fixedpoint.plugin.models.checks import (
     check_summary,
     fingerprint,
 )
-from fairseq_fixedpoint.plugin.models.config_values import or_default
+from fairseq_fixedpoint.plugin.models.config_values import option, or_default
 from fairseq_fixedpoint.plugin.models.gates import GatesConfig
 from fairseq_fixedpoint.plugin.models.recurrent import UNLIMITED, RecurrenceConfig, recomputed_share
 from fairseq_fixedpoint.plugin.models.start import StartConfig, parsed_decays
@@ -74,32 +74,17 @@ class FixedPointDecoderConfig(RecurrenceConfig):
     )
 
 
-# What users call the attributes of a LanguageModelConfig.
+# What users call the attributes of a LanguageModelConfig whose option has another name.
 OPTIONS = {
-    "iterations": "--iterations",
-    "gradient_iterations": "--gradient-iterations",
     "embed_dim": "--decoder-embed-dim",
     "hidden_size": "--decoder-hidden-size",
     "layers": "--decoder-layers",
     "out_embed_dim": "--decoder-out-embed-dim",
     "share_embeddings": "--share-decoder-input-output-embed",
-    "adaptive_softmax_cutoff": "--adaptive-softmax-cutoff",
-    "adaptive_softmax_factor": "--adaptive-softmax-factor",
     "dropout_in": "--decoder-dropout-in (or --dropout)",
     "dropout_out": "--decoder-dropout-out (or --dropout)",
     "word_dropout": "--decoder-word-dropout",
-    "weight_dropout": "--weight-dropout",
     "reset_at_eos": "--reset-at-eos (of --task fixedpoint_language_modeling)",
-    "start": "--start",
-    "start_tokens": "--start-tokens",
-    "start_decays": "--start-decays",
-    "start_width": "--start-width",
-    "stride": "--stride",
-    "l0_penalty": "--l0-penalty",
-    "l0_keep": "--l0-keep",
-    "l0_updates": "--l0-updates",
-    "spectral_bound": "--spectral-bound",
-    "orthogonal": "--orthogonal",
     "vocabulary_size": "the dictionary's size",
     "output_vocabulary_size": "the output dictionary's size",
 }
@@ -145,7 +130,7 @@ class FixedPointDecoder(LanguageModel, FairseqIncrementalDecoder):
             start or StartConfig(),
             gates or GatesConfig(),
         )
-        config.check(lambda name: OPTIONS.get(name, name))
+        config.check(lambda name: OPTIONS.get(name, option(name)))
         super().__init__(config, dictionary=dictionary)
         self.output_dictionary = output_dictionary
         self.register_buffer("dictionary_fingerprint", fingerprint(dictionary))

@@ -14,7 +14,7 @@ from fairseq_fixedpoint.plugin.models.recurrent import (
     build_recurrence,
     recomputed_share,
 )
-from fairseq_fixedpoint.recurrence import Iterated, check_iterations, check_probability, dropped
+from fairseq_fixedpoint.recurrence import Iterated, check_iterations, dropped
 
 
 @dataclass
@@ -74,7 +74,6 @@ class FeatureRecurrence(Iterated):
         super().__init__()
         check_at_least_one(cfg, "hidden_size", "layers", "gradient_iterations")
         check_iterations("--iterations", cfg.iterations)
-        check_probability("--dropout", cfg.dropout)
         self._set_iterations(cfg.iterations, cfg.gradient_iterations, recomputed_share(cfg))
         self.dropout, self.variational_dropout = cfg.dropout, cfg.variational_dropout
         self.rnn = build_recurrence(cfg, input_size, cfg.hidden_size, cfg.layers, cfg.dropout)

@@ -16,7 +16,7 @@ from fairseq_fixedpoint.plugin.models.recurrent import (
     build_recurrence,
     recomputed_share,
 )
-from fairseq_fixedpoint.recurrence import check_iterations, check_probability
+from fairseq_fixedpoint.recurrence import check_iterations
 from fairseq_fixedpoint.tagging import TaggingNetwork
 
 
@@ -64,8 +64,6 @@ class FixedPointTaggerModel(ChecksCheckpoint):
             "gradient_iterations",
         )
         check_iterations("--iterations", cfg.iterations)
-        check_probability("--dropout", cfg.dropout)
-        check_probability("--word-dropout", cfg.word_dropout)
         directions = [
             build_recurrence(
                 cfg, cfg.embed_dim + cfg.spelling_dim, cfg.hidden_size, cfg.layers, cfg.dropout

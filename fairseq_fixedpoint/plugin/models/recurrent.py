@@ -98,6 +98,7 @@ def build_recurrence(
     Raises:
         ValueError: naming the option that is out of range.
     """
+    check_probability(option("dropout"), dropout)
     check_probability(option("weight_dropout"), cfg.weight_dropout)
     check_constraints(cfg.spectral_bound, cfg.orthogonal, option)
     return FixedPointRNN(

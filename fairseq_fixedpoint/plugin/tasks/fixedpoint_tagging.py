@@ -85,10 +85,7 @@ class FixedPointTaggingTask(TrainingTask):
             FormatError: for a line whose words and tags do not go together, or an unknown tag.
             InputError: if it is not there as text.
         """
-        words, tags = (
-            Path(self.cfg.data, f"{split}.{LANGUAGES}.{language}")
-            for language in LANGUAGES.split("-")
-        )
+        words, tags = self._files(split)
         for path in (words, tags):
             if not path.is_file():
                 raise InputError(f"{path} is not there: {self._splits()}.")
@@ -110,12 +107,18 @@ class FixedPointTaggingTask(TrainingTask):
             encoder, encoded, targets, shuffle=split == "train"
         )
 
+    def _files(self, split: str) -> list[Path]:
+        """Of the words and of the tags."""
+        return [
+            Path(self.cfg.data, f"{split}.{LANGUAGES}.{language}")
+            for language in LANGUAGES.split("-")
+        ]
+
     def _splits(self) -> str:
         """What to do where a split is missing."""
-        ending = f".{LANGUAGES}.words"
-        there = sorted(
-            path.name.removesuffix(ending) for path in Path(self.cfg.data).glob(f"*{ending}")
-        )
+        ending = f".{LANGUAGES}."
+        names = {path.name.split(ending)[0] for path in Path(self.cfg.data).glob(f"*{ending}*")}
+        there = sorted(n for n in names if all(path.is_file() for path in self._files(n)))
         if there:
             return f"the folder has {', '.join(there)}"
         return (
