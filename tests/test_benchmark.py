@@ -24,6 +24,7 @@ from scripts.benchmarks import (
     layer,
     measuring,
     memory,
+    optimizers,
     perplexity,
     rendering,
     results,
@@ -332,6 +333,27 @@ def test_tokens_a_second_are_held_against_lstm_lm_and_the_exact_recurrence_of_th
         "| full | elman, K = 8, C = 16, `--start stream` | 300 | 6.0x | 3.0x | 30% |",
         "| full | elman, exact | 100 | 2.0x | 1.0x | 10% |",
         "| full | gru, K = 5 | 80 | 1.6x | not measured | 8% |",
+    ]
+
+
+@pytest.mark.parametrize("model", optimizers.Settings.models)
+def test_an_optimizer_trains_the_model_of_its_name(model):
+    settings = optimizers.as_end_to_end(optimizers.Settings(), batch=10)
+    given = optimizers.options(settings, model, "fused_adam")
+    parsed = options.parse_args_and_arch(options.get_training_parser(), ["data", *map(str, given)])
+    assert parsed.optimizer == "fused_adam" and parsed.lr == [0.001]
+    assert (parsed.batch_size, parsed.adaptive_softmax_cutoff) == (10, "4000,12000")
+
+
+def test_tokens_a_second_of_optimizers_are_held_against_adam():
+    records = [
+        {"model": "elman-0", "batch": 10, "optimizer": "adam", "tokens_per_second": 2000.0},
+        {"model": "elman-0", "batch": 10, "optimizer": "fused_adam", "tokens_per_second": 3000.0},
+        {"model": "gru-5", "batch": 32, "optimizer": "adam", "tokens_per_second": 4000.0},
+    ]
+    assert optimizers.tables({"records": records})["optimizers"].splitlines()[2:] == [
+        "| elman, exact | 10 | 2,000 | 3,000 | 1.5x |",
+        "| gru, K = 5 | 32 | 4,000 | not measured | not measured |",
     ]
 
 

@@ -73,12 +73,13 @@ def test_validate_finds_the_loss_of_training(data, trained):
     assert {"ppl", "log_z", "residual_1", "residual_4"} <= actual.keys()
 
 
-def test_a_resumed_run_ends_where_an_uninterrupted_one_does(data, tmp_path):
+@pytest.mark.parametrize("optimizer", ["adam", "fused_adam"])
+def test_a_resumed_run_ends_where_an_uninterrupted_one_does(optimizer, data, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    train(data, whole, *GRU, "--max-epoch", 2, "--disable-validation")
-    train(data, parts, *GRU, "--max-update", 20, "--save-interval-updates", 20,
-          "--disable-validation")  # fmt: skip
-    train(data, parts, *GRU, "--max-epoch", 2, "--disable-validation")
+    options = (*GRU, "--optimizer", optimizer, "--disable-validation")
+    train(data, whole, *options, "--max-epoch", 2)
+    train(data, parts, *options, "--max-update", 20, "--save-interval-updates", 20)
+    train(data, parts, *options, "--max-epoch", 2)
     left, right = parameters(whole), parameters(parts)
     assert left.keys() == right.keys()
     assert all(torch.equal(left[name], right[name]) for name in left)

@@ -6,6 +6,7 @@ from typing import Any
 from fairseq import utils
 from fairseq.criterions import register_criterion
 from fairseq.models import register_model, register_model_architecture
+from fairseq.optim import register_optimizer
 from fairseq.tasks import register_task
 
 from fairseq_fixedpoint.plugin import compat
@@ -15,6 +16,7 @@ from fairseq_fixedpoint.plugin.criterions.fixedpoint_cross_entropy import (
 )
 from fairseq_fixedpoint.plugin.criterions.fixedpoint_features import FixedPointFeaturesCriterion
 from fairseq_fixedpoint.plugin.criterions.fixedpoint_tagging import FixedPointTaggingCriterion
+from fairseq_fixedpoint.plugin.fused_adam import FusedAdam, FusedAdamConfig
 from fairseq_fixedpoint.plugin.models import (
     fixedpoint,
     fixedpoint_features,
@@ -48,6 +50,7 @@ def register() -> None:
     )
     register_criterion("fixedpoint_features")(FixedPointFeaturesCriterion)
     register_criterion("fixedpoint_tagging")(FixedPointTaggingCriterion)
+    register_optimizer("fused_adam", dataclass=FusedAdamConfig)(FusedAdam)
     for name, config, model, architectures in (
         (
             "fixedpoint_lm",

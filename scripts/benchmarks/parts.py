@@ -13,6 +13,7 @@ SUITE = (
     "memory",
     "output_layer",
     "end_to_end",
+    "optimizers",
     "perplexity",
     "solvers",
     "generation",
