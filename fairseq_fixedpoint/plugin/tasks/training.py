@@ -8,11 +8,13 @@ from fairseq.criterions import FairseqCriterion
 from fairseq.distributed import utils as distributed_utils
 from fairseq.models import BaseFairseqModel
 from fairseq.modules import LayerDropModuleList
+from fairseq.optim import FairseqOptimizer
 from fairseq.tasks import FairseqTask
 from torch import Tensor, nn
 
 from fairseq_fixedpoint.plugin.allocation import keep_freed_memory
 from fairseq_fixedpoint.plugin.criterions.fixedpoint_cross_entropy import FixedPointCrossEntropy
+from fairseq_fixedpoint.plugin.subnormals import flushed_to_zero
 
 # Between the seeds of two processes: odd, so that those of 32 bits, which PyTorch takes on a CPU,
 # differ, too, and large, as the seed of each update is one more than the last one's.
@@ -75,6 +77,13 @@ class TrainingTask(FairseqTask):
         """One training step, whose dropout masks are not those of the other processes."""
         self._draw_apart(model)
         return super().train_step(sample, model, *args, **kwargs)
+
+    def optimizer_step(
+        self, optimizer: FairseqOptimizer, model: nn.Module, update_num: int
+    ) -> None:
+        """An update of the parameters."""
+        with flushed_to_zero():
+            super().optimizer_step(optimizer, model, update_num)
 
     def _draw_apart(self, model: nn.Module) -> None:
         """Folds the rank into the seed, which fairseq sets for each update, for all ranks alike.
