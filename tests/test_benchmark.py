@@ -346,14 +346,24 @@ def test_an_optimizer_trains_the_model_of_its_name(model):
 
 
 def test_tokens_a_second_of_optimizers_are_held_against_adam():
+    updates = [
+        {"optimizer": "adam", "moments": "normal", "ms": 50.0},
+        {"optimizer": "fused_adam", "moments": "subnormal", "ms": 400.0},
+    ]
     records = [
         {"model": "elman-0", "batch": 10, "optimizer": "adam", "tokens_per_second": 2000.0},
         {"model": "elman-0", "batch": 10, "optimizer": "fused_adam", "tokens_per_second": 3000.0},
         {"model": "gru-5", "batch": 32, "optimizer": "adam", "tokens_per_second": 4000.0},
     ]
-    assert optimizers.tables({"records": records})["optimizers"].splitlines()[2:] == [
+    tables = optimizers.tables({"records": [*updates, *records]})
+    assert tables["optimizers"].splitlines()[2:] == [
         "| elman, exact | 10 | 2,000 | 3,000 | 1.5x |",
         "| gru, K = 5 | 32 | 4,000 | not measured | not measured |",
+    ]
+    assert tables["optimizers-update"].splitlines()[2:] == [
+        "| normal | 50 | not measured |",
+        "| subnormal | not measured | 400 |",
+        "| subnormal, taken for zero | not measured | not measured |",
     ]
 
 

@@ -14,10 +14,10 @@ SUBNORMAL = 1e-39  # in float32, whose normal numbers end at 1.2e-38
 def flushed_to_zero() -> Iterator[None]:
     """Takes subnormal numbers for zero on a CPU, and leaves that as it was.
 
-    Adam's moments of a word that the text does not have shrink by a factor at each update, and below
-    the normal numbers rounding holds them: 4 times the smallest one, by 0.9, is 4 times the
-    smallest one again. Most words of a large vocabulary get there within a thousand updates, and
-    arithmetic with subnormal numbers can take twenty times as long.
+    Adam's moments of a word that the text does not have shrink by a factor at each update. Below
+    the normal numbers rounding holds them, as four times the smallest number, by 0.9, is four times
+    the smallest number. Most words of a large vocabulary get there within a thousand updates, and
+    arithmetic with subnormal numbers can take many times as long.
     """
     changes = not _are_flushed() and torch.set_flush_denormal(True)
     try:

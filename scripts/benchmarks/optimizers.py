@@ -1,7 +1,10 @@
-"""Tokens a second of fairseq-train with fairseq's `adam` and with `fused_adam`: an adaptive softmax
-over as many words as WikiText-2 has, made-up text (as for `end_to_end`), no dropout.
+"""fairseq's `adam` and `fused_adam`: the time of an update of embeddings, most of whose words the
+text has not had for long, and tokens a second of fairseq-train.
 
-An update of the optimizer takes as long whatever the batch, so that it counts most in a small one.
+First moments of such words are subnormal numbers after some 800 updates, which our tasks take for
+zero on a CPU (`fairseq_fixedpoint.plugin.subnormals`). The trainings are shorter than that; they
+have an adaptive softmax over as many words as WikiText-2, made-up text (as for `end_to_end`) and no
+dropout.
 """
 
 from __future__ import annotations
@@ -10,15 +13,25 @@ import itertools
 import statistics
 import tempfile
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+from fairseq.optim import FairseqOptimizer
+from fairseq.optim.adam import FairseqAdam
+from omegaconf import OmegaConf
+
+from fairseq_fixedpoint.plugin.fused_adam import FusedAdam, FusedAdamConfig
+from fairseq_fixedpoint.plugin.subnormals import SUBNORMAL, flushed_to_zero
 from scripts.benchmarks import end_to_end
 from scripts.benchmarks.machine import Machine
 from scripts.benchmarks.markdown import number, ratio, table, times
+from scripts.benchmarks.measuring import Call, interleaved
 from scripts.benchmarks.training import UPDATES, synthetic_corpus, train
 
-OPTIMIZERS = ("adam", "fused_adam")
+OPTIMIZERS = {"adam": FairseqAdam, "fused_adam": FusedAdam}
+MOMENTS = ("normal", "subnormal", "subnormal, taken for zero")
 
 
 @dataclass(frozen=True)
@@ -26,6 +39,8 @@ class Settings:
     """What is trained, and for how long.
 
     Attributes:
+        absent: share of the words whose first moments are small.
+        seconds: for the rounds of the updates.
         models: a cell with its K (0 is exact) and maybe its stride, as for `end_to_end`.
         batches: rows of an update, of `length` tokens each.
         words, cutoffs: of the vocabulary, and of its adaptive softmax.
@@ -34,6 +49,8 @@ class Settings:
         tokens: of the text.
     """
 
+    absent: float = 0.9
+    seconds: float = 10.0
     models: tuple[str, ...] = ("elman-0", "lstm-5x4+stream")
     batches: tuple[int, ...] = (10, 32)
     length: int = 70
@@ -51,12 +68,54 @@ PRESETS = {
     "cuda": Settings(models=("elman-5", "lstm-0"), batches=(32, 128), length=128, width=1024,
                      updates=60, warm_up=20, rounds=1, tokens=4_000_000),
     "quick": Settings(models=("elman-2",), batches=(4,), length=10, words=500, cutoffs=(100,),
-                      width=16, rounds=1, updates=8, warm_up=4, tokens=20_000),
+                      width=16, rounds=1, updates=8, warm_up=4, tokens=20_000, seconds=0.01),
 }  # fmt: skip
 
 
 def measure(settings: Settings, machine: Machine) -> Iterator[dict]:
-    """A record for each model, batch and optimizer."""
+    """A record for each optimizer and kind of moments, then for each model, batch and optimizer."""
+    yield from measure_updates(settings, machine)
+    yield from measure_training(settings, machine)
+
+
+def measure_updates(settings: Settings, machine: Machine) -> Iterator[dict]:
+    calls = {
+        (name, moments): update(settings, name, moments, machine.device)
+        for name in OPTIMIZERS
+        for moments in MOMENTS
+    }
+    milliseconds, _ = interleaved(calls, settings.seconds, machine.device)
+    for (name, moments), ms in milliseconds.items():
+        yield {
+            "optimizer": name,
+            "moments": moments,
+            "words": settings.words,
+            "width": settings.width,
+            "ms": ms,
+        }
+
+
+def update(settings: Settings, name: str, moments: str, device: torch.device) -> Call:
+    """An update of embeddings ``(V, D)``, the last of which have no gradient."""
+    torch.manual_seed(1)
+    words, absent = settings.words, round(settings.words * settings.absent)
+    weight = torch.nn.Parameter(torch.randn(words, settings.width, device=device))
+    weight.grad = torch.randn_like(weight)
+    weight.grad[words - absent :] = 0
+    cfg = OmegaConf.structured(FusedAdamConfig(tpu=False, lr=[1e-3]))
+    optimizer: FairseqOptimizer = OPTIMIZERS[name](cfg, [weight])
+    optimizer.step()
+    small = 1e-30 if moments == "normal" else SUBNORMAL
+    optimizer.optimizer.state[weight]["exp_avg"][words - absent :] = small
+
+    def call() -> None:
+        with flushed_to_zero() if moments == MOMENTS[-1] else nullcontext():
+            optimizer.step()
+
+    return call
+
+
+def measure_training(settings: Settings, machine: Machine) -> Iterator[dict]:
     with tempfile.TemporaryDirectory() as folder:
         data = synthetic_corpus(Path(folder), settings.words, settings.tokens)
         for name, batch in itertools.product(settings.models, settings.batches):
@@ -97,15 +156,36 @@ def options(settings: end_to_end.Settings, name: str, optimizer: str) -> list[ob
 
 
 def tables(run: dict) -> dict[str, str]:
-    """`optimizers`: all of it."""
+    """`optimizers`: the trainings; `optimizers-update`: the updates alone."""
+    return {
+        "optimizers": training_table(run["records"]),
+        "optimizers-update": update_table(run["records"]),
+    }
+
+
+def training_table(records: list[dict]) -> str:
     cases: dict[tuple[str, int], dict[str, float]] = {}
-    for record in run["records"]:
-        case = cases.setdefault((record["model"], record["batch"]), {})
-        case[record["optimizer"]] = record["tokens_per_second"]
+    for record in records:
+        if "model" in record:
+            case = cases.setdefault((record["model"], record["batch"]), {})
+            case[record["optimizer"]] = record["tokens_per_second"]
     rows = []
     for (name, batch), rates in cases.items():
         theirs, ours = (rates.get(optimizer) for optimizer in OPTIMIZERS)
         gain = times(ratio(ours, theirs))
         rows.append((end_to_end.label(name), batch, number(theirs), number(ours), gain))
     head = ("model", "batch", "`adam`, tokens/s", "`fused_adam`", "times `adam`")
-    return {"optimizers": table(head, rows)}
+    return table(head, rows)
+
+
+def update_table(records: list[dict]) -> str:
+    cases = {
+        (record["optimizer"], record["moments"]): record["ms"]
+        for record in records
+        if "moments" in record
+    }
+    rows = [
+        (moments, *(number(cases.get((optimizer, moments))) for optimizer in OPTIMIZERS))
+        for moments in MOMENTS
+    ]
+    return table(("moments of absent words", "`adam`, ms", "`fused_adam`, ms"), rows)
