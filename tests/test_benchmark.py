@@ -363,7 +363,7 @@ def test_tokens_a_second_of_optimizers_are_held_against_adam():
     assert tables["optimizers-update"].splitlines()[2:] == [
         "| normal | 50 | not measured |",
         "| subnormal | not measured | 400 |",
-        "| subnormal, taken for zero | not measured | not measured |",
+        "| zero | not measured | not measured |",
     ]
 
 

@@ -12,12 +12,13 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from fairseq import checkpoint_utils
+from fairseq import checkpoint_utils, optim
 from fairseq.data import Dictionary, MonolingualDataset, TokenBlockDataset, TruncatedDictionary
 from fairseq.dataclass.configs import EMAConfig
 from fairseq.distributed import utils as distributed_utils
 from fairseq.models.ema import EMA
-from omegaconf import DictConfig
+from fairseq.optim import AMPOptimizer
+from omegaconf import DictConfig, OmegaConf
 
 from fairseq_fixedpoint.plugin import compat
 from fairseq_fixedpoint.plugin.compat import CheckpointError
@@ -430,6 +431,34 @@ def test_bf16_trains_without_a_tpu(data, tmp_path):
     state = torch.load(tmp_path / "checkpoint_last.pt", weights_only=False)
     assert state["cfg"]["common"]["bf16"] and not state["cfg"]["common"]["tpu"]
     assert np.isfinite(evaluate(data, tmp_path / "checkpoint_last.pt"))
+
+
+# --- mixed precision
+
+
+@pytest.mark.parametrize("clip_norm", [0.0, 0.5])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "fused_adam"])
+def test_amp_makes_the_update_of_full_precision(optimizer, clip_norm):
+    """With a scaler of the CPU's, as fairseq's own is of a GPU alone."""
+    assert compat.patch_amp() is False  # the plugin has done it
+    common = {"fp16_init_scale": 128, "amp_scale_window": None, "min_loss_scale": 1e-4}
+    adam = {"adam_eps": 0.1, "tpu": False}
+    options = {"momentum": 0.9, "weight_decay": 0.0} if optimizer == "sgd" else adam
+    cfg = OmegaConf.create(
+        {"common": common, "optimizer": {"_name": optimizer, "lr": [0.1], **options}}
+    )
+    full, mixed = (torch.nn.Parameter(torch.ones(3)) for _ in range(2))
+    expected = optim.build_optimizer(cfg.optimizer, [full])
+    actual = AMPOptimizer.build_optimizer(cfg, [mixed])
+    vars(actual)["_grad_scaler"] = torch.amp.GradScaler("cpu", init_scale=128.0)
+    for gradient in torch.tensor([[1.0, -2.0, 0.5], [0.25, 4.0, -1.0]]):
+        for each, weight in (expected, full), (actual, mixed):
+            each.backward((weight * gradient).sum())
+            each.clip_grad_norm(clip_norm)
+            each.step()
+            each.zero_grad()
+    torch.testing.assert_close(mixed, full)
+    assert (full - 1).abs().min() > 1e-3
 
 
 # --- words beyond an output dictionary

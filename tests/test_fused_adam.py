@@ -70,7 +70,7 @@ class Reference:
 
 options = st.fixed_dictionaries(
     {
-        "adam_betas": st.tuples(st.floats(0, 0.99), st.floats(0.5, 0.999)).map(list),
+        "adam_betas": st.tuples(st.just(0) | st.floats(0, 0.99), st.floats(0.5, 0.999)).map(list),
         "weight_decay": st.sampled_from([0.0, 0.01, 0.3]),
         "lr": st.floats(1e-4, 1).map(lambda lr: [lr]),
     }
@@ -113,6 +113,26 @@ def test_training_goes_where_it_goes_with_fairseqs(data, tmp_path):
     way = (reached["adam"] - reached["start"]).norm()
     assert 0 < way < math.inf
     assert apart < 0.01 * way
+
+
+def test_a_checkpoint_goes_on_in_one_pass_and_with_new_options():
+    parameter = torch.nn.Parameter(torch.ones(3))
+    old = FusedAdam(configured(), [parameter])
+    parameter.grad = torch.ones(3)
+    old.step()
+    new = FusedAdam(configured(lr=[0.7]), [parameter])
+    new.load_state_dict(old.state_dict(), new.optimizer_config)
+    (group,) = new.param_groups
+    assert group["fused"] and group["lr"] == 0.7
+    assert torch.equal(new.optimizer.state[parameter]["exp_avg"], torch.full((3,), 0.1))
+
+
+def test_the_state_of_another_optimizer_is_refused():
+    """Which fairseq does not notice where it wraps optimizers, as with `--amp`."""
+    parameter = torch.nn.Parameter(torch.ones(3))
+    state = FairseqAdam(configured(), [parameter]).state_dict()
+    with pytest.raises(ValueError, match=r"another optimizer than fused_adam: .*--reset-optimizer"):
+        FusedAdam(configured(), [parameter]).load_state_dict(state)
 
 
 @pytest.mark.parametrize("option", ["--use-old-adam", "--fp16-adam-stats"])

@@ -35,6 +35,12 @@ dropped by then (:func:`patch_begun_averages`).
 **`--bf16`** (:func:`patch_bfloat16`). fairseq-train takes it for the sign of a TPU, stops without
 PyTorch/XLA and would leave a GPU aside. Here it is a precision, where there is no PyTorch/XLA.
 
+**`--amp`** (:func:`patch_amp`). fairseq divides gradients by the scale of the loss before it clips
+them, and then asks for the update of another object, its own around PyTorch's optimizer, of which
+PyTorch's scaler does not know that: it divides once more. An update by SGD is the 128th of what
+was asked for, and less with time, as the scale grows; Adam has an epsilon that much larger. Here
+the update is PyTorch's optimizer's.
+
 **Words beyond an output dictionary** (:func:`patch_output_dictionary`). With
 `--output-dictionary-size`, fairseq's data set writes `<unk>` over a word that is not to be
 predicted. It does so in the block's own tokens, of which the model's input is a view unless the
@@ -64,6 +70,7 @@ import torch
 __all__ = [
     "CheckpointError",
     "apply",
+    "patch_amp",
     "patch_begun_averages",
     "patch_bfloat16",
     "patch_checkpoint_copies",
@@ -98,6 +105,7 @@ def apply() -> None:
     patch_moving_averages()
     patch_begun_averages()
     patch_bfloat16()
+    patch_amp()
     patch_output_dictionary()
 
 
@@ -123,12 +131,12 @@ def patch_numpy_long(module: types.ModuleType = numpy) -> bool:
 
 
 def _replaced(owner: Any, name: str, wrapper: Callable[..., Any]) -> bool:
-    """Puts a wrapper in the place of what it wraps, unless that was done before.
+    """Puts a function in the place of another, unless that was done before.
 
     Args:
         owner: the module or class of fairseq that has it.
         name: what fairseq calls it.
-        wrapper: calls what stands there now.
+        wrapper: what stands there from now on; as a rule it calls what stood there.
     """
     wrapped = getattr(owner, name)
     if getattr(wrapped, "patched_by", None) == __name__:
@@ -268,6 +276,23 @@ def patch_bfloat16() -> bool:
         call(cfg, *args, **kwargs)
 
     return _replaced(distributed_utils, "call_main", call_main)
+
+
+def patch_amp() -> bool:
+    """Let `--amp` divide gradients by the scale of the loss once.
+
+    Replaces the step of `AMPOptimizer`.
+
+    Returns:
+        Whether anything was replaced: False if this was done before.
+    """
+    from fairseq.optim import AMPOptimizer
+
+    def step(self: AMPOptimizer) -> None:
+        self.scaler.step(self.optimizer)  # the object whose gradients `clip_grad_norm` has unscaled
+        self.scaler.update()
+
+    return _replaced(AMPOptimizer, "step", step)
 
 
 def patch_output_dictionary() -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fairseq_fixedpoint.plugin.allocation import keep_freed_memory
 from fairseq_fixedpoint.plugin.criterions.fixedpoint_cross_entropy import FixedPointCrossEntropy
-from fairseq_fixedpoint.plugin.subnormals import flushed_to_zero
+from fairseq_fixedpoint.plugin.small_moments import UPDATES_BETWEEN, zero_small_moments
 
 # Between the seeds of two processes: odd, so that those of 32 bits, which PyTorch takes on a CPU,
 # differ, too, and large, as the seed of each update is one more than the last one's.
@@ -82,8 +82,9 @@ class TrainingTask(FairseqTask):
         self, optimizer: FairseqOptimizer, model: nn.Module, update_num: int
     ) -> None:
         """An update of the parameters."""
-        with flushed_to_zero():
-            super().optimizer_step(optimizer, model, update_num)
+        super().optimizer_step(optimizer, model, update_num)
+        if update_num % UPDATES_BETWEEN == 0:
+            zero_small_moments(optimizer)
 
     def _draw_apart(self, model: nn.Module) -> None:
         """Folds the rank into the seed, which fairseq sets for each update, for all ranks alike.
