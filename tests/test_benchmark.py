@@ -424,6 +424,8 @@ def test_what_was_measured_before_a_stop_is_kept(stops, status, monkeypatch, tmp
     ("arguments", "message"),
     [
         (["end_to_end", "--updates", "5", "--warm-up", "5"], "--updates 5 leaves nothing"),
+        (["optimizers", "--updates", "5", "--warm-up", "5"], "--updates 5 leaves nothing"),
+        (["optimizers", "--models", "elman"], "--models elman: write lstm_lm"),
         (["rescoring"], "rescoring needs --text"),
         (["lattices"], "lattices needs --lattices"),
         (["layer", "--json", "{folder}/other.json"], "has the results of a Cray-1"),

@@ -426,8 +426,11 @@ def test_moving_averages_begin_with_the_weights_of_a_checkpoint(data, tmp_path, 
 # --- bfloat16
 
 
-def test_bf16_trains_without_a_tpu(data, tmp_path):
-    train(data, tmp_path, "--iterations", 2, "--max-update", 2, "--bf16")
+@pytest.mark.parametrize("optimizer", ["adam", "fused_adam"])
+def test_bf16_trains_without_a_tpu(optimizer, data, tmp_path):
+    options = ("--iterations", 2, "--bf16", "--optimizer", optimizer)
+    train(data, tmp_path, *options, "--max-update", 1)
+    train(data, tmp_path, *options, "--max-update", 2)  # which goes on
     state = torch.load(tmp_path / "checkpoint_last.pt", weights_only=False)
     assert state["cfg"]["common"]["bf16"] and not state["cfg"]["common"]["tpu"]
     assert np.isfinite(evaluate(data, tmp_path / "checkpoint_last.pt"))

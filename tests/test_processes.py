@@ -101,7 +101,7 @@ def test_processes_draw_masks_of_their_own_and_stay_in_step(data, tmp_path):
 @pytest.mark.parametrize(
     "start",
     [
-        ("--start", "stream", "--stride", 3),
+        ("--start", "stream", "--stride", 3, "--optimizer", "fused_adam"),
         ("--start", "sentence", "--reset-at-eos", "--summary-input", "--iterations", 0),
     ],
 )

@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from fairseq.optim.adam import FairseqAdam
-from omegaconf import OmegaConf
 
-from fairseq_fixedpoint.plugin.fused_adam import FusedAdam, FusedAdamConfig
+from fairseq_fixedpoint.plugin.fused_adam import FusedAdam
 from fairseq_fixedpoint.plugin.small_moments import (
     NEGLIGIBLE,
     UPDATES_BETWEEN,
@@ -19,6 +18,7 @@ from fairseq_fixedpoint.plugin.tasks.fixedpoint_language_modeling import (
 )
 from fairseq_fixedpoint.plugin.tasks.fixedpoint_tagging import FixedPointTaggingTask
 from fairseq_fixedpoint.plugin.tasks.fixedpoint_translation import FixedPointTranslationTask
+from tests.test_fused_adam import configured
 
 TASKS = [
     FixedPointFeaturesTask,
@@ -35,8 +35,7 @@ def make(request):
 
     def made(words: int):
         weight = torch.nn.Parameter(torch.ones(words, 2))
-        cfg = OmegaConf.structured(FusedAdamConfig(tpu=False, lr=[0.1]))
-        optimizer = request.param(cfg, [weight])
+        optimizer = request.param(configured(), [weight])
         weight.grad = torch.ones_like(weight)
         optimizer.step()
         weight.grad[1:] = 0

@@ -14,7 +14,7 @@ import itertools
 import re
 import statistics
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -133,19 +133,14 @@ PRESETS = {
 
 def measure(settings: Settings, machine: Machine) -> Iterator[dict]:
     """A record for each softmax and model."""
-    if settings.updates <= settings.warm_up:
-        raise BenchmarkError(
-            f"--updates {settings.updates} leaves nothing after --warm-up {settings.warm_up}: "
-            "make it larger."
-        )
-    models = {name: Ours.named(name) for name in settings.models}
+    check(settings.models, settings.updates, settings.warm_up)
     positions = settings.batch * settings.length
     with tempfile.TemporaryDirectory() as folder:
         data = synthetic_corpus(Path(folder), settings.words, settings.tokens)
         frequencies = counts(data)
         for softmax in settings.softmaxes:
-            runs: dict[str, list[dict]] = {name: [] for name in models}
-            for _, name in itertools.product(range(settings.rounds), models):
+            runs: dict[str, list[dict]] = {name: [] for name in settings.models}
+            for _, name in itertools.product(range(settings.rounds), settings.models):
                 log = train(
                     data,
                     machine.device.type,
@@ -164,6 +159,20 @@ def measure(settings: Settings, machine: Machine) -> Iterator[dict]:
                     "operations": work.operations / positions,  # a token
                     "bytes": work.bytes / positions,
                 }
+
+
+def check(models: Sequence[str], updates: int, warm_up: int) -> None:
+    """Refuses what would show only after a training.
+
+    Raises:
+        BenchmarkError: for a model of no such name, or no update that counts.
+    """
+    for name in models:
+        Ours.named(name)
+    if updates <= warm_up:
+        raise BenchmarkError(
+            f"--updates {updates} leaves nothing after --warm-up {warm_up}: make it larger."
+        )
 
 
 def options(settings: Settings, name: str, softmax: str) -> list[object]:

@@ -38,8 +38,7 @@ class Settings:
     """What is trained, and for how long.
 
     Attributes:
-        absent: share of the words that have no gradient; in WikiText-2's models a third of the
-            moments of input embeddings is subnormal after 2,500 updates of 700 tokens.
+        absent: share of the words that have no gradient.
         seconds: for the rounds of the updates.
         models: a cell with its K (0 is exact) and maybe its stride, as for `end_to_end`.
         batches: rows of an update, of `length` tokens each.
@@ -74,6 +73,7 @@ PRESETS = {
 
 def measure(settings: Settings, machine: Machine) -> Iterator[dict]:
     """A record for each optimizer and kind of moments, then for each model, batch and optimizer."""
+    end_to_end.check(settings.models, settings.updates, settings.warm_up)
     if machine.device.type == "cpu":
         yield from measure_updates(settings, machine)
     yield from measure_training(settings, machine)
