@@ -497,7 +497,7 @@ def test_a_beam_finds_what_twice_the_beam_finds(models):
             best_path(rescored_by(lattice, model=model, beam=beam).graph) for beam in (4.0, 8.0)
         )
         same += narrow.words == wide.words
-        assert narrow.weight <= wide.weight + 1e-4
+        assert narrow.weight <= wide.weight + abs(wide.weight) * 1e-6  # of float32
         (line,) = model.score([" ".join(narrow.words)])
         acoustic = sum(
             max(
@@ -509,7 +509,7 @@ def test_a_beam_finds_what_twice_the_beam_finds(models):
             )
             for slot, word in enumerate(narrow.words)
         )
-        assert narrow.weight == pytest.approx(acoustic + line.log_probability, abs=1e-3)
+        assert narrow.weight == pytest.approx(acoustic + line.log_probability)
     assert same >= 27
 
 

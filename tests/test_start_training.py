@@ -27,6 +27,7 @@ def test_updates_over_the_whole_text_are_the_same_however_it_is_cut(data, tmp_pa
         weights[size, blocks] = state["model"]
     expected = weights.pop((20, 4))
     assert expected["decoder.rnn.start_weight"].any()
+    # float32 adds the gradients of some hundred tokens up in another order.
     for actual in weights.values():
         for name, value in expected.items():
-            torch.testing.assert_close(actual[name], value, rtol=1e-3, atol=1e-5)
+            torch.testing.assert_close(actual[name], value, rtol=0, atol=1e-6)
