@@ -240,7 +240,7 @@ def tables(run: dict) -> dict[str, str]:
         )
     head = (
         "batch", "beam", "length", *names.values(), "first over fairseq's generator",
-        "first over last", "first's share of floor",
+        "first over lstm_lm", "first's share of floor",
     )  # fmt: skip
     memory = _by_case(run["records"], "memory")
     peaks = [
@@ -257,7 +257,7 @@ def tables(run: dict) -> dict[str, str]:
         for record in run["records"]
         if record["task"] == "fusion"
     ]
-    fusion_head = ("generator", "ms, alone", "ms, with a language model", "second over first")
+    fusion_head = ("generator", "ms, alone", "ms, with a language model", "with over alone")
     return {
         "generation": table(head, rows),
         "generation-memory": table(("length", *names.values()), peaks),
