@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from fairseq_fixedpoint.backoff import NgramModel, NgramTable, NgramWords
 from fairseq_fixedpoint.backoff.normalisation import LEAST_LEFT, back_off
 from fairseq_fixedpoint.errors import InputError
+from fairseq_fixedpoint.formats import FormatError
 from fairseq_fixedpoint.formats.arpa import read_ngrams
 from fairseq_fixedpoint.rescoring.scorer import Scorer
 from fairseq_fixedpoint.rescoring.window_scorer import WindowScorer
@@ -283,6 +284,14 @@ def test_a_list_of_ngrams_and_the_arpa_file_of_them_give_one_model(models, tmp_p
     (tmp_path / "ngrams.gz").write_bytes(gzip.compress(kept))
     again = exported(models["gru"], tmp_path, "--ngrams", tmp_path / "ngrams.gz", "--order", 3)
     assert again.read_bytes() == kept
+
+
+def test_text_before_an_arpa_model_is_told(tmp_path):
+    """Which the CMU toolkit writes; its lines would be n-grams of a list."""
+    path = tmp_path / "arpa"
+    path.write_text("###\nmade by hand\n\n\\data\\\nngram 1=1\n\n\\1-grams:\n-1\ta\n\\end\\\n")
+    with pytest.raises(FormatError, match=r"line 4: begins an ARPA model, .* remove the lines"):
+        list(read_ngrams(path))
 
 
 def test_a_mixture_has_both_models_probabilities(models, arpa, text, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fairseq_fixedpoint.errors import InputError
-from fairseq_fixedpoint.formats import Hypothesis
+from fairseq_fixedpoint.formats import FormatError, Hypothesis, Moses
 from fairseq_fixedpoint.rescoring.combination import Combination
 
 numbers = st.floats(-1e6, 1e6)
@@ -35,9 +36,13 @@ def test_an_empty_hypothesis_has_the_length_of_its_sentence_end():
 
 
 def test_a_missing_score_is_told_and_a_sparse_one_is_0():
-    assert Combination({"a_b": 3.0}).total(hypothesis(score=1.0), {}) == 0
-    with pytest.raises(InputError, match=r"list, line 7: .* no score LM0, .* words, score"):
-        Combination({"LM0": 1.0}).total(hypothesis(score=1.0), {})
+    weights = {"a_b": 3.0}
+    sparse = Combination(weights, is_sparse=Moses().is_sparse)
+    assert sparse.total(hypothesis(score=1.0), {}) == 0
+    for combination in Combination(weights), replace(sparse, weights={"LM0": 1.0}):
+        name = "|".join(combination.weights)
+        with pytest.raises(FormatError, match=rf"line 7: .* no score {name}, .* words, score"):
+            combination.total(hypothesis(score=1.0), {})
 
 
 def test_a_score_that_weighs_nothing_may_be_missing_and_none_is_called_words():

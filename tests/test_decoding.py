@@ -102,6 +102,18 @@ def test_histories_have_the_blocks_probabilities(options, tokens):
         history = history.then(token)
 
 
+def test_a_long_history_may_be_asked_at_its_end_alone():
+    """Each state is of the one before, and there may be more of them than Python calls."""
+    model = of({"cell": "lstm", "iterations": 0})
+    step = OneStep(model.decoder, dictionary())
+    tokens = [4 + place % 7 for place in range(1200)]
+    history = History.start(step)
+    for token in tokens:
+        history = history.then(token)
+    expected = log_probs(model, torch.tensor([[step.dictionary.eos(), *tokens]]))[0]
+    assert history.log_probability(5) == pytest.approx(expected[-1, 5].item(), abs=1e-10)
+
+
 def test_histories_that_end_in_k_equal_tokens_are_one_and_computed_once():
     step, calls = OneStep(build(iterations=2).decoder, dictionary()), []
     step.register_forward_hook(lambda *_: calls.append(None))

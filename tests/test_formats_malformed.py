@@ -56,6 +56,7 @@ BAD_LINES = [
     ("moses", b"0 ||| a ||| F= 1 ||| nan\n", 1, "the total score must be a finite number"),
     ("moses", b"0 ||| a ||| F= 1 ||| 1e999\n", 1, "the total score must be a finite number"),
     ("moses", b"0 ||| a ||| F= 1 ||| 1_0\n", 1, "the total score must be a finite number"),
+    ("moses", b"0 ||| a ||| 0-0 1-1 ||| F0= -1 ||| -inf\n", 1, "the total score must be a finite"),
     ("moses", b"0 ||| a ||| F= -inf ||| 1\n", 1, "a value of feature 'F' must be a finite"),
     ("moses", b"0 ||| a ||| F= x ||| 1\n", 1, "a value of feature 'F' must be a finite"),
     ("moses", b"0 ||| a ||| 1 2 ||| 1\n", 1, "the features start with '1' instead of a name"),
@@ -350,11 +351,19 @@ def test_what_is_not_there_cannot_be_read(tmp_path, name):
             list(FORMATS[name].read(tmp_path))
 
 
+def test_a_number_behind_a_dot_is_a_part_of_an_id(tmp_path):
+    for name in ("sw2001.A.001", "sw2001.A.002.gz", "sw2002.B.score"):
+        (tmp_path / name).write_text("-1 -2 1 a\n")
+    hypotheses = FORMATS["srilm"].read(tmp_path)
+    ids = ["sw2001.A.001", "sw2001.A.002", "sw2002.B"]
+    assert [hypothesis.utterance for hypothesis in hypotheses] == ids
+
+
 def test_two_files_of_one_utterance_are_an_error(tmp_path):
-    for name in ("a.1.gz", "a.2"):
+    for name in ("a.x.gz", "a.y"):
         (tmp_path / name).write_text("-1 -2 1 a\n")
     assert detect(tmp_path).name == "srilm"
-    with pytest.raises(FormatError, match=r"a\.1\.gz and a\.2 are both of utterance a; rename"):
+    with pytest.raises(FormatError, match=r"a\.x\.gz and a\.y are both of utterance a; rename"):
         list(FORMATS["srilm"].read(tmp_path))
 
 

@@ -105,6 +105,10 @@ def read_list(path: Path) -> dict[str, dict[str, float]]:
     return actual
 
 
+def never(*_):
+    raise AssertionError("the lattice was rescored")
+
+
 def file_of(text: str, path: Path) -> Path:
     path.write_text(text)
     return path
@@ -992,9 +996,6 @@ def test_a_bad_lattice_of_an_archive(models, tmp_path, capsys):
 def test_what_no_picture_shows_is_refused_before_it_is_scored(
     models, tmp_path, capfd, monkeypatch, option, trouble
 ):
-    def never(*_):
-        raise AssertionError("the lattice was rescored")
-
     arcs = "".join(f"{n} {n + 1} w{n % 2 + 1} 1,1,\n" for n in range(70))
     path = file_of(f"u\n{arcs}69 70 w3 9,9,\n70\n\n", tmp_path / "long.ark")
     monkeypatch.setattr(LatticeRescorer, "__call__", never)
@@ -1014,6 +1015,36 @@ def test_the_rest_of_an_archive_that_is_cut_off_is_no_one_lattice(models, tmp_pa
     assert said.count(f"skipped: {path}, line ") == 2
     assert said.endswith(" 1 lattice and the unreadable rest of 1 file skipped.\n")
     assert "a" in read(tmp_path / "out")
+
+
+def test_lattices_from_a_pipe_are_refused(models, tmp_path, capfd):
+    """They are read more than once, and the second time the first of them would be gone."""
+    os.mkfifo(tmp_path / "in")
+    arguments = ("--format", "kaldi", "--model", models["gru"], "--output", tmp_path / "out")
+    trouble = refused(capfd, lattice, tmp_path / "in", *arguments)
+    assert "neither a file nor a folder" in trouble
+
+
+def test_a_folder_in_its_own_place_loses_no_file(models, tmp_path, capfd):
+    """A file of which nothing is left would be lost, which showed at the end of the run alone."""
+    path = store(tmp_path / "in", "slf", sausage(0, slots=2, words=2, spread=1.0))
+    arguments = (path, "--model", models["gru"], "--output", path)
+    before = (path / "u0.lat").read_text()
+    trouble = refused(capfd, lattice, *arguments, "--on-error", "skip")
+    assert "would be lost: choose another folder" in trouble
+    assert (path / "u0.lat").read_text() == before
+    assert lattice(*arguments) == 0
+
+
+def test_an_id_that_no_result_can_hold_is_told_before_anything_is_scored(
+    models, tmp_path, capfd, monkeypatch
+):
+    monkeypatch.setattr(LatticeRescorer, "__call__", never)
+    path = file_of(SMALL.replace("UTTERANCE=u", 'UTTERANCE="a\tb"'), tmp_path / "in")
+    arguments = (path, "--model", models["gru"], "--output", tmp_path / "out")
+    for option in "--one-best", "--nbest":
+        trouble = refused(capfd, lattice, *arguments, option, tmp_path / "result")
+        assert "in, line 1: the id 'a\\tb' is empty or has a tab" in trouble
 
 
 def test_what_is_no_lattice(models, tmp_path, capfd):

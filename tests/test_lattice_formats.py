@@ -729,6 +729,31 @@ def test_an_archive_that_begins_with_empty_lattices_is_one(tmp_path, empty):
     assert not form.recognises(path)
 
 
+@pytest.mark.parametrize("empty", ["e\n\n", "e\n\nf\n\n"])
+def test_an_archive_of_fsts_may_begin_with_empty_lattices(tmp_path, empty):
+    path = tmp_path / "in"
+    path.write_text(f"{empty}u\n0 1 a 1.5\n1\n\nv\n0 1 b\n1\n\n")
+    form, errors = lattice_format(path), []
+    assert form.name == "openfst"
+    assert [each.utterance for each in read_lattices(path, form, errors.append)] == ["u", "v"]
+    assert [error.sentence.split("'")[1] for error in errors] == empty.split()
+
+
+def test_an_archive_of_fsts_without_weights_is_none_of_kaldi(tmp_path):
+    path = tmp_path / "in"
+    path.write_text("u\n0 1 a\n1\n\n")
+    assert lattice_format(path).name == "openfst"
+
+
+def test_a_list_whose_paths_look_like_fields_is_a_list(tmp_path):
+    """Hydra names folders so."""
+    (tmp_path / "lr=1").mkdir()
+    (tmp_path / "lr=1" / "a.lat").write_text(GRAPH)
+    path = tmp_path / "list"
+    path.write_text("lr=1/a.lat\n")
+    assert lattice_files(path) == [tmp_path / "lr=1" / "a.lat"]
+
+
 def test_a_list_with_blank_lines_is_a_list(tmp_path):
     for name in "a", "b":
         (tmp_path / name).write_text(GRAPH)

@@ -25,9 +25,11 @@ from fairseq_fixedpoint.cli import nbest_lists, rescore
 from fairseq_fixedpoint.formats import FORMATS, read_transcripts, tsv
 from fairseq_fixedpoint.rescoring.combination import Combination
 from fairseq_fixedpoint.rescoring.metrics import make_metric
+from fairseq_fixedpoint.rescoring.nbest_rescoring import WordRuleScorer
 from fairseq_fixedpoint.rescoring.ngrams import NgramScorer
 from fairseq_fixedpoint.rescoring.scorer import Scorer
 from fairseq_fixedpoint.rescoring.text import TextEncoder
+from fairseq_fixedpoint.rescoring.words import WordRule
 from tests.rescoring import log_probabilities, nbest, refused, tune
 from tests.test_formats import (
     BYTELOG,
@@ -327,8 +329,9 @@ def test_posteriors_are_in_units_of_the_models(models, tmp_path):
 )
 def test_posteriors_are_of_neural_models_where_there_are_any(models_given, expected):
     weights = {"A": 1.0, "B": 2.0, "N": 8.0, "score": 5.0}
+    kinds = {name: NgramScorer if name == "N" else Scorer for name in models_given}
     scorers = {
-        name: mock.Mock(spec=NgramScorer if name == "N" else Scorer) for name in models_given
+        name: WordRuleScorer(mock.Mock(spec=kind), WordRule([])) for name, kind in kinds.items()
     }
     args = Namespace(posterior_scale=None)
     assert rescore._posterior_scale(args, scorers, weights) == pytest.approx(expected)
@@ -719,6 +722,43 @@ def test_sparse_features_are_left_to_the_total_wherever_they_are(models, tmp_pat
         assert Combination.load(tmp_path / "weights.json").weights[given] == -0.5
 
 
+def test_what_joshua_calls_its_features_is_tuned(models, tmp_path, capsys):
+    """They have the mark of Moses' sparse ones, and every hypothesis has them."""
+    arguments = moses(tmp_path, "lm_0=-1 tm_pt_0=-3", "lm_0=-2 tm_pt_0=-1", "tm_pt_0=-2 lm_0=0")
+    assert tune(*arguments, "--model", models["gru"]) == 0
+    assert "left out" not in capsys.readouterr().err
+    weights = Combination.load(tmp_path / "weights.json").weights
+    assert set(weights) == {"lm_0", "tm_pt_0", "total", "FixedPoint0", "words"}
+
+
+def test_only_moses_has_sparse_scores(tmp_path, capfd):
+    """0 for what a hypothesis lacks would be better than any logarithm of a probability."""
+    (tmp_path / "list").write_text(
+        '{"hyps": [{"text": "w1", "am_score": -50}, {"text": "w2"}]}\n'
+        '{"hyps": [{"text": "w3", "am_score": -5}]}\n'
+    )
+    arguments = (tmp_path / "list", "--weight", "am_score=1", "--output", tmp_path / "out")
+    trouble = refused(capfd, nbest, *arguments)
+    assert "line 1: the hypothesis has no score am_score" in trouble
+    best = ("--one-best", tmp_path / "best")
+    assert nbest(*arguments, *best, "--on-error", "skip") == 0
+    assert "1 malformed line skipped." in capfd.readouterr().err
+    assert read_transcripts(tmp_path / "best", "tsv") == {"0": "w1", "1": "w3"}
+    assert nbest(*arguments, "--weight", "my_scor=1", "--on-error", "skip") == 1
+    assert f"no hypothesis of {tmp_path / 'list'} has a score my_scor" in capfd.readouterr().err
+
+
+def test_an_id_that_the_best_texts_cannot_hold_is_told_before_anything_is_scored(
+    models, tmp_path, capfd, monkeypatch
+):
+    (tmp_path / "list").write_text('{"id": "a\\tb", "hyps": [{"text": "w1"}]}\n')
+    monkeypatch.setattr(rescore, "scored", lambda *arguments, **options: pytest.fail())
+    arguments = ("--model", models["gru"], "--output", tmp_path / "out")
+    best = ("--one-best", tmp_path / "best")
+    trouble = refused(capfd, nbest, tmp_path / "list", *arguments, *best)
+    assert "list, line 1: the id 'a\\tb' is empty or has a tab" in trouble
+
+
 def test_a_dense_feature_that_is_not_everywhere_is_told(models, tmp_path, capfd):
     for features in (("LM0= -1", "LM0= -1 D= 1", "LM0= -1"), ("D= 1 LM0= -1",) + 2 * ("LM0= -1",)):
         arguments = (*moses(tmp_path, *features), "--model", models["gru"])
@@ -881,6 +921,8 @@ def test_a_list_without_hypotheses(models, tmp_path, capsys):
     [
         (("--model", "gru", "--weight", "nonsense"), "--weight takes NAME=NUMBER"),
         (("--model", "gru", "--weight", "score=x"), "--weight takes NAME=NUMBER"),
+        (("--model", "gru", *2 * ("--weight", "score=1")), "--weight is given twice for score"),
+        (("--model", "my_lm=gru"), "the name 'my_lm' must be a letter, and then letters, digits"),
         (("--model", "gru", "--weight", "score=nan"), "weight of score must be a finite number"),
         (("--model", "gru", "--lenpen", "inf"), "weight of lenpen must be a finite number"),
         (("--model", "gru", "--lenpen", "-9999"), "list, line 2: the weighted sum"),
@@ -895,7 +937,7 @@ def test_a_list_without_hypotheses(models, tmp_path, capsys):
         (("--model", "lstm", "--previous-context"), "has no limit of context"),
         (("--model", "gru", "--previous-context", -1), "--previous-context must be 0 or more"),
         (("--kenlm", "arpa", "--previous-context"), "--previous-context is for a --model"),
-        (("--model", "gru", "--weight", "my_scor=1"), "no hypothesis of list has a score my_scor"),
+        (("--model", "gru", "--weight", "my_scor=1"), "list, line 2: the hypothesis has no score"),
         (("--model", "gru", "--interpolate", 0.5), "exactly one --model and one --kenlm"),
         (("--model", "gru", "--kenlm", "arpa", "--interpolate", 2), "between 0 and 1"),
         (("--kenlm", "list"), "kenlm cannot read"),

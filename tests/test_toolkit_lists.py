@@ -221,6 +221,24 @@ def test_what_else_an_espnet_folder_holds_stays(tmp_path):
     assert next(iter(form.read(tmp_path / "out"))).scores == {"score": -7, "F": -0.5}
 
 
+def test_an_utterance_of_two_jobs_of_espnet_is_refused(tmp_path):
+    """And of those that are skipped nothing stays, in files of any encoding."""
+    jobs = {f"output.{job}/1best_recog": {"u": (f"a{job}", f"-{job}")} for job in (1, 2)}
+    path = espnet(tmp_path, {**jobs, "output.2/2best_recog": {"v": ("b", "-3")}})
+    for job in 1, 2:
+        (path / f"output.{job}" / "1best_recog" / "token").write_bytes(b"u \xe4\n")
+    form, errors = FORMATS["espnet"], []
+    kept = [Rescored(h, {}, -7.0) for h in form.read(path, errors.append)]
+    assert [each.hypothesis.text for each in kept] == ["a1", "b"]
+    (error,) = errors
+    assert (error.path, error.line) == (path / "output.2" / "1best_recog" / "text", 1)
+    assert error.sentence == f"utterance 'u' is in {path / 'output.1'} too; remove one."
+    form.write(kept, path, tmp_path / "out")
+    written = {job: tmp_path / "out" / f"output.{job}" / "1best_recog" for job in (1, 2)}
+    assert (written[1] / "token").read_bytes() == b"u \xe4\n"
+    assert all(file.read_bytes() == b"" for file in written[2].iterdir())
+
+
 # JSON
 
 VOSK = """\

@@ -192,6 +192,15 @@ def check_options(args: Namespace, form: LatticeFormat, names: list[str] | None)
         folders={} if names is None else {"output": names},
         in_place=True,
     )
+    if (
+        names is not None
+        and args.on_error == "skip"
+        and args.output.resolve() == args.input.resolve()
+    ):
+        raise InputError(
+            f"--output {args.output} is the folder that is read, and with --on-error skip a file "
+            "of which no lattice is left would be lost: choose another folder."
+        )
     for option, path in ("--plot", args.plot), ("--plot-confusion", args.plot_confusion):
         if path is not None and path.suffix.lower() not in SUFFIXES:
             raise InputError(f"{option}: a picture's name ends in {', '.join(SUFFIXES)}.")

@@ -14,18 +14,30 @@ NAMED_PATH = re.compile(r"([A-Za-z][A-Za-z0-9.-]*)=(.+)")
 
 
 def named_path(argument: str | Path) -> tuple[str | None, str]:
-    """`NAME=PATH` or a path."""
-    match = NAMED_PATH.fullmatch(str(argument))
-    if match is None or Path(argument).exists():
+    """`NAME=PATH` or a path.
+
+    Raises:
+        InputError: for a name that none can have, before the path of what is there.
+    """
+    if Path(argument).exists():
         return None, str(argument)
-    return match[1], match[2]
+    match = NAMED_PATH.fullmatch(str(argument))
+    if match is not None:
+        return match[1], match[2]
+    name, _, path = str(argument).partition("=")
+    if path and Path(path).exists():
+        raise InputError(
+            f"{argument}: the name {name!r} must be a letter, and then letters, digits, dots and "
+            "hyphens. (Moses takes an underscore for the mark of a sparse feature.)"
+        )
+    return None, str(argument)
 
 
 def named_choices(
     option: str, arguments: Sequence[str], choices: Collection[str], models: Collection[str]
 ) -> dict[str, str]:
     """What an option `NAME=CHOICE` says, by the name of the model."""
-    choice_of = {}
+    choice_of: dict[str, str] = {}
     for argument in arguments:
         name, _, choice = argument.rpartition("=")
         if choice not in choices or not name:
@@ -38,21 +50,24 @@ def named_choices(
                 f"{option} {argument}: no model that it is for has the name {name}, but "
                 f"{', '.join(models) or 'there is none'}."
             )
+        _require_first(option, name, choice_of)
         choice_of[name] = choice
     return choice_of
 
 
 def parsed_weights(args: argparse.Namespace) -> dict[str, float]:
     """What `--weight NAME=W` and the penalties say, by the name of the score."""
-    weights = {}
+    weights: dict[str, float] = {}
     for argument in args.weight:
         name, _, value = argument.rpartition("=")
         try:
-            weights[name] = float(value)
+            weight = float(value)
         except ValueError:
             name = ""
         if not name:
             raise InputError(f"--weight takes NAME=NUMBER, not {argument!r}.")
+        _require_first("--weight", name, weights)
+        weights[name] = weight
     require_one(weights, "--word-penalty", args.word_penalty, {WORDS})
     if args.word_penalty is not None:
         weights[WORDS] = args.word_penalty
@@ -61,6 +76,12 @@ def parsed_weights(args: argparse.Namespace) -> dict[str, float]:
         require_one(weights, "--character-penalty", character_penalty, {CHARACTERS})
         weights[CHARACTERS] = character_penalty
     return weights
+
+
+def _require_first(option: str, name: str, given: Mapping[str, object]) -> None:
+    """Refuses what an option would say of one name twice."""
+    if name in given:
+        raise InputError(f"{option} is given twice for {name}: give it once.")
 
 
 def require_one(

@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from fairseq_fixedpoint.cli import model_options, named_arguments, previous_context
+from fairseq_fixedpoint.cli.run import require_stored
 from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.formats import (
     FORMATS,
@@ -17,9 +19,10 @@ from fairseq_fixedpoint.formats import (
     NBestFormat,
     detect,
     read_symbols,
+    stop,
 )
 from fairseq_fixedpoint.formats.nbest import name_taken
-from fairseq_fixedpoint.formats.text_files import OnError
+from fairseq_fixedpoint.formats.text_files import FormatError, OnError
 from fairseq_fixedpoint.rescoring.combination import (
     CHARACTERS,
     COUNTS,
@@ -110,7 +113,7 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def scorers_and_rule(args: argparse.Namespace) -> tuple[dict[str, LineScorer], WordRule]:
+def scorers_and_rule(args: argparse.Namespace) -> tuple[dict[str, WordRuleScorer], WordRule]:
     """The models by the name of their score, and the rule that they are asked by."""
     models = model_options.line_scorers(args)
     rule = model_options.word_rule(args, models)
@@ -132,17 +135,15 @@ def can_be_subtracted(
 
 def list_format(args: argparse.Namespace) -> NBestFormat:
     """The format of the list, which is read more than once."""
-    if args.input.exists() and not (args.input.is_file() or args.input.is_dir()):
-        raise InputError(
-            f"{args.input} is neither a file nor a folder, and a list is read more than once: "
-            "store it in a file first."
-        )
+    require_stored(args.input, "a list")
     listed = FORMATS[args.format] if args.format else detect(args.input)
     if args.symbols is not None and not isinstance(listed, LinearLattices):
         raise InputError(
             f"--symbols is for kaldi-lattices, and {args.input} is in the format {listed.name}."
         )
     if isinstance(listed, Beams):
+        if args.manifest is not None:
+            require_stored(args.manifest, "a manifest")
         return replace(listed, manifest=args.manifest, beam_size=args.beam_size)
     if args.manifest is not None or args.beam_size is not None:
         raise InputError(
@@ -159,14 +160,18 @@ def checked_hypotheses(
     args: argparse.Namespace,
     scorers: Mapping[str, LineScorer],
     combination: Combination,
+    on_error: OnError = stop,
 ) -> Iterator[Scorable[Hypothesis]]:
     """The hypotheses, once they are what the options take them for.
 
+    Args:
+        on_error: called for a hypothesis that lacks a score that is weighed, which is left out if
+            the call returns.
+
     Raises:
         FormatError: if the list has a score of a model's name.
-        InputError: if it has nowhere a score that is weighed, or a hypothesis lacks one; with
-            --previous-context or --mbr, if the hypotheses of an utterance are not next to each
-            other.
+        InputError: if it has nowhere a score that is weighed; with --previous-context or --mbr, if
+            the hypotheses of an utterance are not next to each other.
     """
     looks_back = args.previous_context != 0 and args.previous_texts is None
     is_mbr = getattr(args, "mbr", False)  # which `tune` does not have
@@ -189,7 +194,11 @@ def checked_hypotheses(
                 )
             ended.add(hypothesis.utterance)
             last = hypothesis.utterance
-        combination.total(hypothesis, to_come)
+        try:
+            combination.total(hypothesis, to_come)
+        except FormatError as error:
+            on_error(error)
+            continue
         yield each
     if unseen and any_seen:
         raise InputError(f"no hypothesis of {args.input} has a score {min(unseen)}.")
@@ -203,7 +212,8 @@ def combinations(
     rule: WordRule,
 ) -> tuple[Combination, Combination]:
     """That of the first pass, whose scores have `names`, and the one that the options ask for."""
-    first_pass = Combination(listed.default_weights(names), rule=rule)
+    combination = partial(Combination, rule=rule, is_sparse=listed.is_sparse)
+    first_pass = combination(listed.default_weights(names))
     weights, lenpen = {**listed.initial_weights(names), **dict.fromkeys(scorers, 1.0)}, 0.0
     if getattr(args, "weights", None) is not None:
         loaded = Combination.load(args.weights)
@@ -217,7 +227,7 @@ def combinations(
     if args.character_penalty is True:  # it is to be found
         weights[CHARACTERS] = 0.0
     weights |= named_arguments.parsed_weights(args)
-    return first_pass, Combination(weights, lenpen if args.lenpen is None else args.lenpen, rule)
+    return first_pass, combination(weights, lenpen if args.lenpen is None else args.lenpen)
 
 
 def with_context(

@@ -41,7 +41,7 @@ from fairseq_fixedpoint.formats import (
     write_transcripts,
 )
 from fairseq_fixedpoint.formats.text_files import OnError
-from fairseq_fixedpoint.formats.transcripts import line_number
+from fairseq_fixedpoint.formats.transcripts import check_id
 from fairseq_fixedpoint.rescoring.combination import unit_of_models
 from fairseq_fixedpoint.rescoring.jobs import results_of
 from fairseq_fixedpoint.rescoring.minimum_risk import MinimumRisk
@@ -49,6 +49,7 @@ from fairseq_fixedpoint.rescoring.nbest_rescoring import (
     LineScorer,
     RescoringSummary,
     Scorable,
+    WordRuleScorer,
     combined,
     scorable,
     scored,
@@ -60,7 +61,7 @@ MBR_SIZE = 1000
 OF_THE_COMBINATION = {
     *("output", "one_best"),
     *("weight", "weights", "word_penalty", "character_penalty", "lenpen"),
-    *("posterior_scale", "mbr_size"),
+    *("mbr", "posterior_scale", "mbr_size"),
 }
 
 
@@ -141,10 +142,10 @@ def _nbest(args: argparse.Namespace) -> None:
     first = list(islice(hypotheses, 1))
     names = first[0].item.scores if first else ()
     first_pass, combination = combinations(args, listed, names, scorers, rule)
-    hypotheses = checked_hypotheses(chain(first, hypotheses), args, scorers, combination)
+    hypotheses = checked_hypotheses(chain(first, hypotheses), args, scorers, combination, on_error)
     hypotheses = _reported(hypotheses, scorers, combination.weights, on_error)
-    if args.one_best is not None and listed.transcripts == "moses":
-        hypotheses = _numbered(hypotheses)
+    if args.one_best is not None:
+        hypotheses = _with_ids(hypotheses, listed.transcripts)
 
     risk = None
     if args.mbr:
@@ -195,14 +196,19 @@ def _reported(
         yield each
 
 
-def _numbered(hypotheses: Iterable[Scorable[Hypothesis]]) -> Iterator[Scorable[Hypothesis]]:
-    """All of them, whose ids are the numbers of lines of --one-best.
+def _with_ids(
+    hypotheses: Iterable[Scorable[Hypothesis]], transcripts: str
+) -> Iterator[Scorable[Hypothesis]]:
+    """All of them, whose ids have a place in --one-best, of the format `transcripts`.
 
     Raises:
         FormatError: for another id, before anything is scored.
     """
     for each in hypotheses:
-        line_number(each.item.path, each.item.line, each.item.utterance)
+        try:
+            check_id(each.item.utterance, transcripts)
+        except InputError as error:
+            raise each.item.error(str(error)) from error
         yield each
 
 
@@ -217,7 +223,7 @@ def _check_risk(args: argparse.Namespace) -> None:
 
 
 def _posterior_scale(
-    args: argparse.Namespace, scorers: Mapping[str, LineScorer], weights: Mapping[str, float]
+    args: argparse.Namespace, scorers: Mapping[str, WordRuleScorer], weights: Mapping[str, float]
 ) -> float:
     """What totals are multiplied by: by default in the models' own units, as in a lattice.
 
@@ -225,7 +231,7 @@ def _posterior_scale(
     """
     if args.posterior_scale is not None:
         return float(args.posterior_scale)
-    neural = [name for name, each in scorers.items() if not isinstance(each, NgramScorer)]
+    neural = [name for name, each in scorers.items() if not isinstance(each.model, NgramScorer)]
     return 1 / unit_of_models(weights.get(name, 0.0) for name in neural or scorers)
 
 

@@ -20,11 +20,12 @@ from fairseq_fixedpoint.cli.lattice_results import (
     rescored_lattices,
     written,
 )
-from fairseq_fixedpoint.cli.run import Skipped, tell
+from fairseq_fixedpoint.cli.run import Skipped, require_stored, tell
 from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.files import atomic_write
 from fairseq_fixedpoint.formats import (
     Lattice,
+    LatticeFormat,
     lattice_files,
     lattice_format,
     read_lattices,
@@ -34,6 +35,7 @@ from fairseq_fixedpoint.formats import (
     write_transcripts,
 )
 from fairseq_fixedpoint.formats.text_files import FormatError, OnError, create
+from fairseq_fixedpoint.formats.transcripts import check_id
 from fairseq_fixedpoint.rescoring.confusion_plot import columns_of
 from fairseq_fixedpoint.rescoring.jobs import groups, results_of
 from fairseq_fixedpoint.rescoring.lattice_plot import check_paths, plot
@@ -62,6 +64,7 @@ def add_parser(commands: Any, program: str) -> None:
 
 def _lattice(program: str, args: Namespace) -> None:
     processes = long_runs.processes(args)
+    require_stored(args.input, "a lattice")
     symbols = read_symbols(args.symbols) if args.symbols else None
     form = lattice_format(args.input, args.format, symbols, args.fst_weights)
     files = lattice_files(args.input)
@@ -87,7 +90,7 @@ def _lattice(program: str, args: Namespace) -> None:
     )
     with results_of(
         groups(
-            _in_context(contents.checked(read, args, rescorer, on_error), rescorer, texts),
+            _in_context(contents.checked(read, form, args, rescorer, on_error), rescorer, texts),
             lambda each: len(each.lattice.words),
             ARCS_A_GROUP,
             lambda each: each.lattice.utterance,
@@ -160,6 +163,7 @@ class _Contents:
     def checked(
         self,
         lattices: Iterable[Lattice],
+        form: LatticeFormat,
         args: Namespace,
         rescorer: LatticeRescorer,
         on_error: OnError,
@@ -176,6 +180,10 @@ class _Contents:
                 rescorer.check(lattice)
                 if args.ctm is not None:
                     check_for_ctm(lattice)
+                if args.one_best is not None:
+                    check_id(lattice.utterance, form.name)
+                if args.nbest is not None:
+                    check_id(lattice.utterance, "tsv")
             except InputError as error:
                 on_error(FormatError(lattice.path, lattice.line, str(error)))
                 continue

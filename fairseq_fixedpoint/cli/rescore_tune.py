@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -160,6 +160,9 @@ def _candidates(
             raise InputError(f"{args.input} holds no hypothesis to tune on.")
         to_tune = _names_to_tune(listed, names)
         first_pass, start = combinations(args, listed, to_tune, scorers, rule)
+        # What no hypothesis lacks is not sparse, whatever its name: Joshua's lm_0 for one.
+        dense = [name for name in to_tune if name in (names.everywhere or ())]
+        start = replace(start, weights={**dict.fromkeys(dense, 0.0), **start.weights})
         _tell_of_sparse(to_tune.keys() - start.weights.keys())
 
         def stored() -> Iterable[Scorable[Hypothesis]]:
@@ -248,13 +251,13 @@ class _References:
 
     Attributes:
         files: a text for each utterance, by its id.
-        source, origin: where the list and the references were read, for messages; origin is None
-            for those of the list itself.
+        source: where the list was read, for messages.
+        origins: where the references were read; empty for those of the list itself.
     """
 
     files: list[dict[str, str]]
     source: Path
-    origin: str | None
+    origins: Sequence[Path] = ()
 
     @classmethod
     def read(cls, args: argparse.Namespace, listed: NBestFormat, metric: Metric) -> _References:
@@ -263,30 +266,33 @@ class _References:
             files = [read_transcripts(path, listed.transcripts) for path in args.references]
             if len(files) > 1 and metric.name == "WER":
                 raise InputError("the word error rate takes one --references.")
-            return cls(files, args.input, ", ".join(map(str, args.references)))
+            return cls(files, args.input, args.references)
         files = [listed.references(args.input)]
         if not files[0]:
             raise InputError("tune needs --references: the list has none.")
-        return cls(files, args.input, None)
+        return cls(files, args.input)
 
     def of(self, utterance: str) -> list[str]:
         try:
             return [texts[utterance] for texts in self.files]
         except KeyError:
-            count, example = len(self.files[0]), self._example()
-            if self.origin is None:
-                told = f"has no reference, and the list has {quantity(count, 'reference')}{example}"
-                remedy = "give it one"
-            else:
-                told = f"is not in {self.origin}, which has {quantity(count, 'utterance')}{example}"
-                remedy = "give it a line there"
-            raise InputError(
-                f"utterance {utterance} of {self.source} {told}: {remedy}, or leave it out of the "
-                "list."
-            ) from None
+            raise self._missing(utterance) from None
 
-    def _example(self) -> str:
-        return f", such as {next(iter(self.files[0]))}" if self.files[0] else ""
+    def _missing(self, utterance: str) -> InputError:
+        place, texts = next(
+            (place, texts) for place, texts in enumerate(self.files) if utterance not in texts
+        )
+        example = f", such as {next(iter(texts))}" if texts else ""
+        if self.origins:
+            held = f"{quantity(len(texts), 'utterance')}{example}"
+            told, remedy = f"is not in {self.origins[place]}, which has {held}", "a line there"
+        else:
+            held = f"{quantity(len(texts), 'reference')}{example}"
+            told, remedy = f"has no reference, and the list has {held}", "one"
+        return InputError(
+            f"utterance {utterance} of {self.source} {told}: give it {remedy}, or leave it out of "
+            "the list."
+        )
 
     def tell_of_unused(self, utterances: Mapping[str, int]) -> None:
         unused = len(self.files[0].keys() - utterances.keys())

@@ -51,6 +51,19 @@ def run(program: str, command: Callable[[], None]) -> int:
     return 1
 
 
+def require_stored(path: Path, what: str) -> None:
+    """Refuses a pipe for what is read more than once, since its first bytes would be gone.
+
+    Raises:
+        InputError: for what is there and neither a file nor a folder.
+    """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise InputError(
+            f"{path} is neither a file nor a folder, and {what} is read more than once: store it "
+            "in a file first."
+        )
+
+
 @contextmanager
 def output_file(path: Path | None) -> Iterator[IO[str]]:
     """Where the output goes: a file, written whole or not at all, or standard output."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
@@ -103,24 +103,26 @@ class History:
         """
         log_probabilities = self._log_probabilities
         if log_probabilities is None:
-            log_probabilities, _ = self._step()
+            log_probabilities = self._step()
         predicted = token < len(log_probabilities)
         unknown = self._search.model.dictionary.unk()
         return float(log_probabilities[token if predicted else unknown])
 
     @torch.inference_mode()
-    def _step(self) -> tuple[Tensor, Tensor]:
-        """The log-probabilities and the state, both kept."""
-        before = self._before
-        if isinstance(before, History):
-            state = before._step()[1] if before._state is None else before._state
-        else:
-            state = before
-        token = torch.tensor([self._token], device=state.device)
-        log_probabilities, self._state = self._search.model(token, state)
+    def _step(self) -> Tensor:
+        """The log-probabilities of what follows, kept, as all states on the way there are."""
+        steps, before = [self], self._before
+        while isinstance(before, History) and before._state is None:
+            steps.append(before)
+            before = before._before
+        state = cast("Tensor", before._state if isinstance(before, History) else before)
+        for history in reversed(steps):
+            token = torch.tensor([history._token], device=state.device)
+            log_probabilities, state = self._search.model(token, state)
+            history._state = state
         self._log_probabilities = log_probabilities[0].cpu()
         recent = self._search.recent
         recent.append(self)
         if len(recent) > MOST_DISTRIBUTIONS:
             recent.popleft()._log_probabilities = None
-        return self._log_probabilities, self._state
+        return self._log_probabilities

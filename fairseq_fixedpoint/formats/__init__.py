@@ -22,7 +22,7 @@ from fairseq_fixedpoint.formats.lattice_files import (
 )
 from fairseq_fixedpoint.formats.linear_lattices import LinearLattices
 from fairseq_fixedpoint.formats.mlm_scoring import MlmScoring
-from fairseq_fixedpoint.formats.moses import Moses, absent_score
+from fairseq_fixedpoint.formats.moses import Moses
 from fairseq_fixedpoint.formats.nbest import Hypothesis, NBestFormat, Rescored
 from fairseq_fixedpoint.formats.srilm import Srilm
 from fairseq_fixedpoint.formats.text_files import (
@@ -52,7 +52,6 @@ __all__ = [
     "LinearLattices",
     "NBestFormat",
     "Rescored",
-    "absent_score",
     "detect",
     "lattice_files",
     "lattice_format",

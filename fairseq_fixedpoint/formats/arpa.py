@@ -96,6 +96,11 @@ def read_ngrams(path: Path) -> Iterator[tuple[Line, list[str]]]:
         yield from _arpa_ngrams(lines)
         return
     for line in chain([first], lines):
+        if line.text.strip() == DATA:
+            raise line.error(
+                "begins an ARPA model, and text stands before it, as some toolkits write it: "
+                f"remove the lines before {DATA}."
+            )
         yield line, text_words(line.text)
 
 

@@ -63,9 +63,9 @@ class CompactLattice(LatticeFormat):
         head, first = next(rows, []), next(rows, [])
         if len(head) != 1 or not first or not COUNT.fullmatch(first[0]):
             return False
-        # The first weight tells it from an FST.
-        weighted = next((row for row in chain([first], rows) if len(row) in (2, 4, 5)), None)
-        return weighted is None or "," in weighted[-1]
+        # The first weight tells it from an FST, which may well have none.
+        weighted = next((row for row in chain([first], rows) if len(row) in (2, 4, 5)), [""])
+        return "," in weighted[-1]
 
     def read(self, path: Path, on_error: OnError = stop) -> Iterator[Lattice]:
         try:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import re
 import shutil
-from codecs import BOM_UTF8
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
+from functools import partial
 from itertools import chain, groupby
 from pathlib import Path
 from typing import NamedTuple
@@ -27,15 +27,14 @@ from fairseq_fixedpoint.formats.text_files import (
     FormatError,
     Line,
     OnError,
+    copy_lines,
     create,
     file_in,
     folder_content,
     normalised,
-    raw_lines,
     read_lines,
     shown,
     stop,
-    words,
 )
 
 RANK = re.compile(r"([1-9][0-9]*)best_recog")
@@ -65,11 +64,16 @@ class Espnet(NBestFormat):
             raise FormatError(
                 path, None, "has no 1best_recog; name a folder that ESPnet decoded into."
             )
+        jobs_of: dict[str, Path] = {}
         for folders in jobs:
             ranks = [_Rank(folder, on_error) for folder in folders]
             for utterance in dict.fromkeys(chain(*(rank.texts for rank in ranks))):
+                other = jobs_of.setdefault(utterance, folders[0].parent)
                 for rank in ranks:
-                    yield from rank.hypotheses(utterance, on_error)
+                    if other == folders[0].parent:
+                        yield from rank.hypotheses(utterance, on_error)
+                    else:
+                        rank.refuse(utterance, f"is in {other} too; remove one.", on_error)
             for rank in ranks:
                 rank.check_nothing_left(on_error)
 
@@ -77,13 +81,13 @@ class Espnet(NBestFormat):
         return [path.name for path in folder_content(source)]
 
     def write(self, rescored: Iterable[Rescored], source: Path, destination: Path) -> None:
-        kept: defaultdict[Path, set[str]] = defaultdict(set)
+        kept = _Kept()
         for _, items in groupby(rescored, key=lambda item: item.hypothesis.record.parent):
             lines: defaultdict[tuple[Path, str], list[str]] = defaultdict(list)
             for item in items:
                 hypothesis = item.hypothesis
                 folder = hypothesis.record
-                kept[folder].add(hypothesis.utterance)
+                kept.add(folder, hypothesis.utterance)
                 total = formatted(item.total, SCORE, hypothesis)
                 lines[folder, SCORE].append(f"{hypothesis.utterance} {total}\n")
                 for name, score in item.features.items():
@@ -97,12 +101,39 @@ class Espnet(NBestFormat):
                 with create(target / name) as file:
                     file.writelines(content)
         by_utterance = {folder for folders in _jobs(source) for folder in folders}
-        for folder in by_utterance - kept.keys():
+        for folder in by_utterance - kept.folders:
             target = destination / folder.relative_to(source)
             target.mkdir(parents=True, exist_ok=True)
             with create(target / SCORE):
                 pass  # nothing of it is left
         _copy(source, destination, by_utterance, kept)
+
+
+class _Kept:
+    """Which hypotheses are written: of an utterance its id and a bit a rank, for lists of any size.
+
+    Attributes:
+        folders: those of the ranks that have one.
+    """
+
+    def __init__(self) -> None:
+        self.folders: set[Path] = set()
+        self._ranks: defaultdict[Path, defaultdict[str, int]] = defaultdict(
+            lambda: defaultdict(int)
+        )
+
+    def add(self, folder: Path, utterance: str) -> None:
+        self.folders.add(folder)
+        self._ranks[folder.parent][utterance] |= _bit(folder)
+
+    def holds(self, folder: Path, utterance: str) -> bool:
+        return bool(self._ranks[folder.parent].get(utterance, 0) & _bit(folder))
+
+
+def _bit(folder: Path) -> int:
+    """That of a rank, by its folder."""
+    rank, _, _ = folder.name.partition("best")
+    return 1 << int(rank)
 
 
 class _Rank:
@@ -133,6 +164,13 @@ class _Rank:
             on_error(error)
             return
         yield Hypothesis(utterance, text, scores, line.path, line.number, record=self._folder)
+
+    def refuse(self, utterance: str, sentence: str, on_error: OnError) -> None:
+        """Reports the hypothesis of this rank, if there is one, and what belongs to it."""
+        if utterance in self.texts:
+            for of_name in self._scores.values():
+                of_name.pop(utterance, None)
+            on_error(self.texts[utterance].line.error(f"utterance {shown(utterance)} {sentence}"))
 
     def check_nothing_left(self, on_error: OnError) -> None:
         """Reports scores that no hypothesis asked for."""
@@ -194,9 +232,7 @@ def _score(text: Line, name: str, value: _Value | None) -> float:
     return value.line.value(value.content if tensor is None else tensor[1], f"the {name}")
 
 
-def _copy(
-    source: Path, destination: Path, by_utterance: Collection[Path], kept: Mapping[Path, set[str]]
-) -> None:
+def _copy(source: Path, destination: Path, by_utterance: Collection[Path], kept: _Kept) -> None:
     """Copies what the folder holds and is not there yet, without hypotheses that were left out."""
     destination.mkdir(exist_ok=True)
     for path in folder_content(source):
@@ -207,12 +243,4 @@ def _copy(
             if source not in by_utterance:
                 shutil.copyfile(path, target)
             elif path.name != f"{SCORE}.gz":  # in whose place there is one that is not compressed
-                _copy_lines(path, target, kept[source])
-
-
-def _copy_lines(path: Path, target: Path, utterances: Collection[str]) -> None:
-    with create(target) as file:
-        for _, raw in raw_lines(path):
-            line = raw.removeprefix(BOM_UTF8).decode("utf-8", errors="surrogateescape")
-            if next(iter(words(line)), "") in utterances:
-                file.write(line)
+                copy_lines(path, target, partial(kept.holds, source))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -95,10 +96,10 @@ class FstText(LatticeFormat):
 
     def _lattices(self, path: Path, on_error: OnError) -> Iterator[Lattice]:
         labels = WordLabels(self._symbols)
-        has_id = None
-        for number, block in enumerate(blocks(path, on_error)):
-            if has_id is None:
-                has_id = len(block) > 1 and len(words(block[0].text)) == 1
+        archive = blocks(path, on_error)
+        first = list(_up_to_first_lattice(archive))
+        has_id = bool(first) and _begins_with_id(first[-1])
+        for number, block in enumerate(chain(first, archive)):
             try:
                 if number > 0 and not has_id:
                     raise block[0].error(
@@ -191,6 +192,22 @@ class FstText(LatticeFormat):
 
         # OpenFst writes the start first, and in k2 it is the first of all.
         return arranged(lattice, index[int(words(lines[0].text)[0])], state_error)
+
+
+def _up_to_first_lattice(archive: Iterator[list[Line]]) -> Iterator[list[Line]]:
+    """The blocks up to the first of several lines; those before it are of lattices without states.
+
+    What a lone line is, an id or a final state, the others tell.
+    """
+    for block in archive:
+        yield block
+        if len(block) > 1:
+            return
+
+
+def _begins_with_id(block: list[Line]) -> bool:
+    columns = words(block[0].text)
+    return len(columns) == 1 and (len(block) > 1 or not COUNT.fullmatch(columns[0]))
 
 
 class OpenFst(FstText):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 import shutil
-from codecs import BOM_UTF8
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack
@@ -27,6 +26,7 @@ from fairseq_fixedpoint.formats.text_files import (
     FormatError,
     Line,
     OnError,
+    copy_lines,
     create,
     file_in,
     folder_content,
@@ -259,12 +259,7 @@ def _copy(path: Path, destination: Path, kept: Keys | None) -> None:
     """Copies what is in the folder, without the lines of hypotheses that were left out."""
     if kept is not None and sum(1 for _ in raw_lines(path)) != kept.count:
         seen = Keys()
-        with create(destination) as file:
-            for _, raw in raw_lines(path):
-                line = raw.removeprefix(BOM_UTF8).decode("utf-8", errors="surrogateescape")
-                key, *_ = *words(line), ""
-                if key in kept and seen.add(key):
-                    file.write(line)
+        copy_lines(path, destination, lambda key: key in kept and seen.add(key))
     elif path.is_dir():
         shutil.copytree(path, destination, symlinks=True, copy_function=shutil.copyfile)
     elif path.is_file():

@@ -161,7 +161,8 @@ def _with_other_format(error: FormatError, reader: LatticeFormat) -> FormatError
 
 def _listed(path: Path) -> list[Path]:
     """The files that a list names, or the file itself if it is none."""
-    if _recognised(path) is not None:
+    # A path can have a `=`, as Hydra's folders do, and look like a field of SLF.
+    if _recognised(path) not in (None, Slf.name):
         return [path]
     names = (line.text.strip(SPACE) for line in read_lines(path, lambda error: None))
     first = next(filter(None, names), None)

@@ -19,6 +19,7 @@ from fairseq_fixedpoint.formats.nbest import (
 )
 from fairseq_fixedpoint.formats.text_files import (
     NUMBER,
+    NUMERIC,
     SPACE,
     FormatError,
     Line,
@@ -42,9 +43,9 @@ ALIGNMENT = re.compile(rf"[0-9]+-[0-9]+|{NUMBER.pattern}(,{NUMBER.pattern})*")
 class Moses(NBestFormat):
     """Scores: `total`; a feature with one value by its name, `LM0`; one with more as `TM0.1`, ...
 
-    A sparse feature is written only where it is not 0. It has no weight of its own unless one is
-    given: there can be thousands, too many for minimum error rate training, as in Moses itself,
-    and `total` holds them with the decoder's weights.
+    A sparse feature, which has `_` in its name, is written only where it is not 0. It has no weight
+    of its own unless one is given: there can be thousands, too many for minimum error rate
+    training, as in Moses itself, and `total` holds them with the decoder's weights.
 
     Old lists write a name as `d:`. Written back, new features stand after the old ones, and the
     rest of the line stays as it was.
@@ -57,7 +58,10 @@ class Moses(NBestFormat):
         return path.is_file() and first_line(path).count(SEPARATOR) >= TOTAL
 
     def default_weights(self, names: Collection[str]) -> dict[str, float]:
-        return {name: float(name == "total") for name in names if not is_sparse(name)}
+        return {name: float(name == "total") for name in names if not self.is_sparse(name)}
+
+    def is_sparse(self, name: str) -> bool:
+        return "_" in name  # which Moses allows in no other's name
 
     def read(self, path: Path, on_error: OnError = stop) -> Iterator[Hypothesis]:
         for line in read_lines(path, on_error):
@@ -72,16 +76,6 @@ class Moses(NBestFormat):
         with create(destination) as file:
             for item in rescored:
                 file.write(_rewritten(item) + "\n")
-
-
-def absent_score(name: str) -> float | None:
-    """What a score counts as where a hypothesis lacks it: 0 for a sparse feature, else None."""
-    return 0.0 if is_sparse(name) else None
-
-
-def is_sparse(name: str) -> bool:
-    """Whether a feature is absent where it is 0; Moses allows this mark in no other's name."""
-    return "_" in name
 
 
 def _parsed(line: Line) -> Hypothesis:
@@ -113,7 +107,7 @@ def _parsed(line: Line) -> Hypothesis:
 def _extra_fields(fields: list[str]) -> int:
     """How many fields stand before the features, which are what a number, the total, follows."""
     for extra in range(len(fields) - TOTAL):
-        if NUMBER.fullmatch(fields[TOTAL + extra].strip(SPACE)) and not fields[
+        if NUMERIC.fullmatch(fields[TOTAL + extra].strip(SPACE)) and not fields[
             FEATURES + extra
         ].lstrip(SPACE).startswith(WORD_SCORES):
             return extra

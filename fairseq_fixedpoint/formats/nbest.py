@@ -97,6 +97,10 @@ class NBestFormat(ABC):
             FormatError: for a file that is unreadable as a whole, whatever `on_error` does.
         """
 
+    def is_sparse(self, name: str) -> bool:
+        """Whether a score is left out of a hypothesis where it is 0."""
+        return False
+
     def initial_weights(self, names: Collection[str]) -> dict[str, float]:
         """The weights of `names` that new scores are added to, unless others are given."""
         return self.default_weights(names)

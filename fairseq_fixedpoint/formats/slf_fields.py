@@ -69,7 +69,9 @@ def _unescaped(line: Line, text: str) -> str:
     try:
         return ESCAPE.sub(unescaped, text.encode()).decode()
     except UnicodeDecodeError as error:
-        raise line.error(f"the escaped bytes of {shown(text)} are not UTF-8.") from error
+        raise line.error(
+            f"the escaped bytes of {shown(text)} are not UTF-8; write the words in UTF-8."
+        ) from error
 
 
 def fields_text(fields: Fields, end: str = "\n") -> str:

@@ -112,10 +112,13 @@ def normalised(text: str) -> str:
 
 
 def utterance_of(path: Path) -> str:
-    """The id of what a file of its own holds: its name without `.gz` and one further suffix."""
+    """The id of what a file of its own holds: its name without `.gz` and one further suffix.
+
+    A number behind a dot is a part of the id, as in `sw2001.A.001`.
+    """
     name = path.name.removesuffix(".gz")
     stem, _, suffix = name.rpartition(".")
-    return stem if stem and suffix else name
+    return stem if stem and suffix and not suffix.isdigit() else name
 
 
 def folder_content(folder: Path) -> list[Path]:
@@ -247,16 +250,34 @@ def _replaced(raw: bytes) -> str:
 
 
 @contextmanager
-def create(path: Path) -> Iterator[IO[str]]:
-    """A new text file to write to, in UTF-8; compressed if its name ends in `.gz`."""
+def create(path: Path, errors: str = "strict") -> Iterator[IO[str]]:
+    """A new text file to write to, in UTF-8; compressed if its name ends in `.gz`.
+
+    Args:
+        errors: what becomes of what UTF-8 cannot hold, as in :func:`open`.
+    """
     with ExitStack() as stack:
         if path.suffix == ".gz":
             raw = stack.enter_context(path.open("xb"))
             # Without the name and the time, the same list always gives the same file.
             packed = stack.enter_context(gzip.GzipFile("", "wb", fileobj=raw, mtime=0))
-            yield stack.enter_context(io.TextIOWrapper(packed, encoding="utf-8", newline="\n"))
+            yield stack.enter_context(
+                io.TextIOWrapper(packed, encoding="utf-8", errors=errors, newline="\n")
+            )
         else:
-            yield stack.enter_context(path.open("x", encoding="utf-8", newline="\n"))
+            yield stack.enter_context(path.open("x", encoding="utf-8", errors=errors, newline="\n"))
+
+
+def copy_lines(source: Path, destination: Path, keeps: Callable[[str], bool]) -> None:
+    """Copies lines as they are, whatever their encoding, of which `keeps` wants the first field.
+
+    A byte order mark stays behind.
+    """
+    with create(destination, errors="surrogateescape") as file:
+        for _, raw in raw_lines(source):
+            line = raw.removeprefix(codecs.BOM_UTF8).decode("utf-8", errors="surrogateescape")
+            if keeps(next(iter(words(line)), "")):
+                file.write(line)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.formats.text_files import (
     FormatError,
     Line,
@@ -99,39 +100,45 @@ def _split(line: Line, format_name: str) -> tuple[str, str]:
 
 def _lines(path: Path, texts: Mapping[str, str], format_name: str) -> Iterator[str]:
     for utterance, text in texts.items():
+        _require_id(path, utterance, format_name)
         if format_name == "kaldi":
-            fits, line = words(utterance) == [utterance], normalised(f"{utterance} {text}")
+            yield normalised(f"{utterance} {text}")
         else:
-            fits = utterance != "" and not {"\t", "\n"} & set(utterance)
-            line = f"{utterance}\t{normalised(text)}"
-        if not fits:
-            raise FormatError(
-                path, None, f"cannot hold the id {shown(utterance)}, which is blank or has spaces."
-            )
-        yield line
+            yield f"{utterance}\t{normalised(text)}"
 
 
 def _moses_lines(path: Path, texts: Mapping[str, str]) -> Iterator[str]:
-    by_number = {
-        line_number(path, None, utterance): normalised(text) for utterance, text in texts.items()
-    }
+    by_number = {}
+    for utterance, text in texts.items():
+        _require_id(path, utterance, "moses")
+        by_number[int(utterance)] = normalised(text)
     for number in range(max(by_number, default=-1) + 1):
         yield by_number.get(number, "")
 
 
-def line_number(path: Path, line: int | None, utterance: str) -> int:
-    """The number, from 0, of an utterance's line in `moses` transcripts.
+def _require_id(path: Path, utterance: str, format_name: str) -> None:
+    try:
+        check_id(utterance, format_name)
+    except InputError as error:
+        raise FormatError(path, None, str(error)) from error
 
-    Args:
-        path, line: where the utterance was read, or is to be written.
+
+def check_id(utterance: str, format_name: str) -> None:
+    """Refuses an id that has no place in transcripts; see :func:`read_transcripts`.
 
     Raises:
-        FormatError: if its id is none.
+        InputError: as the end of a sentence about the utterance.
     """
-    if not LINE_NUMBER.fullmatch(utterance):
-        raise FormatError(
-            path,
-            line,
-            f"the id {shown(utterance)} is not the number of a line, as ids of Moses lists are.",
+    if format_name == "moses":
+        fits = LINE_NUMBER.fullmatch(utterance) is not None
+        reason = "is not the number of a line, as ids of Moses lists are"
+    elif format_name == "kaldi":
+        fits = words(utterance) == [utterance]
+        reason = "is empty or has white space, so that no line of id and text can hold it"
+    else:
+        fits = utterance != "" and not {"\t", "\n"} & set(utterance)
+        reason = (
+            "is empty or has a tab or line feed, so that no line of id, tab and text can hold it"
         )
-    return int(utterance)
+    if not fits:
+        raise InputError(f"the id {shown(utterance)} {reason}; rename the utterance.")

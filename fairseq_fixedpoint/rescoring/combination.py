@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fairseq_fixedpoint.errors import InputError
-from fairseq_fixedpoint.formats import Hypothesis, absent_score
+from fairseq_fixedpoint.formats import Hypothesis
 from fairseq_fixedpoint.formats.tuned_weights import read_weights, write_weights
 from fairseq_fixedpoint.rescoring.words import WordRule
 
@@ -26,6 +26,8 @@ class Combination:
             `characters` the number of characters, spaces between words counted.
         lenpen: power of the length, `</s>` counted; 0 divides by nothing. fairseq's name for it.
         rule: what of a text is a word, as the models of the run have it.
+        is_sparse: whether a score of a name is 0 where a hypothesis lacks it, which is wrong
+            otherwise.
 
     Raises:
         InputError: for a weight that is no finite number.
@@ -34,6 +36,7 @@ class Combination:
     weights: Mapping[str, float]
     lenpen: float = 0.0
     rule: WordRule = field(default_factory=WordRule, compare=False)
+    is_sparse: Callable[[str], bool] = field(default=lambda name: False, compare=False)
 
     def __post_init__(self) -> None:
         for name, weight in (*self.weights.items(), ("lenpen", self.lenpen)):
@@ -47,23 +50,24 @@ class Combination:
             features: new scores, beside those that the list has.
 
         Raises:
-            InputError: if the hypothesis lacks one of them.
+            FormatError: if the hypothesis lacks one of them.
         """
         scores = self._scores(hypothesis, features)
         try:  # most have all
             return [scores[name] for name in self.weights]
         except KeyError:
-            return [_value(hypothesis, scores, name) for name in self.weights]
+            return [self._value(hypothesis, scores, name) for name in self.weights]
 
     def total(self, hypothesis: Hypothesis, features: Mapping[str, float]) -> float:
         """The combined score, higher is better; natural logarithm.
 
         Raises:
-            InputError: if the hypothesis lacks a score, or the result is no finite number.
+            FormatError: if the hypothesis lacks a score.
+            InputError: if the result is no finite number.
         """
         scores = self._scores(hypothesis, features)
         products = [  # a score that does not count may be missing
-            weight * _value(hypothesis, scores, name)
+            weight * self._value(hypothesis, scores, name)
             for name, weight in self.weights.items()
             if weight
         ]
@@ -90,6 +94,16 @@ class Combination:
         if CHARACTERS in self.weights:
             counts[CHARACTERS] = float(len(self.rule.text(hypothesis.text)))
         return {**counts, **hypothesis.scores, **features}
+
+    def _value(self, hypothesis: Hypothesis, scores: Mapping[str, float], name: str) -> float:
+        if name in scores:
+            return scores[name]
+        if self.is_sparse(name):
+            return 0.0
+        raise hypothesis.error(
+            f"the hypothesis has no score {name}, which the weights name, but {', '.join(scores)}: "
+            "give (--weight, --weights) those alone a weight, or leave it out (--on-error skip)."
+        )
 
     def save(self, path: Path, **more: Any) -> None:
         """Writes the weights as JSON that :meth:`load` reads; `more` is for people."""
@@ -131,13 +145,3 @@ def _is_finite(weight: Any) -> bool:
         return math.isfinite(weight)
     except OverflowError:  # a whole number that no float can hold
         return False
-
-
-def _value(hypothesis: Hypothesis, scores: Mapping[str, float], name: str) -> float:
-    value = scores[name] if name in scores else absent_score(name)
-    if value is None:
-        raise InputError(
-            f"{place(hypothesis)}: the hypothesis has no score {name}, which the weights name, but "
-            f"{', '.join(scores)}: give (--weight, --weights) those alone a weight."
-        )
-    return value

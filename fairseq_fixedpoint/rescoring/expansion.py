@@ -148,8 +148,9 @@ def expand(
         sentence_end: the token that every history begins with, and whose probability ends a path.
         beam: after each order, arcs are dropped whose best path is worse than the best of all by
             more than this (Viterbi, natural logarithm); None drops none, which is exact.
-        limit: no step makes more states than this: those on worse paths keep the shorter history
-            they have, and are scored at that order.
+        limit: after the first, no step makes more states behind words than this: those on worse
+            paths keep the shorter history they have, and are scored at that order. States behind
+            arcs without a word, which a history passes unchanged, come on top.
 
     Returns:
         The expansion, arcs and states of no complete path left out.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
@@ -35,7 +36,9 @@ class PoolBuilder:
         scorers: Mapping[str, LineScorer],
     ):
         rule = combination.rule
-        self._combination = Combination({**combination.weights, WORDS: 0.0}, rule=rule)
+        self._combination = replace(
+            combination, weights={**combination.weights, WORDS: 0.0}, lenpen=0.0
+        )
         self._metric = metric
         self._form = rule.text if metric.name == "WER" else str  # a translation is as it stands
         self._references = references
@@ -57,7 +60,8 @@ class PoolBuilder:
         """Takes the scores of hypotheses and what the metric counts, a few at a time.
 
         Raises:
-            InputError: if one lacks a score, or as :meth:`Metric.statistics_of_part`.
+            FormatError: if one lacks a score.
+            InputError: as :meth:`Metric.statistics_of_part`.
         """
         hypotheses = iter(hypotheses)
         while self._add_part(islice(hypotheses, AT_ONCE)):
