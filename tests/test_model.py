@@ -10,7 +10,9 @@ import torch
 from fairseq.data import Dictionary
 from fairseq.dataclass.utils import gen_parser_from_dataclass
 from omegaconf import OmegaConf
+from torch.distributed.utils import _to_kwargs
 
+from fairseq_fixedpoint.language_model import StreamState
 from fairseq_fixedpoint.plugin.models.config_values import with_defaults
 from fairseq_fixedpoint.plugin.models.fixedpoint_lm import (
     FixedPointLanguageModel,
@@ -51,6 +53,27 @@ def log_probs(model, tokens, **options):
     if model.decoder.adaptive_softmax is not None:
         return model.get_normalized_probs(net_output, log_probs=True)
     return net_output[0].log_softmax(-1)
+
+
+def test_a_stream_goes_on_when_its_state_is_handed_over_as_distributed_training_does():
+    """Which copies containers that hold something: what is written into a copy is lost."""
+    model = build(iterations=0, cell="lstm", start="stream", start_tokens=4, summary_input=True)
+    tokens, state = random_tokens(length=12), StreamState()
+    expected = log_probs(model, tokens)
+    for begin in range(0, 12, 3):
+        _, (options,) = _to_kwargs((), {"carried_state": state}, torch.device("cpu"), False)
+        actual = log_probs(model, tokens[:, begin : begin + 3], **options)
+        torch.testing.assert_close(actual, expected[:, begin : begin + 3], **EXACT)
+
+
+@pytest.mark.parametrize("options", [{"learned_initial_state": True}, {"start": "stream"}], ids=str)
+def test_every_parameter_has_a_gradient_in_each_block_of_a_stream(options):
+    """Distributed training waits for all of them, though the start is of the first block alone."""
+    model, state = build(iterations=0, **options).train(), StreamState()
+    for _ in range(2):
+        model.zero_grad()
+        model(random_tokens(), carried_state=state)[0].sum().backward()
+        assert [name for name, each in model.named_parameters() if each.grad is None] == []
 
 
 @pytest.mark.parametrize("cell", CELLS)

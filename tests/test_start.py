@@ -16,6 +16,7 @@ from fairseq.data import MonolingualDataset, TokenBlockDataset
 from fairseq_cli.eval_lm import eval_lm
 
 from fairseq_fixedpoint.errors import InputError
+from fairseq_fixedpoint.language_model import StreamState
 from fairseq_fixedpoint.plugin.evaluation import OrderReport
 from fairseq_fixedpoint.recurrence import FixedOrder
 from fairseq_fixedpoint.recurrence.iteration import fixed_point
@@ -190,7 +191,7 @@ def test_an_exact_stream_in_blocks_is_one(started, kind):
     torch.manual_seed(7)
     tokens = torch.randint(4, len(task.source_dictionary), (3, 40))
     tokens[:, 0] = tokens[0, 3] = tokens[0, 29] = tokens[1, 4] = task.source_dictionary.eos()
-    carried: dict = {}
+    carried = StreamState()
     decoder = decoder.at_order(0)
     with torch.no_grad():
         expected = decoder(tokens)[0]

@@ -6,5 +6,6 @@
 
 from fairseq_fixedpoint.language_model.config import LanguageModelConfig
 from fairseq_fixedpoint.language_model.model import LanguageModel, StepCache
+from fairseq_fixedpoint.language_model.stream import StreamState
 
-__all__ = ["LanguageModel", "LanguageModelConfig", "StepCache"]
+__all__ = ["LanguageModel", "LanguageModelConfig", "StepCache", "StreamState"]

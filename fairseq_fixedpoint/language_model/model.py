@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fairseq_fixedpoint.language_model.adaptive_softmax import AdaptiveSoftmaxParameters
 from fairseq_fixedpoint.language_model.config import LanguageModelConfig
+from fairseq_fixedpoint.language_model.stream import StreamState, continued
 from fairseq_fixedpoint.language_model.text_summary import TextSummary
 from fairseq_fixedpoint.recurrence import (
     FixedPointRNN,
@@ -201,7 +202,7 @@ class LanguageModel(Iterated, nn.Module):
         *,
         orders: Collection[int] = (),
         residuals: bool = False,
-        carried_state: dict | None = None,
+        carried_state: StreamState | None = None,
         lead: int = 0,
     ) -> Evaluation:
         """Evaluates a block of text, all positions in parallel.
@@ -210,8 +211,8 @@ class LanguageModel(Iterated, nn.Module):
             tokens: ``(B, T)``; padding on either side.
             orders: iterates k < K wanted besides.
             residuals: whether the changes between iterates are wanted.
-            carried_state: a dictionary that lives from block to block of a stream, read and
-                updated; for the exact recurrence only.
+            carried_state: what the blocks of a stream before have left behind, which is updated;
+                for the exact recurrence only.
             lead: how many of the first tokens a summary alone sees; nothing is given for them.
 
         Raises:
@@ -253,7 +254,7 @@ class LanguageModel(Iterated, nn.Module):
         gates: GateValues | None,
         orders: Collection[int],
         residuals: bool,
-        carried_state: dict | None,
+        carried_state: StreamState | None,
     ) -> Solution:
         """The recurrence over tokens ``(T, B)``."""
         options: dict[str, Any] = {}
@@ -264,7 +265,7 @@ class LanguageModel(Iterated, nn.Module):
                 phase = int(torch.randint(self.stride, ()))
                 options |= {"stride": self.stride, "phase": phase}
         elif carried_state is not None:
-            options = {"initial_state": _continued(carried_state.get("state"), x.size(1))}
+            options = {"initial_state": continued(carried_state.state, x.size(1))}
         padding_mask = tokens.eq(self.padding_idx)  # (T, B)
         solution = self.rnn(
             self.first_layer_input(x, summary),
@@ -276,7 +277,7 @@ class LanguageModel(Iterated, nn.Module):
             **options,
         )
         if carried_state is not None and self.iterations == 0:
-            carried_state["state"] = solution.final_state.detach()
+            carried_state.state = solution.final_state.detach()
         return solution
 
     def _embedded(self, tokens: Tensor) -> Tensor:
@@ -289,7 +290,9 @@ class LanguageModel(Iterated, nn.Module):
             x = x * F.embedding(tokens, F.dropout(words, self.word_dropout))
         return dropped(x, self.dropout_in, self.variational_dropout)
 
-    def _summary(self, tokens: Tensor, lead: int, carried_state: dict | None) -> Tensor | None:
+    def _summary(
+        self, tokens: Tensor, lead: int, carried_state: StreamState | None
+    ) -> Tensor | None:
         """What precedes each of the tokens ``(T, B)`` after the lead, and follows the last.
 
         ``(T + 1 - lead, B, S)``; blocks of a stream, whose state is carried, have no lead.
@@ -299,18 +302,18 @@ class LanguageModel(Iterated, nn.Module):
         if carried_state is None or self.iterations > 0:
             return self.summary(tokens, lead)
         length = tokens.size(0)
-        recent = _continued(carried_state.get("tokens"), tokens.size(1))
+        recent = continued(carried_state.tokens, tokens.size(1))
         if recent is not None:
             tokens = torch.cat([recent, tokens])
-        carried_state["tokens"] = tokens[max(0, tokens.size(0) - self.summary.tokens) :]
+        carried_state.tokens = tokens[max(0, tokens.size(0) - self.summary.tokens) :]
         summary = self.summary(tokens, tokens.size(0) - length)
         if self.summary.stands_still:  # a sentence may have begun before the tokens that are kept
-            last = _continued(carried_state.get("summary"), tokens.size(1))
+            last = continued(carried_state.summary, tokens.size(1))
             if last is not None:
                 begun = tokens[tokens.size(0) - length :].eq(self.config.eos).cumsum(0)
                 begun = torch.cat([begun, begun[-1:]])  # (T + 1, B)
                 summary = torch.where(begun.eq(0).unsqueeze(2), last, summary)
-            carried_state["summary"] = summary[-1:].detach()  # (1, B, S)
+            carried_state.summary = summary[-1:].detach()  # (1, B, S)
         return summary
 
     def first_layer_input(self, x: Tensor, summary: Tensor | None) -> Tensor:
@@ -483,11 +486,3 @@ class LanguageModel(Iterated, nn.Module):
             for first, tail in zip(adaptive.cutoff, adaptive.tail, strict=False)
         ]
         return AdaptiveSoftmax(OutputProjection(adaptive.head.weight, None, dtype), tails)
-
-
-def _continued(left: Tensor | None, batch_size: int) -> Tensor | None:
-    """What a stream left behind, ``(..., B, ...)`` in the second place.
-
-    Streams end from the last row on, so rows may be fewer.
-    """
-    return left[:, :batch_size] if left is not None and left.size(1) >= batch_size else None

@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from fairseq.data import MonolingualDataset
 
 from fairseq_fixedpoint.errors import InputError
-from fairseq_fixedpoint.language_model import LanguageModel
+from fairseq_fixedpoint.language_model import LanguageModel, StreamState
 from fairseq_fixedpoint.perplexity import perplexity
 from fairseq_fixedpoint.plugin.data import LeftContextDataset
 from fairseq_fixedpoint.progress import counted
@@ -63,7 +62,7 @@ class OrderReport:
         at_orders, exactly = model.at_order(orders[-1]), model.at_order(0)
         text = LeftContextDataset(blocks, orders[-1] - 1, model.padding_idx)
         total = torch.zeros(len(orders) + 1, dtype=torch.float64, device=device)
-        carried: dict[str, Any] = {}
+        carried = StreamState()
         tokens = 0
         for number in counted(range(len(text)), progress, " blocks"):
             item = text[number]

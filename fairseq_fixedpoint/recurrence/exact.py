@@ -65,9 +65,10 @@ def exact(
             "initial_state", initial_state, len(layers), x.size(1), layers[0].initial.numel()
         )
     resets = joined_resets(resets, padding_mask)
-    if initial_state is None:
-        begins = None if summary is None else summary[0]
-        initial_state = torch.stack([layer.start(begins).expand(x.size(1), -1) for layer in layers])
+    begins = None if summary is None else summary[0]
+    starts = torch.stack([layer.start(begins).expand(x.size(1), -1) for layer in layers])
+    # DistributedDataParallel waits for a gradient of every parameter, be it 0.
+    initial_state = starts if initial_state is None else initial_state + 0 * starts
     initial_state = initial_state.to(x.dtype)
     if x.size(0) == 0:  # which PyTorch's modules refuse
         output = fixed_point(layers, x, 1, summary=summary).output

@@ -12,7 +12,12 @@ from fairseq.models import FairseqIncrementalDecoder
 from fairseq.modules import AdaptiveSoftmax
 from torch import Tensor, nn
 
-from fairseq_fixedpoint.language_model import LanguageModel, LanguageModelConfig, StepCache
+from fairseq_fixedpoint.language_model import (
+    LanguageModel,
+    LanguageModelConfig,
+    StepCache,
+    StreamState,
+)
 from fairseq_fixedpoint.plugin.models.checks import (
     check_dictionary,
     check_summary,
@@ -155,7 +160,7 @@ class FixedPointDecoder(LanguageModel, FairseqIncrementalDecoder):
         features_only: bool = False,
         orders: Collection[int] = (),
         residuals: bool = False,
-        carried_state: dict | None = None,
+        carried_state: StreamState | None = None,
         lead: int = 0,
     ) -> tuple[Tensor, dict]:
         """Logits for the token after each position, or features for the output layer.
@@ -169,8 +174,8 @@ class FixedPointDecoder(LanguageModel, FairseqIncrementalDecoder):
             features_only: leave the output layer out.
             orders: iterates k < K wanted besides; `extra["iterates"]` holds their features.
             residuals: whether `extra["squared_residuals"]` is wanted.
-            carried_state: a dictionary that lives from block to block of a stream, read and
-                updated; for the exact recurrence only.
+            carried_state: what the blocks of a stream before have left behind, which is updated;
+                for the exact recurrence only.
             lead: how many of the first tokens a summary alone sees; nothing is given for them.
 
         Returns:
@@ -195,7 +200,7 @@ class FixedPointDecoder(LanguageModel, FairseqIncrementalDecoder):
         incremental_state: dict | None = None,
         orders: Collection[int] = (),
         residuals: bool = False,
-        carried_state: dict | None = None,
+        carried_state: StreamState | None = None,
         lead: int = 0,
     ) -> tuple[Tensor, dict]:
         """Input of the output layer, ``(B, T - lead, C)``; arguments as in :meth:`forward`.

@@ -29,6 +29,7 @@ from fairseq.optim.amp_optimizer import AMPOptimizer
 from fairseq.tasks.language_modeling import LanguageModelingConfig, LanguageModelingTask
 from torch import Tensor, nn
 
+from fairseq_fixedpoint.language_model import StreamState
 from fairseq_fixedpoint.language_model.text_summary import TextSummary
 from fairseq_fixedpoint.plugin.architectures import model_class, model_name
 from fairseq_fixedpoint.plugin.data import (
@@ -87,7 +88,7 @@ class FixedPointLanguageModelingTask(GenerationTask, TrainingTask, LanguageModel
         self.reset_at_eos = args.reset_at_eos
         # Of the models built or loaded, while there are any.
         self._decoders: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-        self._carried: dict[str, dict[str, Tensor]] = {"train": {}, "valid": {}}
+        self._carried = {"train": StreamState(), "valid": StreamState()}
         self._warned_of_breaks = False
 
     @classmethod
@@ -392,7 +393,7 @@ class FixedPointLanguageModelingTask(GenerationTask, TrainingTask, LanguageModel
         """One validation step; its streams are not those of training."""
         return super().valid_step(self._carrying(sample, self._carried["valid"]), model, criterion)
 
-    def _carrying(self, sample: dict, carried: dict) -> dict:
+    def _carrying(self, sample: dict, carried: StreamState) -> dict:
         if "continues" not in sample:
             return sample
         if not sample["continues"]:
