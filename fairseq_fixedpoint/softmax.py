@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Generic, NamedTuple, TypeVar
 
 import torch
@@ -58,15 +59,13 @@ class OutputProjection:
     def all_logits(self, features: Tensor) -> Tensor:
         """Logit of every word, features ``(N, C)`` to ``(N, V)``, as :meth:`logits` has it."""
         summed = torch.promote_types(features.dtype, torch.float32)
-        bias = None if self.bias is None else self.bias.to(summed)
-        return F.linear(features.to(summed), self.weight.to(summed), bias)
+        return F.linear(features.to(summed), *self._rows_in(summed))
 
     def log_normalizer(self, features: Tensor) -> Tensor:
         """`log Z` of each context: features ``(N, C)`` to ``(N,)``."""
         dtype = self.dtype or features.dtype
         summed = torch.promote_types(features.dtype, torch.float32)
-        weight = self.weight.to(dtype)
-        bias = None if self.bias is None else self.bias.to(dtype)
+        weight, bias = self._rows_in(dtype)
         chunks = []
         for rows in blocks(features.size(0), CONTEXTS_AT_ONCE):
             x = features[rows].to(dtype)
@@ -81,6 +80,18 @@ class OutputProjection:
                 total = total * (before - largest).exp_() + block_total
             chunks.append(largest + total.log_())
         return torch.cat(chunks) if chunks else features.new_empty(0, dtype=summed)
+
+    def _rows_in(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias in a type, converted once: that takes longer than a context's product."""
+        if dtype not in self._converted:
+            bias = None if self.bias is None else self.bias.to(dtype)
+            self._converted[dtype] = self.weight.to(dtype), bias
+        return self._converted[dtype]
+
+    @cached_property
+    def _converted(self) -> dict[torch.dtype, tuple[Tensor, Tensor | None]]:
+        """What :meth:`_rows_in` has made, by the type."""
+        return {}
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import math
+import os
 import re
 from functools import cache
 from itertools import pairwise, product
@@ -360,6 +361,14 @@ def test_wrong_orders_are_refused(models, text, tmp_path, capfd, arguments, trou
     )  # fmt: skip
     assert re.search(trouble, said)
     assert not path.exists()
+
+
+def test_a_text_from_a_pipe_is_refused(models, tmp_path, capfd):
+    """It is read once for each order."""
+    os.mkfifo(tmp_path / "text")
+    options = ("--to", "arpa", "--text", tmp_path / "text", "--order", 2)
+    said = refused(capfd, fixedpoint_convert, models["gru"], *options, "--output", tmp_path / "out")
+    assert "neither a file nor a folder" in said
 
 
 @pytest.mark.parametrize(

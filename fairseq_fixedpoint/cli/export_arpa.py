@@ -15,7 +15,7 @@ from fairseq_fixedpoint.backoff import (
 )
 from fairseq_fixedpoint.backoff.export import check_order
 from fairseq_fixedpoint.cli import model_options
-from fairseq_fixedpoint.cli.run import quantity
+from fairseq_fixedpoint.cli.run import quantity, require_stored
 from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.files import atomic_write
 from fairseq_fixedpoint.rescoring.loading import check_one_start
@@ -71,6 +71,7 @@ def export(args: argparse.Namespace) -> list[str]:
             "--to arpa needs --order N, and either --text FILE or --ngrams FILE, which say what "
             "n-grams are listed."
         )
+    require_stored(args.text or args.ngrams, "what has the n-grams")
     if (args.kenlm is None) != (args.interpolate is None):
         raise InputError("--kenlm FILE and --interpolate WEIGHT need one another.")
     mixed_with = None if args.kenlm is None else MixedWith(args.kenlm, args.interpolate)
