@@ -65,11 +65,16 @@ def language_model(seed: int = 0, **options):
     return peaked(build(words=WORDS, **options), seed)
 
 
+def first_entries(count: int):
+    """The dictionary that `--output-dictionary-size` makes; fairseq's share what one wraps."""
+    return TruncatedDictionary(dictionary(WORDS), count)
+
+
 def predicting(entries: int):
     """A model that reads all words and predicts the first ones."""
     task = SimpleNamespace(
         source_dictionary=DICTIONARY,
-        target_dictionary=TruncatedDictionary(DICTIONARY, entries),
+        target_dictionary=first_entries(entries),
         reset_at_eos=False,
     )
     cfg = FixedPointLanguageModelConfig(decoder_embed_dim=8, iterations=3)
@@ -677,6 +682,33 @@ def test_block_repetition_equals_its_definition():
             last = text[len(text) - size + 1 :] if size > 1 else []
             blocked = [(*last, word) in seen for word in range(4)]
             assert row.eq(-math.inf).tolist() == blocked
+
+
+def test_block_repetition_reads_no_values():
+    """To read one is to wait for a GPU; tensors without values show it."""
+    log_probs = torch.zeros(20, 4, device="meta")
+    texts = torch.zeros(20, 9, dtype=torch.long, device="meta")
+    for size in (1, 2, 10):
+        assert block_repetition(log_probs, texts, size).shape == log_probs.shape
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_given_words_that_the_model_does_not_predict_repeat_nothing(size):
+    """They stand among the words before, under numbers that the output does not have."""
+    entries = 12
+    model, prefixes = predicting(entries), torch.tensor([[5, 14, 6, 5], [14, 15, 14, 15]])
+    generator = FixedPointSequenceGenerator(
+        [model], model.decoder.output_dictionary, 3, max_len_b=9, no_repeat_ngram_size=size
+    )
+    actual = generator.generate([model], text_batch(prefixes), prefix_tokens=prefixes)
+    for row, hypotheses in zip(prefixes.tolist(), actual, strict=True):
+        assert len(hypotheses) == 3
+        for hypothesis in hypotheses:
+            tokens = hypothesis["tokens"].tolist()[:-1]
+            assert tokens[:4] == row and max(tokens[4:], default=0) < entries
+            ngrams = [tuple(tokens[i : i + size]) for i in range(len(tokens) - size + 1)]
+            written = ngrams[5 - size :]
+            assert all(ngrams.count(ngram) == 1 for ngram in written)
 
 
 @pytest.mark.parametrize("kind", ["hard", "soft"])
