@@ -176,6 +176,19 @@ class AdaptiveSoftmax:
         return torch.cat(parts, dim=1)
 
 
+def as_predicted(words: Tensor, predicted: int, unknown: int) -> Tensor:
+    """Words as the output knows them: `unknown` in place of those that are not predicted.
+
+    `--output-dictionary-size` makes the output's words fewer than those that are read.
+
+    Args:
+        words: their numbers among all words, of any shape.
+        predicted: V, how many of all words are predicted: the first ones.
+        unknown: the number of `<unk>`, below V.
+    """
+    return words.masked_fill(words >= predicted, unknown)
+
+
 class Predictions(NamedTuple, Generic[Array]):
     """Words, and the distributions over the whole vocabulary that predict them.
 

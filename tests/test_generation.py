@@ -70,14 +70,14 @@ def first_entries(count: int):
     return TruncatedDictionary(dictionary(WORDS), count)
 
 
-def predicting(entries: int):
+def predicting(entries: int, **options):
     """A model that reads all words and predicts the first ones."""
     task = SimpleNamespace(
         source_dictionary=DICTIONARY,
         target_dictionary=first_entries(entries),
         reset_at_eos=False,
     )
-    cfg = FixedPointLanguageModelConfig(decoder_embed_dim=8, iterations=3)
+    cfg = FixedPointLanguageModelConfig(decoder_embed_dim=8, iterations=3, **options)
     return FixedPointLanguageModel.build_model(cfg, task).double().eval()
 
 
@@ -709,6 +709,24 @@ def test_given_words_that_the_model_does_not_predict_repeat_nothing(size):
             ngrams = [tuple(tokens[i : i + size]) for i in range(len(tokens) - size + 1)]
             written = ngrams[5 - size :]
             assert all(ngrams.count(ngram) == 1 for ngram in written)
+
+
+@pytest.mark.parametrize("cutoff", [None, "6"])
+def test_reference_words_that_the_model_does_not_predict_are_scored_as_unknown(cutoff):
+    """And read as what they are, as in generation and by our own scorers."""
+    entries = 12
+    model = predicting(entries, adaptive_softmax_cutoff=cutoff)
+    task = FixedPointLanguageModelingTask(
+        FixedPointLanguageModelingConfig(), DICTIONARY, first_entries(entries)
+    )
+    texts = [torch.tensor([5, 14, 6, 15]), torch.tensor([13])]
+    dataset = task.build_dataset_for_inference(texts, [len(text) for text in texts])
+    scorer = task.build_generator([model], Namespace(score_reference=True))
+    actual = task.inference_step(scorer, [model], dataset.collater([dataset[0], dataset[1]]))
+    for text, [hypothesis] in zip(texts, actual, strict=True):
+        predicted = torch.where(text < entries, text, UNK)
+        expected = forced_log_probs(model, text).gather(1, predicted[:, None])[:, 0]
+        torch.testing.assert_close(hypothesis["positional_scores"], expected, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("kind", ["hard", "soft"])

@@ -7,7 +7,7 @@ from fairseq.models import FairseqLanguageModel
 from torch import Tensor
 
 from fairseq_fixedpoint.rescoring.block_scorer import BlockScorer
-from fairseq_fixedpoint.softmax import Predictions, predictions
+from fairseq_fixedpoint.softmax import Predictions, as_predicted, predictions
 
 
 class ModelScorer(BlockScorer):
@@ -48,7 +48,7 @@ class ModelScorer(BlockScorer):
         return Predictions(*(column[scored.flatten()] for column in of_all))
 
     def _predicted(self, targets: Tensor) -> Tensor:
-        return targets.masked_fill(targets >= len(self.dictionary), self.dictionary.unk())
+        return as_predicted(targets, len(self.dictionary), self.dictionary.unk())
 
     def _log_probabilities(self, inputs: Tensor, sample: dict[str, Tensor] | None = None) -> Tensor:
         """Natural-log probabilities of all words after each token, ``(B, T, V)``."""

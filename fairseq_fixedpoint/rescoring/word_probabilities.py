@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.language_model import LanguageModel
-from fairseq_fixedpoint.softmax import Predictions, pair_predictions
+from fairseq_fixedpoint.softmax import Predictions, as_predicted, pair_predictions
 
 
 class WordProbabilities:
@@ -61,6 +61,5 @@ class WordProbabilities:
         self, features: Tensor, context: Tensor, word: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         device, config = self._model.device, self._model.config
-        # --output-dictionary-size makes the output's words fewer than those that are read.
-        word = word.masked_fill(word >= config.predicted, config.unknown)
+        word = as_predicted(word, config.predicted, config.unknown)
         return features.to(self._model.dtype), context.to(device), word.to(device)

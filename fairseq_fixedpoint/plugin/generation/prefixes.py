@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fairseq_fixedpoint.softmax import as_predicted
+
 
 class ForcedPrefixes:
     """The given beginning of each sentence's hypotheses, as the search is to see it.
@@ -45,7 +47,7 @@ class ForcedPrefixes:
         self.shortest = int(self.lengths.min()) if len(tokens) else 0
         self.longest = int(self.lengths.max()) if len(tokens) else 0
         self.vocabulary = vocabulary
-        self.scored = tokens.where(tokens < vocabulary, unk)
+        self.scored = as_predicted(tokens, vocabulary, unk)
         self._shown = self.scored if eos_ends else self.scored.where(tokens.ne(eos), pad)
         self._lengths = self.lengths.to(tokens.device)
         self._eos = eos

@@ -15,20 +15,26 @@ from fairseq.data import (
 )
 from torch import Tensor
 
+from fairseq_fixedpoint.softmax import as_predicted
+
 logger = logging.getLogger(__name__)
 
 UNKNOWN_LINES_TOLD = 5
 
 
 def texts_dataset(
-    texts: Sequence[Tensor], dictionary: Dictionary, constraints: Tensor | None = None
+    texts: Sequence[Tensor],
+    dictionary: Dictionary,
+    output_dictionary: Dictionary,
+    constraints: Tensor | None = None,
 ) -> NestedDictionaryDataset:
     """Texts as fairseq's batches for generating and scoring: `</s>` comes before each.
 
     Args:
         texts: token numbers, ``(T,)`` each; one `</s>` at the end, which a dictionary's encoding
             appends, is not part of the text, nor is any at its start.
-        dictionary: of the model.
+        dictionary: of the input.
+        output_dictionary: of the output; in the targets, a word beyond it is `<unk>`.
         constraints: packed as fairseq does, a row a text.
     """
     eos, pad = dictionary.eos(), dictionary.pad()
@@ -36,6 +42,8 @@ def texts_dataset(
     _tell_unknown(texts, dictionary)
     sources = [torch.cat([text.new_tensor([eos]), text]) for text in texts]
     targets = [torch.cat([text, text.new_tensor([pad])]) for text in texts]
+    predicted, unknown = len(output_dictionary), output_dictionary.unk()
+    targets = [as_predicted(target, predicted, unknown) for target in targets]
     lengths = np.array([len(source) for source in sources])
     columns = {
         "id": IdDataset(),

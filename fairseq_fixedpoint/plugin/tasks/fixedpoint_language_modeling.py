@@ -329,7 +329,9 @@ class FixedPointLanguageModelingTask(GenerationTask, TrainingTask, LanguageModel
         self, src_tokens: list[Tensor], src_lengths: list[int], constraints: Tensor | None = None
     ) -> FairseqDataset:
         """Texts to go on from or to score; with no token, a text starts at the sentence start."""
-        return texts_dataset(src_tokens, self.source_dictionary, constraints)
+        return texts_dataset(
+            src_tokens, self.source_dictionary, self.target_dictionary, constraints
+        )
 
     def inference_step(
         self,
