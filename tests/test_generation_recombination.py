@@ -18,6 +18,7 @@ from fairseq_fixedpoint.plugin.generation.recombination import (
     numbers_of_texts,
     repeats,
 )
+from tests.test_cross_entropy import LargestTensor
 from tests.test_generation import (
     DICTIONARY,
     EOS,
@@ -88,18 +89,33 @@ def test_the_best_continuations_are_those_of_the_definition(data):
             assert len({ending[-order:] for ending in endings}) == len(endings)
 
 
-@settings(deadline=None, max_examples=40)
+def numbers_by_comparison(texts):
+    """The definition: of each text ``(R, N, L)`` the first that is the same, ``(R, N)``."""
+    is_same = texts.unsqueeze(2).eq(texts.unsqueeze(1)).all(3)  # (R, N, N)
+    return is_same.to(torch.uint8).argmax(2)
+
+
+@settings(deadline=None, max_examples=60)
 @given(data=st.data())
 def test_equal_texts_have_equal_numbers_and_a_number_that_stands_there_before_is_a_repeat(data):
-    batch, count, length = (data.draw(st.integers(low, 6)) for low in (1, 1, 0))
+    batch, count, length = (data.draw(st.integers(low, 9)) for low in (1, 1, 0))
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 999)))
-    texts = torch.randint(0, 2, (batch, count, length), generator=generator)
-    numbers = numbers_of_texts(texts)
-    for rows, named, repeated in zip(
-        texts.tolist(), numbers.tolist(), repeats(numbers).tolist(), strict=True
-    ):
-        assert named == [rows.index(row) for row in rows]
+    words = data.draw(st.sampled_from([1, 2, 3, 2**40]))
+    texts = torch.randint(0, words, (batch, count, length), generator=generator)
+    numbers, expected = numbers_of_texts(texts), numbers_by_comparison(texts)
+    assert numbers.min() >= 0 and numbers.max() < count
+    is_same, is_expected_same = (n.unsqueeze(2).eq(n.unsqueeze(1)) for n in (numbers, expected))
+    assert torch.equal(is_same, is_expected_same)
+    for rows, repeated in zip(texts.tolist(), repeats(numbers).tolist(), strict=True):
         assert repeated == [row in rows[:number] for number, row in enumerate(rows)]
+
+
+def test_texts_are_numbered_without_a_table_of_all_pairs_and_without_reading_values():
+    """In a large beam the table takes longer than the model; to read is to wait for a GPU."""
+    texts = torch.zeros(2, 4000, 3, dtype=torch.long, device="meta")  # has no values
+    with LargestTensor() as mode:
+        assert numbers_of_texts(texts).shape == (2, 4000)
+    assert mode.elements == texts.numel()
 
 
 @pytest.mark.parametrize("ties", [False, True])
