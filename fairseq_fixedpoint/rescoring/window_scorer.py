@@ -66,7 +66,7 @@ class WindowScorer:
 
     @property
     def order(self) -> int | None:
-        """K of the model; None for the exact recurrence."""
+        """How many last tokens decide (`LanguageModel.order`); None for the exact recurrence."""
         return self.model.order
 
     @property

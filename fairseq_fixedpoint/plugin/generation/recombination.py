@@ -38,7 +38,9 @@ def best_continuations(
         scores: of the hypotheses, ``(R, N)``.
         contexts: their last tokens, ``(R, N, C)``; all of them where C < K-1.
         count: how many continuations are asked for.
-        order: K, at least 1; None keeps those that end in the same tokens.
+        order: how many last tokens decide what follows, at least 1 (`LanguageModel.order`: K, and
+            more with a start that moves); the K of this description. None keeps those that end in
+            the same tokens.
         eos: the token that ends a hypothesis.
 
     Returns:

@@ -129,7 +129,8 @@ class FixedPointSequenceGenerator(SequenceGenerator):
 
     @property
     def order(self) -> int | None:
-        """K of the models, if hypotheses that end in the same K tokens are recombined."""
+        """How many last tokens decide what follows (`LanguageModel.order`, the most of all models),
+        if hypotheses that end in the same ones are recombined."""
         if not self._recombination or self.beam_size == 1 or self._why_no_recombination():
             return None
         return self._memory

@@ -29,7 +29,8 @@ class Strategy:
         dictionary: of the output.
         numbers: of the batch's sentences in the data set, ``(B,)``.
         src_lengths: of their sources, ``(B,)``.
-        order: K, if beam search recombines hypotheses that end in the same K tokens.
+        order: how many last tokens decide what follows (`LanguageModel.order`), if beam search
+            recombines hypotheses that end in the same ones.
     """
 
     def __init__(
