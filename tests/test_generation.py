@@ -426,15 +426,17 @@ def test_unknown_words_cost_where_they_are_chosen_not_where_they_are_given(lengt
             )
 
 
-def test_an_impossible_prefix_has_no_hypothesis_and_leaves_the_others_theirs():
-    model, prefixes = without(language_model(), 5), torch.tensor([[5, 7, 8], [6, 7, 9]])
+@pytest.mark.parametrize("other", [[6, 7, 9], [6, PAD, PAD]], ids=["equal", "shorter"])
+def test_an_impossible_prefix_has_no_hypothesis_and_leaves_the_others_theirs(other):
+    model, prefixes = without(language_model(), 5), torch.tensor([[7, 5, 8], other])
     for strategy in (
         lambda: search.BeamSearch(DICTIONARY),
         lambda: search.DiverseBeamSearch(DICTIONARY, 2, 0.5),
     ):
         options = {"beam_size": 4, "max_len_b": 8, "strategy": strategy}
         actual = ours([model], text_batch(prefixes), prefixes, **options)
-        alone = ours([model], text_batch(prefixes[1:]), prefixes[1:], **options)
+        text = prefixes[1:, : prefixes[1].ne(PAD).sum()]
+        alone = ours([model], text_batch(text), text, **options)
         assert actual[0] == []
         assert_same(actual[1:], alone)
 
@@ -748,19 +750,22 @@ def test_alignments_are_fairseqs(kind):
 
 
 @pytest.mark.parametrize("share", [False, True])
-def test_an_output_product_in_bfloat16_has_its_precision(share):
+@pytest.mark.parametrize("lengths", [[3, 3], [3, 0, 6]], ids=str)
+def test_an_output_product_in_bfloat16_has_its_precision(lengths, share):
     """Scores of chosen words, and of those alone: given ones are scored in the model's type."""
     model = language_model(share_decoder_input_output_embed=share).float()
-    prefixes = prefixes_of([3, 3])
+    prefixes = prefixes_of(lengths)
     options = {"beam_size": 3, "max_len_b": 12, "min_len": 12, "bf16_output": True}
-    for hypothesis in chain.from_iterable(ours([model], text_batch(prefixes), prefixes, **options)):
-        tokens = hypothesis["tokens"]
-        expected = forced_log_probs(model, tokens).gather(1, tokens[:, None])[:, 0]
-        actual = hypothesis["positional_scores"]
-        torch.testing.assert_close(actual[:3], expected[:3], rtol=0, atol=1e-5)
-        largest_logit = float(model.decoder(tokens[None])[0].detach().abs().max())
-        torch.testing.assert_close(actual, expected, rtol=0, atol=0.02 * largest_logit)
-        assert not torch.equal(actual, expected)
+    generated = ours([model], text_batch(prefixes), prefixes, **options)
+    for given, hypotheses in zip(lengths, generated, strict=True):
+        for hypothesis in hypotheses:
+            tokens = hypothesis["tokens"]
+            expected = forced_log_probs(model, tokens).gather(1, tokens[:, None])[:, 0]
+            actual = hypothesis["positional_scores"]
+            torch.testing.assert_close(actual[:given], expected[:given], rtol=0, atol=1e-5)
+            largest_logit = float(model.decoder(tokens[None])[0].detach().abs().max())
+            torch.testing.assert_close(actual, expected, rtol=0, atol=0.02 * largest_logit)
+            assert not torch.equal(actual, expected)
 
 
 def test_the_task_makes_an_output_layer_in_bfloat16():

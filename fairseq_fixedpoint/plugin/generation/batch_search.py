@@ -67,11 +67,12 @@ class BatchSearch:
         self.rules = rules
         self.prefixes = prefixes
         self.is_exact = is_exact
+        self.bos = bos
         # What stands before the first step of the models: as much as all sentences have.
         self.known = prefixes.shortest if models.takes_blocks else 0
         self.beginnings = F.pad(prefixes.tokens[:, : self.known], (1, 0), value=bos)  # (B, known+1)
         self.saw_nan = torch.zeros((), dtype=torch.bool, device=self.beginnings.device)
-        self.known_scores = self._known_scores()  # (B, known)
+        self.given_scores = self._given_scores()  # (B, longest)
         self.first = self.known if strategy.can_begin_after_prefix else 0
         self.beam = self._beam(beam_size)
         self.ended: list[Ended] = []
@@ -110,12 +111,20 @@ class BatchSearch:
                     break
         return SearchResult(beam.history, self.ended, self.saw_nan)
 
-    def _known_scores(self) -> Tensor:
-        """Log-probabilities of the tokens that all sentences are given, ``(B, known)``."""
-        if self.known == 0:
+    def _given_scores(self) -> Tensor:
+        """Log-probabilities of given tokens, ``(B, longest)``, 0 where a sentence has none.
+
+        They come from one pass, also of what the models step through because another sentence of
+        the batch is given less: so they do not depend on the batch, nor on the type of a step's
+        output layer. Empty where the models take no blocks, and each step scores its own.
+        """
+        longest = self.prefixes.longest if self.models.takes_blocks else 0
+        if longest == 0:
             return self.beginnings.new_empty(len(self.beginnings), 0, dtype=torch.float32)
-        targets = self.prefixes.scored[:, : self.known]
-        log_probs = self.models.prefix_log_probabilities(self.beginnings[:, :-1], targets)
+        inputs = F.pad(self.prefixes.tokens[:, : longest - 1], (1, 0), value=self.bos)
+        targets = self.prefixes.scored[:, :longest]
+        log_probs = self.models.prefix_log_probabilities(inputs, targets)
+        log_probs = log_probs.where(self.prefixes.is_given(), 0.0)
         is_nan = log_probs.isnan()
         self.saw_nan |= is_nan.any()
         return log_probs.masked_fill(is_nan, -torch.inf)
@@ -126,8 +135,8 @@ class BatchSearch:
         rows = torch.arange(len(self.beginnings), device=self.beginnings.device)
         for position in range(self.first):
             tokens = self.beginnings[:, position + 1]
-            history.extend(rows, tokens, self.known_scores[:, position])
-        scores = self.known_scores[:, : self.first].sum(1, dtype=torch.float64)
+            history.extend(rows, tokens, self.given_scores[:, position])
+        scores = self.given_scores[:, : self.first].sum(1, dtype=torch.float64)
         return Beam(self.beginnings[:, : self.first + 1], scores, history, size, self._window())
 
     def _window(self) -> int | None:
@@ -151,7 +160,7 @@ class BatchSearch:
         by_sentence = (len(beam), beam.size, -1)
         forced_log_probs: Tensor | None
         if step < self.known:
-            forced_log_probs = self.known_scores[beam.sentences, step, None].expand(-1, beam.size)
+            forced_log_probs = self._given_scores_at(step)
             nothing = forced_log_probs.new_full(
                 (*forced_log_probs.shape, prefixes.vocabulary), -torch.inf
             )
@@ -167,7 +176,11 @@ class BatchSearch:
         log_probs[:, rules.pad] = -torch.inf
         forced_log_probs = None
         if step < prefixes.longest:  # as the models see them: penalties are for chosen ones
-            forced_log_probs = prefixes.scores(log_probs.view(by_sentence), step, beam.sentences)
+            forced_log_probs = (
+                self._given_scores_at(step)
+                if self.models.takes_blocks
+                else prefixes.scores(log_probs.view(by_sentence), step, beam.sentences)
+            )
         log_probs = rules.apply(log_probs, step, beam.contexts).view(by_sentence)
         if forced_log_probs is not None:
             log_probs = prefixes.force(log_probs, step, beam.sentences)
@@ -175,6 +188,10 @@ class BatchSearch:
             forced_log_probs = log_probs[:, :, rules.eos].clone()
             log_probs[:, :, rules.eos] = 0
         return log_probs, forced_log_probs
+
+    def _given_scores_at(self, step: int) -> Tensor:
+        """Log-probabilities of the tokens that are given at this step, ``(R, N)``."""
+        return self.given_scores[self.beam.sentences, step, None].expand(-1, self.beam.size)
 
     def _step_models(self, step: int) -> tuple[Tensor, Tensor | None]:
         """As :meth:`IncrementalEnsemble.step`, from where the beam stands."""

@@ -56,6 +56,11 @@ class ForcedPrefixes:
         """Which of the sentences ``(R,)`` have a given token at this step, bool ``(R,)``."""
         return self._lengths[sentences] > step
 
+    def is_given(self) -> Tensor:
+        """Which positions of each sentence have a given token, bool ``(B, longest)``."""
+        positions = torch.arange(self.longest, device=self.tokens.device)
+        return positions < self._lengths.unsqueeze(1)
+
     def ends(self, step: int, sentences: Tensor) -> Tensor:
         """Which of the sentences are ended by their prefix at this step, bool ``(R,)``."""
         return self.holds(step, sentences) & self._shown[sentences, step].eq(self._eos)
