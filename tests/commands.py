@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from argparse import Namespace
 from pathlib import Path
 from unittest import mock
 
@@ -89,3 +90,15 @@ def run_fairseq(main, *arguments):
     """Calls the main function of one of fairseq's commands, and returns what it does."""
     with mock.patch.object(sys, "argv", ["fairseq", *map(str, arguments)]):
         return main()
+
+
+def without_dataclass(checkpoint: Path, part: str, copy: Path, **options) -> Path:
+    """A copy of a checkpoint as if a part (`task`, `criterion`) of one's own had no dataclass.
+
+    fairseq stores the options of such a one as a Namespace.
+    """
+    state = torch.load(checkpoint, weights_only=False)
+    stored = state["cfg"][part] | options
+    state["cfg"][part] = Namespace(**stored)
+    torch.save(state, copy)
+    return copy

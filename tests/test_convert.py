@@ -18,7 +18,7 @@ from fairseq_fixedpoint.plugin.checkpoints import load_language_model
 from fairseq_fixedpoint.plugin.conversion import BUFFERS, convert, from_lstm_lm
 from fairseq_fixedpoint.plugin.evaluation import OrderReport
 from fairseq_fixedpoint.plugin.models.fixedpoint_lm import FixedPointLanguageModel
-from tests.commands import PLUGIN, evaluate, train
+from tests.commands import PLUGIN, evaluate, train, without_dataclass
 from tests.rescoring import (
     OF_FAIRSEQ,
     fixedpoint_convert,
@@ -185,6 +185,18 @@ def test_the_checkpoint_is_one_of_ours(models, tmp_path):
     )
     with pytest.raises(InputError, match="trained with another dictionary"):
         load_language_model(path, other)
+
+
+def test_parts_of_ones_own_are_converted_or_named(models, tmp_path, capfd):
+    own = without_dataclass(models["lstm"], "criterion", tmp_path / "criterion.pt", _name="own")
+    given = load_language_model(models["lstm"]).model.state_dict()
+    converted = load_language_model(command(own, tmp_path)).model.state_dict()
+    assert torch.equal(
+        converted["decoder.embed_tokens.weight"], given["decoder.embed_tokens.weight"]
+    )
+    own = without_dataclass(models["lstm"], "task", tmp_path / "task.pt", _name="own", task="own")
+    said = refused(capfd, fixedpoint_convert, own, "--output", tmp_path / "out")
+    assert "the model was trained with --task own: only models of" in said
 
 
 def test_a_model_of_single_sentences_starts_anew_at_each(data, tmp_path, capfd):

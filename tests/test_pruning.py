@@ -16,7 +16,7 @@ from fairseq_fixedpoint.plugin.tasks.fixedpoint_language_modeling import (
     FixedPointLanguageModelingTask,
 )
 from fairseq_fixedpoint.recurrence.gates import SCALE, HardConcreteGates
-from tests.commands import evaluate, train
+from tests.commands import evaluate, train, without_dataclass
 from tests.rescoring import fixedpoint_convert, fixedpoint_score, refused
 from tests.test_criterion import criterion, sample_of
 from tests.test_model import CELLS, EXACT, build, random_tokens
@@ -292,6 +292,14 @@ def test_a_pruned_model_is_trained_on_as_it_was(data, tmp_path, capfd):
     assert "--sample-break-mode" not in printed
     options = printed.split()[1:]
     train(data, tmp_path / "on", "--finetune-from-model", pruned, *options, "--max-update", 1)
+
+
+def test_a_model_trained_with_a_criterion_of_ones_own_is_pruned(trained, tmp_path, capfd):
+    own = without_dataclass(trained, "criterion", tmp_path / "own.pt", _name="own", criterion="own")
+    pruned = tmp_path / "pruned.pt"
+    assert fixedpoint_convert(own, "--prune", "--output", pruned) == 0
+    assert "neurons a layer" in capfd.readouterr().err
+    assert load_language_model(pruned).model.decoder.gates is None
 
 
 def test_gates_are_not_left_behind_silently(data, trained, tmp_path):

@@ -23,8 +23,10 @@ import torch
 from fairseq.checkpoint_utils import load_checkpoint_to_cpu
 
 from fairseq_fixedpoint.cli import score
+from fairseq_fixedpoint.plugin.checkpoints import load_language_model
 from fairseq_fixedpoint.rescoring.jobs import Processes
 from fairseq_fixedpoint.rescoring.text import TextEncoder
+from tests.commands import without_dataclass
 from tests.rescoring import distributions, fixedpoint_score, log_probabilities, refused
 
 LINES = ["w1 w2 w3", "", "w4  nowhere </s> <pad> <s> <unk>", "w5\tw6", "w1 w2 w3"]
@@ -474,6 +476,27 @@ def test_a_checkpoint_that_lacks_a_part(models, text, tmp_path, capfd):
         change(models["gru"], path, **entries)
         trouble = refused(capfd, fixedpoint_score, text, "--model", path)
         assert str(path) in trouble and len(trouble) < 1000
+
+
+def test_a_model_trained_with_a_criterion_of_ones_own(models, text, tmp_path, capsys):
+    own = {"_name": "own", "criterion": "own", "log_z_penalty": 0.1}
+    path = without_dataclass(models["gru"], "criterion", tmp_path / "checkpoint.pt", **own)
+    said = []
+    for model in models["gru"], path:
+        assert fixedpoint_score(text, "--model", model) == 0
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1]
+    trained_with_penalty = [
+        load_language_model(model).trained_with_penalty for model in (models["gru"], path)
+    ]
+    assert trained_with_penalty == [False, True]
+
+
+def test_a_model_of_a_task_that_is_not_to_be_had_is_told(models, text, tmp_path, capfd):
+    own = {"_name": "own", "task": "own"}
+    path = without_dataclass(models["gru"], "task", tmp_path / "checkpoint.pt", **own)
+    said = refused(capfd, fixedpoint_score, text, "--model", path)
+    assert "needs no --user-dir but this one" in said
 
 
 def test_a_model_that_gives_no_number(models, text, tmp_path, capfd):

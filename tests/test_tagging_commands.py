@@ -23,7 +23,7 @@ from fairseq_fixedpoint.plugin.tasks.fixedpoint_tagging import (
     FixedPointTaggingTask,
     FixedPointTaggingTaskConfig,
 )
-from tests.commands import run_fairseq, train
+from tests.commands import run_fairseq, train, without_dataclass
 from tests.tagging import TASK, train_tagger, write_tagged_data
 
 CONLLU = """\
@@ -298,6 +298,13 @@ def test_a_language_model_tags_nothing(data, tmp_path, capsys):
     (tmp_path / "input").write_text("to set\n")
     assert tag_command(tmp_path / "checkpoint_last.pt", tmp_path / "input") == 1
     assert "name a checkpoint of a fixedpoint_tagger" in capsys.readouterr().err
+
+
+def test_a_task_of_ones_own_is_named(model, tmp_path, capsys):
+    path = without_dataclass(model, "task", tmp_path / "checkpoint.pt", _name="own", task="own")
+    (tmp_path / "input").write_text("to set\n")
+    assert tag_command(path, tmp_path / "input") == 1
+    assert "was trained with --task own: name a checkpoint of a" in capsys.readouterr().err
 
 
 def test_a_tagger_is_no_language_model(model, tmp_path, capsys):

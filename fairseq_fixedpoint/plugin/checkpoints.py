@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import logging
+from argparse import Namespace
+from collections.abc import Mapping
 from pathlib import Path
 from textwrap import shorten
 from typing import Any, NamedTuple, cast
@@ -43,7 +45,7 @@ class Restored(NamedTuple):
     @property
     def trained_with_penalty(self) -> bool:
         """Whether its normaliser was trained to be 1 (`--log-z-penalty`)."""
-        return bool((self.cfg.get("criterion") or {}).get("log_z_penalty"))
+        return bool(options_of(self.cfg, "criterion").get("log_z_penalty"))
 
 
 def load_language_model(
@@ -79,7 +81,7 @@ def load_language_model(
         _require_language_model(path, named)
         if iterations is not None and issubclass(named, FixedPointLanguageModel):
             use_iterations(cfg, iterations)
-    folder = dictionary_folder(path, cfg.task.get("data"), data)
+    folder = dictionary_folder(path, options_of(cfg, "task").get("data"), data)
     cfg.task.data = folder
     model, task = build(path, state, cfg, f"the dictionary {folder}/dict.txt", "language model")
     _require_language_model(path, type(model))
@@ -250,6 +252,16 @@ def configuration(path: Path, state: dict[str, Any]) -> Any:
             "file that fairseq-train wrote."
         )
     return cfg
+
+
+def options_of(cfg: Any, part: str) -> Mapping[str, Any]:
+    """The options of a part of a configuration, such as `task` or `criterion`; none without it.
+
+    fairseq stores a Namespace for a part that it has no dataclass of, and gives that part the same
+    Namespace when it makes it again; so the configuration keeps it.
+    """
+    options = cfg.get(part) or {}
+    return vars(options) if isinstance(options, Namespace) else options
 
 
 def use_iterations(cfg: Any, iterations: int) -> None:

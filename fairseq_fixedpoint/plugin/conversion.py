@@ -25,6 +25,7 @@ from fairseq_fixedpoint.plugin.architectures import model_name
 from fairseq_fixedpoint.plugin.checkpoints import (
     configuration,
     dictionary_folder,
+    options_of,
     read_checkpoint,
     untrained_checkpoint,
 )
@@ -126,9 +127,9 @@ def convert(
             "fairseq's lstm_lm can be converted to a fixedpoint_lm, and --to makes something else "
             "of one."
         )
-    folder = dictionary_folder(path, cfg.task.get("data"), data)
+    folder = dictionary_folder(path, options_of(cfg, "task").get("data"), data)
     try:
-        task_options = _task_options(cfg.task, folder)
+        task_options = _task_options(options_of(cfg, "task"), folder)
         model_options, weights = from_lstm_lm(cfg.model, state.get("model") or {}, iterations)
         # Resolved, so that nothing but what is put in here refers to another part.
         resolved = cast(
@@ -222,7 +223,7 @@ def from_lstm_lm(
     }
 
 
-def _task_options(task: DictConfig, folder: str) -> FixedPointLanguageModelingConfig:
+def _task_options(task: Mapping[str, Any], folder: str) -> FixedPointLanguageModelingConfig:
     """Those of `fixedpoint_language_modeling` for what a model was trained with."""
     name = task.get("_name")
     if name not in TASKS:

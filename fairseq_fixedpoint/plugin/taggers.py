@@ -12,6 +12,7 @@ from fairseq_fixedpoint.plugin.checkpoints import (
     build,
     configuration,
     dictionary_folder,
+    options_of,
     read_checkpoint,
     use_iterations,
 )
@@ -44,14 +45,15 @@ def load_tagger(
     path = Path(path)
     state = read_checkpoint(path, trust_checkpoint)
     cfg = configuration(path, state)
-    if cfg.task.get("_name") != "fixedpoint_tagging":
+    trained_with = options_of(cfg, "task")
+    if trained_with.get("_name") != "fixedpoint_tagging":
         raise InputError(
-            f"{path} was trained with --task {cfg.task.get('_name')}: name a checkpoint of a "
+            f"{path} was trained with --task {trained_with.get('_name')}: name a checkpoint of a "
             "fixedpoint_tagger."
         )
     if iterations is not None:
         use_iterations(cfg, iterations)
-    folder = dictionary_folder(path, cfg.task.get("data"), data, "dict.words.txt")
+    folder = dictionary_folder(path, trained_with.get("data"), data, "dict.words.txt")
     cfg.task.data = folder
     model, task = build(path, state, cfg, f"the dictionaries in {folder}", "fixedpoint_tagger")
     if not isinstance(model, FixedPointTaggerModel):
