@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from fairseq.optim.adam import FairseqAdam
+from fairseq.optim.composite import CompositeOptimizer
 
 from fairseq_fixedpoint.plugin.fused_adam import FusedAdam
 from fairseq_fixedpoint.plugin.small_moments import (
@@ -55,6 +58,21 @@ def test_what_is_negligible_is_zero_and_the_rest_as_it_was(make):
     zero_small_moments(optimizer)
     expected = torch.where(before.abs() > NEGLIGIBLE, before, torch.zeros(5))
     assert torch.equal(moments(weight, optimizer)[:, 0], expected)
+
+
+def test_each_part_of_a_composite_optimizer_is_looked_at(make):
+    """Of fairseq's `--optimizer composite`, which gives each group of parameters its own."""
+    parts = [make(2) for _ in range(2)]
+    for weight, optimizer in parts:
+        moments(weight, optimizer)[1] = NEGLIGIBLE / 2
+    optimizers = {f"group {number}": optimizer for number, (_, optimizer) in enumerate(parts)}
+    task = FixedPointFeaturesTask.__new__(FixedPointFeaturesTask)
+    composite = CompositeOptimizer(optimizers)
+    wrapped = SimpleNamespace(optimizer=composite, step=composite.step)
+    task.optimizer_step(wrapped, torch.nn.Module(), update_num=UPDATES_BETWEEN)
+    for weight, optimizer in parts:
+        assert moments(weight, optimizer)[0].all()
+        assert not moments(weight, optimizer)[1].any()
 
 
 def test_an_optimizer_without_moments_is_left_alone():

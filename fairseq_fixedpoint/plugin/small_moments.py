@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from fairseq.optim import FairseqOptimizer
+from fairseq.optim.composite import CompositeOptimizer
 
 MOMENT = "exp_avg"  # the first one, in the states of every Adam of PyTorch and fairseq
 # An update by such a moment is below the rounding of any weight that is not as small itself. By 0.9
@@ -21,7 +25,17 @@ def zero_small_moments(optimizer: FairseqOptimizer) -> None:
     smallest number, by 0.9, rounds to 4 times the smallest number. In float32 it is a subnormal
     number from some 750 updates on, and arithmetic with those takes many times as long.
     """
-    for state in optimizer.optimizer.state.values():
+    for state in _states(optimizer):
         moment = state.get(MOMENT)
         if moment is not None and moment.device.type == "cpu":
             moment.copy_(F.hardshrink(moment, NEGLIGIBLE))
+
+
+def _states(optimizer: FairseqOptimizer) -> Iterator[dict[str, Any]]:
+    """The state of each parameter."""
+    of_torch = optimizer.optimizer
+    if isinstance(of_torch, CompositeOptimizer):  # which is one of PyTorch's in name alone
+        for part in of_torch.optimizers.values():
+            yield from _states(part)
+    else:
+        yield from of_torch.state.values()
