@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from argparse import ArgumentParser
 from types import SimpleNamespace
 
@@ -39,7 +40,9 @@ def build(words: int = 40, reset_at_eos: bool = False, seed: int = 0, **options)
         target_dictionary=dictionary(words),
         reset_at_eos=reset_at_eos,
     )
-    cfg = FixedPointLanguageModelConfig(**{"decoder_embed_dim": 8, "iterations": 3, **options})
+    # So narrow, a second cluster of an adaptive softmax has no unit by the factor of the options.
+    small = {"decoder_embed_dim": 8, "adaptive_softmax_factor": 2.0, "iterations": 3}
+    cfg = FixedPointLanguageModelConfig(**{**small, **options})
     return FixedPointLanguageModel.build_model(cfg, task).double().eval()
 
 
@@ -214,6 +217,19 @@ def test_dropout_draws_one_mask_for_all_iterates():
         ({"checkpoint_iterations": None}, "takes a number between 0 and 1, not None"),
         ({"decoder_layers": 0}, "--decoder-layers must be at least 1"),
         ({"adaptive_softmax_factor": 0.0}, "--adaptive-softmax-factor must be at least 1"),
+        ({"adaptive_softmax_factor": math.nan}, "--adaptive-softmax-factor must be at least 1"),
+        (
+            {"adaptive_softmax_cutoff": "10,20", "adaptive_softmax_factor": 4.0},  # 8 / 4^2
+            "--adaptive-softmax-factor 4.0 leaves nothing of --decoder-out-embed-dim 8 for cluster "
+            "2 of 2: lower the factor",
+        ),
+        *(
+            (
+                {"adaptive_softmax_cutoff": "10,20", "adaptive_softmax_factor": factor},
+                "for cluster 1 of 2: lower the factor",
+            )
+            for factor in (100.0, 1e200, math.inf)
+        ),
         ({"dropout": 1.5}, "--decoder-dropout-in"),
         ({"decoder_word_dropout": 1.0}, "--decoder-word-dropout"),
         ({"decoder_dropout_out": -1.0}, "--decoder-dropout-out"),

@@ -26,9 +26,9 @@ SHAPES = {
     "untied, narrower output": {"decoder_out_embed_dim": 6},
     "tied": {"share_decoder_input_output_embed": True},
     "tied, wider layers": {"share_decoder_input_output_embed": True, "decoder_hidden_size": 12},
-    "adaptive": {"adaptive_softmax_cutoff": "8,20", "decoder_hidden_size": 16},
-    "adaptive, wide clusters": {"adaptive_softmax_cutoff": "8,20", "adaptive_softmax_factor": 2.0},
-    "adaptive, clusters without a unit": {"adaptive_softmax_cutoff": "8,20,30"},
+    "adaptive": {"adaptive_softmax_cutoff": "8,20"},
+    "adaptive, wide clusters": {"adaptive_softmax_cutoff": "8", "adaptive_softmax_factor": 1.0},
+    "adaptive, a cluster of one unit": {"adaptive_softmax_cutoff": "8,20,30"},
     "adaptive, narrower output": {"adaptive_softmax_cutoff": "8", "decoder_out_embed_dim": 5},
 }
 STARTS = {

@@ -603,6 +603,8 @@ def test_orthogonal_matrices_and_exact_mode_agree(kind):
         ({"dropout": 1.0}, "dropout must be"),
         ({"weight_dropout": -0.1}, "weight_dropout must be"),
         ({"spectral_bound": 0.0}, "spectral_bound must be positive"),
+        ({"spectral_bound": math.inf}, "spectral_bound must be positive and finite, not inf"),
+        ({"spectral_bound": math.nan}, "spectral_bound must be positive and finite, not nan"),
         ({"spectral_bound": 0.5, "orthogonal": True}, "choose either"),
     ],
 )

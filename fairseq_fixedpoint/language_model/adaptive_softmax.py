@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from torch import nn
 
 
@@ -27,8 +29,8 @@ class AdaptiveSoftmaxParameters(nn.Module):
         self.cutoff = [*cutoff, vocabulary_size]
         self.head = nn.Linear(input_size, cutoff[0] + len(cutoff), bias=False)
         self.tail = nn.ModuleList()
-        for number, (first, end) in enumerate(zip(cutoff, self.cutoff[1:], strict=True), start=1):
-            width = int(input_size // factor**number)
+        widths = cluster_widths(input_size, len(cutoff), factor)
+        for first, end, width in zip(cutoff, self.cutoff[1:], widths, strict=True):
             self.tail.append(
                 nn.Sequential(
                     nn.Linear(input_size, width, bias=False),
@@ -38,3 +40,11 @@ class AdaptiveSoftmaxParameters(nn.Module):
             )
         for parameter in self.parameters():
             nn.init.xavier_uniform_(parameter)
+
+
+def cluster_widths(size: int, clusters: int, factor: float) -> Iterator[int]:
+    """Width of each cluster on features of width `size`, the first cluster's first, as fairseq's.
+
+    One at a time, as powers of a factor for which a cluster has no unit may be beyond any number.
+    """
+    return (int(size // factor**number) for number in range(1, clusters + 1))

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from fairseq_fixedpoint.language_model.adaptive_softmax import cluster_widths
 from fairseq_fixedpoint.recurrence import (
     check_constraints,
     check_iterations,
@@ -124,7 +125,7 @@ class LanguageModelConfig:
             "gradient_iterations",
         ):
             value = getattr(self, name)
-            if value is not None and value < 1:
+            if value is not None and not value >= 1:  # nor NaN
                 raise ValueError(f"{option(name)} must be at least 1, not {value}.")
         check_iterations(option("iterations"), self.iterations)
         for name in ("dropout_in", "dropout_out", "word_dropout", "weight_dropout"):
@@ -196,6 +197,20 @@ class LanguageModelConfig:
                 f"{option('adaptive_softmax_cutoff')} {','.join(map(str, cutoff))} must increase "
                 f"from at least 1 and stay below the dictionary's size, {self.predicted}."
             )
+        self._check_clusters(option)
+
+    def _check_clusters(self, option: Callable[[str], str]) -> None:
+        """Raises ValueError for a cluster without a unit, whose words would all be as likely."""
+        clusters, factor = len(self.adaptive_softmax_cutoff), self.adaptive_softmax_factor
+        widths = cluster_widths(self.out_embed_dim, clusters, factor)
+        for number, width in enumerate(widths, start=1):
+            if width < 1:
+                raise ValueError(
+                    f"{option('adaptive_softmax_factor')} {factor} leaves nothing of "
+                    f"{option('out_embed_dim')} {self.out_embed_dim} for cluster {number} of "
+                    f"{clusters}: lower the factor, widen the output, or give fewer cutoffs in "
+                    f"{option('adaptive_softmax_cutoff')}."
+                )
 
     def _check_start(self, option: Callable[[str], str]) -> None:
         if self.start not in STARTS:

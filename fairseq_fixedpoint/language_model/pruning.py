@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fairseq_fixedpoint.language_model.adaptive_softmax import cluster_widths
 from fairseq_fixedpoint.language_model.config import LanguageModelConfig
 from fairseq_fixedpoint.language_model.model import LanguageModel
 from fairseq_fixedpoint.recurrence.gates import GateValues
@@ -115,7 +116,8 @@ def _pruned_config(model: LanguageModel, gates: GateValues) -> LanguageModelConf
     hidden_size = int(gates.hidden.count_nonzero(1).max())
     out_embed_dim, factor = config.out_embed_dim, config.adaptive_softmax_factor
     if model.additional_fc is None:
-        tails = _tail_widths(config)
+        clusters = len(config.adaptive_softmax_cutoff)
+        tails = list(cluster_widths(out_embed_dim, clusters, factor))
         hidden_size = out_embed_dim = max([hidden_size, *tails])
         if tails:
             factor = _factor(hidden_size, tails)
@@ -145,13 +147,6 @@ def _pruned_config(model: LanguageModel, gates: GateValues) -> LanguageModelConf
         l0_keep=0.0,
         l0_updates=0,
     )
-
-
-def _tail_widths(config: LanguageModelConfig) -> list[int]:
-    """Widths of an adaptive softmax's clusters, the first one's first; 1 for those without any."""
-    clusters = range(1, len(config.adaptive_softmax_cutoff) + 1)
-    factor = config.adaptive_softmax_factor
-    return [max(1, int(config.out_embed_dim // factor**n)) for n in clusters]
 
 
 def _factor(size: int, tails: Sequence[int]) -> float:

@@ -7,6 +7,7 @@ iterations the error is at most `norm^k` times the first. Both constraints are r
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
@@ -65,7 +66,7 @@ def constrain(
             stacked ``(G*H, H)`` matrix, so that no gate's matrix exceeds norm 1.
 
     Raises:
-        ValueError: for both at once, or a bound that is not positive.
+        ValueError: for both at once, or a bound that is no positive number.
     """
     check_constraints(spectral_bound, orthogonal)
     if orthogonal:
@@ -88,8 +89,11 @@ def check_constraints(
             "an orthogonal recurrent matrix has spectral norm 1 already: choose either "
             f"{option('orthogonal')} or {option('spectral_bound')}."
         )
-    if spectral_bound is not None and spectral_bound <= 0:
-        raise ValueError(f"{option('spectral_bound')} must be positive, not {spectral_bound}.")
+    if spectral_bound is not None and not 0 < spectral_bound < math.inf:
+        raise ValueError(
+            f"{option('spectral_bound')} must be positive and finite, not {spectral_bound}; a "
+            "recurrence without a bound goes without it."
+        )
 
 
 def make_copyable(recurrence: OneLayer) -> None:
