@@ -164,6 +164,21 @@ def test_safetensors_is_the_package_s_format(tmp_path):
             assert all(torch.equal(actual[name], tensors[name]) for name in tensors)
 
 
+def store_header(path: Path, header: bytes, tensors: bytes = b"") -> None:
+    path.write_bytes(safetensors.LENGTH.pack(len(header)) + header + tensors)
+
+
+@pytest.mark.parametrize(
+    ("shape", "size"), [("[-1,0]", 0), ("[-2,-3]", 24), ("[0,4611686018427387904,4]", 0)]
+)
+def test_shapes_of_no_tensor_are_refused(shape, size, tmp_path):
+    path = tmp_path / "model.safetensors"
+    header = f'{{"a":{{"dtype":"F32","shape":{shape},"data_offsets":[0,{size}]}}}}'
+    store_header(path, header.encode(), bytes(size))
+    with pytest.raises(InputError, match=r"model\.safetensors is no whole file of tensors"):
+        safetensors.read(path)
+
+
 def change(folder: Path, **values) -> None:
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
@@ -201,6 +216,7 @@ def test_a_folder_makes_no_checkpoint(tmp_path, capfd):
     [
         (lambda f: (f / "dict.txt").unlink(), "dict.txt is not there"),
         (lambda f: (f / "config.json").write_text("{"), "config.json is no JSON"),
+        (lambda f: (f / "config.json").write_text("[" * 10**5), "config.json is no JSON"),
         (lambda f: change(f, format="another"), "does not describe a model of this project"),
         (lambda f: change(f, version=2), "is of version 2, and this program reads version 1"),
         (lambda f: change(f, model={"colour": 1}), "has a wrong entry, colour"),
@@ -233,6 +249,10 @@ def test_a_folder_makes_no_checkpoint(tmp_path, capfd):
         ),
         (
             lambda f: (f / "model.safetensors").write_bytes(b"\x80\x04 pickle"),
+            "model.safetensors is no whole file of tensors",
+        ),
+        (
+            lambda f: store_header(f / "model.safetensors", b'{"a":' * 10**5),
             "model.safetensors is no whole file of tensors",
         ),
     ],

@@ -124,7 +124,7 @@ def _described(path: Path) -> dict:
     """What a config.json says, of a version that is known here."""
     try:
         described = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(
             f"{path} is no JSON: {error}. Convert the model again, or copy the file again."
         ) from error

@@ -64,7 +64,14 @@ def read(path: Path) -> dict[str, Tensor]:
         header = json.loads(bytes(content[LENGTH.size : LENGTH.size + length]))
         header.pop("__metadata__", None)
         return {name: _tensor(data, **entry) for name, entry in header.items()}
-    except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (
+        struct.error,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RuntimeError,  # PyTorch's of a shape, and a RecursionError of a header
+    ) as error:
         raise InputError(
             f"{path} is no whole file of tensors ({error}): convert the model again, or copy the "
             "file again."
@@ -74,6 +81,8 @@ def read(path: Path) -> dict[str, Tensor]:
 def _tensor(data: memoryview, dtype: str, shape: list[int], data_offsets: list[int]) -> Tensor:
     begin, end = data_offsets
     kind = TYPES[dtype]
+    if min(shape, default=0) < 0:
+        raise ValueError(f"no tensor has the shape {shape}")
     size = math.prod(shape) * kind.itemsize
     if not 0 <= begin <= end <= len(data) or end - begin != size:
         raise ValueError(f"bytes {begin} to {end} of {len(data)} do not hold a tensor of {size}")
