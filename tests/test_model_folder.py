@@ -279,6 +279,18 @@ def test_a_folder_of_other_weights_is_refused(tmp_path):
         read_folder(folder)
 
 
+def test_an_orthogonal_model_in_lower_precision_is_refused(tmp_path):
+    folder = written(tmp_path / "model", orthogonal=True)
+    weights = {
+        name: tensor.bfloat16() if tensor.is_floating_point() else tensor
+        for name, tensor in safetensors.read(folder / "model.safetensors").items()
+    }
+    with (folder / "model.safetensors").open("wb") as file:
+        safetensors.write(file, weights)
+    with pytest.raises(InputError, match=r"model\.safetensors .*needs float32 parameters"):
+        read_folder(folder)
+
+
 def test_convert_writes_no_folder_of_another_model(models, capfd, tmp_path):
     said = refused(
         capfd, fixedpoint_convert, models["transformer"], "--to", "folder",

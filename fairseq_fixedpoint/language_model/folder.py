@@ -104,11 +104,11 @@ def read_folder(folder: str | Path) -> ModelFolder:
         raise InputError(f"{folder / CONFIG}: {error}") from error
     state = safetensors.read(folder / WEIGHTS)
     kinds = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
-    if len(kinds) == 1:
-        model = model.to(kinds.pop())
     try:
+        if len(kinds) == 1:
+            model = model.to(kinds.pop())
         model.load_state_dict(state)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:  # PyTorch's of sizes, and our own of a type
         raise InputError(
             f"{folder / WEIGHTS} does not hold the parameters that {CONFIG} describes: {error}"
         ) from error
