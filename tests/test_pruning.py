@@ -294,6 +294,23 @@ def test_a_pruned_model_is_trained_on_as_it_was(data, tmp_path, capfd):
     train(data, tmp_path / "on", "--finetune-from-model", pruned, *options, "--max-update", 1)
 
 
+@pytest.mark.parametrize("arch", ["fixedpoint_lm", "fixedpoint_lm_ptb"])
+def test_a_checkpoint_from_before_some_options_is_pruned(arch, trained, tmp_path, capfd):
+    """Its configuration does not know them, so they are what they are by default."""
+    state = torch.load(trained, weights_only=False)
+    for option in ("summary_input", "stride", "l0_keep", "adaptive_softmax_factor"):
+        del state["cfg"]["model"][option]
+    state["cfg"]["model"]["_name"] = arch
+    torch.save(state, tmp_path / "before.pt")
+    said = []
+    for model in trained, tmp_path / "before.pt":
+        pruned = tmp_path / "pruned.pt"
+        assert fixedpoint_convert(model, "--prune", "--output", pruned) == 0
+        said.append(capfd.readouterr().err.replace(str(model), ""))
+        assert load_language_model(pruned).model.decoder.gates is None
+    assert said[0] == said[1]
+
+
 def test_a_model_trained_with_a_criterion_of_ones_own_is_pruned(trained, tmp_path, capfd):
     own = without_dataclass(trained, "criterion", tmp_path / "own.pt", _name="own", criterion="own")
     pruned = tmp_path / "pruned.pt"

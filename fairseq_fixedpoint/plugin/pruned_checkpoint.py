@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import cast
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf, open_dict
 
 from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.files import atomic_write
@@ -17,6 +16,8 @@ from fairseq_fixedpoint.plugin.checkpoints import (
     write_checkpoint,
 )
 from fairseq_fixedpoint.plugin.conversion import Converted
+from fairseq_fixedpoint.plugin.models.config_values import with_defaults
+from fairseq_fixedpoint.plugin.models.fixedpoint_lm import FixedPointLanguageModelConfig
 
 
 def prune_checkpoint(args: argparse.Namespace) -> list[str]:
@@ -52,7 +53,10 @@ def prune_checkpoint(args: argparse.Namespace) -> list[str]:
         "l0_keep": 0.0,
         "l0_updates": 0,
     }
-    cfg = cast("DictConfig", OmegaConf.merge(cfg, {"model": options}))  # as `cfg` is one
+    # A checkpoint from before an option does not know it.
+    known = with_defaults(cfg.model, FixedPointLanguageModelConfig)
+    with open_dict(cfg):
+        cfg.model = OmegaConf.merge(known, options)
     smaller = task.build_model(cfg.model, from_checkpoint=True)
     # What fairseq's decoder stores beside the parameters is as it was.
     state = {name: x for name, x in model.state_dict().items() if name in smaller.state_dict()}
