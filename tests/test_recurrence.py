@@ -331,7 +331,7 @@ def test_truncated_gradient_stops_at_the_iterate_it_names(kind):
 @given(
     kind=kinds,
     layers=st.integers(1, 3),
-    iterations=st.integers(1, 6),
+    iterations=st.integers(1, 20),
     differentiated=st.integers(1, 6),
     with_resets=st.booleans(),
     in_pieces=st.booleans(),
@@ -369,6 +369,29 @@ def test_truncated_gradient_is_that_of_windows_with_a_constant_start(
     expected = gradients(torch.stack(outputs), tensors)
     for ours, theirs in zip(actual, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-10)
+
+
+class Elements(TorchDispatchMode):
+    """Counts the elements of all that is computed."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor):
+            self.count += result.numel()
+        return result
+
+
+def test_truncated_gradient_costs_no_more_for_windows_longer_than_the_text():
+    model, counts = make(("gru", "tanh")), []
+    for iterations in (9, 900):
+        model.zero_grad()
+        with Elements() as elements:
+            solution = model(block(7), iterations, orders=[3], gradient_iterations=2)
+            solution.output.sum().backward()
+        counts.append(elements.count)
+    assert counts[0] == counts[1] > 0
 
 
 @pytest.mark.parametrize("iterations", [0, 1, 3])

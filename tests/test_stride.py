@@ -195,14 +195,14 @@ def test_one_token_steps_equal_the_block_from_its_start(
 
 @given(
     kind=kinds,
-    iterations=st.integers(1, 5),
+    iterations=st.integers(1, 25),
     differentiated=st.integers(1, 5),
     stride=st.integers(1, 5),
     phase=st.integers(0, 4),
     with_resets=st.booleans(),
     seed=seeds,
 )
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_truncated_gradient_is_that_of_chains_with_constant_first_tokens(
     kind, iterations, differentiated, stride, phase, with_resets, seed
 ):
@@ -241,6 +241,47 @@ def test_truncated_gradient_is_that_of_chains_with_constant_first_tokens(
     pairs = zip(gradients(actual, tensors), gradients(expected, tensors), strict=True)
     for ours, theirs in pairs:
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-10)
+
+
+@given(
+    iterations=st.integers(1, 30),
+    differentiated=st.integers(1, 9),
+    orders=st.sets(st.integers(1, 30), min_size=1),
+    stride=st.integers(1, 5),
+    phase=st.integers(0, 4),
+    length=st.integers(0, 7),
+    seed=seeds,
+)
+@settings(max_examples=60, deadline=None)
+def test_orders_of_windows_longer_than_the_text_keep_their_gradients(
+    iterations, differentiated, orders, stride, phase, length, seed
+):
+    """Against a pass that measures changes, and so leaves no iteration out."""
+    model = make(("gru", "tanh"), seed, summary_size=2, learned_initial_state=True)
+    x = block(length).requires_grad_()
+    summary = summarised(model, length).requires_grad_()
+    tensors = [x, summary, *model.parameters()]
+    orders = {min(k, iterations) for k in orders}
+    actual, expected = (
+        model(
+            x, iterations, orders=orders, gradient_iterations=min(differentiated, iterations),
+            stride=stride, phase=phase % stride, summary=summary, residuals=residuals,
+        ).iterates
+        for residuals in (False, True)
+    )  # fmt: skip
+    assert actual.keys() == expected.keys() == orders | {iterations}
+    for k, output in actual.items():
+        torch.testing.assert_close(output, expected[k], **EXACT)
+        if not output.requires_grad:
+            assert not expected[k].requires_grad
+            continue
+        pairs = zip(
+            gradients(output, tensors, retain_graph=True),
+            gradients(expected[k], tensors, retain_graph=True),
+            strict=True,
+        )
+        for ours, theirs in pairs:
+            torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-10)
 
 
 @pytest.mark.parametrize("kind", KINDS, ids="-".join)

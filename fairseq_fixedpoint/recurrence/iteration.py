@@ -229,6 +229,12 @@ def fixed_point(
     check_start(summary, layers[0], x.size(0) + 1, x.size(1))
     length, lead = x.size(0), phase
     constant = iterations - (gradient_iterations or iterations)
+    asked = sorted({*orders, iterations})
+    # Changes are measured at every iteration, also at those that change nothing any more.
+    constant_order = constant - (stride - 1)  # the last one that no gradient goes through
+    beyond = 0 if residuals else _beyond(length, constant_order, stride)
+    evaluated = {k: _within(k, constant_order, beyond) for k in asked}
+    iterations, constant = iterations - beyond, constant - beyond
     masks = [layer.input_mask for layer in layers]
     text = _Text(x, joined_resets(resets, padding_mask), padding_mask, summary, masks)
     # Where gradients stop at an iterate, chain 0 would have to be cut off in several places; where
@@ -245,7 +251,7 @@ def fixed_point(
         length=text.x.size(0),
         batch=x.size(1),
         iterations=iterations,
-        orders=sorted({*orders, iterations}),
+        orders=sorted({*evaluated.values()}),
         stride=stride,
         lead=lead if length else 0,
         residuals=residuals,
@@ -265,11 +271,30 @@ def fixed_point(
         outputs = [h[block.length - length :] for h in outputs]
     if padding_mask is not None:
         outputs = [h.masked_fill(padding_mask.unsqueeze(-1), 0) for h in outputs]
+    iterates = dict(zip(block.orders, outputs, strict=True))
     return Solution(
         output=outputs[-1],
-        iterates=dict(zip(block.orders, outputs, strict=True)),
+        iterates={k: iterates[evaluated[k]] for k in asked},
         squared_residuals=None if changes is None else changes / _elements(block, layers),
     )
+
+
+def _beyond(length: int, constant_order: int, stride: int) -> int:
+    """How many iterations chains can do without, as they would begin that much before the text.
+
+    Those without gradient are enough for all of the text. They are less by whole strides, so that
+    chains begin at the same positions.
+    """
+    return max(0, (constant_order - length) // stride * stride)
+
+
+def _within(order: int, constant_order: int, beyond: int) -> int:
+    """What an order is called in chains that begin `beyond` positions later.
+
+    One without gradient is of as many tokens, or of the whole text; in another one gradients go
+    through as many.
+    """
+    return max(order - beyond, min(order, constant_order - beyond))
 
 
 def check_orders(
