@@ -58,13 +58,11 @@ class SharedWindows:
         context_rows: rows of each level that are contexts, aligned with `levels`.
         context: context that each scored position is predicted from, ``(Q,)``, counted through
             `context_rows` level by level.
-        positions: how many windows each level stands for: its size if nothing were shared.
     """
 
     levels: list[Level]
     context_rows: list[Tensor]
     context: Tensor
-    positions: list[int]
 
     def to(self, device: torch.device) -> SharedWindows:
         """The same on another device."""
@@ -74,7 +72,6 @@ class SharedWindows:
             ],
             context_rows=[rows.to(device) for rows in self.context_rows],
             context=self.context.to(device),
-            positions=self.positions,
         )
 
 
@@ -123,7 +120,7 @@ def distinct_windows(
     size = torch.cat([length[is_head].clamp(max=order), torch.full_like(grown, order)])
 
     row = number.repeat_interleave(length)[chain]
-    levels, context_rows, positions = [], [], []
+    levels, context_rows = [], []
     context = torch.full_like(tokens, -1)
     contexts = 0
     for k in range(1, order + 1):
@@ -141,7 +138,6 @@ def distinct_windows(
                 token=windows % vocabulary,
             )
         )
-        positions.append(chain.numel())
         row = window + 1
         ends, rows = (end, row) if k == order else (end[:heads], row[:heads])
         rows = rows[is_scored[ends]]
@@ -150,7 +146,7 @@ def distinct_windows(
         context[ends] = which + contexts
         context_rows.append(distinct)
         contexts += distinct.numel()
-    return SharedWindows(levels, context_rows, context[is_scored], positions)
+    return SharedWindows(levels, context_rows, context[is_scored])
 
 
 def _checked(

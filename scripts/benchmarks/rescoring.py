@@ -236,8 +236,11 @@ def sharing(scorer: Scorer, texts: Sequence[str], order: int) -> Iterator[dict]:
     eos = scorer.encoder.dictionary.eos()
     inputs = [[eos, *scorer.encoder.indices(text.split())] for text in texts]
     tokens = torch.tensor([token for sequence in inputs for token in sequence])
-    shared = distinct_windows(tokens, [len(sequence) for sequence in inputs], order)
-    for k, (level, positions) in enumerate(zip(shared.levels, shared.positions, strict=True), 1):
+    lengths = [len(sequence) for sequence in inputs]
+    shared = distinct_windows(tokens, lengths, order)
+    inside = sum(max(0, length - order) for length in lengths)  # windows that all grow to K tokens
+    for k, level in enumerate(shared.levels, start=1):
+        positions = inside + sum(length >= k for length in lengths)
         yield {"level": k, "positions": positions, "distinct": len(level)}
     contexts = int(shared.context.max()) + 1
     yield {"level": "contexts", "positions": tokens.numel(), "distinct": contexts}
