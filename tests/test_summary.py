@@ -107,8 +107,8 @@ def test_the_last_m_tokens_are_all_that_it_knows(tokens, length, seed):
     [
         (3, 0, (0.9,), "tokens of a summary must be at least 1, not 0"),
         (0, 3, (0.9,), "width of a summary must be at least 1, not 0"),
-        (3, 3, (0.9, 1.0), "decays must be above 0 and below 1"),
-        (3, 3, (), "decays must be above 0 and below 1"),
+        (3, 3, (0.9, 1.0), "decays takes one or more numbers above 0 and below 1, not '0.9,1.0'"),
+        (3, 3, (), "decays takes one or more numbers above 0 and below 1, not ''"),
     ],
 )
 def test_values_out_of_range_are_refused(width, tokens, decays, message):

@@ -13,7 +13,11 @@ from fairseq_fixedpoint.recurrence import (
     check_probability,
     check_share,
 )
-from fairseq_fixedpoint.recurrence.summary import check_memory, weights_of_a_product
+from fairseq_fixedpoint.recurrence.summary import (
+    check_decays,
+    check_memory,
+    weights_of_a_product,
+)
 
 STARTS = ("constant", "stream", "sentence")
 
@@ -215,11 +219,7 @@ class LanguageModelConfig:
     def _check_start(self, option: Callable[[str], str]) -> None:
         if self.start not in STARTS:
             raise ValueError(f"{option('start')} is one of {', '.join(STARTS)}, not {self.start}.")
-        if not self.start_decays or not all(0 < decay < 1 for decay in self.start_decays):
-            raise ValueError(
-                f"{option('start_decays')} takes comma-separated numbers above 0 and below 1, not "
-                f"{','.join(map(str, self.start_decays))!r}."
-            )
+        check_decays(option("start_decays"), self.start_decays)
         if self.start == "sentence" and not self.reset_at_eos:
             raise ValueError(
                 f"{option('start')} sentence stands still inside a sentence, so each one has to "

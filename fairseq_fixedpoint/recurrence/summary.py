@@ -51,8 +51,7 @@ class TokenSummary(nn.Module):
         for name, value in (("width", width), ("tokens", tokens)):
             if value < 1:
                 raise ValueError(f"{name} of a summary must be at least 1, not {value}.")
-        if not decays or not all(0 < decay < 1 for decay in decays):
-            raise ValueError(f"decays must be above 0 and below 1, not {list(decays)}.")
+        check_decays("decays", decays)
         self.tokens = tokens
         self.decays = tuple(decays)
         self.size = len(self.decays) * width
@@ -120,6 +119,15 @@ class TokenSummary(nn.Module):
         weights = F.pad(self._weights(like).flip(1), (0, PIECE))  # (R, M + PIECE)
         rows = weights.repeat(1, PIECE)[:, : PIECE * (self.tokens + PIECE - 1)]
         return rows.reshape(-1, self.tokens + PIECE - 1)
+
+
+def check_decays(name: str, decays: Sequence[float]) -> None:
+    """Raises ValueError unless there are decays, each above 0 and below 1."""
+    if not decays or not all(0 < decay < 1 for decay in decays):
+        raise ValueError(
+            f"{name} takes one or more numbers above 0 and below 1, not "
+            f"{','.join(map(str, decays))!r}."
+        )
 
 
 def weights_of_a_product(tokens: int, decays: int) -> int:
