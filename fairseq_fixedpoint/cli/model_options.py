@@ -12,7 +12,7 @@ from dataclasses import replace
 from itertools import count
 from typing import TYPE_CHECKING
 
-from fairseq_fixedpoint.cli.named_arguments import named_choices, named_path
+from fairseq_fixedpoint.cli.named_arguments import check_name, named_choices, named_path
 from fairseq_fixedpoint.cli.parsing import SPLITTERS, SPLITTERS_OF_FAIRSEQ
 from fairseq_fixedpoint.errors import InputError
 from fairseq_fixedpoint.formats import FILLERS
@@ -174,6 +174,8 @@ def line_scorers(args: argparse.Namespace) -> dict[str, LineScorer]:
         raise InputError("--previous-context is for a --model: kenlm's have no use for it.")
     if not math.isfinite(args.unknown_penalty):
         raise InputError(f"--unknown-penalty must be a number, not {args.unknown_penalty}.")
+    for argument in (*args.model, *args.kenlm):
+        check_name(argument)
     scorers: dict[str, LineScorer] = {}
     names = {name for name, _ in map(named_path, (*args.model, *args.kenlm)) if name is not None}
     splitters = {name: _splitter(name, args) for name in SPLITTERS}

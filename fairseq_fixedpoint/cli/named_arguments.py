@@ -14,23 +14,26 @@ NAMED_PATH = re.compile(r"([A-Za-z][A-Za-z0-9.-]*)=(.+)")
 
 
 def named_path(argument: str | Path) -> tuple[str | None, str]:
-    """`NAME=PATH` or a path.
+    """`NAME=PATH` or a path."""
+    match = NAMED_PATH.fullmatch(str(argument))
+    if match is None or Path(argument).exists():
+        return None, str(argument)
+    return match[1], match[2]
+
+
+def check_name(argument: str) -> None:
+    """Refuses a name that none can have, before the path of what is there.
 
     Raises:
-        InputError: for a name that none can have, before the path of what is there.
+        InputError: for such a name.
     """
-    if Path(argument).exists():
-        return None, str(argument)
-    match = NAMED_PATH.fullmatch(str(argument))
-    if match is not None:
-        return match[1], match[2]
-    name, _, path = str(argument).partition("=")
-    if path and Path(path).exists():
+    name, _, path = argument.partition("=")
+    is_right = NAMED_PATH.fullmatch(argument) or Path(argument).exists()
+    if path and Path(path).exists() and not is_right:
         raise InputError(
             f"{argument}: the name {name!r} must be a letter, and then letters, digits, dots and "
             "hyphens. (Moses takes an underscore for the mark of a sparse feature.)"
         )
-    return None, str(argument)
 
 
 def named_choices(
