@@ -194,9 +194,9 @@ def test_streams_are_contiguous_and_complete(lengths, block_size, rows):
     streams = ContiguousStreamsDataset(dataset, rows)
     texts = [[] for _ in range(rows)]
     previous = None
-    for indices in streams.batches():
+    for position, indices in enumerate(streams.batches()):
         batch = streams.collater([streams[index] for index in indices])
-        assert batch["continues"] == (previous is not None)
+        assert batch["position"] == position
         if previous is not None:  # row b goes on where row b stopped, and none is new
             assert indices == [index + 1 for index in previous[: len(indices)]]
         for row, target in enumerate(batch["target"]):

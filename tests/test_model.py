@@ -69,6 +69,19 @@ def test_a_stream_goes_on_when_its_state_is_handed_over_as_distributed_training_
         torch.testing.assert_close(actual, expected[:, begin : begin + 3], **EXACT)
 
 
+def test_a_block_of_a_stream_that_comes_again_begins_where_it_began():
+    """As fairseq repeats the batches of an update; the next ones go on from the last time."""
+    model = build(iterations=0, cell="gru", start="stream", start_tokens=4, summary_input=True)
+    tokens, state = random_tokens(length=12), StreamState()
+    for text in tokens, tokens.flip(1):  # two epochs
+        expected = log_probs(model, text)
+        for position, update in ((0, 1), (1, 1), (0, 1), (1, 1), (2, 2), (2, 2), (3, 3)):
+            block = slice(3 * position, 3 * position + 3)
+            state.begin(position, update)
+            actual = log_probs(model, text[:, block], carried_state=state)
+            torch.testing.assert_close(actual, expected[:, block], **EXACT)
+
+
 @pytest.mark.parametrize("options", [{"learned_initial_state": True}, {"start": "stream"}], ids=str)
 def test_every_parameter_has_a_gradient_in_each_block_of_a_stream(options):
     """Distributed training waits for all of them, though the start is of the first block alone."""

@@ -18,13 +18,26 @@ class StreamState:
     """
 
     def __init__(self) -> None:
-        self.clear()
-
-    def clear(self) -> None:
-        """Before the first block nothing is left behind."""
         self.state: Tensor | None = None
         self.tokens: Tensor | None = None
         self.summary: Tensor | None = None
+        self._update: int | None = None
+        self._found: dict[int, tuple[Tensor | None, Tensor | None, Tensor | None]] = {}
+
+    def begin(self, position: int, update: int) -> None:
+        """Comes before each block. One that comes again finds what it found the first time.
+
+        fairseq repeats the batches of an update whose gradients are beyond what float16 holds, and
+        a batch that memory was short of.
+
+        Args:
+            position: of the block in its streams; 0 begins them anew, with nothing left behind.
+            update: number of the update, of which all blocks may come again.
+        """
+        if update != self._update:
+            self._update, self._found = update, {}
+        left = (None, None, None) if position == 0 else (self.state, self.tokens, self.summary)
+        self.state, self.tokens, self.summary = self._found.setdefault(position, left)
 
 
 def continued(left: Tensor | None, batch_size: int) -> Tensor | None:

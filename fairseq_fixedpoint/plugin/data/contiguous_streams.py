@@ -58,8 +58,8 @@ class ContiguousStreamsDataset(BaseWrapperDataset):
         return np.arange(len(self.dataset))
 
     def collater(self, samples: list[dict]) -> dict:
-        """As MonolingualDataset's; `continues` says whether the batch goes on with its streams."""
+        """As MonolingualDataset's; `position` counts the batches of the streams, from 0."""
         batch = self.dataset.collater(samples)
         if samples:
-            batch["continues"] = samples[0]["id"] not in self.starts
+            batch["position"] = samples[0]["id"] - int(self.starts[self.rows.start])
         return batch

@@ -382,7 +382,7 @@ class FixedPointLanguageModelingTask(GenerationTask, TrainingTask, LanguageModel
         Raises:
             ValueError: for `--bf16-products` with `--amp` or `--fp16`.
         """
-        sample = self._carrying(sample, self._carried["train"])
+        sample = self._carrying(sample, self._carried["train"], update_num)
         if self.args.bf16_products:
             _check_no_float16(model, optimizer)
             # fairseq's step sets autocast on a GPU, so ours has to be inside of it.
@@ -393,13 +393,14 @@ class FixedPointLanguageModelingTask(GenerationTask, TrainingTask, LanguageModel
         self, sample: dict[str, Any], model: nn.Module, criterion: FairseqCriterion
     ) -> tuple[Tensor, int, dict[str, Any]]:
         """One validation step; its streams are not those of training."""
-        return super().valid_step(self._carrying(sample, self._carried["valid"]), model, criterion)
+        # No update goes over a batch of validation, but it may come again.
+        sample = self._carrying(sample, self._carried["valid"], sample.get("position", 0))
+        return super().valid_step(sample, model, criterion)
 
-    def _carrying(self, sample: dict, carried: StreamState) -> dict:
-        if "continues" not in sample:
+    def _carrying(self, sample: dict, carried: StreamState, update: int) -> dict:
+        if "position" not in sample:
             return sample
-        if not sample["continues"]:
-            carried.clear()
+        carried.begin(sample["position"], update)
         return {**sample, "net_input": {**sample["net_input"], "carried_state": carried}}
 
 
