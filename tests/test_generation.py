@@ -784,7 +784,7 @@ def test_the_task_makes_an_output_layer_in_bfloat16():
     # bfloat16 keeps 8 bits, so each factor is rounded by 2^-9 of itself at most, and a state is
     # below 1: a logit is off by 2^-8 of its weights' sum at most, and so is the normaliser.
     assert model.decoder.additional_fc is None
-    bound = 2 * 2**-8 * float(model.decoder.fc_out.weight.abs().sum(1).max())
+    bound = 2 * 2**-8 * float(model.decoder.fc_out.weight.detach().abs().sum(1).max())
     assert scores[0] != scores[1] and scores[0] == pytest.approx(float(scores[1]), abs=bound)
 
 

@@ -171,7 +171,7 @@ def test_data_without_dictionaries_are_named(tmp_path):
         (("--word-dropout", 1), "--word-dropout must be at least 0 and less than 1"),
         (("--dropout", 2), "--dropout must be at least 0 and less than 1, not 2"),
         (("--weight-dropout", 1), "--weight-dropout must be at least 0"),
-        (("--spectral-bound", -1), "--spectral-bound must be positive, not -1"),
+        (("--spectral-bound", -1), "--spectral-bound must be positive and finite, not -1"),
         (("--spectral-bound", 1, "--orthogonal"), "either --orthogonal or --spectral-bound"),
         (("--criterion", "cross_entropy"), "--criterion fixedpoint_tagging is what this task is"),
     ],
