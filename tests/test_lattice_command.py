@@ -1062,7 +1062,7 @@ def test_what_is_no_lattice(models, tmp_path, capfd):
     ("options", "trouble"),
     [
         (("--model", "gru", "--iterations", 0), "of some order K"),
-        (("--model", "lstm"), "of some order K"),
+        (("--model", "lstm"), "knows more than the last K words"),
         (("--kenlm", "arpa"), "lattices take one --model or more"),
         (("--model", "gru", "--kenlm", "arpa", "--histories", "merge"), "merge takes one --model"),
         (("--model", "acoustic=gru"), "has a score acoustic of its own"),

@@ -597,8 +597,12 @@ def test_a_word_has_no_white_space():
 
 def test_models_that_lattices_cannot_take(models, arpa):
     lattice = one_path(["w1"])
-    for model in (scorer(iterations=0), Scorer.from_checkpoint(models["lstm"])):
-        with pytest.raises(InputError, match="of some order K"):
+    foreign = Scorer.from_checkpoint(models["lstm"])
+    for model, trouble in (
+        (scorer(iterations=0), "give --iterations K"),
+        (foreign, "train a fixedpoint_lm with --start sentence --reset-at-eos"),
+    ):
+        with pytest.raises(InputError, match=trouble):
             rescored_by(lattice, model=model)
     ngrams = {"N": NgramScorer(arpa)}
     with pytest.raises(InputError, match="merge takes one --model, and nothing beside it"):

@@ -512,7 +512,7 @@ def test_lattices_refuse_a_summary_that_moves(started, tmp_path, capfd, kind, op
     (tmp_path / "lattices").write_text(kaldi("u", ["w1"]))
     model = ("--model", started[kind], "--output", tmp_path / "out")
     assert lattice(tmp_path / "lattices", *model, *options) == 1
-    assert "trained without --start stream and" in capfd.readouterr().err
+    assert "train a fixedpoint_lm with --start sentence --reset-at-eos" in capfd.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

@@ -75,12 +75,17 @@ class NeuralLatticeModel:
 
     def __init__(self, name: str, scorer: Scorer):
         tokens = scorer.tokens
-        if not isinstance(tokens, LatticeTokenScorer) or tokens.order is None:
+        if not isinstance(tokens, LatticeTokenScorer):
             raise InputError(
-                "lattices need a fixedpoint_lm of some order K, trained without --start stream "
-                "and, with --summary-input, with --start sentence, which the model of "
-                f"{name} is not: others depend on more of the words before. Give an exact "
-                "recurrence --iterations K; rescore n-best lists with the rest."
+                f"the model of {name} knows more than the last K words, and a lattice has no room "
+                "for more: rescore n-best lists with it, or train a fixedpoint_lm with --start "
+                "sentence --reset-at-eos (--start stream, and --summary-input without --start "
+                "sentence, look further back)."
+            )
+        if tokens.order is None:
+            raise InputError(
+                f"the model of {name} is an exact recurrence, and lattices need one of some order "
+                "K: give --iterations K."
             )
         if scorer.context and not tokens.knows_sentences_before:
             raise InputError(
