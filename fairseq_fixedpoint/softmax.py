@@ -35,6 +35,8 @@ Array = TypeVar("Array")  # a tensor, or what is made of it for those who have n
 class OutputProjection:
     """An output layer's rows: logits are ``features @ weight.T + bias``.
 
+    It is for weights that stay as they are, since copies of them in other types are kept.
+
     Attributes:
         weight: ``(V, C)``.
         bias: ``(V,)``, or None.
